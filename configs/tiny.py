@@ -1,0 +1,83 @@
+"""A small LCLM on this machine's own text, through all stages, in minutes on two CPU cores.
+
+    python -m launch.train --config configs/tiny.py
+
+Everything but the sizes is as in the published recipe. A published decoder already knows its language; this one learns
+it first, uncompressed, in the stage `language`, and the encoder starts as a copy of its first layers.
+"""
+
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    DataConfig,
+    Group,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    Stream,
+    TransformerConfig,
+)
+
+VOCAB = 8192
+TASKS = 6000
+
+
+def tower(layers: int, theta: float) -> TransformerConfig:
+    return TransformerConfig(VOCAB, width=128, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=384, rope_theta=theta)
+
+
+def trained(adapter: float, encoder: float | None, decoder: float | None) -> tuple[Group, ...]:
+    return (Group("adapter/.*", adapter), Group("encoder/.*", encoder), Group("decoder/.*", decoder, decay=0.0))
+
+
+PRETRAINING = (
+    Stream("reconstruction", "docs", 0.35),
+    Stream("reconstruction", "haystacks", 0.2),
+    Stream("interleaved", "code", 0.2),
+    Stream("interleaved", "docs", 0.15),
+    Stream("sft", "tasks", 0.1),
+)
+FINE_TUNING = (
+    Stream("reconstruction", "docs", 0.25),
+    Stream("reconstruction", "haystacks", 0.25),
+    Stream("sft", "tasks", 0.5),
+)
+
+
+def config() -> Config:
+    return Config(
+        model=ModelConfig(
+            encoder=tower(2, 1e6),
+            decoder=tower(4, 5e6),
+            compression=CompressionConfig(ratio=4, window=32),
+            dtype="float32",
+            remat="none",
+        ),
+        data=DataConfig(
+            directory="runs/tiny/data",
+            rows=16,
+            positions=128,
+            windows=4,
+            open_rows=16,
+            passage=(24, 96),
+            reconstruction=(8, 32),
+            shortest_segment=8,
+        ),
+        stages=(
+            StageConfig(
+                "language",
+                steps=200,
+                warmup=20,
+                groups=(Group("decoder/.*", 2e-3), Group("(adapter|encoder)/.*", None)),
+                streams=PRETRAINING,
+                compress=False,
+            ),
+            StageConfig("adapter", 50, trained(2e-3, None, None), PRETRAINING, warmup=10, encoder_from_decoder=True),
+            StageConfig("encoder", 100, trained(2e-3, 2e-3, None), PRETRAINING, warmup=10),
+            StageConfig("decoder", 400, trained(2e-3, 2e-3, 2e-3), PRETRAINING, warmup=20),
+            StageConfig("sft", 100, trained(5e-4, 5e-4, 5e-4), FINE_TUNING, warmup=10),
+        ),
+        mesh=MeshConfig(data=-1, fsdp=1),
+        run=RunConfig(directory="runs/tiny", save_every=100),
+    )

@@ -1,0 +1,122 @@
+"""Checkpoints with Orbax: parameters, optimizer state, and the position in the data, saved together or not at all.
+
+A checkpoint directory is complete in itself: `model.json` (the ModelConfig), `tokenizer/`, `checkpoints/<step>/`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from lclm_jax.config import ModelConfig, from_dict, to_dict
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.typing import Params
+
+STEPS = "checkpoints"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, unfinished, or of another shape than asked for."""
+
+
+class Checkpoints:
+    """The saved steps of one directory. Each holds named trees, `params` always among them, and JSON metadata."""
+
+    def __init__(self, directory: str | Path, keep: int = 2):
+        self.directory = Path(directory).resolve() / STEPS
+        policy = ocp.training.preservation_policies.LatestN(keep)
+        self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=True)
+
+    @property
+    def latest(self) -> int | None:
+        return self._steps.latest.step if self._steps.latest else None
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        return dict(self._steps.checkpointables_metadata(step).custom_metadata or {})
+
+    def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
+        """Begins to save in the background. A failure is raised by the next `save` or `wait`; older steps stay good."""
+        self.wait()
+        try:
+            self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def wait(self):
+        """Returns when everything is on disk."""
+        try:
+            self._steps.wait()
+        except Exception as error:  # whatever a storage backend raises, the remedy is the same
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"could not write a checkpoint to {self.directory}: {error}. Step {self.latest} before it is intact; "
+            "free some space or set run.directory, then start again to continue from there"
+        )
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The trees named in `abstract` (of ShapeDtypeStructs with shardings). Raises CheckpointError on another shape."""
+        saved = self._steps.checkpointables_metadata(step).metadata
+        for name, tree in abstract.items():
+            check_shapes(tree, saved[name], f"{self.directory}/{step}")
+        return self._steps.load_checkpointables(step, abstract)
+
+    def close(self):
+        self.wait()
+        self._steps.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def check_shapes(expected: Any, saved: Any, where: str):
+    """Raises CheckpointError that lists every array missing from, unknown to or of another shape than `expected`."""
+
+    def shapes(tree):
+        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    want, have = shapes(expected), shapes(saved)
+    wrong = [f"{path}: expected {want[path]}, got {have.get(path, 'nothing')}" for path in want if want[path] != have.get(path)]
+    wrong += [f"{path}: not expected, got {have[path]}" for path in have if path not in want]
+    if wrong:
+        listed = "\n  ".join(wrong[:20])
+        raise CheckpointError(f"{where} does not fit the config ({len(wrong)} arrays differ):\n  {listed}\nuse its own model.json")
+
+
+def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
+    """Puts beside the steps what is needed to read them."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.json").write_text(json.dumps(to_dict(config), indent=2))
+    tokenizer.save(directory / "tokenizer")
+
+
+def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
+    file = Path(directory) / "model.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/")
+    return from_dict(ModelConfig, json.loads(file.read_text())), Tokenizer.load(Path(directory) / "tokenizer")
+
+
+def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
+    """Writes a model without training state, as step 0."""
+    write_model_files(directory, config, tokenizer)
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(0, {"params": params}, {})
+
+
+def load_params(directory: str | Path, abstract: Params, step: int | None = None) -> Params:
+    """Parameters of the newest step, or of `step`."""
+    if not (Path(directory) / STEPS).is_dir():
+        raise FileNotFoundError(f"{directory}/{STEPS}: no saved steps here; expected a training run or a converted checkpoint")
+    with Checkpoints(directory) as checkpoints:
+        found = checkpoints.latest if step is None else step
+        if found is None:
+            raise CheckpointError(f"{directory}/{STEPS} holds no finished checkpoint; has a first one been saved?")
+        return checkpoints.restore(found, {"params": abstract})["params"]

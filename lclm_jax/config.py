@@ -1,0 +1,283 @@
+"""Every setting of a model and of a run, as frozen dataclasses: typed, hashable, each default stated once, here.
+
+A file in `configs/` is a program that returns a `Config`; the command line changes single fields with
+`override(config, "stages.adapter.steps=100")`; a checkpoint keeps the result of `to_dict` beside the weights.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot hold the value it was given."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of one tower: a Qwen3 transformer."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    causal: bool = True
+    tied: bool = True  # the decoder's output head is its embedding table
+    max_positions: int = 32768
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads must be a multiple of kv_heads, got heads={self.heads}, kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """How tokens become latents (paper, section 3)."""
+
+    ratio: int = 16  # tokens per latent
+    window: int = 1024  # tokens the encoder reads at once
+    pooling: Literal["mean", "eos", "concat"] = "mean"
+    overlap: int = 0  # neighbouring tokens a window also sees, on the left and, bidirectional, on the right
+
+    def __post_init__(self):
+        if self.ratio < 1 or self.window < 1 or self.overlap < 0:
+            raise ConfigError(f"ratio and window must be positive and overlap not negative, got {self}")
+        if self.window % self.ratio:
+            near = max(self.ratio, round(self.window / self.ratio) * self.ratio)
+            raise ConfigError(
+                f"window must be a multiple of ratio, got window={self.window}, ratio={self.ratio}; "
+                f"set compression.window={near} or another ratio"
+            )
+
+    @property
+    def latents_per_window(self) -> int:
+        return self.window // self.ratio
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    compression: CompressionConfig = CompressionConfig()
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; master weights stay float32
+    remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in its backward pass
+
+    @property
+    def window_length(self) -> int:
+        """Positions of one encoder row: a window, the neighbours it sees, and its eos markers."""
+        compression = self.compression
+        sides = 1 if self.encoder.causal else 2
+        markers = compression.latents_per_window if compression.pooling == "eos" else 0
+        return compression.window + sides * compression.overlap + markers
+
+    @property
+    def adapter_inputs(self) -> int:
+        """Width of what the pooling hands to the adapter."""
+        return self.encoder.width * (self.compression.ratio if self.compression.pooling == "concat" else 1)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes all that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The input of every stage: where examples come from and the two budgets of a packed row."""
+
+    directory: str = "runs/data"  # prepared examples and the tokenizer
+    rows: int = 256  # rows in a global batch
+    positions: int = 16384  # decoder positions of a row, after compression
+    windows: int = 14  # encoder windows of a row
+    open_rows: int = 64  # rows the packer keeps open at once
+    passage: tuple[int, int] = (128, 16384)  # shortest and longest crop of a document, in tokens
+    reconstruction: tuple[int, int] = (128, 4096)  # the same for a passage to be reconstructed
+    shortest_segment: int = 128  # tokens of the shortest alternating segment (paper, C.4)
+    trainable: int = 8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """How the parameters whose path matches `pattern` are trained; `rate=None` freezes them."""
+
+    pattern: str
+    rate: float | None
+    decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples of one kind from one prepared source, and their share of the stage's examples."""
+
+    kind: Literal["interleaved", "sft", "reconstruction"]
+    source: str
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}/{self.source}"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the recipe (paper, Table 1). Groups are tried in order and must cover every parameter."""
+
+    name: str
+    steps: int
+    groups: tuple[Group, ...]
+    streams: tuple[Stream, ...]
+    warmup: int = 250
+    final_rate: float = 1e-6
+    encoder_from_decoder: bool = False  # the encoder starts this stage as a copy of the decoder's first layers
+    compress: bool = True  # False trains the decoder on the same examples with every context as plain text
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0  # largest global gradient norm
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The loop around the stages."""
+
+    directory: str = "runs/lclm"
+    save_every: int = 500  # steps
+    keep: int = 2  # newest checkpoints to keep
+    log_every: int = 20  # steps
+    loss_chunk: int = 1024  # positions whose logits exist at once
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelConfig
+    stages: tuple[StageConfig, ...]
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"stages must have different names, got {names}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as nested dicts and lists, fit for JSON; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
+    """Builds `kind` from nested dicts. Raises ConfigError on an unknown or missing key or a value of another type."""
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        _check_key(key, hints, path)
+    parsed = {key: _parse(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    try:
+        return kind(**parsed)
+    except TypeError as error:
+        raise ConfigError(f"{path or kind.__name__}: {error}") from error
+
+
+def override(config: T, assignment: str) -> T:
+    """One command-line change, `a.b=value`. Elements of a tuple are named by their `name` field or their index.
+
+    >>> override(Config(...), "stages.adapter.steps=10")
+    Raises ConfigError naming the nearest key when there is no such field.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise ConfigError(f"expected key=value, got {assignment!r}")
+    return _override(config, path.strip().split("."), text.strip(), "")
+
+
+def _override(node: Any, keys: list[str], text: str, path: str) -> Any:
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, tuple):
+        names = [getattr(item, "name", str(i)) for i, item in enumerate(node)]
+        if key.isdigit() and int(key) < len(node):
+            key = names[int(key)]
+        _check_key(key, names, path)
+        i = names.index(key)
+        if not rest:
+            raise ConfigError(f"{path}{key} is a group of settings; name one of them, as in {path}{key}.<field>=value")
+        return node[:i] + (_override(node[i], rest, text, f"{path}{key}."),) + node[i + 1 :]
+    if not dataclasses.is_dataclass(node):
+        raise ConfigError(f"{path[:-1]} is a single value and has no field {key!r}")
+    hints = typing.get_type_hints(type(node))
+    _check_key(key, hints, path)
+    old = getattr(node, key)
+    value = _override(old, rest, text, f"{path}{key}.") if rest else _parse(hints[key], _literal(text), f"{path}{key}")
+    return dataclasses.replace(node, **{key: value})
+
+
+def _check_key(key: str, known: typing.Iterable[str], path: str):
+    known = list(known)
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise ConfigError(f"unknown setting {path}{key}: did you mean {path}{near[0]}? Settings here: {', '.join(known)}")
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if "," in text:
+        return [_literal(part) for part in text.strip("()[]").split(",") if part.strip()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _parse(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type `hint` asks for; the only conversions are int to float and list to tuple."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, f"{path}.") if isinstance(value, dict) else _expect(hint, value, path)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise ConfigError(f"{path} takes {len(kinds)} values, got {value!r}")
+        return tuple(_parse(kind, item, f"{path}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _parse(next(kind for kind in arguments if kind is not type(None)), value, path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _expect(hint, value, path)
+
+
+def _expect(hint: Any, value: Any, path: str) -> Any:
+    kind = typing.get_origin(hint) or hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{path} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value

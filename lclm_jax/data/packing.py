@@ -1,0 +1,109 @@
+"""Best-fit packing of examples into rows with two budgets: decoder positions, and windows the encoder reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lclm_jax.data.batch import Batch, empty_batch
+from lclm_jax.data.spans import Example, Piece
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Capacity of one row."""
+
+    positions: int  # decoder positions
+    windows: int  # encoder windows
+    window_length: int  # positions of a window
+    window_latents: int  # latents of a window
+
+    def fits_alone(self, example: Example) -> bool:
+        return Row(self).find(example) is not None
+
+
+@dataclass
+class Row:
+    """A row being filled. `used` counts positions and latents taken in every window."""
+
+    budget: Budget
+    examples: list[Example] = field(default_factory=list)
+    seats: list[list[tuple[int, int, int]]] = field(default_factory=list)  # per piece: window, first position, first latent
+    length: int = 0
+    used: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        if self.used is None:
+            self.used = np.zeros((self.budget.windows, 2), int)
+
+    def find(self, example: Example) -> list[tuple[int, int, int]] | None:
+        """Seats for every piece of the example, each in the fullest window that holds it; None when it does not fit."""
+        if self.length + len(example) > self.budget.positions:
+            return None
+        capacity = np.array([self.budget.window_length, self.budget.window_latents])
+        used = self.used.copy()
+        seats = []
+        for piece in example.pieces:
+            size = np.array([len(piece.tokens), piece.latents])
+            room = (used + size <= capacity).all(axis=1)
+            if not room.any():
+                return None
+            window = int(np.argmax(np.where(room, used.sum(axis=1), -1)))
+            seats.append((window, int(used[window, 0]), int(used[window, 1])))
+            used[window] += size
+        return seats
+
+    def add(self, example: Example, seats: list[tuple[int, int, int]]):
+        self.examples.append(example)
+        self.seats.append(seats)
+        self.length += len(example)
+        for piece, (window, _, _) in zip(example.pieces, seats, strict=True):
+            self.used[window] += (len(piece.tokens), piece.latents)
+
+
+def best_row(rows: Sequence[Row], example: Example) -> int | None:
+    """The open row the example fits into with the fewest positions left over, the oldest of equals."""
+    fitting = [i for i, row in enumerate(rows) if row.find(example) is not None]
+    return min(fitting, key=lambda i: (-rows[i].length, i), default=None)
+
+
+def assemble(rows: Sequence[Row]) -> Batch:
+    """The arrays of packed rows."""
+    budget = rows[0].budget
+    batch = empty_batch(len(rows), budget.positions, budget.windows, budget.window_length)
+    for i, row in enumerate(rows):
+        start = 0
+        pieces_in = np.zeros(budget.windows, int)
+        for number, (example, seats) in enumerate(zip(row.examples, row.seats, strict=True), start=1):
+            here = slice(start, start + len(example))
+            batch.tokens[i, here] = example.tokens
+            batch.targets[i, here] = example.targets
+            batch.weights[i, here] = example.weights
+            batch.segments[i, here] = number
+            batch.positions[i, here] = np.arange(len(example))
+            batch.streams[i, here] = example.stream
+            batch.slots[i, here] = _row_slots(example, seats, budget)
+            for piece, (window, position, latent) in zip(example.pieces, seats, strict=True):
+                pieces_in[window] += 1
+                _seat(batch, (i, window, slice(position, position + len(piece.tokens))), piece, pieces_in[window], latent)
+            start = here.stop
+    return batch
+
+
+def _row_slots(example: Example, seats: list[tuple[int, int, int]], budget: Budget) -> np.ndarray:
+    """The example's slots with its own latents renumbered to where their windows lie in the row."""
+    numbers = [
+        window * budget.window_latents + latent + np.arange(piece.latents)
+        for piece, (window, _, latent) in zip(example.pieces, seats, strict=True)
+    ]
+    if not numbers:
+        return example.slots
+    return np.where(example.slots >= 0, np.concatenate(numbers)[example.slots], -1)
+
+
+def _seat(batch: Batch, where: tuple[int, int, slice], piece: Piece, segment: int, latent: int):
+    windows = batch.windows
+    windows.tokens[where] = piece.tokens
+    windows.segments[where] = segment
+    windows.positions[where] = np.arange(len(piece.tokens))
+    windows.groups[where] = np.where(piece.groups >= 0, piece.groups + latent, -1)

@@ -1,0 +1,140 @@
+"""A record is a list of spans: text the decoder reads, context it reads as latents, latents it was handed.
+
+`lay_out` turns a record into the arrays of one example; training, evaluation and generation all go through it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.tokens import MemoryTokens
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Tokens the decoder reads as they are; `trained` ones carry loss."""
+
+    tokens: np.ndarray
+    trained: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """Tokens to be compressed."""
+
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Given:
+    """`count` slots for latents computed before."""
+
+    count: int
+
+
+Span = Plain | Context | Given
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One window of a context, with its neighbours and markers: what one encoder segment reads."""
+
+    tokens: np.ndarray  # [w]
+    groups: np.ndarray  # [w] latent of this piece each token is pooled into, or -1
+    latents: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record as decoder arrays [n] and encoder pieces; latents are numbered from 0 through all pieces."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    slots: np.ndarray
+    pieces: list[Piece] = field(default_factory=list)
+    stream: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def count_latents(length: int, config: ModelConfig) -> int:
+    """Latents of a context of `length` tokens: ceil(window / ratio) per window, one for an empty context.
+
+    >>> ratio 4, window 32: 0 -> 1, 5 -> 2, 32 -> 8, 33 -> 9
+    """
+    compression = config.compression
+    full, rest = divmod(length, compression.window)
+    return max(1, full * compression.latents_per_window + -(-rest // compression.ratio))
+
+
+def split_windows(tokens: np.ndarray, config: ModelConfig, marker: int = 0) -> list[Piece]:
+    """Cuts a context every `window` tokens (checkpoint format, "Behaviour").
+
+    Overlap tokens to the left (and right, when bidirectional) are read and not pooled; eos pooling pools `marker`
+    tokens after them instead of the text.
+
+    >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
+    """
+    compression, causal = config.compression, config.encoder.causal
+    pieces = []
+    for start in range(0, max(1, len(tokens)), compression.window):
+        end = min(start + compression.window, len(tokens))
+        left = max(0, start - compression.overlap)
+        right = end if causal else min(len(tokens), end + compression.overlap)
+        latents = max(1, -(-(end - start) // compression.ratio))
+        own = np.arange(end - start, dtype=np.int32) // compression.ratio
+        markers = np.arange(0)
+        if compression.pooling == "eos":
+            own, markers = np.full_like(own, -1), np.arange(latents)
+        outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
+        read = np.concatenate([tokens[left:right], np.full(len(markers), marker)])
+        pieces.append(Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents))
+    return pieces
+
+
+def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, stream: int = 0) -> Example:
+    """The arrays of one example: every context becomes start tag, one slot per latent, end tag.
+
+    Position t predicts token t + 1, with weight 1 where that token is trained; tags and slots never are.
+
+    >>> ratio 2, [Plain [5]], Context [7 8 9], Plain [6] trained:
+    tokens [5 < * * > 6], slots [-1 -1 0 1 -1 -1], targets [< * * > 6 0], weights [0 0 0 0 1 0]
+    """
+    tokens, slots, trained, pieces, latents = [], [], [], [], 0
+    for span in record:
+        if isinstance(span, Plain):
+            tokens.append(span.tokens)
+            slots.append(np.full(len(span.tokens), -1))
+            trained.append(np.full(len(span.tokens), span.trained))
+            continue
+        count = span.count if isinstance(span, Given) else count_latents(len(span.tokens), config)
+        tokens.append(np.array([memory.start, *[memory.slot] * count, memory.end]))
+        slots.append(np.array([-1, *range(latents, latents + count), -1]))
+        trained.append(np.zeros(count + 2, bool))
+        latents += count
+        if isinstance(span, Context):
+            pieces += split_windows(span.tokens, config, memory.marker)
+    flat = np.concatenate(tokens).astype(np.int32)
+    following = np.concatenate([*trained, [False]])[1:]
+    return Example(
+        tokens=flat,
+        targets=np.append(flat[1:], 0).astype(np.int32),
+        weights=following.astype(np.float32),
+        slots=np.concatenate(slots).astype(np.int32),
+        pieces=pieces,
+        stream=stream,
+    )
+
+
+def uncompressed(record: Sequence[Span]) -> list[Span]:
+    """The same record with every context as plain text."""
+    return [Plain(span.tokens) if isinstance(span, Context) else span for span in record]
+
+
+def without_contexts(record: Sequence[Span]) -> list[Span]:
+    """The same record with every context left out."""
+    return [span for span in record if not isinstance(span, Context)]

@@ -1,0 +1,92 @@
+"""Text and chats to tokens. Control tokens come only from templates and tags we write, never from text we are given."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as FastTokenizer
+
+MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
+TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+
+class TextError(ValueError):
+    """Text that cannot be compressed or a chat that cannot be rendered."""
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of the encoder."""
+
+    start: int
+    end: int
+    slot: int
+    marker: int = 0
+
+
+class Tokenizer:
+    """A Hugging Face `tokenizer.json` that keeps text and control tokens apart.
+
+    `encode` never yields a control token, whatever the text says; control tokens are reached by name.
+    """
+
+    def __init__(self, definition: str, template: str | None = None):
+        self.definition = definition
+        self.template = template
+        fields = json.loads(definition)
+        self.control = {token["content"]: token["id"] for token in fields["added_tokens"]}
+        self._names = {number: name for name, number in self.control.items()}
+        self._whole = FastTokenizer.from_str(definition)
+        self._text = FastTokenizer.from_str(json.dumps({**fields, "added_tokens": [], "post_processor": None}))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Tokenizer":
+        """Reads `tokenizer.json` and the chat template beside it."""
+        directory = Path(directory)
+        file, template = directory / "tokenizer.json", directory / "chat_template.jinja"
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: no tokenizer here; expected a directory that holds tokenizer.json")
+        settings = directory / "tokenizer_config.json"
+        source = json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
+        return cls(file.read_text(), template.read_text() if template.exists() else source)
+
+    def save(self, directory: str | Path):
+        """Writes the files `load` and Hugging Face's AutoTokenizer read."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self.definition)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": TURN_END, "pad_token": PAD}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        if self.template:
+            (directory / "chat_template.jinja").write_text(self.template)
+
+    @cached_property
+    def size(self) -> int:
+        return self._whole.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def memory(self) -> MemoryTokens:
+        start, end, slot = (self.id(name) for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT))
+        return MemoryTokens(start, end, slot, self.control.get(PAD, 0))
+
+    def id(self, name: str) -> int:
+        """Id of a control token. Raises KeyError naming those there are."""
+        if name not in self.control:
+            raise KeyError(f"the tokenizer has no control token {name!r}; it has {', '.join(self.control)}")
+        return self.control[name]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens [n] of plain text; a control token spelled out in it is encoded letter by letter."""
+        return np.array(self._text.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts on all cores."""
+        encoded = self._text.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in encoded]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
+        """Text of tokens, control tokens by name or left out."""
+        return self._whole.decode([int(token) for token in tokens], skip_special_tokens=not control)

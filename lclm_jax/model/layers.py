@@ -1,0 +1,54 @@
+"""The small parts of a Qwen3 layer: norm, rotary positions, gated MLP. Each computes in the dtype of its input."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.typing import Array, Float, Int, typed
+
+INITIAL = nn.initializers.normal(0.02)
+
+
+def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init=INITIAL) -> Array:
+    """A float32 parameter that carries its logical axes."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, in float32 whatever the input, rounded once after the weight."""
+
+    eps: float
+    axis: str = "activation"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = parameter(self, "scale", (x.shape[-1],), (self.axis,), nn.initializers.ones)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * scale).astype(x.dtype)
+
+
+@typed
+def rotate(x: Float[Array, "B T n H"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T n H"]:
+    """Rotary positions on n heads (RoFormer, arXiv 2104.09864), halves paired as in Qwen and Llama; angles in float32."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    mlp: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = x.shape[-1]
+        gate = parameter(self, "gate", (width, self.mlp), ("embed", "mlp"))
+        up = parameter(self, "up", (width, self.mlp), ("embed", "mlp"))
+        down = parameter(self, "down", (self.mlp, width), ("mlp", "embed"))
+        hidden = jax.nn.silu(jnp.einsum("BTD,DF->BTF", x, gate)) * jnp.einsum("BTD,DF->BTF", x, up)
+        return jnp.einsum("BTF,FD->BTD", hidden, down)

@@ -1,0 +1,90 @@
+"""The model: encode -> pool -> project -> place -> decode, five small functions and the call that joins them."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.batch import Batch, Windows
+from lclm_jax.model.adapter import Adapter
+from lclm_jax.model.attention import Cache
+from lclm_jax.model.layers import parameter
+from lclm_jax.model.masks import Places
+from lclm_jax.model.pooling import pool_concat, pool_mean
+from lclm_jax.model.transformer import Transformer
+from lclm_jax.typing import Array, Float, Int, typed
+
+
+class LCLM(nn.Module):
+    """Encoder, adapter and decoder. Latents of a row are numbered window by window: latent p of window c is c * P + p."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        self.encoder = Transformer(c.encoder, c.remat)
+        self.adapter = Adapter(c.decoder.width)
+        self.decoder = Transformer(c.decoder, c.remat)
+        if not c.decoder.tied:
+            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"))
+
+    def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
+        """Hidden states of every decoder position of a packed batch."""
+        latents = self.compress(batch.windows)
+        return self.decode(batch.tokens, batch.slots, latents, Places(batch.segments, batch.positions))[0]
+
+    def compress(self, windows: Windows) -> Float[Array, "B M D"]:
+        """Windows of context to latents, ready for the decoder."""
+        return self.project(self.pool(self.encode(windows), windows.groups))
+
+    def encode(self, windows: Windows) -> Float[Array, "B C W E"]:
+        """Hidden states of every window position; contexts that share a window do not see each other."""
+        b, c, w = windows.tokens.shape
+        rows = Places(windows.segments.reshape(b * c, w), windows.positions.reshape(b * c, w))
+        hidden, _ = self.encoder(self.encoder.embed(windows.tokens.reshape(b * c, w)), rows)
+        return hidden.reshape(b, c, w, -1)
+
+    def pool(self, hidden: Float[Array, "B C W E"], groups: Int[Array, "B C W"]) -> Float[Array, "B M X"]:
+        """One vector per latent; X is E, or R*E when pooling by concatenation."""
+        b, c, w, e = hidden.shape
+        rows, groups = hidden.reshape(b * c, w, e), groups.reshape(b * c, w)
+        compression = self.config.compression
+        if compression.pooling == "concat":
+            pooled = pool_concat(rows, groups, compression.latents_per_window, compression.ratio)
+        else:
+            pooled = pool_mean(rows, groups, compression.latents_per_window)
+        return pooled.reshape(b, c * compression.latents_per_window, -1)
+
+    def project(self, pooled: Float[Array, "B M X"]) -> Float[Array, "B M D"]:
+        return self.adapter(pooled)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B T"],
+        slots: Int[Array, "B T"],
+        latents: Float[Array, "B M D"],
+        places: Places,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states of decoder positions, slots read from `latents`, and the cache they leave when one is given."""
+        return self.decoder(place(self.decoder.embed(tokens), latents, slots), places, cache)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores of the next token in float32. Training never calls this on a whole sequence (see `loss`)."""
+        return jnp.einsum("BTD,VD->BTV", hidden, self.output_table(), preferred_element_type=jnp.float32)
+
+    def output_table(self) -> Float[Array, "V D"]:
+        return self.decoder.table if self.config.decoder.tied else self.head
+
+
+@typed
+def place(
+    embedded: Float[Array, "B T D"], latents: Float[Array, "B M D"], slots: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where slots[t] is -1."""
+    chosen = jnp.take_along_axis(latents, jnp.maximum(slots, 0)[..., None], axis=1)
+    return jnp.where((slots >= 0)[..., None], chosen, embedded)
+
+
+def output_table(params: dict, config: ModelConfig) -> Float[Array, "V D"]:
+    """The head's weights as a parameter: the decoder's own table when tied."""
+    return params["decoder"]["table"] if config.decoder.tied else params["head"]

@@ -1,0 +1,86 @@
+"""The Qwen3 transformer: one stack, scanned over layers and rematerialised, that serves both towers."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lclm_jax.config import TransformerConfig
+from lclm_jax.model.attention import Attention, Cache
+from lclm_jax.model.layers import MLP, RMSNorm, parameter
+from lclm_jax.model.masks import Places
+from lclm_jax.sharding import constrain
+from lclm_jax.typing import Array, Float, Int
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+    """One layer, in the shape `nn.scan` wants: the residual stream through, this layer's keys and values in and out."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, queries: Places, cached: tuple[Places, Array] | None, layer: tuple[Array, Array] | None):
+        c = self.config
+        cache = None if cached is None or layer is None else Cache(*layer, *cached)
+        x = constrain(x, "batch", "length", "activation")
+        attended, written = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), queries, cache)
+        x = x + attended
+        x = x + MLP(c.mlp, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
+        return x, written
+
+
+class Transformer(nn.Module):
+    """Embedding, layers and final norm.
+
+    Everything runs in the dtype of the parameters that `apply` is given: cast them once, outside.
+    """
+
+    config: TransformerConfig
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"))
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.layers,
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.norm = RMSNorm(c.norm_eps)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return constrain(jnp.take(self.table, tokens, axis=0), "batch", "length", "activation")
+
+    def __call__(
+        self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Hidden states after the final norm and, given a cache with room, the cache with these tokens in it."""
+        if cache is None:
+            x, _ = self.layers(x, queries, None, None)
+            return self.norm(x), None
+        places = jax.tree.map(partial(_write, start=cache.end), cache.places, queries)
+        x, (keys, values) = self.layers(x, queries, (places, cache.end), (cache.keys, cache.values))
+        return self.norm(x), Cache(keys, values, places, cache.end + x.shape[1])
+
+
+def _write(old: Array, new: Array, start: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+
+
+def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
+    """A KV cache with room for `length` positions in each of `batch` rows."""
+    shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+    nowhere = jnp.zeros((batch, length), jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), Places(nowhere, nowhere), jnp.int32(0))

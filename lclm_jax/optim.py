@@ -1,0 +1,108 @@
+"""Stages as data: a table of path patterns says which parameters train, at which rate and decay. The rest is frozen.
+
+Trained and frozen parameters are two flat dicts, path -> array; only the first is differentiated and has moments.
+"""
+
+import re
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+from lclm_jax.config import ConfigError, Group, OptimizerConfig, StageConfig
+from lclm_jax.typing import Array, Bool, Params
+
+Flat = dict[str, Array]  # path, as in "encoder/layers/mlp/up" -> array
+MEMORY_COMPONENTS = ("encoder", "adapter")  # what a batch without contexts must leave untouched
+
+
+def flatten(params: Params) -> Flat:
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Flat) -> Params:
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def component(path: str) -> str:
+    return path.split("/")[0]
+
+
+def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, Group]]:
+    """Trained parameters by label, "component/number of the group"; frozen ones are in none.
+
+    The first matching pattern decides. Raises ConfigError for a parameter no pattern matches, and for a pattern that
+    matches nothing.
+    """
+    assigned: dict[str, dict[str, Group]] = {}
+    used = set()
+    for path in paths:
+        number = next((i for i, group in enumerate(stage.groups) if re.fullmatch(group.pattern, path)), None)
+        if number is None:
+            raise ConfigError(f"stage {stage.name}: no group matches parameter {path}; add a pattern (rate=none freezes it)")
+        used.add(number)
+        if stage.groups[number].rate is not None:
+            assigned.setdefault(f"{component(path)}/{number}", {})[path] = stage.groups[number]
+    unused = [group.pattern for i, group in enumerate(stage.groups) if i not in used]
+    if unused and not any(re.fullmatch(pattern, path) for pattern in unused for path in paths):
+        raise ConfigError(f"stage {stage.name}: patterns {unused} match no parameter; parameters begin {paths[:3]}")
+    return assigned
+
+
+def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
+    """(trained, frozen) parameters of a stage."""
+    flat = flatten(params)
+    names = {path for group in assign_groups(list(flat), stage).values() for path in group}
+    return {p: x for p, x in flat.items() if p in names}, {p: x for p, x in flat.items() if p not in names}
+
+
+def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
+    """Linear warm-up, then cosine to the final rate at the stage's last step."""
+    warmup = min(stage.warmup, max(1, stage.steps // 2))
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, stage.steps, min(stage.final_rate, rate))
+
+
+def optimizers(paths: list[str], stage: StageConfig, config: OptimizerConfig) -> dict[str, optax.GradientTransformation]:
+    """AdamW for every label of `assign_groups`."""
+    made = {}
+    for label, members in assign_groups(paths, stage).items():
+        group = next(iter(members.values()))
+        rate = schedule(stage, group.rate or 0.0)
+        made[label] = optax.adamw(rate, config.beta1, config.beta2, config.eps, weight_decay=group.decay)
+    return made
+
+
+def init_moments(params: Params, stage: StageConfig, config: OptimizerConfig) -> dict[str, optax.OptState]:
+    """Fresh optimizer state, for trained parameters only."""
+    flat = flatten(params)
+    groups = assign_groups(list(flat), stage)
+    made = optimizers(list(flat), stage, config)
+    return {label: made[label].init({path: flat[path] for path in members}) for label, members in groups.items()}
+
+
+def update(
+    params: Params,
+    moments: dict[str, optax.OptState],
+    gradients: Flat,
+    stage: StageConfig,
+    config: OptimizerConfig,
+    finite: Bool[Array, ""],
+    memory: Bool[Array, ""],
+) -> tuple[Params, dict[str, optax.OptState]]:
+    """One clipped AdamW step. Nothing moves unless `finite`; encoder and adapter, moments and counts included, not without `memory`."""
+    flat = flatten(params)
+    made = optimizers(list(flat), stage, config)
+    scale = jnp.minimum(1.0, config.clip / (optax.global_norm(gradients) + 1e-6))
+    new_moments = {}
+    for label, members in assign_groups(list(flat), stage).items():
+        old = {path: flat[path] for path in members}
+        clipped = {path: gradients[path] * scale for path in members}
+        updates, state = made[label].update(clipped, moments[label], old)
+        moves = finite & memory if component(label) in MEMORY_COMPONENTS else finite
+        new = optax.apply_updates(old, updates)
+        new, new_moments[label] = jax.tree.map(
+            lambda after, before, moves=moves: jnp.where(moves, after, before), (new, state), (old, moments[label])
+        )
+        flat |= new
+    return unflatten(flat), new_moments

@@ -1,0 +1,74 @@
+"""The mesh, and the one table that maps logical axes to mesh axes."""
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lclm_jax.config import ConfigError, MeshConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter or an activation -> mesh axes that split it.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("activation", None),
+    ("layers", None),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The device mesh; one axis may be -1 and takes the devices the others leave.
+
+    Raises ConfigError when the axes do not multiply to the number of devices.
+    """
+    devices = devices or jax.devices()
+    shape = [config.data, config.fsdp, config.tensor]
+    if shape.count(-1) == 1:
+        others = -shape[0] * shape[1] * shape[2]
+        shape[shape.index(-1)] = max(1, len(devices) // others)
+    if shape[0] * shape[1] * shape[2] != len(devices):
+        raise ConfigError(f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>")
+    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def to_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Logical axes of one array -> its PartitionSpec, by `RULES`."""
+    return nn.logical_to_mesh_axes(axes, RULES) or PartitionSpec()
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Asks the compiler to lay `array` out by its logical axes; without a mesh in scope it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, to_spec(axes))
+
+
+def shardings(boxed, mesh: Mesh):
+    """Shardings of a tree of boxed (logically annotated) parameters or their abstract shapes.
+
+    Raises ConfigError where a mesh axis does not divide the dimension it splits.
+    """
+
+    def one(path, leaf):
+        axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
+        shape = nn.meta.unbox(leaf).shape
+        sharding = NamedSharding(mesh, to_spec(axes))
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            raise ConfigError(f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}: {error}") from error
+        return sharding
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all batch axes."""
+    return NamedSharding(mesh, to_spec(("batch",)))

@@ -1,0 +1,212 @@
+"""Training: one loop for every stage, from the first decoder-only warm-up to supervised fine-tuning.
+
+`train(config)` starts, continues after any interruption, or returns at once when all stages are done.
+"""
+
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lclm_jax.checkpoint import Checkpoints, write_model_files
+from lclm_jax.config import Config, StageConfig, to_dict
+from lclm_jax.data.batch import Batch
+from lclm_jax.data.streams import stage_batches
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.loss import token_losses
+from lclm_jax.model.lclm import LCLM, output_table
+from lclm_jax.optim import Flat, component, split_trained, unflatten, update
+from lclm_jax.progress import progress_bar
+from lclm_jax.sharding import batch_sharding, make_mesh
+from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
+from lclm_jax.typing import Params
+
+log = logging.getLogger(__name__)
+Metrics = dict[str, Any]
+
+
+def train(config: Config) -> Path:
+    """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
+
+    Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included.
+    """
+    directory = Path(config.run.directory)
+    tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
+    write_model_files(directory, config.model, tokenizer)
+    (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), Checkpoints(directory, config.run.keep) as checkpoints, (directory / "log.jsonl").open("a") as lines:
+        done = _position(checkpoints)
+        state = None
+        if done is None:
+            params = init_params(config.model, mesh, config.run.seed)
+        else:
+            stage = next(stage for stage in config.stages if stage.name == done["stage"])
+            state = _restore(checkpoints, abstract_state(config, stage, mesh))
+            params = state.params
+        start = 0 if done is None else [stage.name for stage in config.stages].index(done["stage"])
+        for stage in config.stages[start:]:
+            batches = iter(stage_batches(config, stage, tokenizer, jax.process_index(), jax.process_count()))
+            if state is None:
+                state = begin_stage(params, config, stage, mesh)
+            else:
+                batches.set_state(done["data"])
+            state = _run_stage(config, stage, state, batches, checkpoints, lines)
+            params, state = state.params, None
+    return directory
+
+
+class Interrupted(RuntimeError):
+    """Training was asked to stop and has saved where it was."""
+
+
+def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageConfig) -> tuple[TrainState, Metrics]:
+    """One update of a stage's trained parameters. Metrics are sums and norms, still on device."""
+    trained, frozen = split_trained(state.params, stage)
+    (loss, (nll, correct)), gradients = jax.value_and_grad(objective, has_aux=True)(trained, frozen, batch, config)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    memory = jnp.any(batch.slots >= 0)
+    params, moments = update(state.params, state.moments, gradients, stage, config.optimizer, finite, memory)
+    streams = jax.nn.one_hot(batch.streams, len(stage.streams)) * batch.weights[..., None]
+    metrics = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "skipped": state.skipped + ~finite,
+        "stream_nll": jnp.einsum("BT,BTX->X", nll, streams),
+        "stream_correct": jnp.einsum("BT,BTX->X", correct, streams),
+        "stream_tokens": streams.sum((0, 1)),
+        "fill": jnp.mean(batch.segments > 0),
+        "window_fill": jnp.mean(batch.windows.segments > 0),
+    }
+    for name in sorted({component(path) for path in gradients}):
+        members = [x for path, x in gradients.items() if component(path) == name]
+        metrics[f"gradient_norm/{name}"] = optax.global_norm(members)
+    return TrainState(params, moments, state.step + 1, state.skipped + ~finite), metrics
+
+
+def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config):
+    """Mean loss over the batch's trained tokens, and per position (loss, whether the best guess was right)."""
+    params = cast(unflatten({**trained, **frozen}), config.model.dtype)
+    hidden = LCLM(config.model).apply({"params": params}, batch)
+    nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, config.run.loss_chunk)
+    return jnp.sum(nll * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0), (nll, correct)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Parameters in the dtype the model computes in; done once, before the scan over layers."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def _run_stage(
+    config: Config, stage: StageConfig, state: TrainState, batches: Iterator[Batch], checkpoints: Checkpoints, lines: TextIO
+) -> TrainState:
+    first = config.stages.index(stage)
+    before = sum(earlier.steps for earlier in config.stages[:first])
+    step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+    rows = batch_sharding(make_mesh(config.mesh))
+    recorder = Recorder(config, stage, lines)
+    begun = int(state.step)
+    with stop_requests() as stopping, progress_bar(stage.name, stage.steps, begun) as bar:
+        for step in range(begun + 1, stage.steps + 1):
+            batch = jax.tree.map(partial(jax.make_array_from_process_local_data, rows), next(batches))
+            state, metrics = step_function(state, batch)
+            recorder.add(step, metrics)
+            bar(step, recorder.summary)
+            last = step == stage.steps
+            if last or stopping.is_set() or step % config.run.save_every == 0:
+                recorder.flush()
+                position = {"stage": stage.name, "stage_step": step, "data": batches.get_state()}
+                checkpoints.save(before + step, {"params": state.params, "training": _training(state)}, position)
+            if stopping.is_set():
+                checkpoints.wait()
+                raise Interrupted(f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue")
+    return state
+
+
+def _position(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    return None if checkpoints.latest is None else checkpoints.metadata(checkpoints.latest)
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint keeps beside the parameters."""
+    return {"moments": state.moments, "step": state.step, "skipped": state.skipped}
+
+
+def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
+    latest = checkpoints.latest
+    assert latest is not None
+    trees = checkpoints.restore(latest, {"params": abstract.params, "training": _training(abstract)})
+    return TrainState(params=trees["params"], **trees["training"])
+
+
+class Recorder:
+    """Adds up metrics and writes one JSON line every `log_every` steps. Reads the step before, never the one running."""
+
+    def __init__(self, config: Config, stage: StageConfig, lines: TextIO):
+        self.config, self.stage, self.lines = config, stage, lines
+        self.pending: list[tuple[int, Metrics]] = []
+        self.summary = ""
+        self.since = time.perf_counter()
+
+    def add(self, step: int, metrics: Metrics):
+        self.pending.append((step, metrics))
+        if len(self.pending) > 1:
+            self.summary = f"loss {float(self.pending[-2][1]['loss']):.3f}"
+        if step % self.config.run.log_every == 0:
+            self.flush()
+
+    def flush(self):
+        """Writes the line of all steps since the last one."""
+        if not self.pending:
+            return
+        steps = jax.device_get([metrics for _, metrics in self.pending])
+        sums = {key: sum(metrics[key] for metrics in steps) for key in ("stream_nll", "stream_correct", "stream_tokens")}
+        seconds = time.perf_counter() - self.since
+        tokens = float(sums["stream_tokens"].sum())
+        line = {"stage": self.stage.name, "step": self.pending[-1][0], "steps": self.stage.steps}
+        line |= {"loss": float(sums["stream_nll"].sum()) / max(tokens, 1.0), "trained_tokens": tokens}
+        line |= {"positions_per_second": len(steps) * self.config.data.rows * self.config.data.positions / seconds}
+        line |= {key: float(value) for key, value in steps[-1].items() if value.ndim == 0 and key != "loss"}
+        line["streams"] = {
+            stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
+            for stream, nll, correct, count in zip(self.stage.streams, *sums.values(), strict=True)
+            if count
+        }
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+        log.info("%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"])
+        self.pending.clear()
+        self.since = time.perf_counter()
+
+
+@contextmanager
+def stop_requests():
+    """An event that the first Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number, frame):
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
