@@ -18,6 +18,8 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
+from lclm_jax.data import corpus
+from lclm_jax.progress import track
 
 VOCAB = 8192
 TASKS = 6000
@@ -32,15 +34,15 @@ def trained(adapter: float, encoder: float | None, decoder: float | None) -> tup
 
 
 PRETRAINING = (
-    Stream("reconstruction", "docs", 0.35),
-    Stream("reconstruction", "haystacks", 0.2),
-    Stream("interleaved", "code", 0.2),
-    Stream("interleaved", "docs", 0.15),
+    Stream("reconstruction", "docs", 0.4),
+    Stream("reconstruction", "haystacks", 0.3),
+    Stream("interleaved", "docs", 0.1),
+    Stream("interleaved", "code", 0.1),
     Stream("sft", "tasks", 0.1),
 )
 FINE_TUNING = (
-    Stream("reconstruction", "docs", 0.25),
-    Stream("reconstruction", "haystacks", 0.25),
+    Stream("reconstruction", "docs", 0.2),
+    Stream("reconstruction", "haystacks", 0.3),
     Stream("sft", "tasks", 0.5),
 )
 
@@ -61,23 +63,29 @@ def config() -> Config:
             windows=4,
             open_rows=16,
             passage=(24, 96),
-            reconstruction=(8, 32),
+            reconstruction=(16, 32),
             shortest_segment=8,
         ),
         stages=(
             StageConfig(
                 "language",
-                steps=200,
-                warmup=20,
-                groups=(Group("decoder/.*", 2e-3), Group("(adapter|encoder)/.*", None)),
+                steps=150,
+                groups=(Group("decoder/.*", 4e-3), Group("(adapter|encoder)/.*", None)),
                 streams=PRETRAINING,
+                warmup=20,
+                final_rate=1e-3,
                 compress=False,
             ),
-            StageConfig("adapter", 50, trained(2e-3, None, None), PRETRAINING, warmup=10, encoder_from_decoder=True),
-            StageConfig("encoder", 100, trained(2e-3, 2e-3, None), PRETRAINING, warmup=10),
-            StageConfig("decoder", 400, trained(2e-3, 2e-3, 2e-3), PRETRAINING, warmup=20),
-            StageConfig("sft", 100, trained(5e-4, 5e-4, 5e-4), FINE_TUNING, warmup=10),
+            StageConfig("adapter", 30, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True),
+            StageConfig("encoder", 60, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3),
+            StageConfig("decoder", 480, trained(4e-3, 4e-3, 4e-3), PRETRAINING, warmup=20),
+            StageConfig("sft", 80, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
-        run=RunConfig(directory="runs/tiny", save_every=100),
+        run=RunConfig(directory="runs/tiny", save_every=100, loss_chunk=512),
     )
+
+
+def prepare(config: Config):
+    """Writes the sources and the tokenizer, unless they are there."""
+    corpus.prepare(config.data.directory, VOCAB, TASKS, track)

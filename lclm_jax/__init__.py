@@ -1,0 +1,9 @@
+"""Latent Context Language Models in JAX: read long text as a few latent vectors (arXiv 2606.09659)."""
+
+from lclm_jax.config import Config, ModelConfig, override
+from lclm_jax.data.spans import Context
+from lclm_jax.generate import Sampling
+from lclm_jax.language_model import LanguageModel, Latents, load
+from lclm_jax.train import train
+
+__all__ = ["Config", "Context", "LanguageModel", "Latents", "ModelConfig", "Sampling", "load", "override", "train"]

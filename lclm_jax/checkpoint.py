@@ -12,12 +12,13 @@ from orbax.checkpoint import v1 as ocp
 
 from lclm_jax.config import ModelConfig, from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.errors import UserError
 from lclm_jax.typing import Params
 
 STEPS = "checkpoints"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, unfinished, or of another shape than asked for."""
 
 

@@ -11,10 +11,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from lclm_jax.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that does not exist or cannot hold the value it was given."""
 
 

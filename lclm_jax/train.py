@@ -67,7 +67,7 @@ def train(config: Config) -> Path:
     return directory
 
 
-class Interrupted(RuntimeError):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and has saved where it was."""
 
 
@@ -100,7 +100,7 @@ def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config):
     """Mean loss over the batch's trained tokens, and per position (loss, whether the best guess was right)."""
     params = cast(unflatten({**trained, **frozen}), config.model.dtype)
     hidden = LCLM(config.model).apply({"params": params}, batch)
-    nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, config.run.loss_chunk)
+    nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
     return jnp.sum(nll * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0), (nll, correct)
 
 

@@ -8,10 +8,13 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from jaxtyping import Array, Bool, Float, Int, jaxtyped
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, jaxtyped
 
 __all__ = ["Array", "Bool", "Float", "Int", "Params", "typed"]
 
+Array = jax.Array | np.ndarray  # the same functions serve both
 Params = dict[str, Any]  # a plain nested dict of arrays
 F = TypeVar("F", bound=Callable)
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def split_windows(tokens: np.ndarray, config: ModelConfig, marker: int = 0) -> l
     """Cuts a context every `window` tokens (checkpoint format, "Behaviour").
 
     Overlap tokens to the left (and right, when bidirectional) are read and not pooled; eos pooling pools `marker`
-    tokens after them instead of the text.
+    tokens after them instead of the text. An empty context is one piece of no tokens and one zero latent.
 
     >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
     """
@@ -88,7 +88,7 @@ def split_windows(tokens: np.ndarray, config: ModelConfig, marker: int = 0) -> l
         latents = max(1, -(-(end - start) // compression.ratio))
         own = np.arange(end - start, dtype=np.int32) // compression.ratio
         markers = np.arange(0)
-        if compression.pooling == "eos":
+        if compression.pooling == "eos" and end > start:
             own, markers = np.full_like(own, -1), np.arange(latents)
         outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
         read = np.concatenate([tokens[left:right], np.full(len(markers), marker)])
@@ -133,6 +133,11 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
 def uncompressed(record: Sequence[Span]) -> list[Span]:
     """The same record with every context as plain text."""
     return [Plain(span.tokens) if isinstance(span, Context) else span for span in record]
+
+
+def language(record: Sequence[Span]) -> list[Span]:
+    """The same record as ordinary text, every token of it trained on."""
+    return [replace(span, trained=True) if isinstance(span, Plain) else span for span in uncompressed(record)]
 
 
 def without_contexts(record: Sequence[Span]) -> list[Span]:

@@ -14,7 +14,7 @@ from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.packing import Budget, Row, assemble, best_row
 from lclm_jax.data.sources import open_source, unpack_raw
-from lclm_jax.data.spans import Example, Span, lay_out, uncompressed
+from lclm_jax.data.spans import Example, Span, language, lay_out
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.data.transforms import STREAMS
 
@@ -41,7 +41,7 @@ def stage_examples(config: Config, stage: StageConfig, tokenizer: Tokenizer, spl
 def _builder(transform: Callable[..., list[Span]], config: Config, tokenizer: Tokenizer, stream: int, compress: bool):
     def build(packed: bytes, rng: np.random.Generator) -> Example:
         record = transform(unpack_raw(packed), rng, config.data, tokenizer)
-        return lay_out(record if compress else uncompressed(record), config.model, tokenizer.memory, stream)
+        return lay_out(record if compress else language(record), config.model, tokenizer.memory, stream)
 
     return build
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
+from lclm_jax.errors import UserError
+
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
-class TextError(ValueError):
+class TextError(UserError, ValueError):
     """Text that cannot be compressed or a chat that cannot be rendered."""
 
 

@@ -23,20 +23,8 @@ LAST_PLAIN = (0.40, 0.50)  # share of all trainable tokens in the last plain seg
 JITTER = 0.20  # of the other segments' even shares
 
 REQUESTS = {
-    "text": (
-        "Repeat the text above word for word.",
-        "Write out the passage you were given, exactly as it stands.",
-        "Reproduce the text.",
-        "What did the passage say? Quote all of it.",
-        "Copy the passage without changing anything.",
-    ),
-    "code": (
-        "Repeat the code above exactly.",
-        "Write out the source you were given, character by character.",
-        "Reproduce the code, with its indentation.",
-        "Print the file again as it was.",
-        "Copy the code without changing anything.",
-    ),
+    "text": ("Repeat the text.", "Repeat it word for word.", "Copy the text.", "Quote all of it.", "Write it out again."),
+    "code": ("Repeat the code.", "Repeat it exactly.", "Copy the code.", "Print the source again.", "Write it out again."),
 }
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.model.layers import RMSNorm, parameter, rotate
+from lclm_jax.model.layers import RESIDUAL, RMSNorm, parameter, rotate, unit_scale
 from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.typing import Array, Float, Int, typed
 
@@ -45,10 +45,10 @@ class Attention(nn.Module):
         self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         c = self.config
-        q = parameter(self, "q", (c.width, c.heads, c.head_dim), ("embed", "heads", "head_dim"))
-        k = parameter(self, "k", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"))
-        v = parameter(self, "v", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"))
-        o = parameter(self, "o", (c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"))
+        q = parameter(self, "q", (c.width, c.heads, c.head_dim), ("embed", "heads", "head_dim"), unit_scale(c.width))
+        k = parameter(self, "k", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), unit_scale(c.width))
+        v = parameter(self, "v", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), unit_scale(c.width))
+        o = parameter(self, "o", (c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), RESIDUAL)
         q = RMSNorm(c.norm_eps, "head_dim", name="q_norm")(jnp.einsum("BTD,DNH->BTNH", x, q))
         k = RMSNorm(c.norm_eps, "head_dim", name="k_norm")(jnp.einsum("BTD,DKH->BTKH", x, k))
         q = rotate(q, queries.positions, c.rope_theta)

@@ -6,10 +6,17 @@ import jax.numpy as jnp
 
 from lclm_jax.typing import Array, Float, Int, typed
 
-INITIAL = nn.initializers.normal(0.02)
+def unit_scale(inputs: int):
+    """Initialiser that keeps the scale of a sum over `inputs` entries at any width (0.02 at a width of 2560)."""
+    return nn.initializers.normal(inputs**-0.5)
 
 
-def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init=INITIAL) -> Array:
+# A residual branch starts at zero, so that what a layer reads is at first what the embedding wrote: a small model
+# learns to copy through its latents many times faster than from random branches.
+RESIDUAL = nn.initializers.zeros
+
+
+def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Array:
     """A float32 parameter that carries its logical axes."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
@@ -47,8 +54,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = x.shape[-1]
-        gate = parameter(self, "gate", (width, self.mlp), ("embed", "mlp"))
-        up = parameter(self, "up", (width, self.mlp), ("embed", "mlp"))
-        down = parameter(self, "down", (self.mlp, width), ("mlp", "embed"))
+        gate = parameter(self, "gate", (width, self.mlp), ("embed", "mlp"), unit_scale(width))
+        up = parameter(self, "up", (width, self.mlp), ("embed", "mlp"), unit_scale(width))
+        down = parameter(self, "down", (self.mlp, width), ("mlp", "embed"), RESIDUAL)
         hidden = jax.nn.silu(jnp.einsum("BTD,DF->BTF", x, gate)) * jnp.einsum("BTD,DF->BTF", x, up)
         return jnp.einsum("BTF,FD->BTD", hidden, down)

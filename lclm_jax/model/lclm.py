@@ -7,7 +7,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.model.adapter import Adapter
 from lclm_jax.model.attention import Cache
-from lclm_jax.model.layers import parameter
+from lclm_jax.model.layers import parameter, unit_scale
 from lclm_jax.model.masks import Places
 from lclm_jax.model.pooling import pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
@@ -25,7 +25,7 @@ class LCLM(nn.Module):
         self.adapter = Adapter(c.decoder.width)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"))
+            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), unit_scale(c.decoder.width))
 
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
         """Hidden states of every decoder position of a packed batch."""

@@ -25,7 +25,7 @@ def pool_mean(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents:
 
 
 @typed
-def pool_concat(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int, ratio: int) -> Float[Array, "X P R*E"]:
+def pool_concat(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int, ratio: int) -> Float[Array, "X P RE"]:
     """Each latent's tokens side by side, a ragged group padded with zeros up to `ratio` tokens."""
     members = membership(groups, latents)
     first = jnp.argmax(members, axis=-1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
 from lclm_jax.model.attention import Attention, Cache
-from lclm_jax.model.layers import MLP, RMSNorm, parameter
+from lclm_jax.model.layers import MLP, RMSNorm, parameter, unit_scale
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import constrain
 from lclm_jax.typing import Array, Float, Int
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"))
+        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"), unit_scale(c.width))
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])

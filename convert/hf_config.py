@@ -1,0 +1,163 @@
+"""Published settings and ours: config.json, model_config.json, processor_config.json <-> TransformerConfig, CompressionConfig."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.hf_files import Published, read_json
+from convert.mapping import ConversionError
+from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
+from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, Tokenizer
+
+# config.json -> TransformerConfig; rope theta has two spellings and is handled apart.
+TOWER_FIELDS = {
+    "vocab_size": "vocab",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "mlp",
+    "rms_norm_eps": "norm_eps",
+    "max_position_embeddings": "max_positions",
+    "tie_word_embeddings": "tied",
+}
+# What our towers compute; another value in config.json would be converted into a wrong model.
+TOWER_CONSTANTS = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+OLDER_KEYS = {"chunk_size": "compression_ratio"}
+OLDER_POOLINGS = {"summary_mean": "mean", "summary_concat": "concat", "summary": "eos"}
+MEMORY_SETTINGS = {
+    "use_memory_wrapping": True,
+    "memory_placeholder": MEMORY_SLOT,
+    "memory_start": MEMORY_START,
+    "memory_end": MEMORY_END,
+}
+MASKS = {"causal": True, "bidirectional": False}
+ADAPTERS = ("mlp",)
+
+
+def read_model_config(published: Published, dtype: str) -> ModelConfig:
+    """The config of a published checkpoint; `dtype` is that of the stored weights, as safetensors spells it."""
+    compression, causal = read_compression(published.settings, published.source.name)
+    return ModelConfig(
+        encoder=read_tower(published.encoder / "config.json", causal),
+        decoder=read_tower(published.decoder / "config.json", causal=True),
+        compression=compression,
+        dtype="float32" if dtype == "F32" else "bfloat16",
+    )
+
+
+def read_tower(file: Path, causal: bool) -> TransformerConfig:
+    """A tower from its config.json. Raises ConversionError naming every field that is missing or of a kind we do not have."""
+    values = read_json(file)
+    rope = values.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    problems = [f"{key} is missing" for key in TOWER_FIELDS if values.get(key) is None]
+    if theta is None:
+        problems.append("rope_theta is missing, at the top or in rope_parameters")
+    problems += [
+        f"{key} must be {constant!r}, got {values[key]!r}"
+        for key, constant in TOWER_CONSTANTS.items()
+        if values.get(key, constant) != constant
+    ]
+    scaling = rope.get("rope_type", "default") if rope else values.get("rope_scaling")
+    if scaling not in (None, "default"):
+        problems.append(f"rotary scaling is not supported, got {scaling!r}")
+    if problems or theta is None:
+        raise ConversionError(f"{file}: {'; '.join(problems)}")
+    fields = {ours: values[theirs] for theirs, ours in TOWER_FIELDS.items()}
+    return TransformerConfig(**fields, rope_theta=float(theta), causal=causal)
+
+
+def write_tower(config: TransformerConfig, architecture: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config.json that transformers' Qwen3Config reads; both spellings of rope theta, for versions before and after 5."""
+    return {
+        "architectures": [architecture],
+        **TOWER_CONSTANTS,
+        **{theirs: getattr(config, ours) for theirs, ours in TOWER_FIELDS.items()},
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "torch_dtype": "float32",
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        **special_ids(tokenizer),
+    }
+
+
+def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: the tokens generation meets; how to sample is left to whoever samples."""
+    return {"_from_model_config": True, **special_ids(tokenizer)}
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """As Qwen3 has them. No pad_token_id: torch would stop training that row of the embedding table."""
+    return {"bos_token_id": tokenizer.control.get(PAD), "eos_token_id": tokenizer.control.get(TURN_END)}
+
+
+def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig, bool]:
+    """How a checkpoint compresses, and whether its encoder is causal, from model_config.json and processor_config.json.
+
+    Older keys are understood; a window that is nowhere in the file is read from a `bst<W>` in the checkpoint's name.
+    Raises ConversionError for what is missing, contradictory, or not supported.
+    """
+    file = directory / "model_config.json"
+    values = _modern(read_json(file))
+    if values.get("encoder_window_size") is None and (found := re.search(r"bst(\d+)", name)):
+        values["encoder_window_size"] = int(found[1])
+    required = ("compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type")
+    problems = [f"{key} is missing" for key in required if values.get(key) is None]
+    for key, allowed in (("pooling", ("mean", "eos", "concat")), ("encoder_mask_type", tuple(MASKS))):
+        if values.get(key) is not None and values[key] not in allowed:
+            problems.append(f"{key} must be one of {', '.join(allowed)}, got {values[key]!r}")
+    adapter = values.get("adapter_type", "mlp")
+    if adapter not in ADAPTERS:
+        problems.append(f"adapter_type {adapter!r} is not supported; supported: {', '.join(ADAPTERS)}")
+    problems += _check_processor(directory / "processor_config.json", values.get("compression_ratio"))
+    if problems:
+        raise ConversionError(f"{file}: {'; '.join(problems)}")
+    compression = CompressionConfig(
+        ratio=values["compression_ratio"],
+        window=values["encoder_window_size"],
+        pooling=values["pooling"],
+        overlap=values.get("boundary_overlap", 0),
+    )
+    return compression, MASKS[values["encoder_mask_type"]]
+
+
+def _modern(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings under today's names."""
+    modern = {OLDER_KEYS.get(key, key): value for key, value in values.items()}
+    for older, pooling in OLDER_POOLINGS.items():
+        if modern.get(older) is True or modern.get("pooling") == older:
+            modern["pooling"] = pooling
+    return modern
+
+
+def _check_processor(file: Path, ratio: int | None) -> list[str]:
+    """What processor_config.json, which may be absent, says against model_config.json or our prompt layout."""
+    if not file.exists():
+        return []
+    expected = {**MEMORY_SETTINGS, "compression_ratio": ratio}
+    values = {OLDER_KEYS.get(key, key): value for key, value in read_json(file).items()}
+    return [
+        f"{file.name} has {key}={values[key]!r}, expected {value!r}"
+        for key, value in expected.items()
+        if values.get(key, value) != value
+    ]
+
+
+def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """model_config.json and processor_config.json."""
+    compression = config.compression
+    model = {
+        "compression_ratio": compression.ratio,
+        "encoder_window_size": compression.window,
+        "pooling": compression.pooling,
+        "encoder_mask_type": next(name for name, causal in MASKS.items() if causal == config.encoder.causal),
+        "boundary_overlap": compression.overlap,
+        "adapter_type": "mlp",
+    }
+    # The longest text whose latents the decoder has positions for.
+    longest = config.decoder.max_positions * compression.ratio
+    return model, {"compression_ratio": compression.ratio, "max_memory_length": longest, **MEMORY_SETTINGS}

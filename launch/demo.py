@@ -1,0 +1,133 @@
+"""From nothing to a trained, compressing model and a report about it; whatever is there already is reused.
+
+python -m launch.demo --config configs/tiny.py
+"""
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.lclm_0p6b_4b import config as published
+from convert.from_hf import from_hf
+from convert.to_hf import to_hf
+from lclm_jax.checkpoint import Checkpoints
+from lclm_jax.command import read_config, run
+from lclm_jax.config import Config, ModelConfig
+from lclm_jax.cost import compressed_cost, uncompressed_cost
+from lclm_jax.data.streams import PackedBatches, stage_examples
+from lclm_jax.evaluate import (
+    continuation_loss,
+    continuation_samples,
+    question_accuracy,
+    reconstruction_accuracy,
+    reconstruction_samples,
+)
+from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.model.lclm import LCLM
+from lclm_jax.progress import track
+from lclm_jax.report import write_report
+from lclm_jax.train import train
+
+PASSAGES = 100
+QUESTIONS = 128
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/tiny.py")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    begun = time.perf_counter()
+    config, names = read_config(arguments.config, arguments.set)
+    names["prepare"](config)
+    run_directory = train(config)
+    with Checkpoints(run_directory) as checkpoints:
+        step = checkpoints.latest
+    evaluation = run_directory / "evaluation.json"
+    if not evaluation.exists() or json.loads(evaluation.read_text())["step"] != step:
+        result = evaluate(load(run_directory), config) | {"step": step, "seconds": time.perf_counter() - begun}
+        evaluation.write_text(json.dumps(result, indent=2))
+    exported = run_directory / "hf" / str(step)
+    if not exported.exists():
+        (run_directory / "round_trip.json").write_text(json.dumps(round_trip(run_directory, exported, config), indent=2))
+    report = write_report(run_directory)
+    logging.info("done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve())
+
+
+def evaluate(model: LanguageModel, config: Config) -> dict:
+    """Everything the report shows of the trained model, on held-out documents."""
+    directory, data = config.data.directory, config.data
+    shortest, longest = data.reconstruction
+    middle = (shortest + longest) // 2
+    accuracy = [
+        reconstruction_accuracy(model, directory, source, data, lengths, PASSAGES, track)
+        for source in ("docs", "haystacks")
+        for lengths in ((shortest, middle), (middle, longest))
+    ]
+    questions, answers = question_accuracy(model, directory, data, QUESTIONS, track)
+    return {
+        "parameters": {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()},
+        "ratio": model.config.compression.ratio,
+        "window": model.config.compression.window,
+        "reconstruction": accuracy,
+        "continuation": [continuation_loss(model, directory, source, data, PASSAGES, track) for source in ("docs", "code")],
+        "questions": questions,
+        "cost": {
+            "this model": costs(model.config, [2**k for k in range(6, 14)]),
+            "published 0.6B + 4B, ratio 16": costs(published().model, [2**k for k in range(10, 21)]),
+        },
+        "samples": {
+            "reconstruction": [
+                sample
+                for source in ("docs", "haystacks")
+                for sample in reconstruction_samples(model, directory, source, data, 4)
+            ],
+            "continuation": continuation_samples(model, directory, "docs", data, 4),
+            "questions": answers[:8],
+        },
+    }
+
+
+def costs(config: ModelConfig, lengths: list[int]) -> list[dict]:
+    """Cost of reading contexts of these lengths, plain and compressed."""
+    return [
+        {"tokens": n, "plain": asdict(uncompressed_cost(n, config)), "compressed": asdict(compressed_cost(n, config))}
+        for n in lengths
+    ]
+
+
+def round_trip(run_directory: Path, exported: Path, config: Config) -> dict:
+    """Exports to the published layout, reads that back, and compares the logits of one batch of held-out rows."""
+    to_hf(run_directory, exported)
+    returned = exported.parent / f"{exported.name}.back"
+    if not returned.exists():
+        from_hf(exported, returned)
+    before, after = load(run_directory), load(returned)
+    examples = stage_examples(config, config.stages[-1], before.tokenizer, "held")
+    batch = next(iter(PackedBatches(examples, config)))
+    first, second = (np.asarray(logits(model, batch)) for model in (before, after))
+    files = list(exported.rglob("*.safetensors"))
+    return {
+        "directory": str(exported),
+        "tensors": len(jax.tree.leaves(before.params)),
+        "bytes": sum(file.stat().st_size for file in files),
+        "largest_logit_difference": float(np.max(np.abs(first - second))),
+        "identical": bool(np.array_equal(first, second)),
+    }
+
+
+def logits(model: LanguageModel, batch) -> jax.Array:
+    lclm = LCLM(model.config)
+    hidden = lclm.apply({"params": model.params}, jax.tree.map(jnp.asarray, batch))
+    return lclm.apply({"params": model.params}, hidden, method=LCLM.logits)
+
+
+if __name__ == "__main__":
+    run(main)

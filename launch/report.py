@@ -1,0 +1,18 @@
+"""Draws the page of a run again: python -m launch.report runs/tiny writes runs/tiny/report.html."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from lclm_jax.command import run
+from lclm_jax.report import write_report
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory that training wrote to")
+    logging.info("the report is %s", write_report(parser.parse_args().run))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+"""What every command line shares: logging, and errors a user can act on as one line instead of a stack trace."""
+
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.config import Config, ConfigError, override
+from lclm_jax.errors import UserError
+
+
+def run(main: Callable[[], None]):
+    """Calls `main`; a mistake in the input ends with its message and exit status 2, an interruption with 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        main()
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{stop or 'interrupted'}\n")
+        sys.exit(130)
+    except (UserError, FileNotFoundError, FileExistsError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:
+    """The config a file's `config()` returns, changed by `key=value` assignments, and the file's other names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such config; expected a Python file with a function config()")
+    names = runpy.run_path(path)
+    if "config" not in names:
+        raise ConfigError(f"{path} has no function config(); expected one that returns a lclm_jax Config")
+    config = names["config"]()
+    for assignment in assignments:
+        config = override(config, assignment)
+    return config, names

@@ -1,0 +1,60 @@
+"""What reading a context costs, with and without compression: decoder positions, cache bytes and FLOPs, counted from shapes."""
+
+from dataclasses import dataclass
+
+from lclm_jax.config import ModelConfig, TransformerConfig
+from lclm_jax.data.spans import count_latents
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Reading one context. FLOPs count a multiply-add as two; matrix products and attention only."""
+
+    positions: int  # the decoder's
+    cache_bytes: int  # keys and values of those positions
+    encoder_flops: float
+    adapter_flops: float
+    decoder_flops: float
+
+    @property
+    def flops(self) -> float:
+        return self.encoder_flops + self.adapter_flops + self.decoder_flops
+
+
+def layer_weights(config: TransformerConfig) -> int:
+    """Matrix entries of one layer."""
+    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
+    return attention + 3 * config.width * config.mlp
+
+
+def read_flops(config: TransformerConfig, length: int) -> float:
+    """Forward FLOPs of all layers over one sequence; a causal query meets half of the keys."""
+    pairs = length * length / 2 if config.causal else length * length
+    products = 2 * length * layer_weights(config)
+    attention = 4 * pairs * config.heads * config.head_dim
+    return config.layers * (products + attention)
+
+
+def cache_bytes(config: TransformerConfig, positions: int, itemsize: int) -> int:
+    return 2 * config.layers * config.kv_heads * config.head_dim * positions * itemsize
+
+
+def uncompressed_cost(tokens: int, config: ModelConfig) -> Cost:
+    """The decoder reads the text itself."""
+    itemsize = 2 if config.dtype == "bfloat16" else 4
+    return Cost(tokens, cache_bytes(config.decoder, tokens, itemsize), 0.0, 0.0, read_flops(config.decoder, tokens))
+
+
+def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
+    """The encoder reads windows of the text, the decoder their latents and two tags."""
+    itemsize = 2 if config.dtype == "bfloat16" else 4
+    full, rest = divmod(tokens, config.compression.window)
+    extra = config.window_length - config.compression.window
+    encoder = full * read_flops(config.encoder, config.window_length)
+    if rest:
+        encoder += read_flops(config.encoder, rest + extra)
+    latents = count_latents(tokens, config)
+    adapter = 2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width)
+    positions = latents + 2
+    decoder = read_flops(config.decoder, positions)
+    return Cost(positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder)

@@ -1,0 +1,164 @@
+"""What a trained model can do on documents it has never seen, always beside the same decoder with the full text and with none."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from lclm_jax.config import DataConfig, ModelConfig
+from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.sources import read_source, unpack_raw
+from lclm_jax.data.spans import Context, Plain, Span, lay_out, uncompressed, without_contexts
+from lclm_jax.data.transforms import Raw, follow, interleave, reconstruct
+from lclm_jax.language_model import LanguageModel
+from lclm_jax.loss import token_losses
+from lclm_jax.model.lclm import LCLM, output_table
+from lclm_jax.typing import Array, Float, Params
+
+VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
+    "latents": lambda record: record,
+    "text": uncompressed,
+    "nothing": without_contexts,
+}
+BATCH = 16
+Progress = Callable[..., Iterable]
+
+
+def reconstruction_accuracy(
+    model: LanguageModel, directory: str, source: str, data: DataConfig, lengths: tuple[int, int], limit: int, progress: Progress
+) -> dict[str, Any]:
+    """Share of tokens of held-out passages that are the best guess, each token given those before it, in every view.
+
+    `lengths` bounds the passages in tokens. Only the passage itself counts, not the token that ends the turn.
+    """
+    raws = read_source(directory, source, "held")
+    records = _records(raws, limit, lambda raw, rng: reconstruct(raw, rng, _with_lengths(data, lengths), model.tokenizer))
+    result: dict[str, Any] = {"source": source, "lengths": list(lengths), "passages": len(records)}
+    for view, see in VIEWS.items():
+        scores = list(progress(_score(model, [see(record) for record in records]), f"{source} from {view}", len(records)))
+        right = sum(correct[:-1].sum() for _, correct in scores)
+        total = sum(len(correct) - 1 for _, correct in scores)
+        nll = sum(losses[:-1].sum() for losses, _ in scores)
+        result[view] = {"accuracy": _proportion(right, total), "loss": float(nll / total)}
+    return result
+
+
+def continuation_loss(
+    model: LanguageModel, directory: str, source: str, data: DataConfig, limit: int, progress: Progress
+) -> dict[str, Any]:
+    """Loss of the plain half of held-out documents, nats a token, in every view of the wrapped half."""
+    raws = read_source(directory, source, "held")
+    records = _records(raws, limit, lambda raw, rng: interleave(raw, rng, data, model.tokenizer))
+    result: dict[str, Any] = {"source": source, "documents": len(records)}
+    for view, see in VIEWS.items():
+        scores = list(progress(_score(model, [see(record) for record in records]), f"{source} after {view}", len(records)))
+        result[view] = float(sum(losses.sum() for losses, _ in scores) / sum(len(losses) for losses, _ in scores))
+    return result
+
+
+def question_accuracy(
+    model: LanguageModel, directory: str, data: DataConfig, limit: int, progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Share of held-out questions answered exactly, generated greedily, in every view; and every question with its answers."""
+    raws = read_source(directory, "tasks", "held")[:limit]
+    prompts = [_prompt_of(follow(raw, np.random.default_rng(0), data, model.tokenizer)) for raw in raws]
+    samples = [_describe(raw) for raw in raws]
+    result: dict[str, Any] = {"questions": len(raws)}
+    for view, see in VIEWS.items():
+        answers: list[str] = []
+        for start in progress(range(0, len(prompts), BATCH), f"questions from {view}"):
+            records = [see(prompt) for prompt in prompts[start : start + BATCH]]
+            answers += model.complete_records(records, max_tokens=16)
+        right = sum(answer.strip() == sample["answer"] for answer, sample in zip(answers, samples, strict=True))
+        result[view] = _proportion(right, len(raws))
+        for sample, answer in zip(samples, answers, strict=True):
+            sample[f"from_{view}"] = answer.strip()
+    return result, samples
+
+
+def reconstruction_samples(model: LanguageModel, directory: str, source: str, data: DataConfig, count: int) -> list[dict[str, str]]:
+    """Held-out passages and what the model writes when asked for them, generated greedily from latents."""
+    raws = read_source(directory, source, "held")
+    records = _records(raws, count, lambda raw, rng: reconstruct(raw, rng, data, model.tokenizer))
+    prompts = [_prompt_of(record) for record in records]
+    written = model.complete_records(prompts, max_tokens=data.reconstruction[1])
+    originals = [next(span.tokens for span in record if isinstance(span, Context)) for record in records]
+    return [
+        {"source": source, "passage": model.tokenizer.decode(tokens), "written": text}
+        for tokens, text in zip(originals, written, strict=True)
+    ]
+
+
+def continuation_samples(model: LanguageModel, directory: str, source: str, data: DataConfig, count: int) -> list[dict[str, str]]:
+    """Held-out openings read as latents, what follows them in truth, and what the model writes next."""
+    raws = read_source(directory, source, "held")
+    records = _records(raws, count, lambda raw, rng: interleave(raw, rng, data, model.tokenizer))
+    written = model.complete_records([record[:1] for record in records], max_tokens=24)
+    samples = []
+    for record, text in zip(records, written, strict=True):
+        opening, truth = record[0], record[1]
+        assert isinstance(opening, Context) and isinstance(truth, Plain)
+        decode = model.tokenizer.decode
+        samples.append({"source": source, "opening": decode(opening.tokens), "truth": decode(truth.tokens[:24]), "written": text})
+    return samples
+
+
+def _records(raws: Sequence[Raw], limit: int, build: Callable[[Raw, np.random.Generator], list[Span]]) -> list[list[Span]]:
+    """One record from each of the first `limit` examples, the same at every call."""
+    return [build(raw, np.random.default_rng(i)) for i, raw in enumerate(raws[:limit])]
+
+
+def _prompt_of(record: Sequence[Span]) -> list[Span]:
+    """Everything before the first trained span."""
+    first = next(i for i, span in enumerate(record) if isinstance(span, Plain) and span.trained)
+    return list(record[:first])
+
+
+def _describe(raw: Raw) -> dict[str, str]:
+    question, answer = raw["messages"]
+    context, asked = question["content"]
+    return {"context": context["context"], "question": asked["text"].strip(), "answer": answer["content"]}
+
+
+def _with_lengths(data: DataConfig, lengths: tuple[int, int]) -> DataConfig:
+    from dataclasses import replace
+
+    return replace(data, reconstruction=lengths)
+
+
+def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
+    """Yields per record (losses, whether right) of its trained tokens; one record a row, 16 rows a pass."""
+    examples = [lay_out(record, model.config, model.tokenizer.memory) for record in records]
+    windows = max(1, max(len(example.pieces) for example in examples))
+    room = Budget(max(map(len, examples)), windows, model.config.window_length, model.config.compression.latents_per_window)
+    for start in range(0, len(examples), BATCH):
+        some = examples[start : start + BATCH]
+        rows = [Row(room) for _ in range(BATCH)]
+        for row, example in zip(rows, some, strict=False):
+            seats = row.find(example)
+            assert seats is not None
+            row.add(example, seats)
+        batch = assemble(rows)
+        losses, correct = map(np.asarray, _losses(model.params, batch, model.config))
+        for i in range(len(some)):
+            chosen = batch.weights[i] > 0
+            yield losses[i][chosen], correct[i][chosen]
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _losses(params: Params, batch, config: ModelConfig) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    hidden = LCLM(config).apply({"params": params}, batch)
+    return token_losses(hidden, output_table(params, config), batch.targets, batch.weights, chunk=1024)
+
+
+def _proportion(right: float, total: int) -> dict[str, float]:
+    """A share with its 95 % Wilson interval."""
+    if not total:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "count": 0}
+    z, p = 1.96, right / total
+    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return {"value": float(p), "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": int(total)}

@@ -1,0 +1,238 @@
+"""What the figures of a run say in words: the training log by stage, and sentences computed from an evaluation."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+Figures = Mapping[str, Any]
+PARTS = ("encoder", "adapter", "decoder")
+
+
+class ReportError(UserError):
+    """A run that cannot be reported on, or a tool for it that is not installed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the log tells it; step s of it is step `start + s` of the run."""
+
+    name: str
+    start: int
+    steps: int
+    lines: tuple[Figures, ...]
+
+    @property
+    def last(self) -> int:
+        return self.lines[-1]["step"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test taken in the three views, each a share with its 95 % interval."""
+
+    name: str
+    latents: Figures
+    text: Figures
+    nothing: Figures
+
+    @property
+    def clear(self) -> bool:
+        """The latents' interval lies wholly above that of nothing."""
+        return self.latents["low"] > self.nothing["high"]
+
+    @property
+    def no_better(self) -> bool:
+        return self.latents["value"] <= self.nothing["value"]
+
+    @property
+    def readable(self) -> bool:
+        """With the full text in view the decoder does better than with nothing; else there is no gap to close."""
+        return self.text["value"] > self.nothing["value"]
+
+
+def read_log(path: Path) -> list[Stage]:
+    """The log's lines by stage, in the order of the run; the last line written for a stage's step is the one that counts."""
+    stages: dict[str, dict[int, Figures]] = {}
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            log.warning("%s:%d is not a whole line of JSON; left out", path, number)
+            continue
+        stages.setdefault(line["stage"], {})[line["step"]] = line
+    result: list[Stage] = []
+    for name, lines in stages.items():
+        ordered = tuple(lines[step] for step in sorted(lines))
+        start = result[-1].start + result[-1].steps if result else 0
+        result.append(Stage(name, start, ordered[-1]["steps"], ordered))
+    return result
+
+
+def training_seconds(stages: Sequence[Stage], data: Figures) -> float:
+    """Seconds inside the training loop, from the pace of every line."""
+    seconds = 0.0
+    for stage in stages:
+        before = 0
+        for line in stage.lines:
+            seconds += (line["step"] - before) * data["rows"] * data["positions"] / line["positions_per_second"]
+            before = line["step"]
+    return seconds
+
+
+def trained_tokens(stages: Sequence[Stage]) -> float:
+    return sum(line["trained_tokens"] for stage in stages for line in stage.lines)
+
+
+def compare(evaluation: Figures) -> list[Comparison]:
+    """Every test of an evaluation that gives a share: passages by source and length, then the questions."""
+    result = [
+        Comparison(passages(entry), *(entry[view]["accuracy"] for view in ("latents", "text", "nothing")))
+        for entry in evaluation["reconstruction"]
+    ]
+    questions = evaluation["questions"]
+    return [*result, Comparison("questions answered exactly", questions["latents"], questions["text"], questions["nothing"])]
+
+
+def passages(entry: Figures) -> str:
+    low, high = entry["lengths"]
+    return f"{entry['source']} passages of {low} to {high} tokens reconstructed"
+
+
+def gap_closed(latents: float, text: float, nothing: float) -> float | None:
+    """Share of the way from nothing to the full text that the latents go; None where the full text does not help.
+
+    >>> gap_closed(latents=0.5, text=0.8, nothing=0.2)
+    0.5
+    The order is that of a share; of losses, where less is better, pass the negatives.
+    """
+    return (latents - nothing) / (text - nothing) if text > nothing else None
+
+
+def summarise(evaluation: Figures) -> tuple[str, list[str]]:
+    """The verdict in one sentence, and what it rests on."""
+    comparisons = [item for item in compare(evaluation) if item.latents["count"]]
+    clear = [item for item in comparisons if item.clear]
+    total = len(comparisons)
+    if not total:
+        verdict = "Nothing was tested."
+    elif len(clear) == total:
+        verdict = f"Compression works here: in all {total} tests the latents clearly beat no context at all."
+    elif clear:
+        verdict = f"Compression works in part: in {len(clear)} of {total} tests the latents clearly beat no context at all."
+    else:
+        verdict = f"Compression does not work yet: in none of {total} tests do the latents clearly beat no context at all."
+    facts = [f"Every {evaluation['ratio']} tokens of a context become one latent, which the decoder reads in place of the text."]
+    facts += [judge(item) for item in (*pool(evaluation["reconstruction"]), compare(evaluation)[-1])]
+    for name, entries in list(evaluation["cost"].items())[:1]:
+        facts.append(f"Reading with {name}: {describe_cost(entries[-1])}")
+    return verdict, facts
+
+
+def pool(entries: Sequence[Figures]) -> list[Comparison]:
+    """Per source, the accuracy over the passages of all lengths together; its interval is their mean, wider than need be."""
+    result = []
+    for source in dict.fromkeys(entry["source"] for entry in entries):
+        views = {}
+        for view in ("latents", "text", "nothing"):
+            shares = [
+                entry[view]["accuracy"] for entry in entries if entry["source"] == source and entry[view]["accuracy"]["count"]
+            ]
+            count = sum(share["count"] for share in shares)
+            means = {
+                key: sum(share[key] * share["count"] for share in shares) / max(count, 1) for key in ("value", "low", "high")
+            }
+            views[view] = means | {"count": count}
+        result.append(Comparison(f"tokens of {source} passages reconstructed", **views))
+    return result
+
+
+def describe_cost(entry: Figures) -> str:
+    plain, compressed = entry["plain"], entry["compressed"]
+    flops = total_flops(compressed) / total_flops(plain)
+    work = f"{percent(flops)} of the FLOPs" + (", more work than without compression" if flops > 1 else "")
+    return (
+        f"a context of {entry['tokens']:,} tokens takes {compressed['positions']:,} decoder positions in place of "
+        f"{plain['positions']:,}, a cache {plain['cache_bytes'] / compressed['cache_bytes']:.1f} times smaller and {work}."
+    )
+
+
+def judge(item: Comparison) -> str:
+    """One test in plain words, the bad news included."""
+    if not item.latents["count"]:
+        return f"{upper_first(item.name)}: nothing was tested."
+    latents, text, nothing = (percent(view["value"]) for view in (item.latents, item.text, item.nothing))
+    figures = f"{upper_first(item.name)}: {latents} from latents, {text} from the full text, {nothing} from nothing."
+    if not item.readable:
+        return f"{figures} Even the full text does not help this decoder, so the test says nothing about compression."
+    if item.no_better:
+        return f"{figures} The latents are no better than nothing."
+    if not item.clear:
+        return f"{figures} The intervals of latents and nothing overlap, so the difference may be chance."
+    share = gap_closed(item.latents["value"], item.text["value"], item.nothing["value"])
+    assert share is not None
+    return f"{figures} The latents clearly beat nothing and close {percent(share)} of the gap to the full text."
+
+
+def judge_continuation(entry: Figures) -> str:
+    latents, text, nothing = (entry[view] for view in ("latents", "text", "nothing"))
+    opening = (
+        f"Continuing {entry['source']}: loss {latents:.3f} after latents, {text:.3f} after the text, {nothing:.3f} after nothing."
+    )
+    share = gap_closed(-latents, -text, -nothing)
+    if share is None:
+        return f"{opening} Even the full text does not lower the loss, so there is no gap to close."
+    if share <= 0:
+        return f"{opening} The latents do not help."
+    return f"{opening} The latents close {percent(share)} of the gap."
+
+
+def judge_lengths(entries: Sequence[Figures]) -> list[str]:
+    """How reconstruction changes from the shortest to the longest passages of each source."""
+    result = []
+    for source in dict.fromkeys(entry["source"] for entry in entries):
+        some = sorted((entry for entry in entries if entry["source"] == source), key=lambda entry: entry["lengths"][0])
+        if len(some) < 2:
+            continue
+        first, last = some[0], some[-1]
+        short, long = first["latents"]["accuracy"], last["latents"]["accuracy"]
+        change = "falls" if long["high"] < short["low"] else "rises" if long["low"] > short["high"] else "hardly changes"
+        result.append(
+            f"Longer passages of {source}: accuracy from latents {change}, from {percent(short['value'])} at "
+            f"{first['lengths'][0]} to {first['lengths'][1]} tokens to {percent(long['value'])} at "
+            f"{last['lengths'][0]} to {last['lengths'][1]}."
+        )
+    return result
+
+
+def total_flops(cost: Mapping[str, float]) -> float:
+    return sum(cost[f"{part}_flops"] for part in PARTS)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def byte_count(count: float) -> str:
+    power = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def big_count(count: float) -> str:
+    return f"{count / 1e6:.2f} million" if count >= 1e6 else f"{count:,.0f}"
+
+
+def upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,178 @@
+"""The public face of a trained model: load a checkpoint, compress text, generate from latents and text."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lclm_jax.checkpoint import load_params, read_model_files
+from lclm_jax.config import MeshConfig, ModelConfig
+from lclm_jax.data.batch import Windows, empty_batch
+from lclm_jax.data.chat import Message, Part, as_parts, parse_memory, render_chat
+from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, split_windows
+from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
+from lclm_jax.generate import Prompt, Sampling, generate_tokens
+from lclm_jax.model.lclm import LCLM
+from lclm_jax.sharding import make_mesh
+from lclm_jax.state import abstract_params
+from lclm_jax.train import cast
+from lclm_jax.typing import Array, Float, Params
+
+WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A compressed text: vectors [M, D] for the decoder, and how many tokens they stand for."""
+
+    vectors: np.ndarray
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+class LanguageModel:
+    """An LCLM with its tokenizer. Parameters are an ordinary nested dict and may be replaced."""
+
+    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.params = cast(params, config.dtype)
+
+    def compress(self, text: str, ratio: int | None = None) -> Latents:
+        """Latents of a text; they can be kept and used in any prompt.
+
+        Raises TextError for an empty text and ValueError for a ratio the model was not trained for.
+        """
+        trained = self.config.compression.ratio
+        if ratio not in (None, trained):
+            raise ValueError(f"this model compresses at ratio {trained}, got ratio={ratio}; load one trained for {ratio}")
+        if not text:
+            raise TextError("expected text to compress, got an empty string")
+        return self.compress_tokens(self.tokenizer.encode(text))
+
+    def compress_tokens(self, tokens: np.ndarray) -> Latents:
+        """`compress` for text that is tokens already; no tokens give one latent (checkpoint format, "Empty memory")."""
+        pieces = split_windows(np.asarray(tokens), self.config, self.tokenizer.memory.marker)
+        p = self.config.compression.latents_per_window
+        latents = []
+        for start in range(0, len(pieces), WINDOWS_AT_ONCE):
+            some = pieces[start : start + WINDOWS_AT_ONCE]
+            count = WINDOWS_AT_ONCE if len(pieces) > WINDOWS_AT_ONCE else _bucket(len(some), 1)
+            windows = empty_batch(1, 1, count, self.config.window_length).windows
+            for i, piece in enumerate(some):
+                n = len(piece.tokens)
+                windows.tokens[0, i, :n], windows.groups[0, i, :n] = piece.tokens, piece.groups
+                windows.segments[0, i, :n], windows.positions[0, i, :n] = 1, np.arange(n)
+            vectors = np.asarray(_compress(self.params, windows, self.config)[0])
+            latents += [vectors[i * p : i * p + piece.latents] for i, piece in enumerate(some)]
+        return Latents(np.concatenate(latents), len(tokens))
+
+    def generate(
+        self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> str:
+        """The assistant's answer to one user turn made of text and latents.
+
+        >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
+        """
+        return self.chat([{"role": "user", "content": list(parts)}], max_tokens, sampling, seed)
+
+    def chat(
+        self, messages: Sequence[Message], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> str:
+        """The assistant's next turn. A content is text, in which memory tags mark what to compress, or a list of parts.
+
+        Put text that comes from elsewhere into a list: there, tags and control tokens are only characters.
+        """
+        latents: list[Latents] = []
+        prepared = []
+        for message in messages:
+            content = message["content"]
+            parts = parse_memory(content, self.tokenizer) if isinstance(content, str) else content
+            prepared.append({"role": message["role"], "content": self._hold(parts, latents)})
+        record = render_chat(prepared, self.tokenizer, generate=True)
+        return self._answer([record], [latents], max_tokens, sampling, seed)[0]
+
+    def complete(
+        self, parts: str | Latents | Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> str:
+        """What follows text and latents as such, without a chat around them."""
+        latents: list[Latents] = []
+        listed = [parts] if isinstance(parts, (str, Latents)) else parts
+        record = [
+            Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part for part in self._hold(listed, latents)
+        ]
+        return self._answer([record], [latents], max_tokens, sampling, seed)[0]
+
+    def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
+        """Greedy continuations of a batch of records."""
+        all_latents: list[list[Latents]] = [[] for _ in records]
+        held = [self._hold(record, latents) for record, latents in zip(records, all_latents, strict=True)]
+        return self._answer(held, all_latents, max_tokens, GREEDY, 0)
+
+    def _hold(self, parts: Iterable, latents: list[Latents]) -> list:
+        """Compresses contexts, moves all latents into `latents`, and leaves slots in their place."""
+        held: list = []
+        for part in parts:
+            if isinstance(part, Context):
+                part = self.compress_tokens(part.tokens)
+            if isinstance(part, Latents):
+                if part.vectors.shape[1] != self.config.decoder.width:
+                    raise ValueError(f"latents of width {self.config.decoder.width} fit this model, got {part.vectors.shape}")
+                latents.append(part)
+                part = Given(len(part))
+            held.append(part)
+        return held
+
+    def _answer(
+        self, records: Sequence[Sequence[Span]], latents: Sequence[Sequence[Latents]], steps: int, sampling: Sampling, seed: int
+    ) -> list[str]:
+        prompt = self._prompt(records, latents)
+        longest = self.config.decoder.max_positions
+        if prompt.tokens.shape[1] + steps > longest:
+            raise ValueError(f"prompt and answer take up to {longest} positions, got {prompt.tokens.shape[1]} + {steps}; compress more")
+        stop = (self.tokenizer.id(TURN_END),)
+        rng = jax.random.key(seed)
+        tokens, counts = generate_tokens(self.params, prompt, self.config, steps, stop, rng, sampling)
+        return [
+            self.tokenizer.decode(row[:count], control=False)
+            for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
+        ]
+
+    def _prompt(self, records: Sequence[Sequence[Span]], latents: Sequence[Sequence[Latents]]) -> Prompt:
+        examples = [lay_out(record, self.config, self.tokenizer.memory) for record in records]
+        if not all(len(example) for example in examples):
+            raise TextError("expected a prompt, got an empty one")
+        length = _bucket(max(map(len, examples)), 32)
+        room = _bucket(max(sum(map(len, some)) for some in latents), 8)
+        tokens = np.zeros((len(examples), length), np.int32)
+        slots = np.full((len(examples), length), -1, np.int32)
+        vectors = np.zeros((len(examples), room, self.config.decoder.width), self.params["decoder"]["table"].dtype)
+        for i, (example, some) in enumerate(zip(examples, latents, strict=True)):
+            tokens[i, : len(example)], slots[i, : len(example)] = example.tokens, example.slots
+            if some:
+                joined = np.concatenate([one.vectors for one in some])
+                vectors[i, : len(joined)] = joined
+        return Prompt(tokens, slots, vectors, np.array([len(example) for example in examples], np.int32))
+
+
+def load(directory: str | Path, step: int | None = None) -> LanguageModel:
+    """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless one is named."""
+    config, tokenizer = read_model_files(directory)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return LanguageModel(config, load_params(directory, abstract_params(config, mesh), step), tokenizer)
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _compress(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M D"]:
+    return LCLM(config).apply({"params": params}, windows, method=LCLM.compress)
+
+
+def _bucket(length: int, least: int) -> int:
+    """The next power of two: few shapes to compile for."""
+    return max(least, 1 << max(0, length - 1).bit_length())

@@ -1,0 +1,190 @@
+"""The pictures of a run's report: matplotlib figures, each small enough to be read on a phone, and their form as data URIs.
+
+matplotlib is an optional extra, so it is imported where a figure is made; pyplot and its global state are not used.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lclm_jax.findings import PARTS, ReportError, Stage, total_flops
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; one colour per view wherever it appears.
+VIEWS = {"latents": "#0072B2", "text": "#009E73", "nothing": "#999999"}
+VIEW_NAMES = {"latents": "from latents", "text": "from full text", "nothing": "from nothing"}
+PART_COLOURS = ("#E69F00", "#CC79A7", "#56B4E9")
+STREAMS = ("#D55E00", "#56B4E9", "#CC79A7", "#E69F00", "#333333", "#7A5C00")
+DASHES = ("-", "--", "-.", ":")
+FONT = 9
+
+
+def as_data_uri(figure: "Figure") -> str:
+    """The figure as SVG inside a URI, so that a page needs no second file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
+
+
+def plot_training(stages: Sequence[Stage], quantity: str) -> "Figure":
+    """`quantity`, "loss" or "accuracy", of every stream over the steps of all stages in a row."""
+    figure, axes = _figure(5.6, 4.2)
+    names = list(dict.fromkeys(name for stage in stages for line in stage.lines for name in line["streams"]))
+    for i, name in enumerate(names):
+        style = {"color": STREAMS[i % len(STREAMS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
+        label = name
+        for stage in stages:
+            lines = [line for line in stage.lines if name in line["streams"]]
+            if not lines:
+                continue
+            steps = [stage.start + line["step"] for line in lines]
+            values = [line["streams"][name][quantity] for line in lines]
+            axes.plot(steps, values, label=label, marker="o" if len(steps) < 3 else None, markersize=3, **style)
+            label = "_"  # one entry in the legend
+    _mark_stages(axes, stages)
+    axes.set_xlabel("step, all stages in a row", fontsize=FONT)
+    if quantity == "loss":
+        axes.set_ylabel("loss, nats per token", fontsize=FONT)
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylabel("best guess was right", fontsize=FONT)
+        _percent_axis(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure
+
+
+def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> "Figure":
+    """Bars of the three views with 95 % intervals: {group: {view: {"value", "low", "high"}}}."""
+    figure, axes = _figure(5.6, 3.4)
+    for i, (view, colour) in enumerate(VIEWS.items()):
+        shares = [group[view] for group in groups.values()]
+        places = [place + 0.27 * (i - 1) for place in range(len(groups))]
+        values = [share["value"] for share in shares]
+        errors = [
+            [max(0.0, share["value"] - share["low"]) for share in shares],
+            [max(0.0, share["high"] - share["value"]) for share in shares],
+        ]
+        axes.bar(places, values, width=0.25, color=colour, label=VIEW_NAMES[view])
+        axes.errorbar(places, values, yerr=errors, fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5)
+        for place, share in zip(places, shares, strict=True):
+            if math.isfinite(share["value"]):
+                height = max(share["high"], share["value"]) + 0.015
+                axes.text(place, height, f"{100 * share['value']:.0f}", ha="center", va="bottom", fontsize=8, color="#222222")
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=FONT)
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.set_ylabel(ylabel, fontsize=FONT)
+    _percent_axis(axes, top=1.1)
+    axes.grid(visible=False, axis="x")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    return figure
+
+
+def plot_cost(entries: Sequence[Mapping[str, Any]], key: str, label: str) -> "Figure":
+    """One cost against context length, reading the text itself and reading latents, both axes logarithmic."""
+    figure, axes = _figure(3.6, 3.3)
+    tokens = [entry["tokens"] for entry in entries]
+    for side, name, view, mark in (("plain", "full text", "text", "s"), ("compressed", "latents", "latents", "o")):
+        values = [total_flops(entry[side]) if key == "flops" else entry[side][key] for entry in entries]
+        axes.plot(tokens, values, color=VIEWS[view], marker=mark, markersize=4, linewidth=1.6, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    chosen = _about_five(tokens)
+    axes.set_xticks(chosen, [short_count(count) for count in chosen], fontsize=FONT)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("context length, tokens", fontsize=FONT)
+    axes.set_title(label, loc="left", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure
+
+
+def plot_flop_parts(entries: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Who spends the FLOPs of reading latents, as a share of reading the text; a linear axis, so that parts add up to the eye."""
+    figure, axes = _figure(3.6, 3.3)
+    chosen = _about_five(entries)
+    bottoms = [0.0] * len(chosen)
+    for part, colour in zip(PARTS, PART_COLOURS, strict=True):
+        shares = [entry["compressed"][f"{part}_flops"] / total_flops(entry["plain"]) for entry in chosen]
+        axes.bar(range(len(chosen)), shares, bottom=bottoms, width=0.7, color=colour, label=part)
+        bottoms = [bottom + share for bottom, share in zip(bottoms, shares, strict=True)]
+    axes.axhline(1.0, color=VIEWS["text"], linewidth=1.6, label="full text")
+    axes.set_ylim(0, 1.08 * max([1.0, *bottoms]))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xticks(range(len(chosen)), [short_count(entry["tokens"]) for entry in chosen], fontsize=FONT)
+    axes.set_xlabel("context length, tokens", fontsize=FONT)
+    axes.set_title("FLOPs of latents against full text", loc="left", fontsize=10)
+    axes.grid(visible=False, axis="x")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, handlelength=1, columnspacing=0.8, fontsize=8)
+    return figure
+
+
+def short_count(count: int) -> str:
+    """A context length in a few characters, thousands of 1024 as is the custom where it is a multiple of that.
+
+    >>> [short_count(n) for n in (96, 1024, 131072, 1048576, 1500)]
+    ['96', '1k', '128k', '1M', '1.5k']
+    """
+    base = 1000 if count % 1024 else 1024
+    for power, unit in ((2, "M"), (1, "k")):
+        if count >= base**power:
+            return f"{count / base**power:.3g}{unit}"
+    return f"{count}"
+
+
+def _about_five(items: Sequence[Any]) -> Sequence[Any]:
+    """Every so many of the items, the last one included."""
+    every = max(1, math.ceil(len(items) / 5))
+    return items[::-1][::every][::-1]
+
+
+def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """An empty figure, inches wide and high, with our ink."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ReportError("the report's plots need matplotlib: pip install 'lclm_jax[demo]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+    axes.tick_params(labelsize=9, color="#888888")
+    axes.grid(color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _percent_axis(axes: "Axes", top: float = 1.0):
+    axes.set_ylim(0, top)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+
+
+def _mark_stages(axes: "Axes", stages: Sequence[Stage]):
+    """Shades every second stage and names all above the axes, names pushed apart where stages are short."""
+    end = stages[-1].start + max(line["step"] for line in stages[-1].lines)
+    axes.set_xlim(0, 1.015 * end)
+    place = -math.inf
+    for i, stage in enumerate(stages):
+        stop = min(stage.start + stage.steps, end)
+        if i % 2:
+            axes.axvspan(stage.start, stop, color="#F1F3F6", zorder=0)
+        if i:
+            axes.axvline(stage.start, color="#AAAAAA", linewidth=0.8, zorder=1)
+        middle = (stage.start + stop) / 2
+        place = max(middle, place + 0.07 * end)
+        axes.annotate(
+            stage.name,
+            xy=(middle, 1.0),
+            xytext=(place, 1.05),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords=axes.get_xaxis_transform(),
+            rotation=30,
+            rotation_mode="anchor",
+            ha="left",
+            va="bottom",
+            arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
+            fontsize=FONT,
+        )

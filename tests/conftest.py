@@ -1,0 +1,97 @@
+"""Eight fake CPU devices, checked array types, and small models and tokenizers for every test."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import dataclasses  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from lclm_jax.config import (  # noqa: E402
+    CompressionConfig,
+    Config,
+    DataConfig,
+    Group,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    Stream,
+    TransformerConfig,
+)
+from lclm_jax.data.corpus import chat_text, train_tokenizer  # noqa: E402
+from lclm_jax.data.sources import source_path, write_source  # noqa: E402
+from lclm_jax.data.tokens import Tokenizer  # noqa: E402
+from lclm_jax.sharding import make_mesh  # noqa: E402
+from lclm_jax.state import init_params  # noqa: E402
+
+PROSE = Path(os.__file__).read_text() + Path(dataclasses.__file__).read_text()
+FACTS = "Ada likes pears. Ben likes figs. Cy likes plums."
+CHAT = {
+    "messages": [
+        {"role": "user", "content": [{"context": FACTS}, {"text": " Who likes figs?"}]},
+        {"role": "assistant", "content": "Ben"},
+    ]
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([PROSE, chat_text(CHAT)], vocab=512)
+
+
+@pytest.fixture(scope="session")
+def model_config() -> ModelConfig:
+    encoder = TransformerConfig(vocab=512, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
+    decoder = TransformerConfig(vocab=512, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=64, rope_theta=5e6)
+    return ModelConfig(encoder, decoder, CompressionConfig(ratio=4, window=16), dtype="float32", remat="none")
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def params(model_config, one_device):
+    return init_params(model_config, one_device, seed=0)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory, tokenizer) -> Path:
+    """A data directory with a few prepared examples of every kind and the tokenizer."""
+    directory = tmp_path_factory.mktemp("data")
+    tokenizer.save(directory / "tokenizer")
+    passages = [PROSE[start : start + 400] for start in range(0, 20_000, 400)]
+    for split in ("train", "held"):
+        raws = ({"tokens": tokenizer.encode(text), "kind": "code"} for text in passages)
+        write_source(source_path(directory, "docs", split), raws)
+        write_source(source_path(directory, "tasks", split), [CHAT] * 20)
+    return directory
+
+
+@pytest.fixture
+def config(model_config, sources, tmp_path) -> Config:
+    """A run of two short stages."""
+    streams = (Stream("reconstruction", "docs", 0.5), Stream("interleaved", "docs", 0.3), Stream("sft", "tasks", 0.2))
+    frozen = (Group("adapter/.*", 1e-3), Group("encoder/.*", None), Group("decoder/.*", None))
+    everything = (Group("adapter/.*", 1e-3), Group("(encoder|decoder)/.*", 1e-3))
+    return Config(
+        model=model_config,
+        stages=(
+            StageConfig("adapter", 4, frozen, streams, warmup=1),
+            StageConfig("all", 4, everything, streams, warmup=1),
+        ),
+        data=DataConfig(
+            directory=str(sources), rows=8, positions=96, windows=4, open_rows=8, passage=(24, 60), reconstruction=(8, 24),
+            shortest_segment=8,
+        ),
+        mesh=MeshConfig(data=1, fsdp=1, tensor=1),
+        run=RunConfig(directory=str(tmp_path / "run"), save_every=2, log_every=1, loss_chunk=256),
+    )
