@@ -21,7 +21,7 @@ from lclm_jax.config import (
 from lclm_jax.data import corpus
 from lclm_jax.progress import track
 
-VOCAB = 8192
+VOCAB = 1024
 TASKS = 6000
 
 
@@ -58,28 +58,30 @@ def config() -> Config:
         ),
         data=DataConfig(
             directory="runs/tiny/data",
-            rows=16,
-            positions=128,
-            windows=4,
-            open_rows=16,
-            passage=(24, 96),
-            reconstruction=(16, 32),
+            rows=8,
+            positions=256,
+            windows=6,
+            open_rows=8,
+            passage=(48, 96),
+            reconstruction=(24, 32),
             shortest_segment=8,
         ),
         stages=(
             StageConfig(
                 "language",
-                steps=150,
+                steps=130,
                 groups=(Group("decoder/.*", 4e-3), Group("(adapter|encoder)/.*", None)),
                 streams=PRETRAINING,
                 warmup=20,
                 final_rate=1e-3,
                 compress=False,
             ),
-            StageConfig("adapter", 30, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True),
+            StageConfig(
+                "adapter", 30, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True
+            ),
             StageConfig("encoder", 60, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3),
-            StageConfig("decoder", 480, trained(4e-3, 4e-3, 4e-3), PRETRAINING, warmup=20),
-            StageConfig("sft", 80, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
+            StageConfig("decoder", 900, trained(4e-3, 4e-3, 4e-3), PRETRAINING, warmup=20),
+            StageConfig("sft", 120, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         run=RunConfig(directory="runs/tiny", save_every=100, loss_chunk=512),

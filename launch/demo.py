@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.lclm_0p6b_4b import config as published
@@ -30,7 +29,7 @@ from lclm_jax.evaluate import (
     reconstruction_samples,
 )
 from lclm_jax.language_model import LanguageModel, load
-from lclm_jax.model.lclm import LCLM
+from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.progress import track
 from lclm_jax.report import write_report
 from lclm_jax.train import train
@@ -55,8 +54,10 @@ def main():
         result = evaluate(load(run_directory), config) | {"step": step, "seconds": time.perf_counter() - begun}
         evaluation.write_text(json.dumps(result, indent=2))
     exported = run_directory / "hf" / str(step)
-    if not exported.exists():
-        (run_directory / "round_trip.json").write_text(json.dumps(round_trip(run_directory, exported, config), indent=2))
+    if not exported.with_suffix(".json").exists():
+        result = json.dumps(round_trip(run_directory, exported, config), indent=2)
+        (run_directory / "round_trip.json").write_text(result)
+        exported.with_suffix(".json").write_text(result)
     report = write_report(run_directory)
     logging.info("done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve())
 
@@ -85,9 +86,7 @@ def evaluate(model: LanguageModel, config: Config) -> dict:
         },
         "samples": {
             "reconstruction": [
-                sample
-                for source in ("docs", "haystacks")
-                for sample in reconstruction_samples(model, directory, source, data, 4)
+                sample for source in ("docs", "haystacks") for sample in reconstruction_samples(model, directory, source, data, 4)
             ],
             "continuation": continuation_samples(model, directory, "docs", data, 4),
             "questions": answers[:8],
@@ -105,7 +104,8 @@ def costs(config: ModelConfig, lengths: list[int]) -> list[dict]:
 
 def round_trip(run_directory: Path, exported: Path, config: Config) -> dict:
     """Exports to the published layout, reads that back, and compares the logits of one batch of held-out rows."""
-    to_hf(run_directory, exported)
+    if not exported.exists():
+        to_hf(run_directory, exported)
     returned = exported.parent / f"{exported.name}.back"
     if not returned.exists():
         from_hf(exported, returned)
@@ -124,9 +124,8 @@ def round_trip(run_directory: Path, exported: Path, config: Config) -> dict:
 
 
 def logits(model: LanguageModel, batch) -> jax.Array:
-    lclm = LCLM(model.config)
-    hidden = lclm.apply({"params": model.params}, jax.tree.map(jnp.asarray, batch))
-    return lclm.apply({"params": model.params}, hidden, method=LCLM.logits)
+    hidden = apply(model.config, model.params, batch)
+    return apply(model.config, model.params, hidden, method=LCLM.logits)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class Checkpoints:
         return self._steps.latest.step if self._steps.latest else None
 
     def metadata(self, step: int) -> dict[str, Any]:
-        return dict(self._steps.checkpointables_metadata(step).custom_metadata or {})
+        found: Any = self._steps.checkpointables_metadata(step).custom_metadata
+        return found or {}
 
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
         """Begins to save in the background. A failure is raised by the next `save` or `wait`; older steps stay good."""
@@ -87,7 +88,9 @@ def check_shapes(expected: Any, saved: Any, where: str):
     wrong += [f"{path}: not expected, got {have[path]}" for path in have if path not in want]
     if wrong:
         listed = "\n  ".join(wrong[:20])
-        raise CheckpointError(f"{where} does not fit the config ({len(wrong)} arrays differ):\n  {listed}\nuse its own model.json")
+        raise CheckpointError(
+            f"{where} does not fit the config ({len(wrong)} arrays differ):\n  {listed}\nuse its own model.json"
+        )
 
 
 def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):

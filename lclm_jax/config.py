@@ -225,7 +225,7 @@ def _override(node: Any, keys: list[str], text: str, path: str) -> Any:
         i = names.index(key)
         if not rest:
             raise ConfigError(f"{path}{key} is a group of settings; name one of them, as in {path}{key}.<field>=value")
-        return node[:i] + (_override(node[i], rest, text, f"{path}{key}."),) + node[i + 1 :]
+        return (*node[:i], _override(node[i], rest, text, f"{path}{key}."), *node[i + 1 :])
     if not dataclasses.is_dataclass(node):
         raise ConfigError(f"{path[:-1]} is a single value and has no field {key!r}")
     hints = typing.get_type_hints(type(node))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 
 from lclm_jax.config import DataConfig, ModelConfig
 from lclm_jax.data.packing import Budget, Row, assemble
-from lclm_jax.data.sources import read_source, unpack_raw
+from lclm_jax.data.sources import read_source
 from lclm_jax.data.spans import Context, Plain, Span, lay_out, uncompressed, without_contexts
 from lclm_jax.data.transforms import Raw, follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.loss import token_losses
-from lclm_jax.model.lclm import LCLM, output_table
+from lclm_jax.model.lclm import apply, output_table
 from lclm_jax.typing import Array, Float, Params
 
 VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
@@ -79,7 +80,9 @@ def question_accuracy(
     return result, samples
 
 
-def reconstruction_samples(model: LanguageModel, directory: str, source: str, data: DataConfig, count: int) -> list[dict[str, str]]:
+def reconstruction_samples(
+    model: LanguageModel, directory: str, source: str, data: DataConfig, count: int
+) -> list[dict[str, str]]:
     """Held-out passages and what the model writes when asked for them, generated greedily from latents."""
     raws = read_source(directory, source, "held")
     records = _records(raws, count, lambda raw, rng: reconstruct(raw, rng, data, model.tokenizer))
@@ -124,8 +127,6 @@ def _describe(raw: Raw) -> dict[str, str]:
 
 
 def _with_lengths(data: DataConfig, lengths: tuple[int, int]) -> DataConfig:
-    from dataclasses import replace
-
     return replace(data, reconstruction=lengths)
 
 
@@ -150,7 +151,7 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
 
 @partial(jax.jit, static_argnames=("config",))
 def _losses(params: Params, batch, config: ModelConfig) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    hidden = LCLM(config).apply({"params": params}, batch)
+    hidden = apply(config, params, batch)
     return token_losses(hidden, output_table(params, config), batch.targets, batch.weights, chunk=1024)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.attention import Cache
-from lclm_jax.model.lclm import LCLM
+from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import empty_cache
 from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
@@ -65,12 +65,9 @@ def prefill(params: Params, prompt: Prompt, config: ModelConfig, room: int) -> t
     columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
     places = Places((columns < prompt.lengths[:, None]).astype(jnp.int32), columns)
     cache = empty_cache(config.decoder, rows, length + room, params["decoder"]["table"].dtype)
-    model = LCLM(config)
-    hidden, cache = model.apply(
-        {"params": params}, prompt.tokens, prompt.slots, prompt.latents, places, cache, method=LCLM.decode
-    )
+    hidden, cache = apply(config, params, prompt.tokens, prompt.slots, prompt.latents, places, cache, method=LCLM.decode)
     last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)
-    return model.apply({"params": params}, last, method=LCLM.logits)[:, 0], cache
+    return apply(config, params, last, method=LCLM.logits)[:, 0], cache
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
@@ -78,13 +75,11 @@ def decode_step(
     params: Params, tokens: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache, config: ModelConfig
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one more token of every row and returns the scores of the next."""
-    model = LCLM(config)
     nothing = jnp.zeros((len(tokens), 1, config.decoder.width), params["decoder"]["table"].dtype)
     places = Places(jnp.ones_like(tokens)[:, None], positions[:, None])
-    hidden, cache = model.apply(
-        {"params": params}, tokens[:, None], jnp.full_like(tokens, -1)[:, None], nothing, places, cache, method=LCLM.decode
-    )
-    return model.apply({"params": params}, hidden, method=LCLM.logits)[:, 0], cache
+    unslotted = jnp.full_like(tokens, -1)[:, None]
+    hidden, cache = apply(config, params, tokens[:, None], unslotted, nothing, places, cache, method=LCLM.decode)
+    return apply(config, params, hidden, method=LCLM.logits)[:, 0], cache
 
 
 @partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop"))

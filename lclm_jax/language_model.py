@@ -6,17 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.checkpoint import load_params, read_model_files
 from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.data.batch import Windows, empty_batch
-from lclm_jax.data.chat import Message, Part, as_parts, parse_memory, render_chat
+from lclm_jax.data.chat import Message, parse_memory, render_chat
 from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, split_windows
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
-from lclm_jax.model.lclm import LCLM
+from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
 from lclm_jax.train import cast
@@ -73,18 +72,14 @@ class LanguageModel:
             latents += [vectors[i * p : i * p + piece.latents] for i, piece in enumerate(some)]
         return Latents(np.concatenate(latents), len(tokens))
 
-    def generate(
-        self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
-    ) -> str:
+    def generate(self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
         """The assistant's answer to one user turn made of text and latents.
 
         >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
         """
         return self.chat([{"role": "user", "content": list(parts)}], max_tokens, sampling, seed)
 
-    def chat(
-        self, messages: Sequence[Message], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
-    ) -> str:
+    def chat(self, messages: Sequence[Message], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
         """The assistant's next turn. A content is text, in which memory tags mark what to compress, or a list of parts.
 
         Put text that comes from elsewhere into a list: there, tags and control tokens are only characters.
@@ -104,9 +99,7 @@ class LanguageModel:
         """What follows text and latents as such, without a chat around them."""
         latents: list[Latents] = []
         listed = [parts] if isinstance(parts, (str, Latents)) else parts
-        record = [
-            Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part for part in self._hold(listed, latents)
-        ]
+        record = [Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part for part in self._hold(listed, latents)]
         return self._answer([record], [latents], max_tokens, sampling, seed)[0]
 
     def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
@@ -135,7 +128,9 @@ class LanguageModel:
         prompt = self._prompt(records, latents)
         longest = self.config.decoder.max_positions
         if prompt.tokens.shape[1] + steps > longest:
-            raise ValueError(f"prompt and answer take up to {longest} positions, got {prompt.tokens.shape[1]} + {steps}; compress more")
+            raise ValueError(
+                f"prompt and answer take up to {longest} positions, got {prompt.tokens.shape[1]} + {steps}; compress more"
+            )
         stop = (self.tokenizer.id(TURN_END),)
         rng = jax.random.key(seed)
         tokens, counts = generate_tokens(self.params, prompt, self.config, steps, stop, rng, sampling)
@@ -170,7 +165,7 @@ def load(directory: str | Path, step: int | None = None) -> LanguageModel:
 
 @partial(jax.jit, static_argnames=("config",))
 def _compress(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M D"]:
-    return LCLM(config).apply({"params": params}, windows, method=LCLM.compress)
+    return apply(config, params, windows, method=LCLM.compress)
 
 
 def _bucket(length: int, least: int) -> int:

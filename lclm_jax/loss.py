@@ -47,7 +47,5 @@ def token_losses(
 
     _, results = jax.lax.scan(one_chunk, None, (chunks(hidden), chunks(targets), chunks(weights)))
     back = jnp.argsort(order, axis=1)
-    nll, correct = (
-        jnp.take_along_axis(x.swapaxes(0, 1).reshape(b, pieces * columns)[:, :t], back, axis=1) for x in results
-    )
+    nll, correct = (jnp.take_along_axis(x.swapaxes(0, 1).reshape(b, pieces * columns)[:, :t], back, axis=1) for x in results)
     return nll, correct

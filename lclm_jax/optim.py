@@ -4,6 +4,7 @@ Trained and frozen parameters are two flat dicts, path -> array; only the first 
 """
 
 import re
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -18,7 +19,8 @@ MEMORY_COMPONENTS = ("encoder", "adapter")  # what a batch without contexts must
 
 
 def flatten(params: Params) -> Flat:
-    return flax.traverse_util.flatten_dict(params, sep="/")
+    flat: Any = flax.traverse_util.flatten_dict(params, sep="/")
+    return flat
 
 
 def unflatten(flat: Flat) -> Params:
@@ -90,10 +92,13 @@ def update(
     finite: Bool[Array, ""],
     memory: Bool[Array, ""],
 ) -> tuple[Params, dict[str, optax.OptState]]:
-    """One clipped AdamW step. Nothing moves unless `finite`; encoder and adapter, moments and counts included, not without `memory`."""
+    """One clipped AdamW step.
+
+    Nothing moves unless `finite`; the encoder, the adapter, their moments and counts do not move without `memory` either.
+    """
     flat = flatten(params)
     made = optimizers(list(flat), stage, config)
-    scale = jnp.minimum(1.0, config.clip / (optax.global_norm(gradients) + 1e-6))
+    scale = jnp.minimum(1.0, config.clip / (optax.tree.norm(gradients) + 1e-6))
     new_moments = {}
     for label, members in assign_groups(list(flat), stage).items():
         old = {path: flat[path] for path in members}

@@ -145,7 +145,7 @@ def _questions(evaluation: Figures) -> Html:
         element("h3", "Questions answered"),
         element("p", f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact."),
         _picture("", plots.plot_proportions({"all questions": shares}, "answered exactly"), alt),
-        table([""] + list(plots.VIEW_NAMES.values()), [["answered", *(_interval(questions[view]) for view in VIEWS)]]),
+        table(["", *plots.VIEW_NAMES.values()], [["answered", *(_interval(questions[view]) for view in VIEWS)]]),
         _about_intervals(),
     )
     right = element(

@@ -1,5 +1,8 @@
 """The mesh, and the one table that maps logical axes to mesh axes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -23,7 +26,7 @@ RULES = (
 )
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh; one axis may be -1 and takes the devices the others leave.
 
     Raises ConfigError when the axes do not multiply to the number of devices.
@@ -34,7 +37,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         others = -shape[0] * shape[1] * shape[2]
         shape[shape.index(-1)] = max(1, len(devices) // others)
     if shape[0] * shape[1] * shape[2] != len(devices):
-        raise ConfigError(f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>")
+        raise ConfigError(
+            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
+        )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

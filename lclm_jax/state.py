@@ -28,7 +28,7 @@ class TrainState:
 def init_boxed(config: ModelConfig, rng: Array) -> Params:
     """Random parameters in their boxes of logical axes."""
     batch = empty_batch(1, 8, 1, config.window_length)
-    variables = LCLM(config).init(rng, batch, method=_touch_all)
+    variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
     return variables["params"]
 
 

@@ -3,7 +3,6 @@
 `train(config)` starts, continues after any interruption, or returns at once when all stages are done.
 """
 
-import dataclasses
 import json
 import logging
 import signal
@@ -17,15 +16,16 @@ from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lclm_jax.checkpoint import Checkpoints, write_model_files
-from lclm_jax.config import Config, StageConfig, to_dict
+from lclm_jax.config import Config, ConfigError, StageConfig, to_dict
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.streams import stage_batches
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.loss import token_losses
-from lclm_jax.model.lclm import LCLM, output_table
+from lclm_jax.model.lclm import apply, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
 from lclm_jax.progress import progress_bar
 from lclm_jax.sharding import batch_sharding, make_mesh
@@ -47,23 +47,18 @@ def train(config: Config) -> Path:
     (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), Checkpoints(directory, config.run.keep) as checkpoints, (directory / "log.jsonl").open("a") as lines:
-        done = _position(checkpoints)
-        state = None
-        if done is None:
-            params = init_params(config.model, mesh, config.run.seed)
-        else:
-            stage = next(stage for stage in config.stages if stage.name == done["stage"])
-            state = _restore(checkpoints, abstract_state(config, stage, mesh))
-            params = state.params
-        start = 0 if done is None else [stage.name for stage in config.stages].index(done["stage"])
+        position = _position(checkpoints, config)
+        start = 0 if position is None else [stage.name for stage in config.stages].index(position["stage"])
+        params = init_params(config.model, mesh, config.run.seed) if position is None else {}
         for stage in config.stages[start:]:
             batches = iter(stage_batches(config, stage, tokenizer, jax.process_index(), jax.process_count()))
-            if state is None:
+            if position is None:
                 state = begin_stage(params, config, stage, mesh)
             else:
-                batches.set_state(done["data"])
-            state = _run_stage(config, stage, state, batches, checkpoints, lines)
-            params, state = state.params, None
+                state = _restore(checkpoints, abstract_state(config, stage, mesh))
+                batches.set_state(position["data"])
+                position = None
+            params = _run_stage(config, stage, state, batches, checkpoints, lines).params
     return directory
 
 
@@ -75,7 +70,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
     """One update of a stage's trained parameters. Metrics are sums and norms, still on device."""
     trained, frozen = split_trained(state.params, stage)
     (loss, (nll, correct)), gradients = jax.value_and_grad(objective, has_aux=True)(trained, frozen, batch, config)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     memory = jnp.any(batch.slots >= 0)
     params, moments = update(state.params, state.moments, gradients, stage, config.optimizer, finite, memory)
@@ -92,14 +87,14 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
     }
     for name in sorted({component(path) for path in gradients}):
         members = [x for path, x in gradients.items() if component(path) == name]
-        metrics[f"gradient_norm/{name}"] = optax.global_norm(members)
+        metrics[f"gradient_norm/{name}"] = optax.tree.norm(members)
     return TrainState(params, moments, state.step + 1, state.skipped + ~finite), metrics
 
 
 def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config):
     """Mean loss over the batch's trained tokens, and per position (loss, whether the best guess was right)."""
     params = cast(unflatten({**trained, **frozen}), config.model.dtype)
-    hidden = LCLM(config.model).apply({"params": params}, batch)
+    hidden = apply(config.model, params, batch)
     nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
     return jnp.sum(nll * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0), (nll, correct)
 
@@ -131,12 +126,24 @@ def _run_stage(
                 checkpoints.save(before + step, {"params": state.params, "training": _training(state)}, position)
             if stopping.is_set():
                 checkpoints.wait()
-                raise Interrupted(f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue")
+                raise Interrupted(
+                    f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
+                )
     return state
 
 
-def _position(checkpoints: Checkpoints) -> dict[str, Any] | None:
-    return None if checkpoints.latest is None else checkpoints.metadata(checkpoints.latest)
+def _position(checkpoints: Checkpoints, config: Config) -> dict[str, Any] | None:
+    """Stage, step and data position of the newest checkpoint, if there is one."""
+    if checkpoints.latest is None:
+        return None
+    position = checkpoints.metadata(checkpoints.latest)
+    names = [stage.name for stage in config.stages]
+    if position.get("stage") not in names:
+        raise ConfigError(
+            f"{checkpoints.directory} was saved in stage {position.get('stage')!r}, this config has {', '.join(names)}; "
+            "use the config it was trained with, or another run.directory"
+        )
+    return position
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -181,7 +188,7 @@ class Recorder:
         line |= {key: float(value) for key, value in steps[-1].items() if value.ndim == 0 and key != "loss"}
         line["streams"] = {
             stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
-            for stream, nll, correct, count in zip(self.stage.streams, *sums.values(), strict=True)
+            for stream, (nll, correct, count) in zip(self.stage.streams, np.stack(list(sums.values()), axis=1), strict=True)
             if count
         }
         self.lines.write(json.dumps(line) + "\n")

@@ -7,13 +7,13 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backen
 os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-import dataclasses  # noqa: E402
-from pathlib import Path  # noqa: E402
+import dataclasses
+from pathlib import Path
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from lclm_jax.config import (  # noqa: E402
+from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
@@ -25,11 +25,11 @@ from lclm_jax.config import (  # noqa: E402
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.corpus import chat_text, train_tokenizer  # noqa: E402
-from lclm_jax.data.sources import source_path, write_source  # noqa: E402
-from lclm_jax.data.tokens import Tokenizer  # noqa: E402
-from lclm_jax.sharding import make_mesh  # noqa: E402
-from lclm_jax.state import init_params  # noqa: E402
+from lclm_jax.data.corpus import chat_text, train_tokenizer
+from lclm_jax.data.sources import source_path, write_source
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.sharding import make_mesh
+from lclm_jax.state import init_params
 
 PROSE = Path(os.__file__).read_text() + Path(dataclasses.__file__).read_text()
 FACTS = "Ada likes pears. Ben likes figs. Cy likes plums."
@@ -89,7 +89,13 @@ def config(model_config, sources, tmp_path) -> Config:
             StageConfig("all", 4, everything, streams, warmup=1),
         ),
         data=DataConfig(
-            directory=str(sources), rows=8, positions=96, windows=4, open_rows=8, passage=(24, 60), reconstruction=(8, 24),
+            directory=str(sources),
+            rows=8,
+            positions=96,
+            windows=4,
+            open_rows=8,
+            passage=(24, 60),
+            reconstruction=(8, 24),
             shortest_segment=8,
         ),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),

@@ -1,7 +1,7 @@
 """Prepared examples on disk: one ArrayRecord file per source and split, one raw example a record, packed by msgpack."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ def source_path(directory: str | Path, source: str, split: str) -> Path:
 
 
 def split_of(text: str) -> str:
-    """"held" for the documents set aside, chosen by a hash of their text, else "train"."""
+    """ "held" for the documents set aside, chosen by a hash of their text, else "train"."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
     return "held" if int.from_bytes(digest[:8], "little") % HELD_OUT == 0 else "train"
 
 
 def pack_raw(raw: Raw) -> bytes:
     """One raw example as bytes; token arrays become little-endian int32."""
-    return msgpack.packb({key: value.astype("<i4").tobytes() if key == "tokens" else value for key, value in raw.items()})
+    fields = {key: value.astype("<i4").tobytes() if key == "tokens" else value for key, value in raw.items()}
+    return bytes(msgpack.packb(fields) or b"")
 
 
 def unpack_raw(packed: bytes) -> Raw:
@@ -49,7 +50,7 @@ def write_source(path: Path, examples: Iterable[Raw]) -> int:
     return count
 
 
-def open_source(directory: str | Path, source: str, split: str = "train") -> Sequence[bytes]:
+def open_source(directory: str | Path, source: str, split: str = "train") -> grain.sources.ArrayRecordDataSource:
     """Random access to the packed examples of a source. Raises FileNotFoundError naming the file and what makes it."""
     path = source_path(directory, source, split)
     if not path.exists():

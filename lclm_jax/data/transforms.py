@@ -45,9 +45,7 @@ def interleave(raw: Raw, rng: np.random.Generator, data: DataConfig, _: Tokenize
     return record
 
 
-def segment_lengths(
-    length: int, trainable: int, rng: np.random.Generator, shortest: int
-) -> tuple[list[int], list[int]]:
+def segment_lengths(length: int, trainable: int, rng: np.random.Generator, shortest: int) -> tuple[list[int], list[int]]:
     """Lengths of the wrapped and of the plain segments of a document, in order; they add up to `length`."""
     least, most = next((least, most) for bound, least, most in PAIRS if length < bound)
     pairs = int(rng.integers(least, most + 1))
@@ -87,9 +85,7 @@ def follow(raw: Raw, rng: np.random.Generator, _: DataConfig, tokenizer: Tokeniz
     for message in raw["messages"]:
         content = message["content"]
         if not isinstance(content, str):
-            content = [
-                Context(tokenizer.encode(part["context"])) if "context" in part else part["text"] for part in content
-            ]
+            content = [Context(tokenizer.encode(part["context"])) if "context" in part else part["text"] for part in content]
         elif message["role"] != "assistant":
             content = wrap_prompt(tokenizer.encode(content), rng)
         messages.append({"role": message["role"], "content": as_parts(content)})
@@ -126,4 +122,3 @@ def crop(tokens: np.ndarray, rng: np.random.Generator, bounds: tuple[int, int]) 
 
 
 STREAMS = {"interleaved": interleave, "sft": follow, "reconstruction": reconstruct}
-

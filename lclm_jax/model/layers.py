@@ -1,10 +1,13 @@
 """The small parts of a Qwen3 layer: norm, rotary positions, gated MLP. Each computes in the dtype of its input."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.typing import Array, Float, Int, typed
+
 
 def unit_scale(inputs: int):
     """Initialiser that keeps the scale of a sum over `inputs` entries at any width (0.02 at a width of 2560)."""
@@ -18,7 +21,8 @@ RESIDUAL = nn.initializers.zeros
 
 def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Array:
     """A float32 parameter that carries its logical axes."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    boxed: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return boxed
 
 
 class RMSNorm(nn.Module):

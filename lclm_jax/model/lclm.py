@@ -1,5 +1,8 @@
 """The model: encode -> pool -> project -> place -> decode, five small functions and the call that joins them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -11,7 +14,7 @@ from lclm_jax.model.layers import parameter, unit_scale
 from lclm_jax.model.masks import Places
 from lclm_jax.model.pooling import pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
-from lclm_jax.typing import Array, Float, Int, typed
+from lclm_jax.typing import Array, Float, Int, Params, typed
 
 
 class LCLM(nn.Module):
@@ -25,7 +28,9 @@ class LCLM(nn.Module):
         self.adapter = Adapter(c.decoder.width)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), unit_scale(c.decoder.width))
+            self.head = parameter(
+                self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), unit_scale(c.decoder.width)
+            )
 
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
         """Hidden states of every decoder position of a packed batch."""
@@ -77,14 +82,17 @@ class LCLM(nn.Module):
 
 
 @typed
-def place(
-    embedded: Float[Array, "B T D"], latents: Float[Array, "B M D"], slots: Int[Array, "B T"]
-) -> Float[Array, "B T D"]:
+def place(embedded: Float[Array, "B T D"], latents: Float[Array, "B M D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where slots[t] is -1."""
     chosen = jnp.take_along_axis(latents, jnp.maximum(slots, 0)[..., None], axis=1)
     return jnp.where((slots >= 0)[..., None], chosen, embedded)
 
 
-def output_table(params: dict, config: ModelConfig) -> Float[Array, "V D"]:
+def apply(config: ModelConfig, params: Params, *inputs: Any, method: Callable[..., Any] = LCLM.__call__) -> Any:
+    """Runs the model, or one of its methods, as a pure function of plain parameters."""
+    return LCLM(config).apply({"params": params}, *inputs, method=method)
+
+
+def output_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
     """The head's weights as a parameter: the decoder's own table when tied."""
     return params["decoder"]["table"] if config.decoder.tied else params["head"]

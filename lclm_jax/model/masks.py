@@ -1,7 +1,6 @@
 """Who sees whom: a token's place, and the mask that follows from two sets of places."""
 
 import flax.struct
-import jax.numpy as jnp
 
 from lclm_jax.typing import Array, Bool, Int, typed
 

@@ -71,8 +71,8 @@ class Transformer(nn.Module):
             x, _ = self.layers(x, queries, None, None)
             return self.norm(x), None
         places = jax.tree.map(partial(_write, start=cache.end), cache.places, queries)
-        x, (keys, values) = self.layers(x, queries, (places, cache.end), (cache.keys, cache.values))
-        return self.norm(x), Cache(keys, values, places, cache.end + x.shape[1])
+        x, written = self.layers(x, queries, (places, cache.end), (cache.keys, cache.values))
+        return self.norm(x), Cache(*written, places, cache.end + x.shape[1])
 
 
 def _write(old: Array, new: Array, start: Array) -> Array:
