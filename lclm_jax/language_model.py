@@ -15,10 +15,9 @@ from lclm_jax.data.chat import Message, parse_memory, render_chat
 from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, split_windows
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
-from lclm_jax.model.lclm import LCLM, apply
+from lclm_jax.model.lclm import LCLM, apply, cast
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
-from lclm_jax.train import cast
 from lclm_jax.typing import Array, Float, Params
 
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is

@@ -25,12 +25,11 @@ from lclm_jax.data.batch import Batch
 from lclm_jax.data.streams import stage_batches
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.loss import token_losses
-from lclm_jax.model.lclm import apply, output_table
+from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
 from lclm_jax.progress import progress_bar
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
-from lclm_jax.typing import Params
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -97,11 +96,6 @@ def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config):
     hidden = apply(config.model, params, batch)
     nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
     return jnp.sum(nll * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0), (nll, correct)
-
-
-def cast(params: Params, dtype: str) -> Params:
-    """Parameters in the dtype the model computes in; done once, before the scan over layers."""
-    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def _run_stage(

@@ -169,7 +169,9 @@ def test_a_context_in_the_assistants_turn_splits_its_loss(tokenizer):
 
 
 def test_the_tokenizers_own_template_decides_the_form(tokenizer):
-    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+    )
     other = Tokenizer(tokenizer.definition, template)
     record = render_chat([{"role": "user", "content": "Figs?"}, {"role": "assistant", "content": "Ben"}], other)
     assert other.decode(tokens_of(record)) == "[user] Figs?[assistant] Ben<|endoftext|>"

@@ -64,13 +64,13 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, generate: boo
         raise TextError("expected at least one message, got none")
     rendered = _render_template(tokenizer.template or CHATML, tuple(message["role"] for message in messages), generate)
     pieces: list[tuple[Part | int, bool]] = []  # (text, tokens, span or control id; trained)
+    after_assistant = False
     for i, chunk in enumerate(_HOLES.split(rendered)):
         if i % 2:
             message = messages[int(chunk)]
-            trained = message["role"] == "assistant"
-            pieces += [(part, trained) for part in as_parts(message["content"])]
+            after_assistant = message["role"] == "assistant"
+            pieces += [(part, after_assistant) for part in as_parts(message["content"])]
         else:
-            after_assistant = bool(pieces) and pieces[-1][1]
             pieces += _template_pieces(chunk, tokenizer, after_assistant)
     return _encode_pieces(pieces, tokenizer)
 
@@ -83,6 +83,9 @@ def as_parts(content: str | Iterable[Part]) -> list[Part]:
 def _render_template(template: str, roles: tuple[str, ...], generate: bool) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    strange = [role for role in roles if not role.isidentifier()]
+    if strange:
+        raise TextError(f"a role is one word such as user, got {strange[0]!r}; put what was said into content")
     chat = [{"role": role, "content": _HOLE.format(i)} for i, role in enumerate(roles)]
     rendered, _ = render_jinja_template([chat], chat_template=template, add_generation_prompt=generate)
     return rendered[0]

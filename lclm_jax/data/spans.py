@@ -104,7 +104,7 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
     >>> ratio 2, [Plain [5]], Context [7 8 9], Plain [6] trained:
     tokens [5 < * * > 6], slots [-1 -1 0 1 -1 -1], targets [< * * > 6 0], weights [0 0 0 0 1 0]
     """
-    tokens, slots, trained, pieces, latents = [], [], [], [], 0
+    tokens, slots, trained, pieces, latents = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [], [], 0
     for span in record:
         if isinstance(span, Plain):
             tokens.append(span.tokens)
@@ -122,7 +122,7 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
     following = np.concatenate([*trained, [False]])[1:]
     return Example(
         tokens=flat,
-        targets=np.append(flat[1:], 0).astype(np.int32),
+        targets=np.append(flat, 0)[1:].astype(np.int32),
         weights=following.astype(np.float32),
         slots=np.concatenate(slots).astype(np.int32),
         pieces=pieces,

@@ -18,6 +18,8 @@ from lclm_jax.data.spans import Example, Span, language, lay_out
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.data.transforms import STREAMS
 
+MOST_TOO_LONG = 1000  # examples in a row that may be too long before the budgets must be wrong
+
 
 def stage_batches(config: Config, stage: StageConfig, tokenizer: Tokenizer, host: int = 0, hosts: int = 1) -> grain.IterDataset:
     """This host's share of every global batch of a stage, prefetched; the iterator's state is the same on all hosts."""
@@ -78,6 +80,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         self._next = 0
         self._open: list[tuple[Row, list[int]]] = []
         self._too_long: dict[str, int] = {}
+        self._in_a_row = 0  # too long, since the last that fitted
 
     def __next__(self) -> Batch:
         source = self._source
@@ -94,7 +97,15 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         """Puts an example into an open row, and returns the fullest row once too many are open."""
         if not self._budget.fits_alone(example):
             self._too_long[str(example.stream)] = self._too_long.get(str(example.stream), 0) + 1
+            self._in_a_row += 1
+            if self._in_a_row == MOST_TOO_LONG:
+                raise ConfigError(
+                    f"{MOST_TOO_LONG} examples in a row do not fit a row of {self._budget.positions} positions and "
+                    f"{self._budget.windows} windows, the last of stream {example.stream} with {len(example)} positions and "
+                    f"{len(example.pieces)} windows; raise data.positions or data.windows"
+                )
             return None
+        self._in_a_row = 0
         best = best_row([row for row, _ in self._open], example)
         if best is None:
             best = len(self._open)

@@ -40,9 +40,9 @@ class Tokenizer:
         self.template = template
         fields = json.loads(definition)
         self.control = {token["content"]: token["id"] for token in fields["added_tokens"]}
-        self._names = {number: name for name, number in self.control.items()}
         self._whole = FastTokenizer.from_str(definition)
-        self._text = FastTokenizer.from_str(json.dumps({**fields, "added_tokens": [], "post_processor": None}))
+        unset = dict.fromkeys(("post_processor", "truncation", "padding"))
+        self._text = FastTokenizer.from_str(json.dumps({**fields, **unset, "added_tokens": []}))
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
@@ -90,5 +90,5 @@ class Tokenizer:
         return [np.array(one.ids, np.int32) for one in encoded]
 
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
-        """Text of tokens, control tokens by name or left out."""
+        """Text of tokens; special control tokens by name or, without `control`, left out."""
         return self._whole.decode([int(token) for token in tokens], skip_special_tokens=not control)

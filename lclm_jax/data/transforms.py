@@ -93,7 +93,8 @@ def follow(raw: Raw, rng: np.random.Generator, _: DataConfig, tokenizer: Tokeniz
 
 
 def wrap_prompt(tokens: np.ndarray, rng: np.random.Generator) -> list[Part]:
-    """Wraps a prompt whole in half of the cases, else one to three regions of it that cover 80-100 % (C.4)."""
+    """Wraps a prompt whole in half of the cases, else one to three regions that cover 80-100 % with gaps of
+    at least 5 % between them where that is feasible (C.4)."""
     if len(tokens) == 0:
         return []
     if rng.random() < 0.5 or len(tokens) < 32:
@@ -101,7 +102,9 @@ def wrap_prompt(tokens: np.ndarray, rng: np.random.Generator) -> list[Part]:
     most = 1 if len(tokens) < 200 else 2 if len(tokens) < 600 else 3
     regions = int(rng.integers(1, most + 1))
     uncovered = len(tokens) - round(len(tokens) * rng.uniform(0.8, 1.0))
-    gaps = np.round(rng.dirichlet(np.ones(regions + 1)) * uncovered).astype(int)
+    least = -(-len(tokens) // 20)  # 5 %
+    inner = np.array([0, *[least] * (regions - 1), 0]) if uncovered >= least * (regions - 1) else np.zeros(regions + 1, int)
+    gaps = inner + np.floor(rng.dirichlet(np.ones(regions + 1)) * (uncovered - inner.sum())).astype(int)
     covered = np.diff(np.round(np.linspace(0, len(tokens) - gaps.sum(), regions + 1)).astype(int))
     parts: list[Part] = []
     start = 0

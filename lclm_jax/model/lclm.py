@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import ModelConfig
@@ -91,6 +92,11 @@ def place(embedded: Float[Array, "B T D"], latents: Float[Array, "B M D"], slots
 def apply(config: ModelConfig, params: Params, *inputs: Any, method: Callable[..., Any] = LCLM.__call__) -> Any:
     """Runs the model, or one of its methods, as a pure function of plain parameters."""
     return LCLM(config).apply({"params": params}, *inputs, method=method)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Parameters in the dtype the model computes in; done once, before the scan over layers."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def output_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:

@@ -1,0 +1,152 @@
+"""Checkpoints: what is saved comes back exactly, on any mesh, and what cannot be saved or read says why."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lclm_jax.checkpoint import CheckpointError, Checkpoints, load_params, save_model
+from lclm_jax.config import MeshConfig
+from lclm_jax.language_model import load
+from lclm_jax.sharding import make_mesh
+from lclm_jax.state import abstract_params
+
+
+def small(value=0.0):
+    """A tree of a few arrays and its description, on one device."""
+    tree = {"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64) + value, "deep": {"count": np.int32(value)}}
+    tree = jax.device_put(tree, jax.devices()[0])
+    return tree, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory, model_config, tokenizer, params):
+    directory = tmp_path_factory.mktemp("model")
+    save_model(directory, model_config, tokenizer, params)
+    return directory
+
+
+def test_trees_and_metadata_come_back(tmp_path):
+    (params, abstract), (moments, _) = small(), small(3.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(4, {"params": params, "training": moments}, {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 4
+        assert checkpoints.metadata(4) == {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}}
+        restored = checkpoints.restore(4, {"params": abstract, "training": abstract})
+    assert_equal(restored, {"params": params, "training": moments})
+
+
+def test_newest_steps_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"params": small(step)[0]}, {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 3
+        for step in (2, 3):
+            assert_equal(checkpoints.restore(step, {"params": small()[1]})["params"], small(step)[0])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "3"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": small(1)[0]}, {})
+        checkpoints.save(1, {"params": small(2)[0]}, {})
+        checkpoints.wait()
+        assert_equal(checkpoints.restore(1, {"params": small()[1]})["params"], small(2)[0])
+
+
+def test_another_mesh_reads_the_same(saved_model, model_config, params):
+    abstract = abstract_params(model_config, make_mesh(MeshConfig(2, 2, 2)))
+    restored = load_params(saved_model, abstract)
+    assert_equal(restored, params)
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, abstract))
+
+
+def test_eight_devices_save_for_one(tmp_path):
+    expected, abstract = small()
+    split = NamedSharding(make_mesh(MeshConfig(1, 4, 2)), PartitionSpec("fsdp", "tensor"))
+    spread = {**expected, "matrix": jax.device_put(expected["matrix"], split)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": spread}, {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+
+
+def test_load_a_run_directory(saved_model, model_config, params, tokenizer):
+    model = load(saved_model)
+    assert model.config == model_config
+    assert model.tokenizer.definition == tokenizer.definition and model.tokenizer.template == tokenizer.template
+    assert_equal(model.params, params)
+
+
+def test_another_shape_is_refused(saved_model, model_config, one_device):
+    """Every array that differs is listed, with both shapes."""
+    config = replace(model_config, decoder=replace(model_config.decoder, mlp=48, tied=False))
+    with pytest.raises(CheckpointError) as failure:
+        load_params(saved_model, abstract_params(config, one_device))
+    message = str(failure.value)
+    assert "4 arrays differ" in message and "use its own model.json" in message
+    for name in ("gate", "up"):
+        assert f"['decoder']['layers']['mlp']['{name}']: expected (3, 32, 48), got (3, 32, 64)" in message
+    assert "['decoder']['layers']['mlp']['down']: expected (3, 48, 32), got (3, 64, 32)" in message
+    assert "['head']: expected (512, 32), got nothing" in message
+
+
+def test_what_is_missing_is_named(saved_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/model\.json: not a checkpoint"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "model.json").write_text((saved_model / "model.json").read_text())
+    with pytest.raises(FileNotFoundError, match=r"tokenizer/tokenizer\.json: no tokenizer here"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="/checkpoints: no saved steps here"):
+        load_params(tmp_path, {})
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        load_params(tmp_path, {})
+
+
+FULL_DISK = """
+import resource
+import sys
+
+import jax
+import numpy as np
+
+from lclm_jax.checkpoint import CheckpointError, Checkpoints
+
+with Checkpoints(sys.argv[1]) as checkpoints:
+    first = jax.device_put({"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64), "deep": {"count": np.int32(0)}})
+    checkpoints.save(1, {"params": first}, {})
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        checkpoints.save(2, {"params": jax.tree.map(lambda x: x + 1, first)}, {})
+        checkpoints.wait()
+    except CheckpointError as error:
+        sys.stdout.write(str(error))
+"""
+
+
+def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
+    here = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=here, capture_output=True, text=True)
+    assert "could not write a checkpoint" in done.stdout, done.stderr[-2000:]
+    assert "Step 1 before it is intact; free some space" in done.stdout
+    expected, abstract = small()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 1
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+        checkpoints.save(2, {"params": expected}, {})
+        checkpoints.wait()
+        assert checkpoints.latest == 2

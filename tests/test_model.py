@@ -1,0 +1,232 @@
+"""The parts of the model against plain numpy, and what must hold for the whole: sharing windows, remat, axes, sizes."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from configs.lclm_0p6b_4b import config as published_config
+from lclm_jax.data.batch import empty_batch
+from lclm_jax.loss import token_losses
+from lclm_jax.model.attention import attend
+from lclm_jax.model.layers import RMSNorm, rotate
+from lclm_jax.model.lclm import LCLM, place
+from lclm_jax.model.masks import Places
+from lclm_jax.model.pooling import membership, pool_concat, pool_mean
+from lclm_jax.model.transformer import Transformer
+from lclm_jax.sharding import RULES
+from lclm_jax.state import abstract_params, init_boxed
+
+HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.float32)
+
+
+def test_membership():
+    marks = [[[1, 1, 0, 0], [0, 0, 1, 0]]]
+    np.testing.assert_array_equal(membership(np.array([[0, 0, 1, -1]]), 2), np.array(marks, bool))
+
+
+MEANS = {
+    "empty latent": ([0, 0, 1, 1, 2, 2], [[1.5, 15], [3.5, 35], [5.5, 55], [0, 0]]),
+    "ragged last group": ([0, 0, 0, 0, 1, -1], [[2.5, 25], [5, 50], [0, 0], [0, 0]]),
+    "mixed group sizes": ([0, 1, 1, 1, 2, 2], [[1, 10], [3, 30], [5.5, 55], [0, 0]]),
+    "one marker a latent": ([-1, -1, 3, -1, 1, -1], [[0, 0], [5, 50], [0, 0], [3, 30]]),
+}
+JOINED = {
+    "empty latent": ([0, 0, 0, 1, 1, 1], [[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60], [0] * 6]),
+    "ragged last group": ([0, 0, 0, 1, -1, -1], [[1, 10, 2, 20, 3, 30], [4, 40, 0, 0, 0, 0], [0] * 6]),
+    "mixed group sizes": ([0, 0, 1, 2, 2, 2], [[1, 10, 2, 20, 0, 0], [3, 30, 0, 0, 0, 0], [4, 40, 5, 50, 6, 60]]),
+}
+
+
+@pytest.mark.parametrize(("groups", "expected"), MEANS.values(), ids=MEANS)
+def test_pool_mean(groups, expected):
+    np.testing.assert_allclose(pool_mean(HIDDEN, np.array([groups]), 4)[0], expected)
+
+
+@pytest.mark.parametrize(("groups", "expected"), JOINED.values(), ids=JOINED)
+def test_pool_concat(groups, expected):
+    np.testing.assert_allclose(pool_concat(HIDDEN, np.array([groups]), 3, 3)[0], expected)
+
+
+def test_place():
+    embedded, latents = np.zeros((2, 4, 1), np.float32), np.array([[[1], [2]], [[3], [4]]], np.float32)
+    slots = np.array([[-1, 0, 1, -1], [1, 1, -1, 0]])
+    np.testing.assert_array_equal(place(embedded + 9, latents, slots)[..., 0], [[9, 1, 2, 9], [4, 4, 9, 3]])
+
+
+def test_rotate():
+    """Frequency i turns the pair (x[i], x[i + H/2]); the position counts, not the place in the row."""
+    rng = np.random.default_rng(0)
+    x, positions = rng.normal(size=(1, 3, 2, 6)).astype(np.float32), np.array([[0, 5, 1000]])
+    pairs = x[..., :3] + 1j * x[..., 3:]
+    turned = pairs * np.exp(1j * positions[..., None, None] * 1e4 ** (-np.arange(3) / 3))
+    np.testing.assert_allclose(rotate(x, positions, 1e4), np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attend(causal):
+    """Four query heads read two key heads; keys lie in another order than queries, as they do in a cache."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 3, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8)))
+    queries = Places(np.array([[1, 1, 2]]), np.array([[0, 2, 1]]))
+    keys = Places(np.array([[1, 2, 1, 0, 2, 1]]), np.array([[0, 0, 2, 0, 1, 1]]))
+    seen = [[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]]
+    if not causal:
+        seen[0] = seen[1]
+    expected = np.zeros_like(q)
+    for t, n in np.ndindex(3, 4):
+        weights = np.exp(k[0, n // 2] @ q[0, t, n] / np.sqrt(8)) * seen[t]
+        expected[0, t, n] = weights @ v[0, n // 2] / weights.sum()
+    np.testing.assert_allclose(attend(q, k, v, queries, keys, causal), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_norm_computes_in_float32():
+    rng = np.random.default_rng(0)
+    x, scale = jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16), rng.normal(size=8).astype(np.float32)
+    x32 = np.asarray(x, np.float32)
+    expected = x32 / np.sqrt((x32**2).mean(-1, keepdims=True) + 1e-6) * scale
+    normed = RMSNorm(1e-6).apply({"params": {"scale": scale}}, x)
+    assert normed.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(normed, jnp.asarray(expected, jnp.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def noisy(params):
+    """Residual branches start at zero; with noise on every parameter, each of them matters."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="module")
+def compress(model_config, noisy):
+    return jax.jit(lambda windows: LCLM(model_config).apply({"params": noisy}, windows, method=LCLM.compress)[0])
+
+
+@settings(max_examples=12, deadline=None)
+@given(first=st.integers(1, 12), second=st.integers(1, 12), seed=st.integers(0, 99))
+def test_context_alone_equals_context_in_a_shared_window(compress, model_config, first, second, seed):
+    """Two contexts of up to three latents side by side in a window of four, when they fit, and each in a window alone."""
+    rng = np.random.default_rng(seed)
+    ratio, room = model_config.compression.ratio, model_config.compression.latents_per_window
+    counts = [-(-first // ratio), -(-second // ratio)]
+    if sum(counts) > room:
+        counts[1], second = room - counts[0], min(second, (room - counts[0]) * ratio)
+    contexts = [rng.integers(0, model_config.encoder.vocab, n) for n in (first, second)]
+
+    def read(seats):
+        """Latents of one window that holds contexts at the given (position, latent)."""
+        windows = empty_batch(1, 1, 1, model_config.window_length).windows
+        for segment, (context, (start, latent)) in enumerate(seats, start=1):
+            here, own = (0, 0, slice(start, start + len(context))), np.arange(len(context))
+            windows.tokens[here], windows.segments[here] = context, segment
+            windows.positions[here], windows.groups[here] = own, own // ratio + latent
+        return compress(windows)
+
+    together = read([(contexts[0], (0, 0)), (contexts[1], (first, counts[0]))])
+    alone = np.concatenate([read([(context, (0, 0))])[:n] for context, n in zip(contexts, counts, strict=True)])
+    np.testing.assert_allclose(together[: sum(counts)], alone, atol=1e-5)
+
+
+def test_rematerialisation_changes_nothing(model_config, noisy):
+    tokens = np.arange(12).reshape(2, 6)
+    places = Places(np.ones_like(tokens), np.broadcast_to(np.arange(6), tokens.shape))
+
+    def loss(params, remat):
+        model = Transformer(model_config.decoder, remat)
+        hidden = model.apply({"params": params}, method=lambda m: m(m.embed(tokens), places)[0])
+        return jnp.square(hidden - 0.5).mean()
+
+    compute = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    expected = compute(noisy["decoder"], "none")
+    for remat in ("dots", "full"):
+        result = compute(noisy["decoder"], remat)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), result, expected)
+
+
+def test_every_parameter_has_logical_axes(model_config):
+    """Untied, so that the head is among them; a name outside the rules would silently mean replicated."""
+    config = replace(model_config, decoder=replace(model_config.decoder, tied=False))
+    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
+    leaves = jax.tree.leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    assert "head" in boxed
+    for path, leaf in leaves:
+        assert isinstance(leaf, nn.LogicallyPartitioned), path
+        assert len(leaf.names) == leaf.value.ndim and set(leaf.names) <= set(dict(RULES)), (path, leaf.names)
+
+
+def test_published_sizes(one_device):
+    """4.6 billion parameters as shapes only; the adapter's number is the paper's."""
+    abstract = abstract_params(published_config().model, one_device)
+    leaves = jax.tree.leaves(abstract)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract["adapter"])) == 9_181_184
+    assert sum(leaf.size for leaf in leaves) // 10**8 == 46
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """(hidden, table, targets, weights) of two rows of twelve positions, half of them without weight."""
+    rng = np.random.default_rng(0)
+    hidden, table = rng.normal(size=(2, 12, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
+    weights = np.array([[0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0.5], [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]], np.float32)
+    return hidden, table, rng.integers(0, 30, (2, 12)), weights
+
+
+def naive_losses(hidden, table, targets, weights):
+    logits = jnp.einsum("BTD,VD->BTV", hidden, table)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+    return jnp.where(weights > 0, nll, 0), jnp.where(weights > 0, logits.argmax(-1) == targets, 0)
+
+
+def with_gradients(losses, hidden, table, targets, weights):
+    def total(hidden, table):
+        nll, correct = losses(hidden, table, targets, weights)
+        return jnp.sum(nll * weights), (nll, correct)
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(hidden, table)
+
+
+@pytest.mark.parametrize("chunk", [2, 10, 1000], ids=["one position a row", "not a divisor", "all at once"])
+def test_loss_equals_full_logits(scored, chunk):
+    chunked = with_gradients(lambda *x: token_losses(*x, chunk), *scored)
+    expected = with_gradients(naive_losses, *scored)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), chunked, expected)
+
+
+def test_loss_skips_positions_without_weight(scored):
+    """Chunks of six: every weighted position is in the first one, and what lies in the second is never read."""
+    hidden, table, targets, weights = scored
+    poisoned = np.where(weights[..., None] > 0, hidden, np.nan)
+    poisoned[1] = hidden[1]  # this row has fewer weighted positions than a chunk, and shares its first one with others
+    (_, (nll, _)), gradients = with_gradients(lambda *x: token_losses(*x, 12), poisoned, table, targets, weights)
+    assert np.isfinite(nll).all() and all(np.isfinite(x).all() for x in gradients)
+    assert not gradients[0][weights == 0].any()
+
+
+def test_logits_of_a_whole_sequence_never_exist():
+    """No array of the loss or its gradient with a vocabulary axis is as large as [B T V], in any shape."""
+    b, t, d, v, chunk = 2, 48, 4, 101, 8
+
+    def total(hidden, table):
+        return token_losses(hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(np.zeros((b, t, d), np.float32), np.zeros((v, d), np.float32))
+    shapes = {variable.aval.shape for variable in variables(jaxpr.jaxpr)}
+    over_vocabulary = {shape for shape in shapes if v in shape}
+    assert (b, chunk // b, v) in over_vocabulary, "the walk must see the logits of a chunk for this test to mean anything"
+    assert max(map(np.prod, over_vocabulary)) <= chunk * v
+
+
+def variables(jaxpr: Jaxpr):
+    """Every result in a jaxpr and in those inside its equations."""
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for parameter in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))):
+            if isinstance(parameter, (Jaxpr, ClosedJaxpr)):
+                yield from variables(getattr(parameter, "jaxpr", parameter))

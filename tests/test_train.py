@@ -1,0 +1,230 @@
+"""Training from the first step to the last: two stages, interruptions, what must not move, and mistakes in a config."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lclm_jax.checkpoint import Checkpoints
+from lclm_jax.config import ConfigError, Group, MeshConfig, StageConfig
+from lclm_jax.data.streams import PackedBatches, stage_examples
+from lclm_jax.optim import assign_groups, flatten
+from lclm_jax.sharding import make_mesh
+from lclm_jax.state import abstract_state, begin_stage
+from lclm_jax.train import Interrupted, Recorder, train, train_step
+
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def once():
+    """What takes long to make and is shared by the tests of this file, by name."""
+    return {}
+
+
+@pytest.fixture
+def config(config):
+    """On all eight devices, and with every checkpoint kept."""
+    return replace(config, mesh=MeshConfig(2, 2, 2), run=replace(config.run, keep=9))
+
+
+@pytest.fixture
+def finished(config, once):
+    """(config, directory) of a run that nobody interrupted."""
+    if "run" not in once:
+        once["run"] = config, train(config)
+    return once["run"]
+
+
+def saved(config, directory, step):
+    """Parameters, moments and counters of a step, on the host."""
+    stage = config.stages[0] if step <= config.stages[0].steps else config.stages[1]
+    state = abstract_state(config, stage, make_mesh(config.mesh))
+    training = {"moments": state.moments, "step": state.step, "skipped": state.skipped}
+    with Checkpoints(directory, keep=9) as checkpoints:
+        return jax.device_get(checkpoints.restore(step, {"params": state.params, "training": training}))
+
+
+def log_of(directory):
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def changed(after, before):
+    """Paths of the arrays that differ."""
+    return {path for path, x in flatten(after).items() if not np.array_equal(x, flatten(before)[path])}
+
+
+def test_log_has_a_line_a_step_and_every_stream(finished):
+    config, directory = finished
+    lines = log_of(directory)
+    assert [(line["stage"], line["step"]) for line in lines] == [(name, n) for name in ("adapter", "all") for n in (1, 2, 3, 4)]
+    for stage in config.stages:
+        seen = {name for line in lines if line["stage"] == stage.name for name in line["streams"]}
+        assert seen == {"reconstruction/docs", "interleaved/docs", "sft/tasks"}
+    for line in lines:
+        streams = line["streams"].values()
+        assert line["trained_tokens"] == sum(stream["tokens"] for stream in streams)
+        assert all(np.isfinite(stream["loss"]) and 0 <= stream["accuracy"] <= 1 for stream in streams)
+        assert 0 < line["fill"] <= 1 and line["skipped"] == 0 and line["positions_per_second"] > 0
+
+
+def test_frozen_components_do_not_change_by_a_bit(finished, params):
+    first = saved(*finished, 4)
+    assert changed(first["params"], params) == {f"adapter/{path}" for path in flatten(params["adapter"])}
+    assert first["training"]["moments"].keys() == {"adapter/0"}
+    last = saved(*finished, 8)
+    assert {path.split("/")[0] for path in changed(last["params"], first["params"])} == {"adapter", "encoder", "decoder"}
+    assert last["training"]["moments"].keys() == {"adapter/0", "encoder/1", "decoder/1"}
+
+
+def test_a_finished_run_returns_at_once(finished, monkeypatch):
+    config, directory = finished
+    lines = log_of(directory)
+    monkeypatch.setattr(Recorder, "add", lambda *_: pytest.fail("a step was taken"))
+    assert train(config) == directory
+    assert log_of(directory) == lines
+
+
+def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeypatch):
+    """Killed after the first stage, then interrupted by Ctrl-C between two checkpoints of the second."""
+    config, directory = finished
+    again = tmp_path / "again"
+    shutil.copytree(directory, again)
+    for step in (6, 8):
+        shutil.rmtree(again / "checkpoints" / str(step))
+    interrupted = replace(config, run=replace(config.run, directory=str(again)))
+    add, handler = Recorder.add, signal.getsignal(signal.SIGINT)
+
+    def add_and_stop(self, step, metrics):
+        add(self, step, metrics)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "add", add_and_stop)
+    with pytest.raises(Interrupted, match="stopped in stage all after step 1 of 4; saved, run again to continue"):
+        train(interrupted)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert train(interrupted) == again
+    assert_equal(saved(config, again, 8), saved(config, directory, 8))
+    losses = {line["step"]: line["loss"] for line in log_of(again)[-4:]}
+    assert losses == {line["step"]: line["loss"] for line in log_of(directory)[-4:]}
+
+
+@pytest.fixture
+def steady(config, once, tokenizer, params, one_device):
+    """(step, state, batch) of a longer stage that trains everything, after two steps, on one device."""
+    if "step" not in once:
+        stage = replace(config.stages[1], steps=60)
+        batch = next(iter(PackedBatches(stage_examples(config, config.stages[1], tokenizer), config)))
+        step = jax.jit(partial(train_step, config=config, stage=stage))
+        state = begin_stage(params, config, stage, one_device)
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        once["step"] = step, state, batch, float(metrics["loss"])
+    return once["step"]
+
+
+def test_loss_falls_on_one_batch(steady):
+    step, state, batch, first = steady
+    for _ in range(30):
+        state, metrics = step(state, batch)
+    assert metrics["loss"] < first - 1
+    assert int(state.step) == 32 and int(state.skipped) == 0
+
+
+def test_a_batch_without_memory_moves_only_the_decoder(steady):
+    """Not a parameter, moment or count of encoder and adapter changes, not even by weight decay."""
+    step, state, batch, _ = steady
+    after, metrics = step(state, batch.replace(slots=np.full_like(batch.slots, -1)))
+    assert {path.split("/")[0] for path in changed(after.params, state.params)} == {"decoder"}
+    for label in ("adapter/0", "encoder/1"):
+        assert_equal(after.moments[label], state.moments[label])
+        assert any(np.any(moment) for moment in jax.tree.leaves(state.moments[label]))
+    assert int(after.moments["decoder/1"][0].count) == 3
+    assert int(after.skipped) == 0 and np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "finite_loss"),
+    [(("decoder", "norm", "scale"), np.nan, False), (("adapter", "fc2_bias"), 1e30, True)],
+    ids=["loss", "gradient only"],
+)
+def test_what_is_not_finite_skips_the_step_everywhere(steady, path, value, finite_loss):
+    step, state, batch, _ = steady
+    poisoned = jax.tree.map(np.array, state.params)
+    array = poisoned
+    for key in path:
+        array = array[key]
+    array[0] = value
+    after, metrics = step(state.replace(params=poisoned), batch)
+    assert np.isfinite(metrics["loss"]) == finite_loss and not np.isfinite(metrics["gradient_norm"])
+    assert_equal(after.params, poisoned)
+    assert_equal(after.moments, state.moments)
+    assert int(after.skipped) == int(metrics["skipped"]) == 1
+    assert int(after.step) == 3
+
+
+PATHS = ["adapter/fc1", "encoder/table", "encoder/layers/mlp/up"]
+
+
+def stage_of(*groups):
+    return StageConfig("warm", 10, tuple(groups), ())
+
+
+def test_first_matching_group_decides():
+    table, rest = Group("encoder/table", 1e-4), Group("encoder/.*", 1e-3)
+    assigned = assign_groups(PATHS, stage_of(Group("adapter/.*", None), table, rest))
+    assert assigned == {"encoder/1": {"encoder/table": table}, "encoder/2": {"encoder/layers/mlp/up": rest}}
+
+
+def test_every_parameter_needs_a_group():
+    with pytest.raises(ConfigError, match=r"stage warm: no group matches parameter encoder/table; add a pattern"):
+        assign_groups(PATHS, stage_of(Group("adapter/.*", 1e-3)))
+
+
+def test_every_pattern_needs_a_parameter():
+    with pytest.raises(ConfigError, match=r"stage warm: patterns \['decodr/\.\*'\] match no parameter"):
+        assign_groups(PATHS, stage_of(Group("(adapter|encoder)/.*", 1e-3), Group("decodr/.*", None)))
+
+
+def test_encoder_begins_as_the_decoders_first_layers(config, params, one_device):
+    model = replace(config.model, encoder=replace(config.model.decoder, layers=2))
+    stage = replace(config.stages[1], encoder_from_decoder=True)
+    state = begin_stage(params, replace(config, model=model), stage, one_device)
+    encoder, decoder = state.params["encoder"], params["decoder"]
+    assert_equal(encoder["layers"], jax.tree.map(lambda x: x[:2], decoder["layers"]))
+    assert_equal((encoder["table"], encoder["norm"]), (decoder["table"], decoder["norm"]))
+    assert_equal(state.params["decoder"], decoder)
+
+
+def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, one_device):
+    with pytest.raises(ConfigError, match=r"needs equal encoder\.width and decoder\.width"):
+        begin_stage(params, config, replace(config.stages[1], encoder_from_decoder=True), one_device)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.py"], "error: missing.py: no such config; expected a Python file with a function config()"),
+        (["configs/tiny.py", "--set", "data.row=1"], "error: unknown setting data.row: did you mean data.rows?"),
+    ],
+)
+def test_command_line_mistakes_are_one_line(arguments, message):
+    command = [sys.executable, "-m", "launch.train", "--config", *arguments]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert not done.stdout
