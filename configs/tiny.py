@@ -34,11 +34,11 @@ def trained(adapter: float, encoder: float | None, decoder: float | None) -> tup
 
 
 PRETRAINING = (
-    Stream("reconstruction", "docs", 0.4),
+    Stream("reconstruction", "docs", 0.35),
     Stream("reconstruction", "haystacks", 0.3),
     Stream("interleaved", "docs", 0.1),
     Stream("interleaved", "code", 0.1),
-    Stream("sft", "tasks", 0.1),
+    Stream("sft", "tasks", 0.15),
 )
 FINE_TUNING = (
     Stream("reconstruction", "docs", 0.2),
@@ -69,7 +69,7 @@ def config() -> Config:
         stages=(
             StageConfig(
                 "language",
-                steps=130,
+                steps=120,
                 groups=(Group("decoder/.*", 4e-3), Group("(adapter|encoder)/.*", None)),
                 streams=PRETRAINING,
                 warmup=20,
@@ -77,11 +77,11 @@ def config() -> Config:
                 compress=False,
             ),
             StageConfig(
-                "adapter", 30, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True
+                "adapter", 25, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True
             ),
-            StageConfig("encoder", 60, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3),
-            StageConfig("decoder", 900, trained(4e-3, 4e-3, 4e-3), PRETRAINING, warmup=20),
-            StageConfig("sft", 120, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
+            StageConfig("encoder", 50, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3),
+            StageConfig("decoder", 800, trained(4e-3, 4e-3, 4e-3), PRETRAINING, warmup=20),
+            StageConfig("sft", 110, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         run=RunConfig(directory="runs/tiny", save_every=100, loss_chunk=512),

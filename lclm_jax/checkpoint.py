@@ -81,7 +81,8 @@ def check_shapes(expected: Any, saved: Any, where: str):
     """Raises CheckpointError that lists every array missing from, unknown to or of another shape than `expected`."""
 
     def shapes(tree):
-        return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
     want, have = shapes(expected), shapes(saved)
     wrong = [f"{path}: expected {want[path]}, got {have.get(path, 'nothing')}" for path in want if want[path] != have.get(path)]
@@ -94,8 +95,16 @@ def check_shapes(expected: Any, saved: Any, where: str):
 
 
 def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
-    """Puts beside the steps what is needed to read them."""
+    """Puts beside the steps what is needed to read them.
+
+    Raises CheckpointError when the directory already holds steps made with another tokenizer.
+    """
     directory = Path(directory)
+    if (directory / STEPS).exists() and Tokenizer.load(directory / "tokenizer").definition != tokenizer.definition:
+        raise CheckpointError(
+            f"{directory} holds a model with another tokenizer; expected the one in {directory}/tokenizer. "
+            "Set run.directory to a new place, or data.directory to the data this model was trained on"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.json").write_text(json.dumps(to_dict(config), indent=2))
     tokenizer.save(directory / "tokenizer")

@@ -159,7 +159,7 @@ def _proportion(right: float, total: int) -> dict[str, float]:
     """A share with its 95 % Wilson interval."""
     if not total:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "count": 0}
-    z, p = 1.96, right / total
+    z, p = 1.96, float(right) / total
     middle = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return {"value": float(p), "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": int(total)}
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "count": int(total)}

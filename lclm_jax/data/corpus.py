@@ -104,7 +104,7 @@ def needle_tasks(count: int, seed: int = 0) -> Iterator[Raw]:
     """
     import reasoning_gym
 
-    options = {"min_num_statements": 2, "max_num_statements": 6}
+    options = {"min_num_statements": 2, "max_num_statements": 4}
     for item in reasoning_gym.create_dataset("needle_haystack", size=count, seed=seed, **options):
         question = item["metadata"]["question"]
         facts = item["question"][: item["question"].index(question)].strip()
