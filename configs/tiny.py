@@ -25,8 +25,8 @@ VOCAB = 1024
 TASKS = 6000
 
 
-def tower(layers: int, theta: float) -> TransformerConfig:
-    return TransformerConfig(VOCAB, width=128, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=384, rope_theta=theta)
+def tower(layers: int) -> TransformerConfig:
+    return TransformerConfig(VOCAB, width=128, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=384, rope_theta=1e4)
 
 
 def trained(adapter: float, encoder: float | None, decoder: float | None) -> tuple[Group, ...]:
@@ -50,8 +50,8 @@ FINE_TUNING = (
 def config() -> Config:
     return Config(
         model=ModelConfig(
-            encoder=tower(2, 1e6),
-            decoder=tower(4, 5e6),
+            encoder=tower(2),
+            decoder=tower(4),
             compression=CompressionConfig(ratio=4, window=32),
             dtype="float32",
             remat="none",
@@ -63,7 +63,8 @@ def config() -> Config:
             windows=6,
             open_rows=8,
             passage=(48, 96),
-            reconstruction=(24, 32),
+            reconstruction=(32, 32),
+            requests=1,
             shortest_segment=8,
         ),
         stages=(

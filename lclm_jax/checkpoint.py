@@ -61,8 +61,15 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """The trees named in `abstract` (of ShapeDtypeStructs with shardings). Raises CheckpointError on another shape."""
-        saved = self._steps.checkpointables_metadata(step).metadata
+        steps = [saved.step for saved in self._steps.checkpoints]
+        if step not in steps:
+            raise CheckpointError(f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}")
+        saved: Any = self._steps.checkpointables_metadata(step).metadata
         for name, tree in abstract.items():
+            if name not in saved:
+                raise CheckpointError(
+                    f"{self.directory}/{step} holds {', '.join(saved)} and no {name}: it is not a training run's"
+                )
             check_shapes(tree, saved[name], f"{self.directory}/{step}")
         return self._steps.load_checkpointables(step, abstract)
 

@@ -16,7 +16,7 @@ def run(main: Callable[[], None]):
     """Calls `main`; a mistake in the input ends with its message and exit status 2, an interruption with 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their errors reach us as exceptions
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         main()

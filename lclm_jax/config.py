@@ -110,6 +110,7 @@ class DataConfig:
     open_rows: int = 64  # rows the packer keeps open at once
     passage: tuple[int, int] = (128, 16384)  # shortest and longest crop of a document, in tokens
     reconstruction: tuple[int, int] = (128, 4096)  # the same for a passage to be reconstructed
+    requests: int = 5  # how many of the wordings that ask for a passage are used
     shortest_segment: int = 128  # tokens of the shortest alternating segment (paper, C.4)
     trainable: int = 8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
     seed: int = 0

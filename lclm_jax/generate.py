@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
@@ -26,6 +26,10 @@ class Sampling:
     top_k: int = 0  # most likely tokens to choose among; 0 is all
     top_p: float = 1.0  # smallest set of most likely tokens with this probability
     repetition_penalty: float = 1.0  # divides the positive and multiplies the negative logits of tokens generated before
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+            raise ConfigError(f"expected temperature, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}")
 
 
 @flax.struct.dataclass

@@ -125,10 +125,10 @@ class LanguageModel:
         self, records: Sequence[Sequence[Span]], latents: Sequence[Sequence[Latents]], steps: int, sampling: Sampling, seed: int
     ) -> list[str]:
         prompt = self._prompt(records, latents)
-        longest = self.config.decoder.max_positions
-        if prompt.tokens.shape[1] + steps > longest:
+        longest, most = int(prompt.lengths.max()), self.config.decoder.max_positions
+        if longest + steps > most:
             raise ValueError(
-                f"prompt and answer take up to {longest} positions, got {prompt.tokens.shape[1]} + {steps}; compress more"
+                f"prompt and answer take up to {most} positions, got {longest} + {steps}; compress more of the prompt"
             )
         stop = (self.tokenizer.id(TURN_END),)
         rng = jax.random.key(seed)

@@ -38,16 +38,14 @@ def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, G
     matches nothing.
     """
     assigned: dict[str, dict[str, Group]] = {}
-    used = set()
     for path in paths:
         number = next((i for i, group in enumerate(stage.groups) if re.fullmatch(group.pattern, path)), None)
         if number is None:
             raise ConfigError(f"stage {stage.name}: no group matches parameter {path}; add a pattern (rate=none freezes it)")
-        used.add(number)
         if stage.groups[number].rate is not None:
             assigned.setdefault(f"{component(path)}/{number}", {})[path] = stage.groups[number]
-    unused = [group.pattern for i, group in enumerate(stage.groups) if i not in used]
-    if unused and not any(re.fullmatch(pattern, path) for pattern in unused for path in paths):
+    unused = [group.pattern for group in stage.groups if not any(re.fullmatch(group.pattern, path) for path in paths)]
+    if unused:
         raise ConfigError(f"stage {stage.name}: patterns {unused} match no parameter; parameters begin {paths[:3]}")
     return assigned
 

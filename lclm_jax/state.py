@@ -84,7 +84,7 @@ def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) 
 def first_layers(decoder: Params, config: ModelConfig) -> Params:
     """An encoder made of the decoder's embedding, first layers and final norm ("encoder from an LM")."""
     small, large = config.encoder, config.decoder
-    for name in ("vocab", "width", "heads", "kv_heads", "head_dim", "mlp"):
+    for name in ("vocab", "width", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "norm_eps"):
         if getattr(small, name) != getattr(large, name):
             raise ConfigError(f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, got {small}, {large}")
     if small.layers > large.layers:

@@ -98,8 +98,9 @@ def test_another_shape_is_refused(saved_model, model_config, one_device):
         load_params(saved_model, abstract_params(config, one_device))
     message = str(failure.value)
     assert "4 arrays differ" in message and "use its own model.json" in message
-    for name, expected, got in (("gate", (3, 32, 48), (3, 32, 64)), ("up", (3, 32, 48), (3, 32, 64)), ("down", (3, 48, 32), (3, 64, 32))):
-        assert re.search(rf"decoder\W+layers\W+mlp\W+{name}\W*: {re.escape(f'expected {expected}, got {got}')}", message)
+    for name in ("gate", "up"):
+        assert re.search(rf"decoder\W+layers\W+mlp\W+{name}\W*: expected \(3, 32, 48\), got \(3, 32, 64\)", message)
+    assert re.search(r"decoder\W+layers\W+mlp\W+down\W*: expected \(3, 48, 32\), got \(3, 64, 32\)", message)
     assert re.search(r"head\W*: expected \(512, 32\), got nothing", message)
 
 

@@ -98,7 +98,7 @@ def test_log_has_a_line_a_step_and_every_stream(finished):
 
 def test_frozen_components_do_not_change_by_a_bit(finished, params):
     first = saved(*finished, 4)
-    assert changed(first["params"], params) == {f"adapter/{path}" for path in flatten(params["adapter"])}
+    assert {path.split("/")[0] for path in changed(first["params"], params)} == {"adapter"}
     assert first["training"]["moments"].keys() == {"adapter/0"}
     last = saved(*finished, 8)
     assert {path.split("/")[0] for path in changed(last["params"], first["params"])} == {"adapter", "encoder", "decoder"}
@@ -140,10 +140,14 @@ def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeyp
 
 @pytest.fixture
 def steady(config, once, tokenizer, params, one_device):
-    """(step, state, batch, loss) of the second stage after two steps on one batch; the state is on the host."""
+    """(step, state, batch, loss) of the second stage after two steps on one batch; the state is on the host.
+
+    Residual branches start at zero; with noise on every parameter, every gradient is there from the first step.
+    """
     if "steady" not in once:
-        stage = config.stages[1]
-        state = begin_stage(params, config, stage, one_device)
+        stage, rng = config.stages[1], np.random.default_rng(0)
+        noisy = jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+        state = begin_stage(noisy, config, stage, one_device)
         where = jax.tree.map(lambda x: x.sharding, state)
         compiled = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
 
@@ -159,10 +163,10 @@ def steady(config, once, tokenizer, params, one_device):
 
 def test_loss_falls_on_one_batch(steady):
     step, state, batch, before = steady
-    for _ in range(30):
+    for _ in range(20):
         state, metrics = step(state, batch)
     assert metrics["loss"] < before - 1
-    assert state.step == 32 and state.skipped == 0
+    assert state.step == 22 and state.skipped == 0
 
 
 def test_a_batch_without_memory_moves_only_the_decoder(steady):
@@ -172,14 +176,14 @@ def test_a_batch_without_memory_moves_only_the_decoder(steady):
     assert {path.split("/")[0] for path in changed(after.params, state.params)} == {"decoder"}
     for label in ("adapter/0", "encoder/1"):
         assert_equal(after.moments[label], state.moments[label])
-        assert any(np.any(moment) for moment in jax.tree.leaves(state.moments[label]))
+        assert all(np.any(moment) for moment in state.moments[label][0].mu.values())
     assert after.moments["decoder/1"][0].count == 3
     assert after.skipped == 0 and np.isfinite(metrics["loss"])
 
 
 @pytest.mark.parametrize(
     ("factors", "finite_loss"),
-    [({"decoder/norm/scale": np.nan}, False), ({"encoder/norm/scale": 1e-22, "adapter/norm/scale": 1e22}, True)],
+    [({"decoder/norm/scale": np.nan}, False), ({"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}, True)],
     ids=["loss", "gradient only"],
 )
 def test_what_is_not_finite_skips_the_step_everywhere(steady, factors, finite_loss):

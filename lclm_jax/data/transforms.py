@@ -71,7 +71,7 @@ def reconstruct(raw: Raw, rng: np.random.Generator, data: DataConfig, tokenizer:
     """Auxiliary reconstruction: a compressed passage, a request to repeat it, the passage (C.2)."""
     tokens = crop(raw["tokens"], rng, data.reconstruction)
     requests = REQUESTS[raw.get("kind", "text")]
-    request = "\n" + requests[rng.integers(len(requests))]
+    request = "\n" + requests[rng.integers(min(data.requests, len(requests)))]
     user, assistant = [Context(tokens), request], [tokens]
     return render_chat([{"role": "user", "content": user}, {"role": "assistant", "content": assistant}], tokenizer)
 

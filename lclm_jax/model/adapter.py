@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.model.layers import RMSNorm, parameter
-from lclm_jax.typing import Array, Float
+from lclm_jax.typing import Array, Float, typed
 
 NORM_EPS = 1e-6  # the published adapter's, whatever the towers use
 
@@ -22,6 +22,7 @@ class Adapter(nn.Module):
     width: int
 
     @nn.compact
+    @typed
     def __call__(self, pooled: Float[Array, "B M E"]) -> Float[Array, "B M D"]:
         zeros = nn.initializers.zeros
         fc1 = parameter(self, "fc1", (pooled.shape[-1], self.width), ("activation", "embed"), _linear_init)

@@ -41,6 +41,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
+    @typed
     def __call__(
         self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:

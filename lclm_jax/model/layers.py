@@ -32,6 +32,7 @@ class RMSNorm(nn.Module):
     axis: str = "activation"
 
     @nn.compact
+    @typed
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = parameter(self, "scale", (x.shape[-1],), (self.axis,), nn.initializers.ones)
         x32 = x.astype(jnp.float32)
@@ -56,6 +57,7 @@ class MLP(nn.Module):
     mlp: int
 
     @nn.compact
+    @typed
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = x.shape[-1]
         gate = parameter(self, "gate", (width, self.mlp), ("embed", "mlp"), unit_scale(width))

@@ -33,15 +33,18 @@ class LCLM(nn.Module):
                 self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), unit_scale(c.decoder.width)
             )
 
+    @typed
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
         """Hidden states of every decoder position of a packed batch."""
         latents = self.compress(batch.windows)
         return self.decode(batch.tokens, batch.slots, latents, Places(batch.segments, batch.positions))[0]
 
+    @typed
     def compress(self, windows: Windows) -> Float[Array, "B M D"]:
         """Windows of context to latents, ready for the decoder."""
         return self.project(self.pool(self.encode(windows), windows.groups))
 
+    @typed
     def encode(self, windows: Windows) -> Float[Array, "B C W E"]:
         """Hidden states of every window position; contexts that share a window do not see each other."""
         b, c, w = windows.tokens.shape
@@ -49,6 +52,7 @@ class LCLM(nn.Module):
         hidden, _ = self.encoder(self.encoder.embed(windows.tokens.reshape(b * c, w)), rows)
         return hidden.reshape(b, c, w, -1)
 
+    @typed
     def pool(self, hidden: Float[Array, "B C W E"], groups: Int[Array, "B C W"]) -> Float[Array, "B M X"]:
         """One vector per latent; X is E, or R*E when pooling by concatenation."""
         b, c, w, e = hidden.shape
@@ -60,9 +64,11 @@ class LCLM(nn.Module):
             pooled = pool_mean(rows, groups, compression.latents_per_window)
         return pooled.reshape(b, c * compression.latents_per_window, -1)
 
+    @typed
     def project(self, pooled: Float[Array, "B M X"]) -> Float[Array, "B M D"]:
         return self.adapter(pooled)
 
+    @typed
     def decode(
         self,
         tokens: Int[Array, "B T"],
@@ -74,10 +80,12 @@ class LCLM(nn.Module):
         """Hidden states of decoder positions, slots read from `latents`, and the cache they leave when one is given."""
         return self.decoder(place(self.decoder.embed(tokens), latents, slots), places, cache)
 
+    @typed
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token in float32. Training never calls this on a whole sequence (see `loss`)."""
         return jnp.einsum("BTD,VD->BTV", hidden, self.output_table(), preferred_element_type=jnp.float32)
 
+    @typed
     def output_table(self) -> Float[Array, "V D"]:
         return self.decoder.table if self.config.decoder.tied else self.head
 

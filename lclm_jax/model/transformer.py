@@ -11,7 +11,7 @@ from lclm_jax.model.attention import Attention, Cache
 from lclm_jax.model.layers import MLP, RMSNorm, parameter, unit_scale
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import constrain
-from lclm_jax.typing import Array, Float, Int
+from lclm_jax.typing import Array, Float, Int, typed
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -60,9 +60,11 @@ class Transformer(nn.Module):
         )(c)
         self.norm = RMSNorm(c.norm_eps)
 
+    @typed
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return constrain(jnp.take(self.table, tokens, axis=0), "batch", "length", "activation")
 
+    @typed
     def __call__(
         self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
