@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lclm_jax.data.chat import CHATML
 from lclm_jax.data.sources import HELD_OUT, Raw, source_path, split_of, write_source
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, TURN_START, Tokenizer
+from lclm_jax.data.transforms import REQUESTS
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
@@ -48,10 +49,12 @@ def prepare(directory: str | Path, vocab: int, tasks: int, progress: Progress = 
     chats = list(progress(needle_tasks(tasks), "making tasks", tasks))
     facts = [facts_of(chat) for chat in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)]
     trained_text = [module for module in modules if split_of(module) == "train"]
+    said = [text for text in map(chat_text, chats) if split_of(text) == "train"]
+    asked = [
+        f"{text}\n{REQUESTS['text'][i % len(REQUESTS['text'])]}" for i, text in enumerate(facts) if split_of(text) == "train"
+    ]
     for _ in progress(range(1), "training tokenizer"):
-        tokenizer = train_tokenizer(
-            trained_text + [chat_text(chat) for chat in chats if split_of(chat_text(chat)) == "train"], vocab
-        )
+        tokenizer = train_tokenizer(trained_text + said + asked, vocab)
     tokenizer.save(directory / "tokenizer")
     counts = {}
     for split in ("train", "held"):
@@ -118,10 +121,11 @@ def facts_of(task: Raw) -> str:
 
 
 def chat_text(chat: Raw) -> str:
-    """Everything said in a chat, for training a tokenizer and for hashing."""
+    """Everything said in a chat and by whom, for training a tokenizer and for hashing."""
     said = []
     for message in chat["messages"]:
         content = message["content"]
+        said.append(message["role"])
         said += [content] if isinstance(content, str) else [text for part in content for text in part.values()]
     return "\n".join(said)
 
