@@ -95,4 +95,4 @@ def config() -> Config:
 
 def prepare(config: Config):
     """Writes the sources and the tokenizer, unless they are there."""
-    corpus.prepare(config.data.directory, VOCAB, TASKS, track)
+    corpus.prepare(config.data.directory, config.model.decoder.vocab, TASKS, track)
