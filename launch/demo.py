@@ -66,11 +66,11 @@ def evaluate(model: LanguageModel, config: Config) -> dict:
     """Everything the report shows of the trained model, on held-out documents."""
     directory, data = config.data.directory, config.data
     shortest, longest = data.reconstruction
-    middle = (shortest + longest) // 2
+    half = (shortest // 2, shortest // 2)
     accuracy = [
         reconstruction_accuracy(model, directory, source, data, lengths, PASSAGES, track)
         for source in ("docs", "haystacks")
-        for lengths in ((shortest, middle), (middle, longest))
+        for lengths in (half, (shortest, longest))
     ]
     questions, answers = question_accuracy(model, directory, data, QUESTIONS, track)
     return {

@@ -101,8 +101,12 @@ def compare(evaluation: Figures) -> list[Comparison]:
 
 
 def passages(entry: Figures) -> str:
-    low, high = entry["lengths"]
-    return f"{entry['source']} passages of {low} to {high} tokens reconstructed"
+    return f"{entry['source']} passages of {span(entry['lengths'])} tokens reconstructed"
+
+
+def span(lengths: Sequence[int]) -> str:
+    low, high = lengths
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def gap_closed(latents: float, text: float, nothing: float) -> float | None:
@@ -175,6 +179,8 @@ def judge(item: Comparison) -> str:
         return f"{figures} The latents are no better than nothing."
     if not item.clear:
         return f"{figures} The intervals of latents and nothing overlap, so the difference may be chance."
+    if item.latents["value"] > item.text["value"]:
+        return f"{figures} The latents clearly beat nothing; this decoder reads them better than it reads the text itself."
     share = gap_closed(item.latents["value"], item.text["value"], item.nothing["value"])
     assert share is not None
     return f"{figures} The latents clearly beat nothing and close {percent(share)} of the gap to the full text."
@@ -190,6 +196,8 @@ def judge_continuation(entry: Figures) -> str:
         return f"{opening} Even the full text does not lower the loss, so there is no gap to close."
     if share <= 0:
         return f"{opening} The latents do not help."
+    if share > 1:
+        return f"{opening} The latents help more than the text itself."
     return f"{opening} The latents close {percent(share)} of the gap."
 
 
@@ -205,8 +213,7 @@ def judge_lengths(entries: Sequence[Figures]) -> list[str]:
         change = "falls" if long["high"] < short["low"] else "rises" if long["low"] > short["high"] else "hardly changes"
         result.append(
             f"Longer passages of {source}: accuracy from latents {change}, from {percent(short['value'])} at "
-            f"{first['lengths'][0]} to {first['lengths'][1]} tokens to {percent(long['value'])} at "
-            f"{last['lengths'][0]} to {last['lengths'][1]}."
+            f"{span(first['lengths'])} tokens to {percent(long['value'])} at {span(last['lengths'])}."
         )
     return result
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax import findings, plots
-from lclm_jax.findings import Figures, ReportError, Stage, percent
+from lclm_jax.findings import Figures, ReportError, Stage, percent, span
 from lclm_jax.page import Html, bullets, document, element, mark_differences, table
 
 MAKES_ALL = "python -m launch.demo --config configs/tiny.py"  # reuses what is there and makes what is missing
@@ -109,7 +109,7 @@ def _reconstruction(evaluation: Figures) -> Html:
     pictures = []
     for source in dict.fromkeys(entry["source"] for entry in entries):
         some = [entry for entry in entries if entry["source"] == source]
-        groups = {"{}–{} tokens".format(*entry["lengths"]): {view: entry[view]["accuracy"] for view in VIEWS} for entry in some}
+        groups = {f"{span(entry['lengths'])} tokens": {view: entry[view]["accuracy"] for view in VIEWS} for entry in some}
         alt = f"Bars of the reconstruction accuracy on {source}. " + " ".join(
             _in_words(name, group) for name, group in groups.items()
         )
@@ -118,7 +118,7 @@ def _reconstruction(evaluation: Figures) -> Html:
     for entry in entries:
         shares = [_interval(entry[view]["accuracy"]) for view in VIEWS]
         losses = [f"{entry[view]['loss']:.2f}" for view in VIEWS]
-        rows.append(["{}, {} to {} tokens".format(entry["source"], *entry["lengths"]), entry["passages"], *shares, *losses])
+        rows.append([f"{entry['source']}, {span(entry['lengths'])} tokens", entry["passages"], *shares, *losses])
     return _section(
         "Reconstruction",
         element(
@@ -343,7 +343,7 @@ def _interval(share: Figures) -> str:
 
 def _share_cell(entry: Figures) -> str:
     share = findings.gap_closed(-entry["latents"], -entry["text"], -entry["nothing"])
-    return "no gap" if share is None else percent(share)
+    return "no gap" if share is None else "all of it" if share > 1 else percent(share)
 
 
 def _beside(title: str, quotes: dict[str, str]) -> Html:
