@@ -19,7 +19,7 @@ test: $(VENV)/installed
 check: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
