@@ -4,6 +4,7 @@ A checkpoint directory is complete in itself: `model.json` (the ModelConfig), `t
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class Checkpoints:
-    """The saved steps of one directory. Each holds named trees, `params` always among them, and JSON metadata."""
+    """The saved steps of one directory. Each holds named trees, `params` always among them, and JSON metadata.
 
-    def __init__(self, directory: str | Path, keep: int = 2):
+    Opened with `keep`, for writing, it removes older steps and what an interrupted save left; without, it removes nothing,
+    so that a run can be read while it trains.
+    """
+
+    def __init__(self, directory: str | Path, keep: int | None = None):
         self.directory = Path(directory).resolve() / STEPS
-        policy = ocp.training.preservation_policies.LatestN(keep)
-        self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=True)
+        policy = None if keep is None else ocp.training.preservation_policies.LatestN(keep)
+        clean = keep is not None
+        self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=clean)
 
     @property
     def latest(self) -> int | None:
@@ -104,14 +110,22 @@ def check_shapes(expected: Any, saved: Any, where: str):
 def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
     """Puts beside the steps what is needed to read them.
 
-    Raises CheckpointError when the directory already holds steps made with another tokenizer.
+    Raises CheckpointError, and changes nothing, when the directory holds steps of another model or tokenizer.
     """
     directory = Path(directory)
-    if (directory / STEPS).exists() and Tokenizer.load(directory / "tokenizer").definition != tokenizer.definition:
-        raise CheckpointError(
-            f"{directory} holds a model with another tokenizer; expected the one in {directory}/tokenizer. "
-            "Set run.directory to a new place, or data.directory to the data this model was trained on"
-        )
+    if (directory / STEPS).exists():
+        held, its_tokenizer = read_model_files(directory)
+        if replace(held, dtype=config.dtype, remat=config.remat) != config:
+            differing = [name for name, value in to_dict(held).items() if value != to_dict(config)[name]]
+            raise CheckpointError(
+                f"{directory} holds another model (model.json differs in {', '.join(differing)}); "
+                "set run.directory to a new place, or the model as it was"
+            )
+        if its_tokenizer.definition != tokenizer.definition:
+            raise CheckpointError(
+                f"{directory} holds a model with another tokenizer; expected the one in {directory}/tokenizer. "
+                "Set run.directory to a new place, or data.directory to the data this model was trained on"
+            )
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.json").write_text(json.dumps(to_dict(config), indent=2))
     tokenizer.save(directory / "tokenizer")
@@ -127,7 +141,7 @@ def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
 def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
     """Writes a model without training state, as step 0."""
     write_model_files(directory, config, tokenizer)
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, keep=1) as checkpoints:
         checkpoints.save(0, {"params": params}, {})
 
 

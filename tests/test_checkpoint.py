@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lclm_jax.checkpoint import CheckpointError, Checkpoints, load_params, save_model
+from lclm_jax.checkpoint import CheckpointError, Checkpoints, load_params, save_model, write_model_files
 from lclm_jax.config import MeshConfig
+from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.language_model import load
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
@@ -151,3 +152,27 @@ def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
         checkpoints.save(2, {"params": expected}, {})
         checkpoints.wait()
         assert checkpoints.latest == 2
+
+
+def test_another_model_or_tokenizer_does_not_overwrite_a_run(tmp_path, model_config, params, tokenizer):
+    save_model(tmp_path, model_config, tokenizer, params)
+    before = (tmp_path / "model.json").read_text(), (tmp_path / "tokenizer" / "tokenizer.json").read_text()
+    wider = replace(model_config, decoder=replace(model_config.decoder, mlp=48))
+    with pytest.raises(CheckpointError, match=r"model.json differs in decoder"):
+        write_model_files(tmp_path, wider, tokenizer)
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        write_model_files(tmp_path, model_config, Tokenizer(tokenizer.definition + "\n"))
+    assert before == ((tmp_path / "model.json").read_text(), (tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    write_model_files(tmp_path, replace(model_config, remat="full"), tokenizer)
+
+
+def test_reading_a_run_leaves_a_save_in_progress_alone(tmp_path, model_config, tokenizer, params):
+    save_model(tmp_path, model_config, tokenizer, params)
+    unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with Checkpoints(tmp_path) as reading:
+        assert reading.latest == 0
+    assert unfinished.exists()
+    with Checkpoints(tmp_path, keep=1) as writing:
+        assert writing.latest == 0
+    assert not unfinished.exists()
