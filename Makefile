@@ -1,4 +1,4 @@
-# make demo   from nothing to a trained, compressing model and a report (about 8 minutes on two CPU cores)
+# make demo   from nothing to a trained, compressing model and a report (about 9 minutes on two CPU cores)
 # make test   the tests
 # make check  formatter, linter, type checker
 
