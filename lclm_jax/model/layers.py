@@ -15,7 +15,7 @@ def unit_scale(inputs: int):
 
 
 # A residual branch starts at zero, so that what a layer reads is at first what the embedding wrote: a small model
-# learns to copy through its latents many times faster than from random branches.
+# learns sooner to copy through its latents.
 RESIDUAL = nn.initializers.zeros
 
 
