@@ -1,6 +1,8 @@
 # make demo   from nothing to a trained, compressing model and a report (about 9 minutes on two CPU cores)
 # make test   the tests
 # make check  formatter, linter, type checker
+# make parity agreement with transformers' models, in an environment of its own with torch (about 2.5 minutes)
+# make bench-convert  speed and memory of the converter on the published shapes (about 30 GB of disk, a few minutes)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,13 +10,19 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test check clean
+.PHONY: demo test check parity bench-convert clean
 
 demo: $(VENV)/installed
 	$(RUN) -m launch.demo --config configs/tiny.py
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -q
+
+parity: .parity/installed
+	.parity/bin/python -m pytest -q tests/parity
+
+bench-convert: $(VENV)/installed
+	$(RUN) -m convert.bench runs/bench-convert
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
@@ -28,5 +36,11 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) -c 'import lclm_jax'
 	touch $@
 
+.parity/installed: pyproject.toml
+	$(PYTHON) -m venv .parity
+	.parity/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test,parity]' | grep -v 'already satisfied' || true
+	.parity/bin/python -c 'import torch, lclm_jax'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .parity runs

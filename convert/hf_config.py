@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.hf_files import Published, read_json
 from convert.mapping import ConversionError
-from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
+from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, Tokenizer
 
 # config.json -> TransformerConfig; rope theta has two spellings and is handled apart.
@@ -24,7 +24,14 @@ TOWER_FIELDS = {
     "tie_word_embeddings": "tied",
 }
 # What our towers compute; another value in config.json would be converted into a wrong model.
-TOWER_CONSTANTS = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+TOWER_CONSTANTS = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+QK_NORM = {"qwen3": True, "llama": False}  # by model_type
+ARCHITECTURES = {  # by part and model_type
+    ("decoder", "qwen3"): "Qwen3ForCausalLM",
+    ("encoder", "qwen3"): "Qwen3Model",
+    ("decoder", "llama"): "LlamaForCausalLM",
+    ("encoder", "llama"): "LlamaModel",
+}
 OLDER_KEYS = {"chunk_size": "compression_ratio"}
 OLDER_POOLINGS = {"summary_mean": "mean", "summary_concat": "concat", "summary": "eos"}
 MEMORY_SETTINGS = {
@@ -34,16 +41,17 @@ MEMORY_SETTINGS = {
     "memory_end": MEMORY_END,
 }
 MASKS = {"causal": True, "bidirectional": False}
-ADAPTERS = ("mlp",)
+ADAPTERS = ("mlp", "mlp_attn", "attn_mlp")
 
 
 def read_model_config(published: Published, dtype: str) -> ModelConfig:
     """The config of a published checkpoint; `dtype` is that of the stored weights, as safetensors spells it."""
-    compression, causal = read_compression(published.settings, published.source.name)
+    compression, adapter, causal = read_compression(published.settings, published.source.name)
     return ModelConfig(
         encoder=read_tower(published.encoder / "config.json", causal),
         decoder=read_tower(published.decoder / "config.json", causal=True),
         compression=compression,
+        adapter=adapter,
         dtype="float32" if dtype == "F32" else "bfloat16",
     )
 
@@ -51,34 +59,43 @@ def read_model_config(published: Published, dtype: str) -> ModelConfig:
 def read_tower(file: Path, causal: bool) -> TransformerConfig:
     """A tower from its config.json. Raises ConversionError naming every field that is missing or of a kind we do not have."""
     values = read_json(file)
-    rope = values.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", values.get("rope_theta"))
+    kind = values.get("model_type")
+    if kind == "llama" and values.get("head_dim") is None and values.get("num_attention_heads"):
+        values["head_dim"] = values.get("hidden_size", 0) // values["num_attention_heads"]  # transformers' own default
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}  # in the order of transformers
+    theta = next((place["rope_theta"] for place in (rope, values) if place.get("rope_theta") is not None), None)
     problems = [f"{key} is missing" for key in TOWER_FIELDS if values.get(key) is None]
     if theta is None:
         problems.append("rope_theta is missing, at the top or in rope_parameters")
+    if kind not in QK_NORM:
+        problems.append(f"model_type must be one of {', '.join(QK_NORM)}, got {kind!r}")
     problems += [
         f"{key} must be {constant!r}, got {values[key]!r}"
-        for key, constant in TOWER_CONSTANTS.items()
+        for key, constant in {**TOWER_CONSTANTS, "mlp_bias": False}.items()
         if values.get(key, constant) != constant
     ]
-    scaling = rope.get("rope_type", "default") if rope else values.get("rope_scaling")
-    if scaling not in (None, "default"):
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling != "default":
         problems.append(f"rotary scaling is not supported, got {scaling!r}")
     if problems or theta is None:
         raise ConversionError(f"{file}: {'; '.join(problems)}")
+    spread = values.get("initializer_range")
     fields = {ours: values[theirs] for theirs, ours in TOWER_FIELDS.items()}
-    return TransformerConfig(**fields, rope_theta=float(theta), causal=causal)
+    return TransformerConfig(**fields, rope_theta=float(theta), qk_norm=QK_NORM[kind], causal=causal, initializer_range=spread)
 
 
-def write_tower(config: TransformerConfig, architecture: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The config.json that transformers' Qwen3Config reads; both spellings of rope theta, for versions before and after 5."""
+def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config.json that transformers reads; both spellings of rope theta, for versions before and after 5."""
+    kind = next(kind for kind, qk_norm in QK_NORM.items() if qk_norm == config.qk_norm)
     return {
-        "architectures": [architecture],
+        "architectures": [ARCHITECTURES[part, kind]],
+        "model_type": kind,
         **TOWER_CONSTANTS,
         **{theirs: getattr(config, ours) for theirs, ours in TOWER_FIELDS.items()},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
+        **({} if config.initializer_range is None else {"initializer_range": config.initializer_range}),
         "attention_dropout": 0.0,
         "use_cache": True,
         **special_ids(tokenizer),
@@ -95,8 +112,10 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     return {"bos_token_id": tokenizer.control.get(PAD), "eos_token_id": tokenizer.control.get(TURN_END)}
 
 
-def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig, bool]:
-    """How a checkpoint compresses, and whether its encoder is causal, from model_config.json and processor_config.json.
+def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig, AdapterConfig, bool]:
+    """How a checkpoint compresses, its adapter, and whether its encoder is causal, from model_config.json.
+
+    processor_config.json, where there is one, must agree.
 
     Older keys are understood; a window that is nowhere in the file is read from a `bst<W>` in the checkpoint's name.
     Raises ConversionError for what is missing, contradictory, or not supported.
@@ -110,9 +129,9 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
     for key, allowed in (("pooling", ("mean", "eos", "concat")), ("encoder_mask_type", tuple(MASKS))):
         if values.get(key) is not None and values[key] not in allowed:
             problems.append(f"{key} must be one of {', '.join(allowed)}, got {values[key]!r}")
-    adapter = values.get("adapter_type", "mlp")
-    if adapter not in ADAPTERS:
-        problems.append(f"adapter_type {adapter!r} is not supported; supported: {', '.join(ADAPTERS)}")
+    kind = values.get("adapter_type", "mlp")
+    if kind not in ADAPTERS:
+        problems.append(f"adapter_type must be one of {', '.join(ADAPTERS)}, got {kind!r}")
     problems += _check_processor(directory / "processor_config.json", values.get("compression_ratio"))
     if problems:
         raise ConversionError(f"{file}: {'; '.join(problems)}")
@@ -122,7 +141,8 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
         pooling=values["pooling"],
         overlap=values.get("boundary_overlap", 0),
     )
-    return compression, MASKS[values["encoder_mask_type"]]
+    layers = 1 if kind == "mlp" else values.get("num_adapter_layers", 1)
+    return compression, AdapterConfig(kind, layers), MASKS[values["encoder_mask_type"]]
 
 
 def _modern(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +176,10 @@ def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, An
         "pooling": compression.pooling,
         "encoder_mask_type": next(name for name, causal in MASKS.items() if causal == config.encoder.causal),
         "boundary_overlap": compression.overlap,
-        "adapter_type": "mlp",
+        "adapter_type": config.adapter.kind,
     }
+    if config.adapter.attention:
+        model["num_adapter_layers"] = config.adapter.layers
     # The longest text whose latents the decoder has positions for.
     longest = config.decoder.max_positions * compression.ratio
     return model, {"compression_ratio": compression.ratio, "max_memory_length": longest, **MEMORY_SETTINGS}

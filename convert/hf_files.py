@@ -1,25 +1,27 @@
 """The files of a published checkpoint: where its parts lie, the tensors in them, and writing a directory whole or not at all."""
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy knows bfloat16 once this is imported)
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from convert.mapping import ConversionError
+from convert.mapping import NUMPY, ConversionError
 
 # Today's name first, then that of older releases.
 DECODER, ENCODER = ("decoder", "llm"), ("encoder", "embedder")
 ADAPTER = ("adapter/adapter.safetensors", "projectors/code_adapter.safetensors")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = 5 * 10**9  # bytes of a file, at most, unless a single tensor is larger
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,37 @@ class Published:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor known by its file's header; `load` reads it."""
+    """A tensor known by its file's header; `read` brings its rows into memory, and no more than those."""
 
     key: str
     shape: tuple[int, ...]
     dtype: str  # as safetensors spells it: F32, BF16, F16, ...
     file: Path
+    offset: int  # of its first byte
 
-    def load(self) -> np.ndarray:
-        """The weights in float32."""
-        with safe_open(self.file, framework="np") as tensors:
-            return tensors.get_tensor(self.key).astype(np.float32)
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) in the stored dtype. Not through a memory map, whose pages would count as ours."""
+        dtype = NUMPY[self.dtype]
+        row = math.prod(self.shape[1:])
+        rows = self.shape[0] if stop is None else min(stop, self.shape[0])
+        where = self.offset + start * row * dtype.itemsize
+        flat = np.fromfile(self.file, np.uint8, (rows - start) * row * dtype.itemsize, offset=where)
+        return flat.view(dtype).reshape(rows - start, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: its blocks follow each other along the first axis."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    blocks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * NUMPY[self.dtype].itemsize
 
 
 def find_published(source: str | Path) -> Published:
@@ -97,20 +119,65 @@ def list_tower(directory: Path) -> list[FileTensor]:
 def list_file(file: Path) -> list[FileTensor]:
     """The tensors a safetensors file holds; only its header is read."""
     try:
-        with safe_open(file, framework="np") as tensors:
-            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118  (not a dict)
-            return [FileTensor(key, tuple(one.get_shape()), one.get_dtype(), file) for key, one in slices.items()]
+        with safe_open(file, framework="np"):  # checks that the header is sound and fits the file
+            pass
     except SafetensorError as error:
         raise ConversionError(f"{file} is not a whole safetensors file: {error}; copy or download it again") from error
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return [
+        FileTensor(key, tuple(one["shape"]), one["dtype"], file, 8 + length + one["data_offsets"][0])
+        for key, one in header.items()
+    ]
 
 
-def write_tensors(file: Path, tensors: dict[str, np.ndarray]):
-    """Writes contiguous arrays, marked as transformers expects. Raises ConversionError when the disk does not take them."""
+def write_weights(directory: Path, tensors: Sequence[NewTensor], shard: int = SHARD) -> Iterator[int]:
+    """Writes tensors as one file or, beyond `shard` bytes, as several with an index; yields bytes as they are written."""
+    shards: list[list[NewTensor]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(one.size for one in shards[-1]) + tensor.size > shard:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        yield from write_file(directory / SINGLE, tensors)
+        return
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, some in zip(names, shards, strict=True):
+        yield from write_file(directory / name, some)
+    weight_map = {tensor.key: name for name, some in zip(names, shards, strict=True) for tensor in some}
+    write_json(directory / INDEX, {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": weight_map})
+
+
+def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
+    """Writes a safetensors file block by block, marked as transformers expects; yields the bytes of every block.
+
+    Format: header length as 8 bytes, a JSON header padded to 8 bytes, then the tensors as its offsets say.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise ConversionError(f"could not write {file}: {error}; free some space or name another destination") from error
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        header[tensor.key] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (end, end + tensor.size)}
+        end += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        for block in ahead(block for tensor in tensors for block in tensor.blocks()):
+            yield opened.write(np.ascontiguousarray(block).view(np.uint8).data)
+        if opened.tell() != 8 + len(text) + end:
+            raise ConversionError(f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}")
+
+
+def ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same blocks, the next one always being made in another thread."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            yield block
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,55 +1,158 @@
-"""Our checkpoint to the published layout, in float32: python -m convert.to_hf CHECKPOINT DESTINATION"""
+"""Our checkpoint to the published layout: python -m convert.to_hf CHECKPOINT DESTINATION"""
 
 import argparse
 import json
+import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_dtypes
+import numpy as np
 
-from convert.from_hf import MEMORY
+from convert.from_hf import MEMORY, ORIGINALS, PROVENANCE
 from convert.hf_config import write_compression, write_generation, write_tower
-from convert.hf_files import ADAPTER, SINGLE, new_directory, write_json, write_tensors
-from convert.mapping import publish_params
-from lclm_jax.checkpoint import load_params, read_model_files
+from convert.hf_files import ADAPTER, NewTensor, new_directory, read_json, write_file, write_json, write_weights
+from convert.mapping import COPIES, NUMPY, ConversionError, Tensor, published_tensors, to_published
+from lclm_jax.checkpoint import read_model, saved_params
 from lclm_jax.command import run
 from lclm_jax.config import MeshConfig, ModelConfig
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.progress import track
+from lclm_jax.optim import flatten
+from lclm_jax.progress import progress_bar
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
-from lclm_jax.typing import Params
+from lclm_jax.streaming import CHUNK, SavedTree
+
+TOWERS = ("decoder", "encoder")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by the names of config.json
 
 
-def to_hf(checkpoint: str | Path, destination: str | Path, step: int | None = None) -> Path:
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of ours, its parameters unread."""
+
+    directory: Path
+    config: ModelConfig
+    params: SavedTree
+    provenance: dict[str, Any]  # of a converted checkpoint; empty for a training run
+
+    @classmethod
+    def open(cls, directory: str | Path, step: int | None = None) -> "Saved":
+        """Raises FileNotFoundError or CheckpointError for a checkpoint that is not there or does not fit its config."""
+        directory = Path(directory)
+        config = read_model(directory)
+        abstract = abstract_params(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+        params = saved_params(directory, abstract, step)
+        file = directory / PROVENANCE
+        return cls(directory, config, params, read_json(file) if file.exists() else {})
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """What the checkpoint publishes, repeated heads left out."""
+        abstract = abstract_params(self.config, make_mesh(MeshConfig(), jax.devices()[:1]))
+        return published_tensors({path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()})
+
+    def dtype(self, tensor: Tensor) -> str:
+        """The dtype a tensor was published in or, in a training run, is saved in."""
+        stored = self.provenance.get("tensors", {}).get(tensor.part, {}).get(tensor.key)
+        return stored or next(name for name, dtype in NUMPY.items() if dtype == self.params.open(tensor.path).dtype.numpy_dtype)
+
+    def read(self, tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
+        """The tensor as published, in blocks of rows."""
+        array = self.params.open(tensor.path)
+        if tensor.layer is not None or tensor.transform != "none":
+            whole = (array if tensor.layer is None else array[tensor.layer]).read().result()
+            yield to_published(round_to(whole, dtype, tensor), tensor.transform)
+            return
+        rows = max(1, CHUNK // max(1, array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:]))))
+        for start in range(0, array.shape[0], rows):
+            yield round_to(array[start : min(start + rows, array.shape[0])].read().result(), dtype, tensor)
+
+
+def to_hf(checkpoint: str | Path, destination: str | Path, step: int | None = None, dtype: str | None = None) -> Path:
     """Converts a training run, or what `from_hf` wrote, into the published layout. Returns `destination`.
 
-    Takes the newest step unless one is named. Raises FileNotFoundError or CheckpointError for a checkpoint that is not
-    there or does not fit its config, FileExistsError when there is such a destination; nothing is written then.
+    Takes the newest step unless one is named. Tensors keep the dtypes they were published or saved in unless `dtype`
+    (float32, bfloat16 or float16) is given. Raises what `Saved.open` does, ConversionError for a number that `dtype` cannot
+    hold, FileExistsError when there is such a destination; nothing is written then.
     """
     with new_directory(destination) as directory:
-        config, tokenizer = read_model_files(checkpoint)
-        abstract = abstract_params(config, make_mesh(MeshConfig(), jax.devices()[:1]))
-        write_hf(directory, config, tokenizer, load_params(checkpoint, abstract, step))
+        saved = Saved.open(checkpoint, step)
+        parts = new_tensors(saved, dtype)
+        total = sum(tensor.size for tensors in parts.values() for tensor in tensors)
+        with progress_bar("writing MB", total // 10**6) as show:
+            done = 0
+            for size in write_parts(directory, parts):
+                done += size
+                show(done // 10**6, "")
+        write_settings(directory, saved, parts, dtype)
     return Path(destination)
 
 
-def write_hf(directory: Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
-    """Writes every file of the published layout into `directory`."""
-    parts = publish_params(params)
-    files = {"decoder": f"decoder/{SINGLE}", "encoder": f"encoder/{SINGLE}", "adapter": ADAPTER[0]}
-    for part, file in track(list(files.items()), "writing tensors"):
-        write_tensors(directory / file, parts[part])
-    for part, tower, architecture, its_tokenizer in (
-        ("decoder", config.decoder, "Qwen3ForCausalLM", tokenizer),
-        ("encoder", config.encoder, "Qwen3Model", without_memory(tokenizer)),
+def new_tensors(saved: Saved, dtype: str | None) -> dict[str, list[NewTensor]]:
+    """The tensors of each part, to be written in this order; copies that the source had are copies again."""
+    parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
+    for tensor in saved.tensors:
+        name = DTYPES[dtype] if dtype else saved.dtype(tensor)
+        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, name, partial(saved.read, tensor, name)))
+    for part, copy in saved.provenance.get("copies", []):
+        original = next(tensor for tensor in parts[part] if tensor.key == COPIES[part, copy])
+        parts[part].append(replace(original, key=copy))
+    return parts
+
+
+def write_parts(directory: Path, parts: dict[str, list[NewTensor]]) -> Iterator[int]:
+    for part in TOWERS:
+        yield from write_weights(directory / part, parts[part])
+    yield from write_file(directory / ADAPTER[0], parts["adapter"])
+
+
+def round_to(array: np.ndarray, dtype: str, tensor: Tensor) -> np.ndarray:
+    """The array in another dtype, rounded to nearest. Raises ConversionError where a finite number would become infinite."""
+    if array.dtype == NUMPY[dtype]:
+        return array
+    with np.errstate(over="ignore"):
+        rounded = array.astype(NUMPY[dtype])
+    if np.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY[dtype]).max and not np.array_equal(
+        np.isfinite(array), np.isfinite(rounded)
     ):
-        write_json(directory / part / "config.json", write_tower(tower, architecture, its_tokenizer))
+        largest = float(np.abs(array.astype(np.float32)).max())
+        raise ConversionError(f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; choose another --dtype")
+    return rounded
+
+
+def write_settings(directory: Path, saved: Saved, parts: dict[str, list[NewTensor]], dtype: str | None):
+    """Settings and tokenizers: the source's own where the checkpoint keeps them, else from what the checkpoint knows."""
+    originals = saved.directory / ORIGINALS
+    if originals.exists():
+        shutil.copytree(originals, directory, dirs_exist_ok=True)
+    else:
+        _write_towers(directory, saved, parts)
+    if dtype:
+        for part in TOWERS:
+            file = directory / part / "config.json"
+            values = read_json(file)
+            write_json(file, {**values, "dtype" if "dtype" in values else "torch_dtype": dtype})
+    model, processor = write_compression(saved.config)
+    write_json(directory / "model_config.json", model)
+    if not (directory / "processor_config.json").exists():
+        write_json(directory / "processor_config.json", processor)
+
+
+def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor]]):
+    tokenizer = Tokenizer.load(saved.directory / "tokenizer")
+    for part, its_tokenizer in (("decoder", tokenizer), ("encoder", without_memory(tokenizer))):
+        dtypes = {tensor.dtype for tensor in parts[part]}
+        name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), "float32")
+        tower = write_tower(getattr(saved.config, part), part, name, its_tokenizer)
+        write_json(directory / part / "config.json", tower)
         write_json(directory / part / "generation_config.json", write_generation(its_tokenizer))
         its_tokenizer.save(directory / part)
-    model, processor = write_compression(config)
-    write_json(directory / "model_config.json", model)
-    write_json(directory / "processor_config.json", processor)
 
 
 def without_memory(tokenizer: Tokenizer) -> Tokenizer:
@@ -64,9 +167,10 @@ def main():
     parser.add_argument("checkpoint", help="directory of a training run, or what convert.from_hf wrote")
     parser.add_argument("destination", help="new directory for the published layout")
     parser.add_argument("--step", type=int, help="saved step to convert (default: the newest)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of every tensor (default: as it was published, or saved in training)")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # moving numbers needs no accelerator, and would lock it
-    written = to_hf(arguments.checkpoint, arguments.destination, arguments.step)
+    written = to_hf(arguments.checkpoint, arguments.destination, arguments.step, arguments.dtype)
     sys.stdout.write(f"wrote {written.resolve()}\n")
 
 

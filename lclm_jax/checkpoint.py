@@ -4,6 +4,8 @@ A checkpoint directory is complete in itself: `model.json` (the ModelConfig), `t
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from lclm_jax.config import ModelConfig, from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
+from lclm_jax.streaming import SavedTree, saving
 from lclm_jax.typing import Params
 
 STEPS = "checkpoints"
@@ -48,7 +51,8 @@ class Checkpoints:
         """Begins to save in the background. A failure is raised by the next `save` or `wait`; older steps stay good."""
         self.wait()
         try:
-            self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
+            with saving(trees):
+                self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -67,6 +71,11 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """The trees named in `abstract` (of ShapeDtypeStructs with shardings). Raises CheckpointError on another shape."""
+        self.check(step, abstract)
+        return self._steps.load_checkpointables(step, abstract)
+
+    def check(self, step: int, abstract: dict[str, Any]):
+        """Raises CheckpointError unless the step is there and holds these trees, in these shapes."""
         steps = [saved.step for saved in self._steps.checkpoints]
         if step not in steps:
             raise CheckpointError(f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}")
@@ -77,7 +86,6 @@ class Checkpoints:
                     f"{self.directory}/{step} holds {', '.join(saved)} and no {name}: it is not a training run's"
                 )
             check_shapes(tree, saved[name], f"{self.directory}/{step}")
-        return self._steps.load_checkpointables(step, abstract)
 
     def close(self):
         self.wait()
@@ -126,16 +134,24 @@ def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tok
                 f"{directory} holds a model with another tokenizer; expected the one in {directory}/tokenizer. "
                 "Set run.directory to a new place, or data.directory to the data this model was trained on"
             )
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.json").write_text(json.dumps(to_dict(config), indent=2))
+    write_config(directory, config)
     tokenizer.save(directory / "tokenizer")
 
 
+def write_config(directory: str | Path, config: ModelConfig):
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    (Path(directory) / "model.json").write_text(json.dumps(to_dict(config), indent=2))
+
+
 def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
+    return read_model(directory), Tokenizer.load(Path(directory) / "tokenizer")
+
+
+def read_model(directory: str | Path) -> ModelConfig:
     file = Path(directory) / "model.json"
     if not file.exists():
         raise FileNotFoundError(f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/")
-    return from_dict(ModelConfig, json.loads(file.read_text())), Tokenizer.load(Path(directory) / "tokenizer")
+    return from_dict(ModelConfig, json.loads(file.read_text()))
 
 
 def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
@@ -145,12 +161,33 @@ def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer,
         checkpoints.save(0, {"params": params}, {})
 
 
+def save_streamed(directory: str | Path, config: ModelConfig, params: Params):
+    """`save_model` for parameters that are read while they are written (a tree of `streaming.Streamed`); no tokenizer."""
+    write_config(directory, config)
+    with Checkpoints(directory, keep=1) as checkpoints:
+        checkpoints.save(0, {"params": params}, {})
+
+
 def load_params(directory: str | Path, abstract: Params, step: int | None = None) -> Params:
-    """Parameters of the newest step, or of `step`."""
+    """Parameters of the newest step, or of `step`, in the dtypes and shardings of `abstract`."""
+    with _opened(directory, step) as (checkpoints, found):
+        return checkpoints.restore(found, {"params": abstract})["params"]
+
+
+def saved_params(directory: str | Path, abstract: Params, step: int | None = None) -> SavedTree:
+    """The same parameters unread, in their saved dtypes: each is read from disk when asked for."""
+    with _opened(directory, step) as (checkpoints, found):
+        checkpoints.check(found, {"params": abstract})
+        return SavedTree(checkpoints.directory / str(found) / "params")
+
+
+@contextmanager
+def _opened(directory: str | Path, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
+    """The saved steps of a directory, and the newest of them unless one is named."""
     if not (Path(directory) / STEPS).is_dir():
         raise FileNotFoundError(f"{directory}/{STEPS}: no saved steps here; expected a training run or a converted checkpoint")
     with Checkpoints(directory) as checkpoints:
         found = checkpoints.latest if step is None else step
         if found is None:
             raise CheckpointError(f"{directory}/{STEPS} holds no finished checkpoint; has a first one been saved?")
-        return checkpoints.restore(found, {"params": abstract})["params"]
+        yield checkpoints, found

@@ -22,7 +22,7 @@ class ConfigError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of one tower: a Qwen3 transformer."""
+    """Shape of one tower: a Qwen3 transformer, or with `qk_norm=False` a Llama."""
 
     vocab: int
     width: int
@@ -33,9 +33,12 @@ class TransformerConfig:
     mlp: int
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
+    qk_norm: bool = True
     causal: bool = True
     tied: bool = True  # the decoder's output head is its embedding table
     max_positions: int = 32768
+    rounded_rope: bool = False  # rotary frequencies rounded to bfloat16, as the original's bf16 loading and training did
+    initializer_range: float | None = None  # standard deviation of fresh matrices; None: width ** -0.5, residual branches 0
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -52,20 +55,46 @@ class CompressionConfig:
     window: int = 1024  # tokens the encoder reads at once
     pooling: Literal["mean", "eos", "concat"] = "mean"
     overlap: int = 0  # neighbouring tokens a window also sees, on the left and, bidirectional, on the right
+    ratios: tuple[int, ...] = ()  # other ratios a context may ask for; training draws from all of them
 
     def __post_init__(self):
         if self.ratio < 1 or self.window < 1 or self.overlap < 0:
             raise ConfigError(f"ratio and window must be positive and overlap not negative, got {self}")
-        if self.window % self.ratio:
-            near = max(self.ratio, round(self.window / self.ratio) * self.ratio)
-            raise ConfigError(
-                f"window must be a multiple of ratio, got window={self.window}, ratio={self.ratio}; "
-                f"set compression.window={near} or another ratio"
-            )
+        for ratio in self.all_ratios:
+            if ratio < 1 or self.window % ratio:
+                near = max(ratio, round(self.window / max(ratio, 1)) * ratio)
+                raise ConfigError(
+                    f"window must be a multiple of ratio, got window={self.window}, ratio={ratio}; "
+                    f"set compression.window={near} or another ratio"
+                )
+        if self.ratios and self.pooling == "concat":
+            raise ConfigError(f"concat pooling has one ratio, got ratio={self.ratio} and ratios={self.ratios}; use mean or eos")
+
+    @property
+    def all_ratios(self) -> tuple[int, ...]:
+        """Every ratio a context may have, the default first."""
+        return (self.ratio, *(ratio for ratio in self.ratios if ratio != self.ratio))
 
     @property
     def latents_per_window(self) -> int:
-        return self.window // self.ratio
+        """Most latents a window may hold: at the smallest ratio."""
+        return self.window // min(self.all_ratios)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The projector's learned half: an MLP, and attention among the latents of a context after or before it."""
+
+    kind: Literal["mlp", "mlp_attn", "attn_mlp"] = "mlp"
+    layers: int = 1  # of attention; the kind `mlp` has none
+
+    def __post_init__(self):
+        if self.layers < 1:
+            raise ConfigError(f"adapter.layers must be positive, got {self.layers}; for no attention set adapter.kind=mlp")
+
+    @property
+    def attention(self) -> bool:
+        return self.kind != "mlp"
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,7 @@ class ModelConfig:
     encoder: TransformerConfig
     decoder: TransformerConfig
     compression: CompressionConfig = CompressionConfig()
+    adapter: AdapterConfig = AdapterConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; master weights stay float32
     remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in its backward pass
 
@@ -88,6 +118,16 @@ class ModelConfig:
     def adapter_inputs(self) -> int:
         """Width of what the pooling hands to the adapter."""
         return self.encoder.width * (self.compression.ratio if self.compression.pooling == "concat" else 1)
+
+    @property
+    def adapter_layers(self) -> TransformerConfig:
+        """Shape of the adapter's attention layers: after the MLP the decoder's, before it the encoder's, as wide as its input.
+
+        A whole Qwen3 layer in any model (checkpoint format, "Behaviour").
+        """
+        before = dataclasses.replace(self.encoder, width=self.adapter_inputs)
+        tower = before if self.adapter.kind == "attn_mlp" else self.decoder
+        return dataclasses.replace(tower, layers=self.adapter.layers, qk_norm=True, causal=False, initializer_range=0.02)
 
 
 @dataclass(frozen=True)

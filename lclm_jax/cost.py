@@ -55,6 +55,8 @@ def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
         encoder += read_flops(config.encoder, rest + extra)
     latents = count_latents(tokens, config)
     adapter = 2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width)
+    if config.adapter.attention:
+        adapter += read_flops(config.adapter_layers, latents)
     positions = latents + 2
     decoder = read_flops(config.decoder, positions)
     return Cost(positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder)

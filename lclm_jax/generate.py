@@ -26,10 +26,13 @@ class Sampling:
     top_k: int = 0  # most likely tokens to choose among; 0 is all
     top_p: float = 1.0  # smallest set of most likely tokens with this probability
     repetition_penalty: float = 1.0  # divides the positive and multiplies the negative logits of tokens generated before
+    min_tokens: int = 0  # before so many tokens a stop token cannot be chosen
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
-            raise ConfigError(f"expected temperature, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}")
+        if min(self.temperature, self.top_k, self.min_tokens) < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+            raise ConfigError(
+                f"expected temperature, top_k, min_tokens >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}"
+            )
 
 
 @flax.struct.dataclass
@@ -107,6 +110,9 @@ def generate_tokens(
     def one(carry):
         step, logits, cache, out, counts, seen, ended, rng = carry
         rng, draw = jax.random.split(rng)
+        if stop and sampling.min_tokens:
+            banned = logits.at[:, jnp.array(stop)].set(-jnp.inf)
+            logits = jnp.where(step < sampling.min_tokens, banned, logits)
         token = choose(logits, seen, draw, sampling)
         ended = ended | jnp.isin(token, jnp.array(stop))
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)

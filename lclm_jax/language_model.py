@@ -10,12 +10,14 @@ import numpy as np
 
 from lclm_jax.checkpoint import load_params, read_model_files
 from lclm_jax.config import MeshConfig, ModelConfig
-from lclm_jax.data.batch import Windows, empty_batch
+from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, parse_memory, render_chat
-from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, split_windows
+from lclm_jax.data.packing import seat_piece
+from lclm_jax.data.spans import Context, Given, Plain, Span, check_ratio, lay_out, split_windows
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
 from lclm_jax.model.lclm import LCLM, apply, cast
+from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
@@ -43,33 +45,43 @@ class LanguageModel:
         self.params = cast(params, config.dtype)
 
     def compress(self, text: str, ratio: int | None = None) -> Latents:
-        """Latents of a text; they can be kept and used in any prompt.
+        """Latents of a text, at the model's own ratio or another it was trained for; use them in any prompt, side by side.
 
-        Raises TextError for an empty text and ValueError for a ratio the model was not trained for.
+        Raises TextError for an empty text and ConfigError for a ratio the model was not trained for.
         """
-        trained = self.config.compression.ratio
-        if ratio not in (None, trained):
-            raise ValueError(f"this model compresses at ratio {trained}, got ratio={ratio}; load one trained for {ratio}")
         if not text:
             raise TextError("expected text to compress, got an empty string")
-        return self.compress_tokens(self.tokenizer.encode(text))
+        return self.compress_tokens(self.tokenizer.encode(text), ratio)
 
-    def compress_tokens(self, tokens: np.ndarray) -> Latents:
+    def compress_tokens(self, tokens: np.ndarray, ratio: int | None = None) -> Latents:
         """`compress` for text that is tokens already; no tokens give one latent (checkpoint format, "Empty memory")."""
-        pieces = split_windows(np.asarray(tokens), self.config, self.tokenizer.memory.marker)
-        p = self.config.compression.latents_per_window
-        latents = []
+        pooled = self.pool_context(Context(np.asarray(tokens), ratio))
+        # Attention in the adapter joins the latents of all windows; without it, they are projected as they come.
+        parts = [np.concatenate(pooled)] if self.config.adapter.attention else pooled
+        return Latents(np.concatenate([self._project(part) for part in parts]), len(tokens))
+
+    def pool_context(self, context: Context) -> list[np.ndarray]:
+        """Pooled encoder states [n, X] of a context, as the adapter gets them, a few windows at a time."""
+        pieces = split_windows(context, self.config, self.tokenizer.memory.marker)
+        count = WINDOWS_AT_ONCE if len(pieces) > WINDOWS_AT_ONCE else _bucket(len(pieces), 1)
+        room = self.config.compression.window // check_ratio(context.ratio, self.config)
+        pooled = []
         for start in range(0, len(pieces), WINDOWS_AT_ONCE):
             some = pieces[start : start + WINDOWS_AT_ONCE]
-            count = WINDOWS_AT_ONCE if len(pieces) > WINDOWS_AT_ONCE else _bucket(len(some), 1)
-            windows = empty_batch(1, 1, count, self.config.window_length).windows
+            windows = empty_windows(1, count, self.config.window_length, room)
             for i, piece in enumerate(some):
-                n = len(piece.tokens)
-                windows.tokens[0, i, :n], windows.groups[0, i, :n] = piece.tokens, piece.groups
-                windows.segments[0, i, :n], windows.positions[0, i, :n] = 1, np.arange(n)
-            vectors = np.asarray(_compress(self.params, windows, self.config)[0])
-            latents += [vectors[i * p : i * p + piece.latents] for i, piece in enumerate(some)]
-        return Latents(np.concatenate(latents), len(tokens))
+                seat_piece(windows, (0, i, 0, 0), piece, segment=1, context=1)
+            vectors = np.asarray(_pool(self.params, windows, self.config)[0]).reshape(count, room, -1)
+            pooled.append(np.concatenate([vectors[i, : piece.latents] for i, piece in enumerate(some)]))
+        return pooled
+
+    def _project(self, pooled: np.ndarray) -> np.ndarray:
+        """Latents [n, D] of pooled vectors [n, X] that belong to one context."""
+        n, padded = len(pooled), _bucket(len(pooled), 8)
+        columns = np.arange(padded, dtype=np.int32)[None]
+        places = Places((columns < n).astype(np.int32), columns)
+        vectors = np.pad(pooled, ((0, padded - n), (0, 0)))[None]
+        return np.asarray(_project(self.params, vectors, places, self.config)[0, :n])
 
     def generate(self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
         """The assistant's answer to one user turn made of text and latents.
@@ -112,7 +124,7 @@ class LanguageModel:
         held: list = []
         for part in parts:
             if isinstance(part, Context):
-                part = self.compress_tokens(part.tokens)
+                part = self.compress_tokens(part.tokens, part.ratio)
             if isinstance(part, Latents):
                 if part.vectors.shape[1] != self.config.decoder.width:
                     raise ValueError(f"latents of width {self.config.decoder.width} fit this model, got {part.vectors.shape}")
@@ -163,8 +175,13 @@ def load(directory: str | Path, step: int | None = None) -> LanguageModel:
 
 
 @partial(jax.jit, static_argnames=("config",))
-def _compress(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M D"]:
-    return apply(config, params, windows, method=LCLM.compress)
+def _pool(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M X"]:
+    return apply(config, params, windows, method=lambda model, windows: model.pool(model.encode(windows), windows))
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _project(params: Params, pooled: Float[Array, "B M X"], places: Places, config: ModelConfig) -> Float[Array, "B M D"]:
+    return apply(config, params, pooled, places, method=LCLM.project)
 
 
 def _bucket(length: int, least: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
-from lclm_jax.data.batch import empty_batch
+from lclm_jax.data.batch import empty_batch, empty_windows
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.optim import flatten, init_moments
 from lclm_jax.sharding import shardings
@@ -27,7 +27,7 @@ class TrainState:
 
 def init_boxed(config: ModelConfig, rng: Array) -> Params:
     """Random parameters in their boxes of logical axes."""
-    batch = empty_batch(1, 8, 1, config.window_length)
+    batch = empty_batch(1, 8, empty_windows(1, 1, config.window_length, 1))
     variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
     return variables["params"]
 

@@ -8,6 +8,7 @@ os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -39,6 +40,21 @@ CHAT = {
         {"role": "assistant", "content": "Ben"},
     ]
 }
+
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """`published(name)` is a copy of the published checkpoint of a golden case: the shared towers beside its own files."""
+
+    def copy(name: str = "c01_mean_bi_mlp_r16") -> Path:
+        directory = tmp_path_factory.mktemp("published") / name
+        shutil.copytree(GOLDEN / "base", directory)
+        return Path(shutil.copytree(GOLDEN / "cases" / name, directory, dirs_exist_ok=True))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -119,14 +119,14 @@ EOS_WINDOWS = [
     ],
 )
 def test_windows_overlap_and_groups(pooling, overlap, causal, expected):
-    pieces = split_windows(NINE, model(2, 4, pooling, overlap, causal), MARKER)
+    pieces = split_windows(Context(NINE), model(2, 4, pooling, overlap, causal), MARKER)
     assert [(piece.tokens.tolist(), piece.groups.tolist()) for piece in pieces] == expected
     assert [piece.latents for piece in pieces] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "concat", "eos"])
 def test_an_empty_context_is_one_latent_of_no_tokens(pooling):
-    (piece,) = split_windows(ids(), model(pooling=pooling, overlap=2), MARKER)
+    (piece,) = split_windows(Context(ids()), model(pooling=pooling, overlap=2), MARKER)
     assert (piece.tokens.tolist(), piece.groups.tolist(), piece.latents) == ([], [], 1)
 
 
@@ -142,7 +142,7 @@ def test_an_empty_context_is_one_latent_of_no_tokens(pooling):
 def test_every_token_is_pooled_once_and_latents_are_as_many_as_counted(length, ratio, groups, overlap, pooling, causal):
     config = model(ratio, ratio * groups, pooling, overlap, causal)
     tokens = np.arange(1000, 1000 + length, dtype=np.int32)
-    pieces = split_windows(tokens, config, MARKER)
+    pieces = split_windows(Context(tokens), config, MARKER)
     assert sum(piece.latents for piece in pieces) == count_latents(length, config)
     assert all(len(piece.tokens) <= config.window_length and piece.latents <= groups for piece in pieces)
     pooled = [piece.tokens[piece.groups >= 0] for piece in pieces]

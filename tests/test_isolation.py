@@ -10,7 +10,7 @@ import pytest
 from lclm_jax.data.chat import render_chat
 from lclm_jax.data.packing import Budget, Row, assemble
 from lclm_jax.data.spans import Context, Plain, lay_out
-from lclm_jax.model.lclm import LCLM, place
+from lclm_jax.model.lclm import LCLM, latent_places, place
 from lclm_jax.model.masks import Places, attention_mask
 
 CHAT_ROW = 1
@@ -69,7 +69,7 @@ def flow(model_config, noisy, batch):
             def run(m):
                 places = Places(*(x.reshape(-1, x.shape[-1]) for x in (windows.segments, windows.positions)))
                 read, _ = m.encoder(m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + encoder_noise, places)
-                latents = m.project(m.pool(read.reshape(*windows.tokens.shape, -1), windows.groups))
+                latents = m.project(m.pool(read.reshape(*windows.tokens.shape, -1), windows), latent_places(windows))
                 x = place(m.decoder.embed(batch.tokens) + decoder_noise, latents, batch.slots)
                 return m.decoder(x, Places(batch.segments, batch.positions))[0]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from configs.lclm_0p6b_4b import config as published_config
-from lclm_jax.data.batch import empty_batch
+from lclm_jax.data.batch import empty_windows
 from lclm_jax.loss import token_losses
 from lclm_jax.model.attention import attend
 from lclm_jax.model.layers import RMSNorm, rotate
@@ -122,7 +122,7 @@ def test_context_alone_equals_context_in_a_shared_window(compress, model_config,
 
     def read(seats):
         """Latents of one window that holds contexts at the given (position, latent)."""
-        windows = empty_batch(1, 1, 1, model_config.window_length).windows
+        windows = empty_windows(1, 1, model_config.window_length, room)
         for segment, (context, (start, latent)) in enumerate(seats, start=1):
             here, own = (0, 0, slice(start, start + len(context))), np.arange(len(context))
             windows.tokens[here], windows.segments[here] = context, segment

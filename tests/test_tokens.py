@@ -58,7 +58,7 @@ def test_a_batch_is_encoded_like_its_texts(tokenizer, texts):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: "<|" not in text))  # hypothesis tries constants it finds in the source
 def test_plain_text_gets_the_tokens_hugging_face_gives_it(tokenizer, hugging_face, text):
     assert tokenizer.encode(text).tolist() == hugging_face.encode(text, add_special_tokens=False)
 

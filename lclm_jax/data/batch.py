@@ -14,6 +14,8 @@ class Windows:
     segments: Int[Array, "B C W"]  # piece of context a token belongs to, counted per window; 0 is padding
     positions: Int[Array, "B C W"]  # from 0 in every piece
     groups: Int[Array, "B C W"]  # latent of this window the token is pooled into, in [0, P); -1 is none
+    latent_segments: Int[Array, "B C P"]  # context a latent belongs to, counted per row; 0 is no latent
+    latent_positions: Int[Array, "B C P"]  # from 0 in every context
 
 
 @flax.struct.dataclass
@@ -30,9 +32,16 @@ class Batch:
     windows: Windows
 
 
-def empty_batch(rows: int, positions: int, windows: int, window_length: int) -> Batch:
-    """A batch of padding, as numpy arrays to be written into."""
-    decoder, encoder = (rows, positions), (rows, windows, window_length)
+def empty_windows(rows: int, windows: int, window_length: int, window_latents: int) -> Windows:
+    """Windows of padding, as numpy arrays to be written into."""
+    read, latents = (rows, windows, window_length), (rows, windows, window_latents)
+    zeros = [np.zeros(shape, np.int32) for shape in (read, read, read, latents, latents)]
+    return Windows(*zeros[:3], np.full(read, -1, np.int32), *zeros[3:])
+
+
+def empty_batch(rows: int, positions: int, windows: Windows) -> Batch:
+    """Decoder positions of padding, as numpy arrays to be written into, beside these windows."""
+    decoder = (rows, positions)
 
     def fill(shape: tuple[int, ...], value: int = 0) -> np.ndarray:
         return np.full(shape, value, np.int32)
@@ -45,5 +54,5 @@ def empty_batch(rows: int, positions: int, windows: int, window_length: int) -> 
         positions=fill(decoder),
         slots=fill(decoder, -1),
         streams=fill(decoder),
-        windows=Windows(fill(encoder), fill(encoder), fill(encoder), fill(encoder, -1)),
+        windows=windows,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lclm_jax.data.batch import Batch, empty_batch
+from lclm_jax.data.batch import Batch, Windows, empty_batch, empty_windows
 from lclm_jax.data.spans import Example, Piece
 
 
@@ -70,10 +70,12 @@ def best_row(rows: Sequence[Row], example: Example) -> int | None:
 def assemble(rows: Sequence[Row]) -> Batch:
     """The arrays of packed rows."""
     budget = rows[0].budget
-    batch = empty_batch(len(rows), budget.positions, budget.windows, budget.window_length)
+    windows = empty_windows(len(rows), budget.windows, budget.window_length, budget.window_latents)
+    batch = empty_batch(len(rows), budget.positions, windows)
     for i, row in enumerate(rows):
         start = 0
         pieces_in = np.zeros(budget.windows, int)
+        contexts: dict[tuple[int, int], int] = {}  # (example, context of it) -> its number in the row
         for number, (example, seats) in enumerate(zip(row.examples, row.seats, strict=True), start=1):
             here = slice(start, start + len(example))
             batch.tokens[i, here] = example.tokens
@@ -85,7 +87,8 @@ def assemble(rows: Sequence[Row]) -> Batch:
             batch.slots[i, here] = _row_slots(example, seats, budget)
             for piece, (window, position, latent) in zip(example.pieces, seats, strict=True):
                 pieces_in[window] += 1
-                _seat(batch, (i, window, slice(position, position + len(piece.tokens))), piece, pieces_in[window], latent)
+                context = contexts.setdefault((number, piece.context), len(contexts) + 1)
+                seat_piece(windows, (i, window, position, latent), piece, pieces_in[window], context)
             start = here.stop
     return batch
 
@@ -101,9 +104,13 @@ def _row_slots(example: Example, seats: list[tuple[int, int, int]], budget: Budg
     return np.where(example.slots >= 0, np.concatenate(numbers)[example.slots], -1)
 
 
-def _seat(batch: Batch, where: tuple[int, int, slice], piece: Piece, segment: int, latent: int):
-    windows = batch.windows
-    windows.tokens[where] = piece.tokens
-    windows.segments[where] = segment
-    windows.positions[where] = np.arange(len(piece.tokens))
-    windows.groups[where] = np.where(piece.groups >= 0, piece.groups + latent, -1)
+def seat_piece(windows: Windows, seat: tuple[int, int, int, int], piece: Piece, segment: int, context: int):
+    """Writes a piece into `seat`: row, window, first position and first latent there."""
+    row, window, position, latent = seat
+    read, latents = (row, window, slice(position, position + len(piece.tokens))), slice(latent, latent + piece.latents)
+    windows.tokens[read] = piece.tokens
+    windows.segments[read] = segment
+    windows.positions[read] = np.arange(len(piece.tokens))
+    windows.groups[read] = np.where(piece.groups >= 0, piece.groups + latent, -1)
+    windows.latent_segments[row, window, latents] = context
+    windows.latent_positions[row, window, latents] = piece.first + np.arange(piece.latents)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lclm_jax.config import ModelConfig
+from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.data.tokens import MemoryTokens
 
 
@@ -22,9 +22,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Context:
-    """Tokens to be compressed."""
+    """Tokens to be compressed, at the model's own ratio unless another of its ratios is named."""
 
     tokens: np.ndarray
+    ratio: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Piece:
     tokens: np.ndarray  # [w]
     groups: np.ndarray  # [w] latent of this piece each token is pooled into, or -1
     latents: int
+    context: int = 0  # which of the example's contexts it is a piece of
+    first: int = 0  # its first latent, counted through that context
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,30 @@ class Example:
         return len(self.tokens)
 
 
-def count_latents(length: int, config: ModelConfig) -> int:
+def check_ratio(ratio: int | None, config: ModelConfig) -> int:
+    """The ratio a context is read at. Raises ConfigError for one the model is not made for."""
+    known = config.compression.all_ratios
+    if ratio is None:
+        return known[0]
+    if ratio not in known:
+        raise ConfigError(
+            f"this model compresses at ratio {', '.join(map(str, known))}, got ratio={ratio}; load one trained for {ratio}, "
+            "or name it in compression.ratios"
+        )
+    return ratio
+
+
+def count_latents(length: int, config: ModelConfig, ratio: int | None = None) -> int:
     """Latents of a context of `length` tokens: ceil(window / ratio) per window, one for an empty context.
 
     >>> ratio 4, window 32: 0 -> 1, 5 -> 2, 32 -> 8, 33 -> 9
     """
-    compression = config.compression
-    full, rest = divmod(length, compression.window)
-    return max(1, full * compression.latents_per_window + -(-rest // compression.ratio))
+    ratio, window = check_ratio(ratio, config), config.compression.window
+    full, rest = divmod(length, window)
+    return max(1, full * (window // ratio) + -(-rest // ratio))
 
 
-def split_windows(tokens: np.ndarray, config: ModelConfig, marker: int = 0) -> list[Piece]:
+def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> list[Piece]:
     """Cuts a context every `window` tokens (checkpoint format, "Behaviour").
 
     Overlap tokens to the left (and right, when bidirectional) are read and not pooled; eos pooling pools `marker`
@@ -80,19 +96,22 @@ def split_windows(tokens: np.ndarray, config: ModelConfig, marker: int = 0) -> l
     >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
     """
     compression, causal = config.compression, config.encoder.causal
-    pieces = []
+    tokens, ratio = context.tokens, check_ratio(context.ratio, config)
+    pieces: list[Piece] = []
+    first = 0
     for start in range(0, max(1, len(tokens)), compression.window):
         end = min(start + compression.window, len(tokens))
         left = max(0, start - compression.overlap)
         right = end if causal else min(len(tokens), end + compression.overlap)
-        latents = max(1, -(-(end - start) // compression.ratio))
-        own = np.arange(end - start, dtype=np.int32) // compression.ratio
+        latents = max(1, -(-(end - start) // ratio))
+        own = np.arange(end - start, dtype=np.int32) // ratio
         markers = np.arange(0)
         if compression.pooling == "eos" and end > start:
             own, markers = np.full_like(own, -1), np.arange(latents)
         outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
         read = np.concatenate([tokens[left:right], np.full(len(markers), marker)])
-        pieces.append(Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents))
+        pieces.append(Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first))
+        first += latents
     return pieces
 
 
@@ -105,19 +124,19 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
     tokens [5 < * * > 6], slots [-1 -1 0 1 -1 -1], targets [< * * > 6 0], weights [0 0 0 0 1 0]
     """
     tokens, slots, trained, pieces, latents = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [], [], 0
-    for span in record:
+    for number, span in enumerate(record):
         if isinstance(span, Plain):
             tokens.append(span.tokens)
             slots.append(np.full(len(span.tokens), -1))
             trained.append(np.full(len(span.tokens), span.trained))
             continue
-        count = span.count if isinstance(span, Given) else count_latents(len(span.tokens), config)
+        count = span.count if isinstance(span, Given) else count_latents(len(span.tokens), config, span.ratio)
         tokens.append(np.array([memory.start, *[memory.slot] * count, memory.end]))
         slots.append(np.array([-1, *range(latents, latents + count), -1]))
         trained.append(np.zeros(count + 2, bool))
         latents += count
         if isinstance(span, Context):
-            pieces += split_windows(span.tokens, config, memory.marker)
+            pieces += [replace(piece, context=number) for piece in split_windows(span, config, memory.marker)]
     flat = np.concatenate(tokens).astype(np.int32)
     following = np.concatenate([*trained, [False]])[1:]
     return Example(

@@ -16,7 +16,7 @@ from lclm_jax.data.packing import Budget, Row, assemble, best_row
 from lclm_jax.data.sources import open_source, unpack_raw
 from lclm_jax.data.spans import Example, Span, language, lay_out
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.data.transforms import STREAMS
+from lclm_jax.data.transforms import STREAMS, draw_ratios
 
 MOST_TOO_LONG = 1000  # examples in a row that may be too long before the budgets must be wrong
 
@@ -42,7 +42,7 @@ def stage_examples(config: Config, stage: StageConfig, tokenizer: Tokenizer, spl
 
 def _builder(transform: Callable[..., list[Span]], config: Config, tokenizer: Tokenizer, stream: int, compress: bool):
     def build(packed: bytes, rng: np.random.Generator) -> Example:
-        record = transform(unpack_raw(packed), rng, config.data, tokenizer)
+        record = draw_ratios(transform(unpack_raw(packed), rng, config.data, tokenizer), rng, config.model.compression)
         return lay_out(record if compress else language(record), config.model, tokenizer.memory, stream)
 
     return build

@@ -4,11 +4,13 @@ Raw examples are dicts: `{"tokens": ids [n], "kind": "text" | "code"}` for docum
 Source: paper, section 4.1 and appendix C.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lclm_jax.config import DataConfig
+from lclm_jax.config import CompressionConfig, DataConfig
 from lclm_jax.data.chat import Part, as_parts, render_chat
 from lclm_jax.data.spans import Context, Plain, Span
 from lclm_jax.data.tokens import Tokenizer
@@ -79,17 +81,22 @@ def reconstruct(raw: Raw, rng: np.random.Generator, data: DataConfig, tokenizer:
 def follow(raw: Raw, rng: np.random.Generator, _: DataConfig, tokenizer: Tokenizer) -> list[Span]:
     """Supervised fine-tuning with compressed prompts: every message but the assistant's is wrapped (C.4).
 
-    A content that is already in parts (`{"context": text}` or `{"text": text}`) is taken as it is.
+    A content that is already in parts (`{"context": text}`, with a `"ratio"` if it asks for one, or `{"text": text}`) is
+    taken as it is.
     """
     messages = []
     for message in raw["messages"]:
         content = message["content"]
         if not isinstance(content, str):
-            content = [Context(tokenizer.encode(part["context"])) if "context" in part else part["text"] for part in content]
+            content = [_read_part(part, tokenizer) for part in content]
         elif message["role"] != "assistant":
             content = wrap_prompt(tokenizer.encode(content), rng)
         messages.append({"role": message["role"], "content": as_parts(content)})
     return render_chat(messages, tokenizer)
+
+
+def _read_part(part: Raw, tokenizer: Tokenizer) -> Part:
+    return Context(tokenizer.encode(part["context"]), part.get("ratio")) if "context" in part else part["text"]
 
 
 def wrap_prompt(tokens: np.ndarray, rng: np.random.Generator) -> list[Part]:
@@ -115,6 +122,18 @@ def wrap_prompt(tokens: np.ndarray, rng: np.random.Generator) -> list[Part]:
             parts.append(Context(tokens[start + gap : start + gap + region]))
         start += gap + region
     return parts
+
+
+def draw_ratios(record: Sequence[Span], rng: np.random.Generator, compression: CompressionConfig) -> list[Span]:
+    """Every context that asks for no ratio gets one of the model's, each as likely; a model of one ratio draws nothing."""
+    if not compression.ratios:
+        return list(record)
+
+    def drawn(span: Span) -> Span:
+        free = isinstance(span, Context) and span.ratio is None
+        return replace(span, ratio=int(rng.choice(compression.all_ratios))) if free else span
+
+    return [drawn(span) for span in record]
 
 
 def crop(tokens: np.ndarray, rng: np.random.Generator, bounds: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.model.layers import RESIDUAL, RMSNorm, parameter, rotate, unit_scale
+from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, residual_init, rotate
 from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.typing import Array, Float, Int, typed
 
@@ -36,7 +36,10 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with q/k norm (Qwen3). Returns its output and the keys and values it attended to."""
+    """Grouped-query attention, with q/k norm (Qwen3) or without (Llama).
+
+    Returns its output and the keys and values it attended to.
+    """
 
     config: TransformerConfig
 
@@ -46,14 +49,16 @@ class Attention(nn.Module):
         self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
         c = self.config
-        q = parameter(self, "q", (c.width, c.heads, c.head_dim), ("embed", "heads", "head_dim"), unit_scale(c.width))
-        k = parameter(self, "k", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), unit_scale(c.width))
-        v = parameter(self, "v", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), unit_scale(c.width))
-        o = parameter(self, "o", (c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), RESIDUAL)
-        q = RMSNorm(c.norm_eps, "head_dim", name="q_norm")(jnp.einsum("BTD,DNH->BTNH", x, q))
-        k = RMSNorm(c.norm_eps, "head_dim", name="k_norm")(jnp.einsum("BTD,DKH->BTKH", x, k))
-        q = rotate(q, queries.positions, c.rope_theta)
-        k = rotate(k, queries.positions, c.rope_theta).swapaxes(1, 2)
+        q = parameter(self, "q", (c.width, c.heads, c.head_dim), ("embed", "heads", "head_dim"), matrix_init(c))
+        k = parameter(self, "k", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), matrix_init(c))
+        v = parameter(self, "v", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), matrix_init(c))
+        o = parameter(self, "o", (c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), residual_init(c))
+        q, k = jnp.einsum("BTD,DNH->BTNH", x, q), jnp.einsum("BTD,DKH->BTKH", x, k)
+        if c.qk_norm:
+            q = RMSNorm(c.norm_eps, "head_dim", name="q_norm")(q)
+            k = RMSNorm(c.norm_eps, "head_dim", name="k_norm")(k)
+        q = rotate(q, queries.positions, c.rope_theta, c.rounded_rope)
+        k = rotate(k, queries.positions, c.rope_theta, c.rounded_rope).swapaxes(1, 2)
         v = jnp.einsum("BTD,DKH->BKTH", x, v)
         keys, written = queries, None
         if cache is not None:

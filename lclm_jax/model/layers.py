@@ -6,17 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.config import TransformerConfig
 from lclm_jax.typing import Array, Float, Int, typed
 
 
-def unit_scale(inputs: int):
-    """Initialiser that keeps the scale of a sum over `inputs` entries at any width (0.02 at a width of 2560)."""
-    return nn.initializers.normal(inputs**-0.5)
+def matrix_init(config: TransformerConfig):
+    """Initialiser of what reads the residual stream: keeps the scale of a sum at any width (0.02 at a width of 2560)."""
+    return nn.initializers.normal(config.width**-0.5 if config.initializer_range is None else config.initializer_range)
 
 
-# A residual branch starts at zero, so that what a layer reads is at first what the embedding wrote: a small model
-# learns sooner to copy through its latents.
-RESIDUAL = nn.initializers.zeros
+def residual_init(config: TransformerConfig):
+    """Initialiser of what writes to the residual stream: zero, so that what a layer reads is at first what the embedding
+    wrote and a small model learns sooner to copy through its latents."""
+    return nn.initializers.zeros if config.initializer_range is None else matrix_init(config)
 
 
 def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Array:
@@ -41,10 +43,17 @@ class RMSNorm(nn.Module):
 
 
 @typed
-def rotate(x: Float[Array, "B T n H"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T n H"]:
-    """Rotary positions on n heads (RoFormer, arXiv 2104.09864), halves paired as in Qwen and Llama; angles in float32."""
+def rotate(
+    x: Float[Array, "B T n H"], positions: Int[Array, "B T"], theta: float, rounded: bool = False
+) -> Float[Array, "B T n H"]:
+    """Rotary positions on n heads (RoFormer, arXiv 2104.09864), halves paired as in Qwen and Llama; angles in float32.
+
+    `rounded` first rounds the frequencies to bfloat16 (checkpoint format, "Rotary precision").
+    """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if rounded:
+        frequencies = jax.lax.reduce_precision(frequencies, exponent_bits=8, mantissa_bits=7)  # a cast could be optimised away
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -54,14 +63,14 @@ def rotate(x: Float[Array, "B T n H"], positions: Int[Array, "B T"], theta: floa
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    mlp: int
+    config: TransformerConfig
 
     @nn.compact
     @typed
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        width = x.shape[-1]
-        gate = parameter(self, "gate", (width, self.mlp), ("embed", "mlp"), unit_scale(width))
-        up = parameter(self, "up", (width, self.mlp), ("embed", "mlp"), unit_scale(width))
-        down = parameter(self, "down", (self.mlp, width), ("mlp", "embed"), RESIDUAL)
+        c = self.config
+        gate = parameter(self, "gate", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
+        up = parameter(self, "up", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
+        down = parameter(self, "down", (c.mlp, c.width), ("mlp", "embed"), residual_init(c))
         hidden = jax.nn.silu(jnp.einsum("BTD,DF->BTF", x, gate)) * jnp.einsum("BTD,DF->BTF", x, up)
         return jnp.einsum("BTF,FD->BTD", hidden, down)

@@ -11,7 +11,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.model.adapter import Adapter
 from lclm_jax.model.attention import Cache
-from lclm_jax.model.layers import parameter, unit_scale
+from lclm_jax.model.layers import matrix_init, parameter
 from lclm_jax.model.masks import Places
 from lclm_jax.model.pooling import pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
@@ -26,12 +26,10 @@ class LCLM(nn.Module):
     def setup(self):
         c = self.config
         self.encoder = Transformer(c.encoder, c.remat)
-        self.adapter = Adapter(c.decoder.width)
+        self.adapter = Adapter(c)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(
-                self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), unit_scale(c.decoder.width)
-            )
+            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), matrix_init(c.decoder))
 
     @typed
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
@@ -42,7 +40,7 @@ class LCLM(nn.Module):
     @typed
     def compress(self, windows: Windows) -> Float[Array, "B M D"]:
         """Windows of context to latents, ready for the decoder."""
-        return self.project(self.pool(self.encode(windows), windows.groups))
+        return self.project(self.pool(self.encode(windows), windows), latent_places(windows))
 
     @typed
     def encode(self, windows: Windows) -> Float[Array, "B C W E"]:
@@ -53,20 +51,21 @@ class LCLM(nn.Module):
         return hidden.reshape(b, c, w, -1)
 
     @typed
-    def pool(self, hidden: Float[Array, "B C W E"], groups: Int[Array, "B C W"]) -> Float[Array, "B M X"]:
+    def pool(self, hidden: Float[Array, "B C W E"], windows: Windows) -> Float[Array, "B M X"]:
         """One vector per latent; X is E, or R*E when pooling by concatenation."""
         b, c, w, e = hidden.shape
-        rows, groups = hidden.reshape(b * c, w, e), groups.reshape(b * c, w)
-        compression = self.config.compression
-        if compression.pooling == "concat":
-            pooled = pool_concat(rows, groups, compression.latents_per_window, compression.ratio)
+        p = windows.latent_segments.shape[-1]
+        rows, groups = hidden.reshape(b * c, w, e), windows.groups.reshape(b * c, w)
+        if self.config.compression.pooling == "concat":
+            pooled = pool_concat(rows, groups, p, self.config.compression.ratio)
         else:
-            pooled = pool_mean(rows, groups, compression.latents_per_window)
-        return pooled.reshape(b, c * compression.latents_per_window, -1)
+            pooled = pool_mean(rows, groups, p)
+        return pooled.reshape(b, c * p, -1)
 
     @typed
-    def project(self, pooled: Float[Array, "B M X"]) -> Float[Array, "B M D"]:
-        return self.adapter(pooled)
+    def project(self, pooled: Float[Array, "B M X"], places: Places) -> Float[Array, "B M D"]:
+        """Pooled vectors to the decoder's width; `places` says which are of one context."""
+        return self.adapter(pooled, places)
 
     @typed
     def decode(
@@ -88,6 +87,12 @@ class LCLM(nn.Module):
     @typed
     def output_table(self) -> Float[Array, "V D"]:
         return self.decoder.table if self.config.decoder.tied else self.head
+
+
+def latent_places(windows: Windows) -> Places:
+    """The place of every latent of a row [B M]: its context, and its position in it."""
+    b = len(windows.latent_segments)
+    return Places(windows.latent_segments.reshape(b, -1), windows.latent_positions.reshape(b, -1))
 
 
 @typed

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
 from lclm_jax.model.attention import Attention, Cache
-from lclm_jax.model.layers import MLP, RMSNorm, parameter, unit_scale
+from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import constrain
 from lclm_jax.typing import Array, Float, Int, typed
@@ -31,8 +31,23 @@ class Block(nn.Module):
         x = constrain(x, "batch", "length", "activation")
         attended, written = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), queries, cache)
         x = x + attended
-        x = x + MLP(c.mlp, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
+        x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
         return x, written
+
+
+def layer_stack(config: TransformerConfig, remat: str, name: str | None = None) -> nn.Module:
+    """`config.layers` blocks, their parameters stacked along a first axis; called like a Block."""
+    block = Block
+    if remat != "none":
+        block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=config.layers,
+        in_axes=(nn.broadcast, nn.broadcast, 0),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config, name=name)
 
 
 class Transformer(nn.Module):
@@ -46,18 +61,8 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"), unit_scale(c.width))
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.layers,
-            in_axes=(nn.broadcast, nn.broadcast, 0),
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"), matrix_init(c))
+        self.layers = layer_stack(c, self.remat)
         self.norm = RMSNorm(c.norm_eps)
 
     @typed

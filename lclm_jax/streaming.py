@@ -1,0 +1,165 @@
+"""Parameters too large for memory: streamed into an Orbax checkpoint, and read out of any, some rows at a time.
+
+Orbax writes the checkpoint as always (names, metadata, atomic end); only the leaves are our own. They become zarr arrays
+without compression, a layer a chunk, so that a layer is one read for whoever restores them, onto any mesh.
+"""
+
+import asyncio
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.experimental.v1._src.serialization import registry
+
+CHUNK = 64 << 20  # bytes of a chunk, and of a block in memory
+AHEAD = 2  # blocks on their way to disk while the next one is read
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A leaf of a tree to be saved: `read(start, stop)` gives rows of its first axis, never all of them."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """As many rows as fit CHUNK; a row that does not fit (a layer's matrix) is cut along its own first axis."""
+        row, rank = math.prod(self.shape[1:]) * self.dtype.itemsize, len(self.shape)
+        if row <= CHUNK or rank < 3:
+            return (max(1, min(self.shape[0], CHUNK // max(row, 1))), *self.shape[1:])
+        return (1, -(-self.shape[1] // -(-row // CHUNK)), *self.shape[2:])
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows), chunk by chunk."""
+        step = self.chunk[0]
+        for start in range(0, self.shape[0], step):
+            yield start, self.read(start, min(start + step, self.shape[0]))
+
+    def to_array(self, sharding: jax.sharding.Sharding) -> jax.Array:
+        """Reads the leaf into a sharded array: every block goes to the local shards it is part of, and is forgotten."""
+        where = sharding.addressable_devices_indices_map(self.shape)
+        bounds = {device: [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)] for device, index in where.items()}
+        shards = {tuple(box): np.empty([stop - start for start, stop in box], self.dtype) for box in bounds.values()}
+        for first, block in self.blocks():
+            for (rows, *others), shard in ((box, shard) for box, shard in shards.items()):
+                start, stop = max(first, rows[0]), min(first + len(block), rows[1])
+                if start < stop:
+                    part = block[(slice(start - first, stop - first), *(slice(*bound) for bound in others))]
+                    shard[start - rows[0] : stop - rows[0]] = part
+        local = [jax.device_put(shards[tuple(box)], device) for device, box in bounds.items()]
+        return jax.make_array_from_single_device_arrays(self.shape, sharding, local)
+
+
+class _Handler:
+    """What Orbax asks of a leaf type (its v1 LeafHandler). An error of a reader leaves the step unfinished."""
+
+    def __init__(self, *, context: Any = None):
+        pass
+
+    async def serialize(self, params, serialization_context):
+        async def write():
+            directory = await serialization_context.parent_dir.await_creation()
+            await asyncio.to_thread(_write_leaves, Path(directory), params)
+
+        return write()
+
+    async def deserialize(self, params, deserialization_context):
+        raise NotImplementedError  # a streamed leaf is restored as the array it is
+
+    async def metadata(self, params, deserialization_context):
+        raise NotImplementedError
+
+
+class _Abstract:
+    """The abstract counterpart that Orbax wants every leaf type to have; nothing is ever loaded as this."""
+
+
+def _write_leaves(directory: Path, params: Any):
+    pending: deque[Any] = deque()
+    for param in params:
+        leaf: Streamed = param.value
+        array = _create(directory / param.name, leaf)
+        for start, block in leaf.blocks():
+            while len(pending) >= AHEAD:
+                pending.popleft().result()
+            written = array[start : start + len(block)].write(block, can_reference_source_data_indefinitely=True)
+            pending.append(written)
+    while pending:
+        pending.popleft().result()
+
+
+def _create(path: Path, leaf: Streamed) -> Any:
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "dtype": leaf.dtype.name,
+        "store_data_equal_to_fill_value": True,  # else a chunk of zeros is not written, and missing to the reader
+        "metadata": {
+            "shape": leaf.shape,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": leaf.chunk}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        },
+    }
+    return ts.open(spec, create=True).result()
+
+
+class _StreamingTree:
+    """Makes a plain PyTreeHandler that takes Streamed leaves too: the checkpoint names the plain one, which anyone has."""
+
+    def __new__(cls):
+        leaves = registry.StandardLeafHandlerRegistry()
+        leaves.add(Streamed, _Abstract, _Handler, secondary_typestrs=["np.ndarray"])
+        return ocp.handlers.PyTreeHandler(leaf_handler_registry=leaves)
+
+
+def saving(trees: dict[str, Any]) -> ocp.Context:
+    """A context in which Orbax saves these trees, Streamed leaves among them, so that a layer can be read by itself."""
+    context = ocp.Context()
+    context.array.saving.scoped_storage_options_creator = _by_rows
+    registered = ocp.handlers.local_registry()
+    for name, tree in trees.items():
+        if any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
+            registered.add(_StreamingTree, checkpointable_name=name)
+            context.array.saving.use_ocdbt = False
+            context.asynchronous.timeout_secs = 24 * 3600
+    context.checkpointables.registry = registered
+    return context
+
+
+def _by_rows(_, value: Any) -> Any:
+    """Chunks of an array that is whole in memory: along its first axis, as those of Streamed leaves are."""
+    if len(getattr(value, "shape", ())) < 2:
+        return None
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK, shard_axes=(0,))
+
+
+@dataclass(frozen=True)
+class SavedTree:
+    """The arrays of a saved tree, `<directory>/checkpoints/<step>/<name>`, by flat path; each is read when asked for."""
+
+    directory: Path
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        return json.loads((self.directory / "_METADATA").read_text())
+
+    def open(self, path: str) -> ts.TensorStore:
+        """The array at `path` ("decoder/table"), as a tensorstore: index it, then read. One copy is made at a time."""
+        name, directory = path.replace("/", "."), self.directory.resolve()
+        if self._metadata["use_ocdbt"]:
+            store = {"driver": "ocdbt", "base": f"file://{directory}/", "path": f"{name}/"}
+        else:
+            store = {"driver": "file", "path": f"{directory}/{name}/"}
+        spec = {"driver": "zarr3" if self._metadata["use_zarr3"] else "zarr", "kvstore": store}
+        return ts.open({**spec, "fill_missing_data_reads": False}, open=True, read=True).result()
