@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -64,8 +64,10 @@ def from_hf(source: str | Path, destination: str | Path, revision: str | None = 
         config = round_rope(opened.config) if rounded_rope else opened.config
         tokenizer = read_tokenizer(opened.published, config)
         with ThreadPoolExecutor(max_workers=1) as beside:
-            hashes = beside.submit(hash_files, opened)
-            with streamed(opened.sources, "writing MB") as params:
+            every = [tensor for tensors in opened.stored.values() for tensor in tensors]
+            hashes = beside.submit(hash_files, every, opened.published.source)
+            leaves = {path: Streamed(found.shape, found.dtype, found.read) for path, found in opened.sources.items()}
+            with streamed(leaves, "writing MB") as params:
                 save_streamed(directory, config, params)
             provenance = {"source": str(source), "revision": commit, "files": hashes.result(), **dtypes_of(opened)}
         write_json(directory / PROVENANCE, provenance)
@@ -132,9 +134,8 @@ def round_rope(config: ModelConfig) -> ModelConfig:
 
 
 @contextmanager
-def streamed(sources: Mapping[str, Source], label: str) -> Iterator[Params]:
-    """The parameters as leaves to be saved inside this block, with a progress bar over what is read of them."""
-    leaves = {path: Streamed(found.shape, found.dtype, found.read) for path, found in sources.items()}
+def streamed(leaves: Mapping[str, Streamed], label: str) -> Iterator[Params]:
+    """The tree of these leaves, to be saved inside this block, with a progress bar over what is read of them."""
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
     with progress_bar(label, total // 10**6) as show:
         done = 0
@@ -149,10 +150,10 @@ def streamed(sources: Mapping[str, Source], label: str) -> Iterator[Params]:
         yield unflatten({path: replace(leaf, read=partial(counted, leaf.read)) for path, leaf in leaves.items()})
 
 
-def hash_files(opened: Opened) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every weight file, by its name in the source."""
-    files = sorted({tensor.file for tensors in opened.stored.values() for tensor in tensors})
-    return {str(file.relative_to(opened.published.source)): hash_file(file) for file in files}
+def hash_files(tensors: Sequence[FileTensor], source: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file these tensors lie in, by its name in the source."""
+    files = sorted({tensor.file for tensor in tensors})
+    return {str(file.relative_to(source)): hash_file(file) for file in files}
 
 
 def hash_file(file: Path) -> dict[str, Any]:

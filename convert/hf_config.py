@@ -84,7 +84,7 @@ def read_tower(file: Path, causal: bool) -> TransformerConfig:
     return TransformerConfig(**fields, rope_theta=float(theta), qk_norm=QK_NORM[kind], causal=causal, initializer_range=spread)
 
 
-def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """The config.json that transformers reads; both spellings of rope theta, for versions before and after 5."""
     kind = next(kind for kind, qk_norm in QK_NORM.items() if qk_norm == config.qk_norm)
     return {
@@ -98,7 +98,7 @@ def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tok
         **({} if config.initializer_range is None else {"initializer_range": config.initializer_range}),
         "attention_dropout": 0.0,
         "use_cache": True,
-        **special_ids(tokenizer),
+        **(special_ids(tokenizer) if tokenizer else {}),
     }
 
 
@@ -121,7 +121,7 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
     Raises ConversionError for what is missing, contradictory, or not supported.
     """
     file = directory / "model_config.json"
-    values = _modern(read_json(file))
+    values = modern(read_json(file))
     if values.get("encoder_window_size") is None and (found := re.search(r"bst(\d+)", name)):
         values["encoder_window_size"] = int(found[1])
     required = ("compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type")
@@ -145,7 +145,7 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
     return compression, AdapterConfig(kind, layers), MASKS[values["encoder_mask_type"]]
 
 
-def _modern(values: Mapping[str, Any]) -> dict[str, Any]:
+def modern(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings under today's names."""
     modern = {OLDER_KEYS.get(key, key): value for key, value in values.items()}
     for older, pooling in OLDER_POOLINGS.items():

@@ -207,13 +207,13 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
 
 
 def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) -> dict[str, Source]:
-    """Where every parameter comes from, by flat path. Headers are checked; no weights are read but those of repeated tensors.
+    """Where every parameter of the stored parts comes from, by flat path. Only headers are read, and repeated tensors.
 
     Raises ConversionError that names every tensor that is unknown, missing, there twice, of another shape or of a dtype
     that holds no weights.
     """
     shapes = parameter_shapes(config)
-    wanted = published_tensors(shapes)
+    wanted = [tensor for tensor in published_tensors(shapes) if tensor.part in stored]
     found, problems = match(stored, wanted)
     if problems:
         listed = "\n  ".join(problems)
