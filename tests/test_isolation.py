@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
 from lclm_jax.data.chat import render_chat
 from lclm_jax.data.packing import Budget, Row, assemble
 from lclm_jax.data.spans import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
 from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.state import abstract_params, init_params
 
 CHAT_ROW = 1
 
@@ -50,35 +52,68 @@ def batch(records, model_config, tokenizer):
     return pack(records, model_config, tokenizer)
 
 
-@pytest.fixture(scope="module")
-def noisy(params):
+def with_noise(params):
     """Residual branches start at zero; with noise on every parameter, what may flow between positions does."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 @pytest.fixture(scope="module")
-def flow(model_config, noisy, batch):
+def noisy(params):
+    return with_noise(params)
+
+
+def change(config: ModelConfig, adapter="mlp", causal=True, qk_norm=True) -> ModelConfig:
+    encoder = replace(config.encoder, causal=causal, qk_norm=qk_norm)
+    return replace(config, encoder=encoder, decoder=replace(config.decoder, qk_norm=qk_norm), adapter=AdapterConfig(adapter))
+
+
+def read_windows(m, windows, noise):
+    """Latents of windows, with noise [B*C W E] on what the encoder reads."""
+    places = Places(*(x.reshape(-1, x.shape[-1]) for x in (windows.segments, windows.positions)))
+    read, _ = m.encoder(m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + noise, places)
+    return m.project(m.pool(read.reshape(*windows.tokens.shape, -1), windows), latent_places(windows))
+
+
+def no_noise(windows, config):
+    return jnp.zeros((windows.tokens[..., 0].size, windows.tokens.shape[-1], config.encoder.width))
+
+
+def probe_of(hidden):
+    return jax.random.normal(jax.random.key(0), hidden.shape[-1:])
+
+
+VARIANTS = {
+    "as published": {},
+    "attention after the MLP": {"adapter": "mlp_attn"},
+    "attention before the MLP": {"adapter": "attn_mlp"},
+    "no qk_norm": {"qk_norm": False},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+def variant(request, model_config):
+    return change(model_config, **request.param)
+
+
+@pytest.fixture(scope="module")
+def flow(variant, one_device, batch):
     """What the hidden state of each position [B T] depends on: decoder inputs [B T B T], encoder inputs [B T B C W]."""
-    model = LCLM(model_config)
+    model, noisy = LCLM(variant), with_noise(init_params(variant, one_device, seed=0))
     windows = batch.windows
 
     @jax.jit
     def influence(row, query):
         def probe(decoder_noise, encoder_noise):
             def run(m):
-                places = Places(*(x.reshape(-1, x.shape[-1]) for x in (windows.segments, windows.positions)))
-                read, _ = m.encoder(m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + encoder_noise, places)
-                latents = m.project(m.pool(read.reshape(*windows.tokens.shape, -1), windows), latent_places(windows))
-                x = place(m.decoder.embed(batch.tokens) + decoder_noise, latents, batch.slots)
+                x = place(m.decoder.embed(batch.tokens) + decoder_noise, read_windows(m, windows, encoder_noise), batch.slots)
                 return m.decoder(x, Places(batch.segments, batch.positions))[0]
 
             hidden = model.apply({"params": noisy}, method=run)
-            return jnp.dot(hidden[row, query], jax.random.normal(jax.random.key(0), hidden.shape[-1:]))
+            return jnp.dot(hidden[row, query], probe_of(hidden))
 
-        decoder = jnp.zeros((*batch.tokens.shape, model_config.decoder.width))
-        encoder = jnp.zeros((windows.tokens[..., 0].size, windows.tokens.shape[-1], model_config.encoder.width))
-        by_decoder, by_encoder = jax.grad(probe, argnums=(0, 1))(decoder, encoder)
+        decoder = jnp.zeros((*batch.tokens.shape, variant.decoder.width))
+        by_decoder, by_encoder = jax.grad(probe, argnums=(0, 1))(decoder, no_noise(windows, variant))
         return jnp.abs(by_decoder).sum(-1) > 0, (jnp.abs(by_encoder).sum(-1) > 0).reshape(windows.tokens.shape)
 
     by_decoder = np.zeros(2 * batch.tokens.shape, bool)
@@ -97,10 +132,10 @@ def test_decoder_sees_its_own_past_and_nothing_else(flow, batch):
         np.testing.assert_array_equal(by_decoder[row, query], visible, f"row {row}, query {query}")
 
 
-def test_context_reaches_only_what_follows_its_slots(flow, batch, model_config):
+def test_context_reaches_only_what_follows_its_slots(flow, batch, variant):
     _, by_encoder = flow
-    p = model_config.compression.latents_per_window
-    groups, segments = batch.windows.groups, batch.windows.segments
+    p = variant.compression.latents_per_window
+    groups, segments, contexts = batch.windows.groups, batch.windows.segments, batch.windows.latent_segments
     for row, query in np.argwhere(batch.segments > 0):
         past = slice(query + 1)
         read = set(batch.slots[row, past][batch.segments[row, past] == batch.segments[row, query]]) - {-1}
@@ -109,6 +144,8 @@ def test_context_reaches_only_what_follows_its_slots(flow, batch, model_config):
             # Causal encoder: a token reaches its own latent and the later ones of its piece.
             later = segments[row, window, position:] == segments[row, window, position]
             reached = window * p + groups[row, window, position:][later]
+            if variant.adapter.attention:  # and through them every latent of its context
+                reached = np.flatnonzero(contexts[row].ravel() == contexts[row].ravel()[reached[0]])
             expected[row, window, position] = bool(read & set(reached))
         np.testing.assert_array_equal(by_encoder[row, query], expected, f"row {row}, query {query}")
 
@@ -132,26 +169,128 @@ def test_memory_positions_carry_no_loss(batch, tokenizer):
     assert not batch.weights[np.isin(batch.targets, (memory.start, memory.end, memory.slot))].any()
 
 
-def test_bidirectional_encoder_keeps_contexts_of_one_window_apart(model_config, noisy, batch):
-    config = replace(model_config, encoder=replace(model_config.encoder, causal=False))
-    row, window = np.argwhere(batch.windows.segments > 1)[0, :2]
-    shared = jax.tree.map(lambda x: x[row, window][None], batch.windows)
-    segments, places = shared.segments[0], Places(shared.segments, shared.positions)
+def test_without_qk_norm_the_towers_have_no_such_parameters(model_config, one_device):
+    """The adapter's attention is a whole Qwen3 layer in any model."""
+
+    def normed(qk_norm):
+        paths = jax.tree.leaves_with_path(abstract_params(change(model_config, "mlp_attn", qk_norm=qk_norm), one_device))
+        return {path[0].key for path, _ in paths if path[-2].key in ("q_norm", "k_norm")}
+
+    assert normed(True) == {"encoder", "adapter", "decoder"}
+    assert normed(False) == {"adapter"}
+
+
+@pytest.fixture(scope="module")
+def long_batch(model_config, tokenizer):
+    """A row with a context of three windows whose last one it shares with two others, one of its own example; and another."""
+    rng = np.random.default_rng(1)
+
+    def tokens(n):
+        return rng.integers(0, 256, n).astype(np.int32)
+
+    first = [Context(tokens(37)), Plain(tokens(2), True), Context(tokens(4))]
+    second, other = [Context(tokens(3)), Plain(tokens(2), True)], [Context(tokens(21)), Plain(tokens(2), True)]
+    batch = pack([[first, second], [other]], model_config, tokenizer, windows=3)
+    assert batch.windows.segments.max(axis=-1).tolist() == [[1, 1, 3], [1, 1, 0]]
+    return batch
+
+
+def latent_flow(config, params, windows):
+    """What each latent [B M] depends on: encoder inputs [B M B C W]."""
+
+    @jax.jit
+    def influence(row, latent):
+        def probe(noise):
+            latents = LCLM(config).apply({"params": params}, windows, noise, method=read_windows)
+            return jnp.dot(latents[row, latent], probe_of(latents))
+
+        return (jnp.abs(jax.grad(probe)(no_noise(windows, config))).sum(-1) > 0).reshape(windows.tokens.shape)
+
+    contexts = windows.latent_segments.reshape(len(windows.tokens), -1)
+    flow = np.zeros(contexts.shape + windows.tokens.shape, bool)
+    for row, latent in np.argwhere(contexts > 0):
+        flow[row, latent] = influence(row, latent)
+    return flow
+
+
+def context_of_tokens(windows):
+    """The context each token is pooled for [B C W], counted per row; 0 is none."""
+    owner = np.take_along_axis(windows.latent_segments, np.maximum(windows.groups, 0), axis=-1)
+    return np.where(windows.groups >= 0, owner, 0)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+@pytest.mark.parametrize("adapter", ["mlp_attn", "attn_mlp"])
+def test_adapter_attention_joins_all_of_a_context_and_nothing_else(adapter, causal, model_config, one_device, long_batch):
+    """Every latent depends on every token of its context, before and after it, in any window; on no other token."""
+    config, windows = change(model_config, adapter, causal), long_batch.windows
+    flow = latent_flow(config, with_noise(init_params(config, one_device, seed=0)), windows)
+    tokens, latents = context_of_tokens(windows), windows.latent_segments.reshape(len(windows.tokens), -1)
+    for row, latent in np.argwhere(latents > 0):
+        expected = np.zeros(tokens.shape, bool)
+        expected[row] = tokens[row] == latents[row, latent]
+        assert expected.sum() in (37, 4, 3, 21)
+        np.testing.assert_array_equal(flow[row, latent], expected, f"row {row}, latent {latent}")
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
+def test_without_adapter_attention_windows_of_a_context_stay_apart(causal, model_config, noisy, long_batch):
+    config, windows = change(model_config, causal=causal), long_batch.windows
+    flow, p = latent_flow(config, noisy, windows), config.compression.latents_per_window
+    tokens, latents = context_of_tokens(windows), windows.latent_segments
+    for row, window, latent in np.argwhere(latents > 0):
+        expected = np.zeros(tokens.shape, bool)
+        read = tokens[row, window] == latents[row, window, latent]
+        expected[row, window] = read & ((windows.groups[row, window] <= latent) | (not causal))
+        np.testing.assert_array_equal(flow[row, window * p + latent], expected, f"row {row}, window {window}, latent {latent}")
+
+
+@pytest.fixture(scope="module")
+def overlapping(model_config, tokenizer):
+    """A window filled by two pieces of one context, which hold the same tokens where they overlap, and by another context."""
+    config = replace(model_config, compression=CompressionConfig(ratio=4, window=16, overlap=4, ratios=(8,)))
+    config = change(config, causal=False)
+    tokens = np.arange(100, 119, dtype=np.int32)
+    batch = pack([[[Context(tokens[:17], 8), Plain(tokens[:2], True), Context(tokens[17:])]]], config, tokenizer, windows=1)
+    sizes = np.unique(batch.windows.segments, return_counts=True)
+    assert [x.tolist() for x in sizes] == [[1, 2, 3], [17, 5, 2]], "16 tokens and 1 behind; 4 before and 1; 2"
+    return batch.windows
+
+
+def encoder_flow(config, params, tokens, places):
+    """Which positions of a window [W] each of them sees [W W]."""
 
     @jax.jit
     def influence(query):
         def probe(noise):
-            def run(m):
-                return m.encoder(m.encoder.embed(shared.tokens) + noise, places)[0]
+            hidden = LCLM(config).apply(
+                {"params": params}, method=lambda m: m.encoder(m.encoder.embed(tokens) + noise, places)[0]
+            )
+            return jnp.dot(hidden[0, query], probe_of(hidden))
 
-            hidden = LCLM(config).apply({"params": noisy}, method=run)
-            return jnp.dot(hidden[0, query], jax.random.normal(jax.random.key(0), hidden.shape[-1:]))
+        return jnp.abs(jax.grad(probe)(jnp.zeros((*tokens.shape, config.encoder.width)))[0]).sum(-1) > 0
 
-        gradient = jax.grad(probe)(jnp.zeros((*shared.tokens.shape, config.encoder.width)))
-        return jnp.abs(gradient[0]).sum(-1) > 0
+    return np.array([influence(query) for query in range(tokens.shape[1])])
 
-    for query in np.flatnonzero(segments):
-        np.testing.assert_array_equal(influence(query), segments == segments[query], f"query {query}")
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["contexts", "pieces that overlap"])
+def test_bidirectional_encoder_keeps_what_shares_a_window_apart(overlap, model_config, noisy, batch, overlapping):
+    windows = overlapping if overlap else batch.windows
+    row, window = np.argwhere(windows.segments > 1)[0, :2]
+    tokens, segments, positions = (x[row, window][None] for x in (windows.tokens, windows.segments, windows.positions))
+    flow = encoder_flow(change(model_config, causal=False), noisy, tokens, Places(segments, positions))
+    for query in np.flatnonzero(segments[0]):
+        np.testing.assert_array_equal(flow[query], segments[0] == segments[0, query], f"query {query}")
+
+
+def test_latents_see_the_overlap_of_their_own_piece_alone(model_config, noisy, overlapping):
+    """Through the pooling: a latent depends on the neighbours its piece reads, not on the same tokens in the other piece."""
+    config = replace(change(model_config, causal=False), compression=CompressionConfig(4, 16, overlap=4, ratios=(8,)))
+    flow = latent_flow(config, noisy, overlapping)
+    segments, groups = overlapping.segments[0, 0], overlapping.groups[0, 0]
+    for latent in range(4):
+        (piece,) = set(segments[groups == latent])
+        np.testing.assert_array_equal(flow[0, latent, 0, 0], segments == piece, f"latent {latent}")
 
 
 def test_mask_of_two_examples_and_a_pad():
