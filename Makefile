@@ -1,8 +1,8 @@
 # make demo   from nothing to a trained, compressing model and a report (about 9 minutes on two CPU cores)
 # make test   the tests
 # make check  formatter, linter, type checker
-# make parity agreement with transformers' models, in an environment of its own with torch (about 2.5 minutes)
-# make bench-convert  speed and memory of the converter on the published shapes (about 30 GB of disk, a few minutes)
+# make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
+# make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
 VENV ?= .venv

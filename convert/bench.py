@@ -1,7 +1,8 @@
 """Speed and memory of the converter, both ways, on random weights of the published shapes: python -m convert.bench DIRECTORY
 
-Every step is a process of its own; a plain copy of the same files in the same run is the yardstick. At most two copies of
-the checkpoint are on disk at a time (2 x 9.2 GB for 0.6B + 4B in bf16).
+Every step is a process of its own and ends when its data are on disk. Before each conversion a plain copy of the same files
+is timed, as the yardstick; disks are moody, so there are several rounds and the medians count. At most two copies of the
+checkpoint are on disk at a time (2 x 9.3 GB for 0.6B + 4B in bf16).
 """
 
 import argparse
@@ -13,56 +14,86 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from configs.lclm_0p6b_4b import config as published_config
-from convert.from_hf import PROVENANCE, hash_file
 from convert.hf_config import write_compression, write_tower
-from convert.hf_files import ADAPTER, NewTensor, new_directory, read_json, write_file, write_json, write_weights
+from convert.hf_files import NewTensor, new_directory, read_json, write_json
 from convert.mapping import NUMPY, parameter_shapes, published_tensors
-from lclm_jax.command import run
+from convert.provenance import PROVENANCE, hash_file
+from convert.to_hf import TOWERS, write_parts
+from lclm_jax.command import run, show_table
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
 
 GIB = 2**30
-TOWERS = ("decoder", "encoder")
 
 
 @dataclass(frozen=True)
 class Figure:
     """One step: what it took, and the most memory it held."""
 
-    name: str
     seconds: float
     peak: int  # bytes resident
 
 
-def bench(directory: Path, config: ModelConfig, dtype: str = "BF16") -> tuple[list[Figure], int, int]:
-    """Makes a checkpoint of these shapes, copies it, converts it and converts it back. Returns the figures of the last
-    three, the checkpoint's bytes and those of its largest tensor. Raises UserError when what comes back is not what was."""
+@dataclass(frozen=True)
+class Pair:
+    """A conversion, and the plain copy of its input just before it."""
+
+    name: str
+    copy: Figure
+    conversion: Figure
+
+    @property
+    def share(self) -> float:
+        """Of the copy's speed."""
+        return self.copy.seconds / self.conversion.seconds
+
+
+@dataclass(frozen=True)
+class Result:
+    size: int  # bytes of the checkpoint
+    largest: int  # bytes of its largest tensor
+    pairs: list[Pair]
+
+
+def bench(directory: Path, config: ModelConfig, rounds: int, dtype: str = "BF16") -> Result:
+    """Makes a checkpoint of these shapes and converts it there and back, `rounds` times, each time from what came back.
+
+    Raises UserError when what comes back is not, byte by byte, what was.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    source, copy, ours, back = (directory / name for name in ("source", "copy", "ours", "back"))
+    source, ours = directory / "source", directory / "ours"
     largest = write_random(source, config, dtype)
-    size = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-    figures = [measure("plain copy", ["cp", "-r", str(source), str(copy)])]
-    shutil.rmtree(copy)
-    figures.append(measure("from_hf", [sys.executable, "-m", "convert.from_hf", str(source), str(ours)]))
-    shutil.rmtree(source)
-    figures.append(measure("to_hf", [sys.executable, "-m", "convert.to_hf", str(ours), str(back)]))
-    before = read_json(ours / PROVENANCE)["files"]
-    differing = [name for name, was in track(list(before.items()), "comparing") if hash_file(back / name) != was]
+    size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
+    pairs = []
+    for _ in range(rounds):
+        pairs.append(compare("from_hf", source, ours))
+        before = read_json(ours / PROVENANCE)["files"]
+        shutil.rmtree(source)
+        pairs.append(compare("to_hf", ours, source))
+        shutil.rmtree(ours)
+        differing = [name for name, was in track(list(before.items()), "comparing") if hash_file(source / name) != was]
+        if differing:
+            raise UserError(f"after both conversions these files are not what they were: {', '.join(differing)}")
     shutil.rmtree(directory)
-    if differing:
-        raise UserError(f"after both conversions these files are not what they were: {', '.join(differing)}")
-    return figures, size, largest
+    return Result(size, largest, pairs)
 
 
-def measure(name: str, command: Sequence[str]) -> Figure:
+def compare(module: str, source: Path, destination: Path) -> Pair:
+    """Times a plain copy of `source` and then its conversion to `destination`."""
+    copy = measure(["cp", "-r", str(source), str(destination)])
+    shutil.rmtree(destination)
+    return Pair(module, copy, measure([sys.executable, "-m", f"convert.{module}", str(source), str(destination)]))
+
+
+def measure(command: Sequence[str]) -> Figure:
     """Runs a command until its data are on disk. Raises UserError when it fails."""
     os.sync()
     begun = time.perf_counter()
@@ -71,7 +102,7 @@ def measure(name: str, command: Sequence[str]) -> Figure:
     os.sync()
     if status:
         raise UserError(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
-    return Figure(name, time.perf_counter() - begun, usage.ru_maxrss * 1024)
+    return Figure(time.perf_counter() - begun, usage.ru_maxrss * 1024)
 
 
 def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
@@ -81,10 +112,8 @@ def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
     for tensor in published_tensors(parameter_shapes(config)):
         parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, dtype, partial(repeat, noise, int(np.prod(tensor.shape)))))
     with new_directory(directory) as partial_directory:
-        writers = [write_weights(partial_directory / part, parts[part]) for part in TOWERS]
-        for _ in track((size for writer in writers for size in writer), "making a checkpoint"):
+        for _ in track(write_parts(partial_directory, parts), "making a checkpoint"):
             pass
-        list(write_file(partial_directory / ADAPTER[0], parts["adapter"]))
         for part in TOWERS:
             write_json(partial_directory / part / "config.json", write_tower(getattr(config, part), part, "bfloat16", None))
         for name, values in zip(("model_config.json", "processor_config.json"), write_compression(config), strict=True):
@@ -101,20 +130,29 @@ def repeat(noise: np.ndarray, count: int):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where to work; removed afterwards")
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    figures, size, largest = bench(arguments.directory, published_config().model)
-    limit = 3 * largest + GIB
-    table = Table("step", "seconds", "MB/s", "share of the copy's speed", "peak RSS, MiB")
-    for figure in figures:
-        speed, share = size / 1e6 / figure.seconds, figures[0].seconds / figure.seconds
-        table.add_row(figure.name, f"{figure.seconds:.1f}", f"{speed:.0f}", f"{share:.0%}", f"{figure.peak / 2**20:.0f}")
-    Console().print(table)
+    result = bench(arguments.directory, published_config().model, arguments.rounds)
+    table = Table("step", "copy, MB/s", "conversion, MB/s", "share of the copy's speed", "peak RSS, MiB")
+    for pair in result.pairs:
+        table.add_row(*_row(pair.name, result.size, [pair]))
+    for name in ("from_hf", "to_hf"):
+        table.add_row(*_row(f"{name}, median", result.size, [pair for pair in result.pairs if pair.name == name]))
+    show_table(table)
+    limit, peak = 3 * result.largest + GIB, max(pair.conversion.peak for pair in result.pairs)
     sys.stdout.write(
-        f"{size / 1e9:.1f} GB, largest tensor {largest / 2**20:.0f} MiB, limit of the memory {limit / 2**20:.0f} MiB; "
-        "what came back is byte-equal\n"
+        f"{result.size / 1e9:.1f} GB, largest tensor {result.largest / 2**20:.0f} MiB; most memory {peak / 2**20:.0f} MiB, "
+        f"its limit {limit / 2**20:.0f} MiB; what came back is byte-equal\n"
     )
-    if max(figure.peak for figure in figures[1:]) > limit:
+    if peak > limit:
         raise UserError(f"a conversion held more than {limit / 2**20:.0f} MiB (3 x the largest tensor + 1 GiB)")
+
+
+def _row(name: str, size: int, pairs: Sequence[Pair]) -> tuple[str, ...]:
+    copy = median(size / 1e6 / pair.copy.seconds for pair in pairs)
+    conversion = median(size / 1e6 / pair.conversion.seconds for pair in pairs)
+    share, peak = median(pair.share for pair in pairs), max(pair.conversion.peak for pair in pairs)
+    return name, f"{copy:.0f}", f"{conversion:.0f}", f"{share:.0%}", f"{peak / 2**20:.0f}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from convert.hf_files import read_json
 from convert.mapping import ConversionError, publish_params
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Example, split_windows
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
 from lclm_jax.loss import token_losses
@@ -139,16 +139,10 @@ class Replay:
         config = self.subject.config
         answered = len(self.inputs.get("prompt_input_ids", ())) + len(self.outputs.get("greedy", ()))
         pieces = sum(-(-len(context) // config.compression.window) or 1 for context in self.inputs["memory_token_ids"])
-        window = config.window_length, config.compression.latents_per_window
-        return Budget(max(len(self.inputs["input_ids"]), answered), max(1, pieces), *window)
+        return Budget.of(config, max(len(self.inputs["input_ids"]), answered), max(1, pieces))
 
     def _row(self, examples: Sequence[Example]) -> Batch:
-        row = Row(self.budget)
-        for example in examples:
-            seats = row.find(example)
-            assert seats is not None
-            row.add(example, seats)
-        return assemble([row])
+        return assemble([fill_row(self.budget, examples)])
 
     def _example(self, tokens: list[int], labels: list[int] | None, start: int, end: int) -> Example:
         ids = np.array(tokens[start:end], np.int32)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ from convert.mapping import NUMPY, ConversionError
 DECODER, ENCODER = ("decoder", "llm"), ("encoder", "embedder")
 ADAPTER = ("adapter/adapter.safetensors", "projectors/code_adapter.safetensors")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PIECE = 1 << 18  # bytes of one write to a file
 SHARD = 5 * 10**9  # bytes of a file, at most, unless a single tensor is larger
 
 
@@ -163,12 +164,18 @@ def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
         end += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as opened:
+    with file.open("wb", buffering=0) as opened:
         opened.write(struct.pack("<Q", len(text)) + text)
         for block in ahead(block for tensor in tensors for block in tensor.blocks()):
-            yield opened.write(np.ascontiguousarray(block).view(np.uint8).data)
+            yield write_pieces(opened, block)
         if opened.tell() != 8 + len(text) + end:
             raise ConversionError(f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}")
+
+
+def write_pieces(file: BinaryIO, block: np.ndarray) -> int:
+    """Writes an array in pieces that stay in the processor's cache, several times as fast as all at once. Returns its bytes."""
+    flat = np.ascontiguousarray(block).view(np.uint8).reshape(-1)
+    return sum(file.write(flat[i : i + PIECE].data) for i in range(0, len(flat), PIECE))
 
 
 def ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -5,7 +5,6 @@ directories or by name (configs/shapes.py), and every weight is fresh.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -16,10 +15,12 @@ import jax
 import numpy as np
 
 from configs.shapes import SHAPES
-from convert.from_hf import MEMORY, PROVENANCE, hash_files, streamed, vocabulary
+from convert.from_hf import streamed
 from convert.hf_config import read_tower
 from convert.hf_files import list_tower, new_directory, write_json
-from convert.mapping import ConversionError, Source, find_sources, parameter_shapes
+from convert.hf_tokenizer import MEMORY, add_memory, check_shared, rows
+from convert.mapping import Source, find_sources, parameter_shapes
+from convert.provenance import PROVENANCE, hash_files
 from lclm_jax.checkpoint import save_streamed
 from lclm_jax.command import run
 from lclm_jax.config import ModelConfig, TransformerConfig, override
@@ -41,7 +42,8 @@ def init(encoder: str | Path, decoder: str | Path, destination: str | Path, sett
     with new_directory(destination) as directory:
         stored = {part: list_tower(place) for part, place in towers.items()}
         stored["encoder"] = [tensor for tensor in stored["encoder"] if tensor.key != HEAD]
-        tokenizer = add_memory(_shared_tokenizer(*towers.values()))
+        check_shared(towers["encoder"], towers["decoder"])
+        tokenizer = add_memory(Tokenizer.load(towers["decoder"]))
         base = _model(*(read_tower(place / "config.json", causal=True) for place in towers.values()), settings)
         base_dtypes = {tensor.dtype for tensor in stored["decoder"]}
         config = _with_vocab(base, tokenizer, "float32" if base_dtypes == {"F32"} else "bfloat16")
@@ -71,17 +73,6 @@ def init_random(
     return Path(destination)
 
 
-def add_memory(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the memory tokens it lacks after all its entries, in the published order."""
-    fields = json.loads(tokenizer.definition)
-    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    first = max(tokenizer.size, *(number + 1 for number in tokenizer.control.values()), 0)
-    absent = [name for name in MEMORY if name not in tokenizer.control]
-    added = [{"id": first + i, "content": name, **form} for i, name in enumerate(absent)]
-    fields["added_tokens"] += added
-    return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)
-
-
 def fresh(config: ModelConfig, seed: int, chosen: Callable[[str], bool]) -> dict[str, Streamed]:
     """Newly initialised float32 parameters, each made whole when it is first asked for, and forgotten for the next one."""
 
@@ -101,17 +92,18 @@ def fresh(config: ModelConfig, seed: int, chosen: Callable[[str], bool]) -> dict
 def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
     """A base model's parameter; a table is cut or grown to the decoder's vocabulary, new rows being the mean of all."""
     if path not in ("decoder/table", "head"):
-        return Streamed(source.shape, source.dtype, source.read)
-    rows, width = source.shape
+        return source.leaf()
+    held, width = source.shape
 
     @cache
     def mean() -> np.ndarray:
-        blocks = (source.read(i, min(i + 4096, rows)).astype(np.float64).sum(axis=0) for i in range(0, rows, 4096))
-        return (sum(blocks) / rows).astype(source.dtype)
+        blocks = (source.read(i, min(i + 4096, held)).astype(np.float64).sum(axis=0) for i in range(0, held, 4096))
+        return (sum(blocks) / held).astype(source.dtype)
 
     def read(start: int, stop: int) -> np.ndarray:
-        held = source.read(min(start, rows), min(stop, rows))
-        return np.concatenate([held, np.broadcast_to(mean(), (stop - start - len(held), width))]) if stop > rows else held
+        block = source.read(min(start, held), min(stop, held))
+        new = stop - start - len(block)
+        return np.concatenate([block, np.broadcast_to(mean(), (new, width))]) if new else block
 
     return Streamed((config.decoder.vocab, width), source.dtype, read)
 
@@ -125,8 +117,7 @@ def _model(encoder: TransformerConfig, decoder: TransformerConfig, settings: Seq
 
 def _with_vocab(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> ModelConfig:
     """The decoder's table has a row for every entry of the tokenizer."""
-    rows = max(tokenizer.size, max(tokenizer.control.values()) + 1)
-    return override(override(config, f"decoder.vocab={rows}"), f"dtype={dtype}")
+    return override(override(config, f"decoder.vocab={rows(tokenizer)}"), f"dtype={dtype}")
 
 
 def _shape(name: str) -> TransformerConfig:
@@ -136,13 +127,6 @@ def _shape(name: str) -> TransformerConfig:
     if not file.exists():
         raise FileNotFoundError(f"{name}: neither a directory with config.json nor one of the shapes {', '.join(SHAPES)}")
     return read_tower(file, causal=True)
-
-
-def _shared_tokenizer(encoder: Path, decoder: Path) -> Tokenizer:
-    tokenizer = Tokenizer.load(decoder)
-    if (encoder / "tokenizer.json").exists() and vocabulary(Tokenizer.load(encoder)) != vocabulary(tokenizer):
-        raise ConversionError(f"{encoder} and {decoder} have different tokenizers; one must serve both towers")
-    return tokenizer
 
 
 def main():

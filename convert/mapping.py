@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import UserError
 from lclm_jax.optim import flatten
 from lclm_jax.state import init_boxed
+from lclm_jax.streaming import CHUNK, Streamed
 from lclm_jax.typing import Params
 
 # A torch Linear stores [outputs, inputs]; ours is [inputs, outputs] with heads on an axis of their own.
@@ -29,9 +31,6 @@ TRANSFORMS = {
 }
 # Dtype as safetensors spells it -> numpy's.
 NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-
-
-BLOCK = 64 << 20  # bytes to have in memory at a time, where there is a choice
 
 
 class ConversionError(UserError):
@@ -146,6 +145,11 @@ class Source:
         if len(rows) == 1:
             return self._convert(rows[0], self.shape[1:])[None]
         return np.stack([self._convert(layer, self.shape[1:]) for layer in rows])
+
+    def leaf(self, dtype: DTypeLike = None) -> Streamed:
+        """The parameter as a leaf that is read block by block, in the stored dtype unless another is named."""
+        target = self.dtype if dtype is None else np.dtype(dtype)
+        return Streamed(self.shape, target, lambda start, stop: self.read(start, stop).astype(target, copy=False))
 
     def _convert(self, i: int, shape: tuple[int, ...]) -> np.ndarray:
         tensor, stored = self.tensors[i]
@@ -274,7 +278,7 @@ def _name(name: tuple[str, str]) -> str:
 
 def same_rows(first: Stored, second: Stored) -> bool:
     """Whether two tensors of one shape hold the same numbers, a few rows at a time."""
-    step = max(1, BLOCK // max(1, 4 * math.prod(first.shape[1:])))
+    step = max(1, CHUNK // max(1, 4 * math.prod(first.shape[1:])))
     pairs = ((first.read(i, i + step), second.read(i, i + step)) for i in range(0, first.shape[0], step))
     return all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in pairs)
 

@@ -1,7 +1,6 @@
 """Our checkpoint to the published layout: python -m convert.to_hf CHECKPOINT DESTINATION"""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,19 +13,19 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from convert.from_hf import MEMORY, ORIGINALS, PROVENANCE
 from convert.hf_config import write_compression, write_generation, write_tower
 from convert.hf_files import ADAPTER, NewTensor, new_directory, read_json, write_file, write_json, write_weights
-from convert.mapping import COPIES, NUMPY, ConversionError, Tensor, published_tensors, to_published
+from convert.hf_tokenizer import without_memory
+from convert.mapping import COPIES, NUMPY, ConversionError, Tensor, parameter_shapes, published_tensors, to_published
+from convert.provenance import ORIGINALS, PROVENANCE
 from lclm_jax.checkpoint import read_model, saved_params
 from lclm_jax.command import run
-from lclm_jax.config import MeshConfig, ModelConfig
+from lclm_jax.config import ModelConfig
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.optim import flatten
 from lclm_jax.progress import progress_bar
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
-from lclm_jax.streaming import CHUNK, SavedTree
+from lclm_jax.streaming import CHUNK, SavedTree, keep_memory
 
 TOWERS = ("decoder", "encoder")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by the names of config.json
@@ -46,16 +45,14 @@ class Saved:
         """Raises FileNotFoundError or CheckpointError for a checkpoint that is not there or does not fit its config."""
         directory = Path(directory)
         config = read_model(directory)
-        abstract = abstract_params(config, make_mesh(MeshConfig(), jax.devices()[:1]))
-        params = saved_params(directory, abstract, step)
+        params = saved_params(directory, abstract_params(config, one_device()), step)
         file = directory / PROVENANCE
         return cls(directory, config, params, read_json(file) if file.exists() else {})
 
     @cached_property
     def tensors(self) -> list[Tensor]:
         """What the checkpoint publishes, repeated heads left out."""
-        abstract = abstract_params(self.config, make_mesh(MeshConfig(), jax.devices()[:1]))
-        return published_tensors({path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()})
+        return published_tensors(parameter_shapes(self.config))
 
     def dtype(self, tensor: Tensor) -> str:
         """The dtype a tensor was published in or, in a training run, is saved in."""
@@ -118,9 +115,8 @@ def round_to(array: np.ndarray, dtype: str, tensor: Tensor) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         rounded = array.astype(NUMPY[dtype])
-    if np.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY[dtype]).max and not np.array_equal(
-        np.isfinite(array), np.isfinite(rounded)
-    ):
+    narrower = ml_dtypes.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY[dtype]).max
+    if narrower and not np.array_equal(np.isfinite(array), np.isfinite(rounded)):
         largest = float(np.abs(array.astype(np.float32)).max())
         raise ConversionError(f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; choose another --dtype")
     return rounded
@@ -155,13 +151,6 @@ def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor
         its_tokenizer.save(directory / part)
 
 
-def without_memory(tokenizer: Tokenizer) -> Tokenizer:
-    """The encoder's tokenizer: the decoder's without the three memory tokens."""
-    fields = json.loads(tokenizer.definition)
-    kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY]
-    return Tokenizer(json.dumps({**fields, "added_tokens": kept}, indent=2, ensure_ascii=False), tokenizer.template)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="directory of a training run, or what convert.from_hf wrote")
@@ -169,6 +158,7 @@ def main():
     parser.add_argument("--step", type=int, help="saved step to convert (default: the newest)")
     parser.add_argument("--dtype", choices=DTYPES, help="of every tensor (default: as it was published, or saved in training)")
     arguments = parser.parse_args()
+    keep_memory()
     jax.config.update("jax_platforms", "cpu")  # moving numbers needs no accelerator, and would lock it
     written = to_hf(arguments.checkpoint, arguments.destination, arguments.step, arguments.dtype)
     sys.stdout.write(f"wrote {written.resolve()}\n")

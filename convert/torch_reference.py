@@ -20,7 +20,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Rot
 from convert.golden import Check, Subject, Tolerance, check, forward
 from convert.hf_config import modern
 from convert.hf_files import Published, find_published, read_json
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Plain, lay_out
 from lclm_jax.data.tokens import MemoryTokens
 
@@ -39,11 +39,7 @@ def compare_logits(source: str | Path, subject: Subject) -> list[Check]:
     contexts = [tokens(n) for n in (1, window // 2 + 1, window + 3)]
     record = [span for context in contexts for span in (Plain(tokens(5)), Context(context))]
     example = lay_out([*record, Plain(tokens(5))], config, MemoryTokens(0, 1, 2, subject.marker))
-    row = Row(Budget(len(example), len(example.pieces), config.window_length, config.compression.latents_per_window))
-    seats = row.find(example)
-    assert seats is not None
-    row.add(example, seats)
-    batch = assemble([row])
+    batch = assemble([fill_row(Budget.of(config, len(example), len(example.pieces)), [example])])
     _, latents, _, logits = jax.device_get(forward(subject.params, batch, config))
     theirs = [reference.compress(context)[1] for context in contexts]
     slots = torch.from_numpy(example.slots >= 0)

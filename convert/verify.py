@@ -9,21 +9,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from convert.from_hf import open_hf
+from convert.from_hf import Opened, open_hf, round_rope
 from convert.golden import Check, Subject, Tolerance, replay
 from convert.hf_files import FileTensor, find_published, read_json
 from convert.mapping import NUMPY, ConversionError, Tensor, match
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
-from lclm_jax.command import run
-from lclm_jax.config import MeshConfig
+from lclm_jax.command import run, show_table
+from lclm_jax.config import to_dict
 from lclm_jax.data.tokens import TURN_END, Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 
 
@@ -45,14 +44,23 @@ class Line:
 
 def compare_tensors(source: str | Path, checkpoint: str | Path, step: int | None = None) -> Iterator[Line]:
     """Every tensor of `source` against `checkpoint`, byte by byte, one at a time in memory; missing and unknown ones too."""
-    saved = Saved.open(checkpoint, step)
-    stored = open_hf(source).stored
-    found, problems = match(stored, saved.tensors)
-    yield from (Line(problem, (), "", "", "", False) for problem in problems)
+    saved, opened = Saved.open(checkpoint, step), open_hf(source)
+    found, problems = match(opened.stored, saved.tensors)
+    yield from (Line(problem, (), "", "", "", False) for problem in [*problems, *compare_settings(opened, saved)])
     for tensor in saved.tensors:
         other = found.get((tensor.part, tensor.key))
         if isinstance(other, FileTensor) and other.shape == tensor.shape and other.dtype in NUMPY:
             yield compare_tensor(tensor, other, saved)
+
+
+def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
+    """What the checkpoint says of itself otherwise than its source; rounded rotary frequencies are a choice, not a difference."""
+    expected = round_rope(opened.config) if saved.config.decoder.rounded_rope else opened.config
+    ours, theirs = to_dict(saved.config), to_dict(expected)
+    yield from (f"model.json {name}: expected {theirs[name]}, got {ours[name]}" for name in ours if ours[name] != theirs[name])
+    tokenizer = opened.published.decoder / "tokenizer.json"
+    if tokenizer.exists() and Tokenizer.load(saved.directory / "tokenizer").definition != tokenizer.read_text():
+        yield f"tokenizer/tokenizer.json: expected {tokenizer}, word for word"
 
 
 def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> Line:
@@ -71,8 +79,8 @@ def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> Line:
 def read_subject(source: str | Path, checkpoint: str | Path) -> Subject:
     """The checkpoint's parameters in float32, and the special tokens its computations need."""
     saved = Saved.open(checkpoint)
-    abstract = abstract_params(saved.config, make_mesh(MeshConfig(), jax.devices()[:1]))
-    return Subject.of(saved.config, load_params(checkpoint, abstract), *special_tokens(source, saved))
+    params = load_params(checkpoint, abstract_params(saved.config, one_device()))
+    return Subject.of(saved.config, params, *special_tokens(source, saved))
 
 
 def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ...]]:
@@ -116,10 +124,10 @@ def show_lines(lines: list[Line]):
     for line in lines:
         shape = " x ".join(map(str, line.shape))
         table.add_row(line.name, shape, line.dtype, line.theirs, line.ours, "same" if line.passed else "DIFFERS")
-    _print(table)
+    show_table(table)
     wrong = [line.name for line in lines if not line.passed]
     if wrong:
-        raise Difference(f"{len(wrong)} of {len(lines)} tensors differ: {'; '.join(wrong[:10])}; convert again")
+        raise Difference(f"{len(wrong)} of {len(lines)} lines differ: {'; '.join(wrong[:10])}; convert again")
     sys.stdout.write(f"all {len(lines)} tensors are the same, byte by byte\n")
 
 
@@ -129,15 +137,11 @@ def show_checks(checks: list[Check]):
     for check in checks:
         shape = " x ".join(map(str, check.shape)) or "1"
         table.add_row(check.name, shape, f"{check.error:.2e}", "within" if check.passed else "BEYOND")
-    _print(table)
+    show_table(table)
     wrong = [check.name for check in checks if not check.passed]
     if wrong:
         raise Difference(f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: {', '.join(wrong[:10])}")
     sys.stdout.write(f"all {len(checks)} quantities are within the tolerance\n")
-
-
-def _print(table: Table):
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command line shares: logging, and errors a user can act on as one line instead of a stack trace."""
+"""What every command line shares: logging, tables, and errors a user can act on as one line instead of a stack trace."""
 
 import logging
 import os
@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from lclm_jax.config import Config, ConfigError, override
 from lclm_jax.errors import UserError
@@ -26,6 +29,11 @@ def run(main: Callable[[], None]):
     except (UserError, FileNotFoundError, FileExistsError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+
+
+def show_table(table: Table):
+    """Writes a table to stdout: as wide as the terminal, or wide enough for what reads a pipe."""
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:

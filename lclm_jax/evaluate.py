@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lclm_jax.config import DataConfig, ModelConfig
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.packing import Budget, Row, assemble, fill_row
 from lclm_jax.data.sources import read_source
 from lclm_jax.data.spans import Context, Plain, Span, lay_out, uncompressed, without_contexts
 from lclm_jax.data.transforms import Raw, follow, interleave, reconstruct
@@ -134,15 +134,11 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
     """Yields per record (losses, whether right) of its trained tokens; one record a row, 16 rows a pass."""
     examples = [lay_out(record, model.config, model.tokenizer.memory) for record in records]
     windows = max(1, max(len(example.pieces) for example in examples))
-    room = Budget(max(map(len, examples)), windows, model.config.window_length, model.config.compression.latents_per_window)
+    room = Budget.of(model.config, max(map(len, examples)), windows)
     for start in range(0, len(examples), BATCH):
         some = examples[start : start + BATCH]
-        rows = [Row(room) for _ in range(BATCH)]
-        for row, example in zip(rows, some, strict=False):
-            seats = row.find(example)
-            assert seats is not None
-            row.add(example, seats)
-        batch = assemble(rows)
+        rows = [fill_row(room, [example]) for example in some]
+        batch = assemble(rows + [Row(room)] * (BATCH - len(rows)))
         losses, correct = map(np.asarray, _losses(model.params, batch, model.config))
         for i in range(len(some)):
             chosen = batch.weights[i] > 0

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 
 from lclm_jax.checkpoint import load_params, read_model_files
-from lclm_jax.config import MeshConfig, ModelConfig
+from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, parse_memory, render_chat
 from lclm_jax.data.packing import seat_piece
-from lclm_jax.data.spans import Context, Given, Plain, Span, check_ratio, lay_out, split_windows
+from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, resolve_ratio, split_windows
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
 from lclm_jax.model.lclm import LCLM, apply, cast
 from lclm_jax.model.masks import Places
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
 
@@ -55,16 +55,16 @@ class LanguageModel:
 
     def compress_tokens(self, tokens: np.ndarray, ratio: int | None = None) -> Latents:
         """`compress` for text that is tokens already; no tokens give one latent (checkpoint format, "Empty memory")."""
-        pooled = self.pool_context(Context(np.asarray(tokens), ratio))
+        pooled = self._pool_context(Context(np.asarray(tokens), ratio))
         # Attention in the adapter joins the latents of all windows; without it, they are projected as they come.
         parts = [np.concatenate(pooled)] if self.config.adapter.attention else pooled
-        return Latents(np.concatenate([self._project(part) for part in parts]), len(tokens))
+        return Latents(np.concatenate([self._project_context(part) for part in parts]), len(tokens))
 
-    def pool_context(self, context: Context) -> list[np.ndarray]:
+    def _pool_context(self, context: Context) -> list[np.ndarray]:
         """Pooled encoder states [n, X] of a context, as the adapter gets them, a few windows at a time."""
         pieces = split_windows(context, self.config, self.tokenizer.memory.marker)
         count = WINDOWS_AT_ONCE if len(pieces) > WINDOWS_AT_ONCE else _bucket(len(pieces), 1)
-        room = self.config.compression.window // check_ratio(context.ratio, self.config)
+        room = self.config.compression.window // resolve_ratio(context.ratio, self.config)
         pooled = []
         for start in range(0, len(pieces), WINDOWS_AT_ONCE):
             some = pieces[start : start + WINDOWS_AT_ONCE]
@@ -75,7 +75,7 @@ class LanguageModel:
             pooled.append(np.concatenate([vectors[i, : piece.latents] for i, piece in enumerate(some)]))
         return pooled
 
-    def _project(self, pooled: np.ndarray) -> np.ndarray:
+    def _project_context(self, pooled: np.ndarray) -> np.ndarray:
         """Latents [n, D] of pooled vectors [n, X] that belong to one context."""
         n, padded = len(pooled), _bucket(len(pooled), 8)
         columns = np.arange(padded, dtype=np.int32)[None]
@@ -170,8 +170,8 @@ class LanguageModel:
 def load(directory: str | Path, step: int | None = None) -> LanguageModel:
     """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless one is named."""
     config, tokenizer = read_model_files(directory)
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    return LanguageModel(config, load_params(directory, abstract_params(config, mesh), step), tokenizer)
+    abstract = abstract_params(config, one_device(), config.dtype)  # no float32 copy on the way
+    return LanguageModel(config, load_params(directory, abstract, step), tokenizer)
 
 
 @partial(jax.jit, static_argnames=("config",))

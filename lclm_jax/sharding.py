@@ -43,6 +43,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def one_device() -> Mesh:
+    """The mesh of this process's first device."""
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
 def to_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Logical axes of one array -> its PartitionSpec, by `RULES`."""
     return nn.logical_to_mesh_axes(axes, RULES) or PartitionSpec()

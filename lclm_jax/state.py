@@ -36,11 +36,11 @@ def _touch_all(model: LCLM, batch):
     return model.logits(model(batch))
 
 
-def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
+def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
     """Shapes, dtypes and shardings of all parameters; nothing is allocated."""
     boxed = jax.eval_shape(partial(init_boxed, config), jax.random.key(0))
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
         nn.meta.unbox(boxed),
         shardings(boxed, mesh),
     )

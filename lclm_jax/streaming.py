@@ -5,6 +5,7 @@ without compression, a layer a chunk, so that a layer is one read for whoever re
 """
 
 import asyncio
+import ctypes
 import json
 import math
 from collections import deque
@@ -21,7 +22,20 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.experimental.v1._src.serialization import registry
 
 CHUNK = 64 << 20  # bytes of a chunk, and of a block in memory
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names in malloc.h
 AHEAD = 2  # blocks on their way to disk while the next one is read
+
+
+def keep_memory():
+    """Makes this process keep the memory of freed blocks for the next ones; a command that streams calls it first.
+
+    By default glibc returns every large block to the kernel, which then clears the pages of the next one: that took longer
+    than reading the weights. Does nothing where the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,10 @@ class Streamed:
 
 
 class _Handler:
-    """What Orbax asks of a leaf type (its v1 LeafHandler). An error of a reader leaves the step unfinished."""
+    """What Orbax asks of a leaf type when it saves; a streamed leaf is restored as the ordinary array it then is.
+
+    An error of a reader leaves the step unfinished.
+    """
 
     def __init__(self, *, context: Any = None):
         pass
@@ -73,12 +90,6 @@ class _Handler:
             await asyncio.to_thread(_write_leaves, Path(directory), params)
 
         return write()
-
-    async def deserialize(self, params, deserialization_context):
-        raise NotImplementedError  # a streamed leaf is restored as the array it is
-
-    async def metadata(self, params, deserialization_context):
-        raise NotImplementedError
 
 
 class _Abstract:
@@ -155,7 +166,7 @@ class SavedTree:
         return json.loads((self.directory / "_METADATA").read_text())
 
     def open(self, path: str) -> ts.TensorStore:
-        """The array at `path` ("decoder/table"), as a tensorstore: index it, then read. One copy is made at a time."""
+        """The array at `path` ("decoder/table"), as a tensorstore: index it, then read."""
         name, directory = path.replace("/", "."), self.directory.resolve()
         if self._metadata["use_ocdbt"]:
             store = {"driver": "ocdbt", "base": f"file://{directory}/", "path": f"{name}/"}

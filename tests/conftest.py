@@ -9,11 +9,13 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
-import jax
 import pytest
 
+from lclm_jax import sharding
+from lclm_jax.command import run as run_command
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -29,7 +31,6 @@ from lclm_jax.config import (
 from lclm_jax.data.corpus import chat_text, train_tokenizer
 from lclm_jax.data.sources import source_path, write_source
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.sharding import make_mesh
 from lclm_jax.state import init_params
 
 PROSE = Path(os.__file__).read_text() + Path(dataclasses.__file__).read_text()
@@ -57,6 +58,21 @@ def published(tmp_path_factory):
     return copy
 
 
+@pytest.fixture
+def command(monkeypatch):
+    """`command(module, *arguments)` is the exit status of `python -m module arguments`."""
+
+    def status(module, *arguments) -> int:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        try:
+            run_command(module.main)
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return status
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer([PROSE, chat_text(CHAT)], vocab=512)
@@ -71,7 +87,7 @@ def model_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def one_device():
-    return make_mesh(MeshConfig(), jax.devices()[:1])
+    return sharding.one_device()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,14 +27,13 @@ from convert.mapping import (
 )
 from convert.to_hf import to_hf
 from lclm_jax.checkpoint import load_params, read_model_files, save_model
-from lclm_jax.command import run as run_command
-from lclm_jax.config import AdapterConfig, CompressionConfig, MeshConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
+from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Example, Plain, lay_out
 from lclm_jax.data.tokens import MEMORY_SLOT, Tokenizer
 from lclm_jax.language_model import load
 from lclm_jax.optim import flatten, unflatten
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Params
 
@@ -83,9 +80,7 @@ def random_model(tied: bool) -> tuple[ModelConfig, Params]:
 
 
 def logits(params: Params, config: ModelConfig, example: Example) -> np.ndarray:
-    row = Row(Budget(64, 4, config.window_length, config.compression.latents_per_window))
-    row.add(example, row.find(example))
-    return np.asarray(forward(params, assemble([row]), config)[3])
+    return np.asarray(forward(params, assemble([fill_row(Budget.of(config, 64, 4), [example])]), config)[3])
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -97,7 +92,7 @@ def test_our_round_trip_keeps_params_and_logits(tied, tmp_path):
     from_hf(tmp_path / "published", tmp_path / "back")
     assert read_model_files(tmp_path / "back")[0] == config
     assert read_model_files(tmp_path / "back")[1].definition == tokenizer.definition
-    back = load_params(tmp_path / "back", abstract_params(config, make_mesh(MeshConfig(), jax.devices()[:1])))
+    back = load_params(tmp_path / "back", abstract_params(config, one_device()))
     assert flatten(back).keys() == flatten(params).keys()
     assert all(jnp.array_equal(before, flatten(back)[path]) for path, before in flatten(params).items())
     record = [Plain(np.array([5, 6])), Context(np.arange(21)), Plain(np.array([7]))]
@@ -365,27 +360,17 @@ def test_dtypes_may_differ_from_tensor_to_tensor(source):
 # --- Commands ---
 
 
-def command(module, monkeypatch, *arguments) -> int:
-    """Exit status of `python -m module arguments`."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    try:
-        run_command(module.main)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def test_commands_say_where_the_result_lies(published, tmp_path, capsys, monkeypatch):
+def test_commands_say_where_the_result_lies(published, tmp_path, capsys, command):
     source = published()
-    assert command(convert.from_hf, monkeypatch, source, tmp_path / "ours") == 0
+    assert command(convert.from_hf, source, tmp_path / "ours") == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'ours'}\n"
-    assert command(convert.to_hf, monkeypatch, tmp_path / "ours", tmp_path / "back") == 0
+    assert command(convert.to_hf, tmp_path / "ours", tmp_path / "back") == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'back'}\n"
 
 
 @pytest.mark.parametrize("module", [convert.from_hf, convert.to_hf])
-def test_commands_report_errors_in_one_line(module, tmp_path, capsys, monkeypatch):
-    assert command(module, monkeypatch, tmp_path / "absent", tmp_path / "new") == 2
+def test_commands_report_errors_in_one_line(module, tmp_path, capsys, command):
+    assert command(module, tmp_path / "absent", tmp_path / "new") == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "absent" in said.err

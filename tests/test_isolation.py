@@ -9,7 +9,7 @@ import pytest
 
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
 from lclm_jax.data.chat import render_chat
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
 from lclm_jax.model.masks import Places, attention_mask
@@ -20,16 +20,8 @@ CHAT_ROW = 1
 
 def pack(rows, config, tokenizer, positions=64, windows=2):
     """A batch whose rows hold the given records, one list of records a row."""
-    filled = []
-    for records in rows:
-        row = Row(Budget(positions, windows, config.window_length, config.compression.latents_per_window))
-        for record in records:
-            example = lay_out(record, config, tokenizer.memory)
-            seats = row.find(example)
-            assert seats is not None
-            row.add(example, seats)
-        filled.append(row)
-    return assemble(filled)
+    budget = Budget.of(config, positions, windows)
+    return assemble([fill_row(budget, [lay_out(record, config, tokenizer.memory) for record in records]) for records in rows])
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from configs.lclm_0p6b_4b import config as published_config
+from configs.shapes import SHAPES
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.loss import token_losses
 from lclm_jax.model.attention import attend
@@ -159,6 +160,16 @@ def test_every_parameter_has_logical_axes(model_config):
     for path, leaf in leaves:
         assert isinstance(leaf, nn.LogicallyPartitioned), path
         assert len(leaf.names) == leaf.value.ndim and set(leaf.names) <= set(dict(RULES)), (path, leaf.names)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("qwen3-0.6b", 596_049_920), ("qwen3-1.7b", 1_720_574_976), ("qwen3-4b", 4_022_468_096), ("qwen3-8b", 8_190_735_360)],
+)
+def test_shapes_have_the_sizes_of_the_models_they_are_named_after(name, size, one_device):
+    config = replace(published_config().model, encoder=SHAPES["qwen3-0.6b"], decoder=SHAPES[name])
+    abstract = abstract_params(config, one_device)
+    assert sum(leaf.size for leaf in jax.tree.leaves((abstract["decoder"], abstract.get("head")))) == size
 
 
 def test_published_sizes(one_device):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from convert.init import init, init_random
 from convert.to_hf import to_hf
 from convert.verify import compare_tensors
 from lclm_jax.checkpoint import read_model
-from lclm_jax.command import run as run_command
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, Tokenizer
 from lclm_jax.language_model import load
 
@@ -26,37 +24,45 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 CASE = "c10_mean_bi_attnmlp_o16_r16"
 
 
-def command(module, monkeypatch, *arguments) -> int:
-    """Exit status of `python -m module arguments`."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    try:
-        run_command(module.main)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def test_a_conversion_is_the_same_byte_by_byte(published, tmp_path, monkeypatch, capsys):
+def test_a_conversion_is_the_same_byte_by_byte(published, tmp_path, command, capsys):
     source = published(CASE)
     from_hf(source, tmp_path / "ours")
-    assert command(convert.verify, monkeypatch, source, tmp_path / "ours") == 0
+    assert command(convert.verify, source, tmp_path / "ours") == 0
     assert "all 108 tensors are the same, byte by byte" in capsys.readouterr().out
     file = source / "adapter" / "adapter.safetensors"
     tensors = load_file(file)
     tensors["fc1.bias"] = tensors["fc1.bias"] + np.float32(1e-7)
     save_file(tensors, file)
-    assert command(convert.verify, monkeypatch, source, tmp_path / "ours") == 2
-    assert "1 of 108 tensors differ: adapter fc1.bias" in capsys.readouterr().err
+    assert command(convert.verify, source, tmp_path / "ours") == 2
+    assert "1 of 108 lines differ: adapter fc1.bias" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["bf16_config457", "untied_sharded"])
-def test_layouts_are_replayed_through_the_command(name, tmp_path, monkeypatch, capsys):
+def test_layouts_are_replayed_through_the_command(name, tmp_path, command, capsys):
     source = GOLDEN / "layouts" / name
     from_hf(source, tmp_path / "ours")
     assert all(line.passed for line in compare_tensors(source, tmp_path / "ours"))
-    assert command(convert.verify, monkeypatch, source, tmp_path / "ours", "--golden", source) == 0
+    assert command(convert.verify, source, tmp_path / "ours", "--golden", source) == 0
     assert "all 2 quantities are within the tolerance" in capsys.readouterr().out
-    assert command(convert.verify, monkeypatch, source, tmp_path / "ours", "--golden", source, "--tolerance", "1e-9") == 2
+    assert command(convert.verify, source, tmp_path / "ours", "--golden", source, "--tolerance", "1e-9") == 2
+
+
+def test_other_settings_are_a_difference(published, tmp_path):
+    source = published(CASE)
+    from_hf(source, tmp_path / "ours")
+    file = tmp_path / "ours" / "model.json"
+    values = json.loads(file.read_text())
+    values["compression"]["ratio"] = 8
+    file.write_text(json.dumps(values))
+    wrong = [line.name for line in compare_tensors(source, tmp_path / "ours") if not line.passed]
+    assert len(wrong) == 1 and wrong[0].startswith("model.json compression: expected {'ratio': 16,")
+
+
+def test_rounded_rotary_frequencies_are_a_choice(published, tmp_path):
+    source = published(CASE)
+    from_hf(source, tmp_path / "ours", rounded_rope=True)
+    assert read_model(tmp_path / "ours").encoder.rounded_rope and read_model(tmp_path / "ours").decoder.rounded_rope
+    assert all(line.passed for line in compare_tensors(source, tmp_path / "ours"))
 
 
 def test_provenance_names_files_and_dtypes(tmp_path):
@@ -112,14 +118,14 @@ def test_init_joins_two_base_models(bases, tmp_path):
     assert read_model(tmp_path / "back") == model.config
 
 
-def test_init_of_models_with_other_tokenizers_is_refused(bases, tmp_path, monkeypatch, capsys):
+def test_init_of_models_with_other_tokenizers_is_refused(bases, tmp_path, command, capsys):
     encoder, decoder = bases
     definition = json.loads((encoder / "tokenizer.json").read_text())
     definition["added_tokens"].pop()
     (encoder / "tokenizer.json").write_text(json.dumps(definition))
     arguments = ("--encoder", encoder, "--decoder", decoder, "--out", tmp_path / "ours")
-    assert command(convert.init, monkeypatch, *arguments) == 2
-    assert "have different tokenizers" in capsys.readouterr().err
+    assert command(convert.init, *arguments) == 2
+    assert "one tokenizer must serve both towers" in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 
@@ -135,8 +141,8 @@ def test_random_init_takes_shapes_only(tmp_path):
 
 def test_the_benchmark_measures_a_round_trip(model_config, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    figures, size, largest = bench(tmp_path / "bench", replace(model_config, dtype="bfloat16"))
-    assert [figure.name for figure in figures] == ["plain copy", "from_hf", "to_hf"]
-    assert all(figure.peak > 0 and figure.seconds > 0 for figure in figures)
-    assert size > largest == 512 * 32 * 2
+    result = bench(tmp_path / "bench", replace(model_config, dtype="bfloat16"), rounds=1)
+    assert [pair.name for pair in result.pairs] == ["from_hf", "to_hf"]
+    assert all(figure.peak > 0 and figure.seconds > 0 for pair in result.pairs for figure in (pair.copy, pair.conversion))
+    assert result.size > result.largest == 512 * 32 * 2
     assert not (tmp_path / "bench").exists()

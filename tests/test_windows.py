@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.config import AdapterConfig, CompressionConfig, ConfigError, MeshConfig, ModelConfig, TransformerConfig
+from lclm_jax.config import AdapterConfig, CompressionConfig, ConfigError, ModelConfig, TransformerConfig
 from lclm_jax.data.batch import empty_windows
-from lclm_jax.data.packing import Budget, Row, assemble, seat_piece
+from lclm_jax.data.packing import Budget, assemble, fill_row, seat_piece
 from lclm_jax.data.spans import Context, Plain, count_latents, lay_out, split_windows
 from lclm_jax.data.streams import stage_examples
 from lclm_jax.data.transforms import draw_ratios
 from lclm_jax.generate import Sampling
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 
 VOCAB, MARKER = 512, 500
@@ -61,7 +61,7 @@ def noise(config: ModelConfig):
         values = rng.normal(size=leaf.shape).astype(np.float32)
         return 1 + 0.1 * values if path[-1].key == "scale" else 0.2 * values
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_params(config, make_mesh(MeshConfig(), jax.devices()[:1])))
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config, one_device()))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -181,13 +181,8 @@ def fixed(config: ModelConfig, ratio: int) -> ModelConfig:
 
 
 def pack(records, config, tokenizer, positions=160, windows=12):
-    row = Row(Budget(positions, windows, config.window_length, config.compression.latents_per_window))
-    for record in records:
-        example = lay_out(record, config, tokenizer.memory)
-        seats = row.find(example)
-        assert seats is not None
-        row.add(example, seats)
-    return assemble([row])
+    examples = [lay_out(record, config, tokenizer.memory) for record in records]
+    return assemble([fill_row(Budget.of(config, positions, windows), examples)])
 
 
 def latents_in_order(batch, config):

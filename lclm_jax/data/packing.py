@@ -1,10 +1,11 @@
 """Best-fit packing of examples into rows with two budgets: decoder positions, and windows the encoder reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch, Windows, empty_batch, empty_windows
 from lclm_jax.data.spans import Example, Piece
 
@@ -17,6 +18,11 @@ class Budget:
     windows: int  # encoder windows
     window_length: int  # positions of a window
     window_latents: int  # latents of a window
+
+    @classmethod
+    def of(cls, config: ModelConfig, positions: int, windows: int) -> "Budget":
+        """Room for so many decoder positions and windows of this model's."""
+        return cls(positions, windows, config.window_length, config.compression.latents_per_window)
 
     def fits_alone(self, example: Example) -> bool:
         return Row(self).find(example) is not None
@@ -59,6 +65,18 @@ class Row:
         self.length += len(example)
         for piece, (window, _, _) in zip(example.pieces, seats, strict=True):
             self.used[window] += (len(piece.tokens), piece.latents)
+
+
+def fill_row(budget: Budget, examples: Iterable[Example]) -> Row:
+    """A row that holds these examples. Raises ValueError when one does not fit."""
+    row = Row(budget)
+    for example in examples:
+        seats = row.find(example)
+        if seats is None:
+            size = f"{len(example)} positions and {len(example.pieces)} windows"
+            raise ValueError(f"expected examples that fit together in {budget}, got one more of {size}")
+        row.add(example, seats)
+    return row
 
 
 def best_row(rows: Sequence[Row], example: Example) -> int | None:

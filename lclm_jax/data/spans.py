@@ -64,7 +64,7 @@ class Example:
         return len(self.tokens)
 
 
-def check_ratio(ratio: int | None, config: ModelConfig) -> int:
+def resolve_ratio(ratio: int | None, config: ModelConfig) -> int:
     """The ratio a context is read at. Raises ConfigError for one the model is not made for."""
     known = config.compression.all_ratios
     if ratio is None:
@@ -82,7 +82,7 @@ def count_latents(length: int, config: ModelConfig, ratio: int | None = None) ->
 
     >>> ratio 4, window 32: 0 -> 1, 5 -> 2, 32 -> 8, 33 -> 9
     """
-    ratio, window = check_ratio(ratio, config), config.compression.window
+    ratio, window = resolve_ratio(ratio, config), config.compression.window
     full, rest = divmod(length, window)
     return max(1, full * (window // ratio) + -(-rest // ratio))
 
@@ -96,7 +96,7 @@ def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> lis
     >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
     """
     compression, causal = config.compression, config.encoder.causal
-    tokens, ratio = context.tokens, check_ratio(context.ratio, config)
+    tokens, ratio = context.tokens, resolve_ratio(context.ratio, config)
     pieces: list[Piece] = []
     first = 0
     for start in range(0, max(1, len(tokens)), compression.window):

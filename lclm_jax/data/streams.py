@@ -49,12 +49,7 @@ def _builder(transform: Callable[..., list[Span]], config: Config, tokenizer: To
 
 
 def budget(config: Config) -> Budget:
-    return Budget(
-        config.data.positions,
-        config.data.windows,
-        config.model.window_length,
-        config.model.compression.latents_per_window,
-    )
+    return Budget.of(config.model, config.data.positions, config.data.windows)
 
 
 class PackedBatches(grain.IterDataset[Batch]):

@@ -16,7 +16,7 @@ from reference import GOLDEN, SETTINGS, Reference, make_tower, publish
 from convert.from_hf import read_hf
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch
-from lclm_jax.data.packing import Budget, Row, assemble
+from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Plain, Span, lay_out
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel
@@ -178,12 +178,7 @@ def test_logits_of_packed_examples(case):
     config, memory = case.config, case.model.tokenizer.memory
     records = make_records(config.compression.window)
     examples = [lay_out(record, config, memory) for record in records]
-    row = Row(Budget(160, 8, config.window_length, config.compression.latents_per_window))
-    for example in examples:
-        seats = row.find(example)
-        assert seats is not None
-        row.add(example, seats)
-    logits, start = run(case.model.params, assemble([row]), config), 0
+    logits, start = run(case.model.params, assemble([fill_row(Budget.of(config, 160, 8), examples)]), config), 0
     for record, example in zip(records, examples, strict=True):
         contexts = [span for span in record if isinstance(span, Context)]
         latents = [case.reference.compress(span.tokens)[1].numpy() for span in contexts]

@@ -1,0 +1,44 @@
+"""What a converted checkpoint keeps of its source: where it is from, hashes, stored dtypes, and the small files as they were."""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert.hf_files import FileTensor, Published
+from convert.mapping import COPIES, Source
+
+PROVENANCE = "provenance.json"
+ORIGINALS = "published"  # the directory of the source's small files
+SMALL_FILES = (".json", ".jinja", ".txt")
+
+
+def hash_files(tensors: Iterable[FileTensor], source: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file these tensors lie in, by its name in the source."""
+    files = sorted({tensor.file for tensor in tensors})
+    return {str(file.relative_to(source)): hash_file(file) for file in files}
+
+
+def hash_file(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def stored_dtypes(stored: Mapping[str, Sequence[FileTensor]], sources: Iterable[Source]) -> dict[str, Any]:
+    """What an export needs to give every tensor back as it was: dtypes by part and key, and which were copies of others."""
+    tensors: dict[str, dict[str, str]] = {part: {} for part in stored}
+    for source in sources:
+        for tensor, found in source.tensors:
+            tensors[tensor.part][tensor.key] = found.dtype
+    copies = [(part, key) for part, key in COPIES if key in {one.key for one in stored[part]} - set(tensors[part])]
+    return {"tensors": tensors, "copies": copies}
+
+
+def copy_originals(published: Published, directory: Path):
+    """Every small file of the source: settings, both tokenizers, chat templates."""
+    for origin, name in ((published.decoder, "decoder"), (published.encoder, "encoder"), (published.settings, "")):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        for file in origin.iterdir():
+            if file.is_file() and file.suffix in SMALL_FILES and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, directory / name / file.name)
