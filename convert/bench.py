@@ -6,11 +6,12 @@ checkpoint are on disk at a time (2 x 9.3 GB for 0.6B + 4B in bf16).
 """
 
 import argparse
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,7 @@ def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
     noise = np.random.default_rng(0).normal(size=1 << 22).astype(np.float32).astype(NUMPY[dtype])
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in published_tensors(parameter_shapes(config)):
-        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, dtype, partial(repeat, noise, int(np.prod(tensor.shape)))))
+        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, dtype, repeat(noise, math.prod(tensor.shape))))
     with new_directory(directory) as partial_directory:
         for _ in track(write_parts(partial_directory, parts), "making a checkpoint"):
             pass
@@ -121,10 +122,13 @@ def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
     return max(tensor.size for tensors in parts.values() for tensor in tensors)
 
 
-def repeat(noise: np.ndarray, count: int):
+def repeat(noise: np.ndarray, count: int) -> list[Callable[[], np.ndarray]]:
     """`count` numbers, in blocks, each block begun elsewhere in the noise so that no two tensors are the same by chance."""
-    for start in range(0, count, len(noise)):
-        yield np.roll(noise, count + start)[: count - start]
+    return [partial(_roll, noise, count + start, count - start) for start in range(0, count, len(noise))]
+
+
+def _roll(noise: np.ndarray, shift: int, count: int) -> np.ndarray:
+    return np.roll(noise, shift)[:count]
 
 
 def main():

@@ -5,8 +5,9 @@ import math
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ DECODER, ENCODER = ("decoder", "llm"), ("encoder", "embedder")
 ADAPTER = ("adapter/adapter.safetensors", "projectors/code_adapter.safetensors")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 1 << 18  # bytes of one write to a file
+AHEAD = 2  # blocks being made while another is written
 SHARD = 5 * 10**9  # bytes of a file, at most, unless a single tensor is larger
 
 
@@ -58,12 +60,12 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: its blocks follow each other along the first axis."""
+    """A tensor to be written: its blocks follow each other along the first axis, each made when it is asked for."""
 
     key: str
     shape: tuple[int, ...]
     dtype: str
-    blocks: Callable[[], Iterable[np.ndarray]]
+    blocks: Sequence[Callable[[], np.ndarray]]
 
     @property
     def size(self) -> int:
@@ -166,7 +168,7 @@ def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as opened:
         opened.write(struct.pack("<Q", len(text)) + text)
-        for block in ahead(block for tensor in tensors for block in tensor.blocks()):
+        for block in ahead([block for tensor in tensors for block in tensor.blocks]):
             yield write_pieces(opened, block)
         if opened.tell() != 8 + len(text) + end:
             raise ConversionError(f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}")
@@ -178,13 +180,16 @@ def write_pieces(file: BinaryIO, block: np.ndarray) -> int:
     return sum(file.write(flat[i : i + PIECE].data) for i in range(0, len(flat), PIECE))
 
 
-def ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same blocks, the next one always being made in another thread."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = thread.submit(next, blocks, None)
-            yield block
+def ahead(blocks: Sequence[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """What each gives, in order, while other threads are at the next ones."""
+    coming: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(AHEAD) as threads:
+        for block in blocks:
+            coming.append(threads.submit(block))
+            if len(coming) > AHEAD:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def read_json(file: Path) -> dict[str, Any]:

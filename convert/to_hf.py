@@ -1,9 +1,10 @@
 """Our checkpoint to the published layout: python -m convert.to_hf CHECKPOINT DESTINATION"""
 
 import argparse
+import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -59,16 +60,20 @@ class Saved:
         stored = self.provenance.get("tensors", {}).get(tensor.part, {}).get(tensor.key)
         return stored or next(name for name, dtype in NUMPY.items() if dtype == self.params.open(tensor.path).dtype.numpy_dtype)
 
-    def read(self, tensor: Tensor, dtype: str) -> Iterator[np.ndarray]:
-        """The tensor as published, in blocks of rows."""
+    def blocks(self, tensor: Tensor, dtype: str) -> list[Callable[[], np.ndarray]]:
+        """The tensor as published: functions that read it, some rows each."""
+        rows, step = tensor.shape[0], tensor.shape[0]
+        if tensor.layer is None and tensor.transform == "none":
+            step = max(1, CHUNK // max(1, NUMPY[dtype].itemsize * math.prod(tensor.shape[1:])))
+        return [partial(self._read, tensor, dtype, start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def _read(self, tensor: Tensor, dtype: str, start: int, stop: int) -> np.ndarray:
         array = self.params.open(tensor.path)
-        if tensor.layer is not None or tensor.transform != "none":
-            whole = (array if tensor.layer is None else array[tensor.layer]).read().result()
-            yield to_published(round_to(whole, dtype, tensor), tensor.transform)
-            return
-        rows = max(1, CHUNK // max(1, array.dtype.numpy_dtype.itemsize * int(np.prod(array.shape[1:]))))
-        for start in range(0, array.shape[0], rows):
-            yield round_to(array[start : min(start + rows, array.shape[0])].read().result(), dtype, tensor)
+        if tensor.layer is not None:
+            array = array[tensor.layer]
+        if tensor.transform == "none":
+            array = array[start:stop]
+        return to_published(round_to(array.read().result(), dtype, tensor), tensor.transform)
 
 
 def to_hf(checkpoint: str | Path, destination: str | Path, step: int | None = None, dtype: str | None = None) -> Path:
@@ -96,7 +101,7 @@ def new_tensors(saved: Saved, dtype: str | None) -> dict[str, list[NewTensor]]:
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in saved.tensors:
         name = DTYPES[dtype] if dtype else saved.dtype(tensor)
-        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, name, partial(saved.read, tensor, name)))
+        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, name, saved.blocks(tensor, name)))
     for part, copy in saved.provenance.get("copies", []):
         original = next(tensor for tensor in parts[part] if tensor.key == COPIES[part, copy])
         parts[part].append(replace(original, key=copy))

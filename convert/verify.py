@@ -13,7 +13,7 @@ from rich.table import Table
 
 from convert.from_hf import Opened, open_hf, round_rope
 from convert.golden import Check, Subject, Tolerance, replay
-from convert.hf_files import FileTensor, find_published, read_json
+from convert.hf_files import FileTensor, ahead, find_published, read_json
 from convert.mapping import NUMPY, ConversionError, Tensor, match
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
@@ -66,7 +66,7 @@ def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
 def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> Line:
     ours, theirs = hashlib.sha256(), hashlib.sha256()
     start = 0
-    for block in saved.read(tensor, other.dtype):
+    for block in ahead(saved.blocks(tensor, other.dtype)):
         ours.update(np.ascontiguousarray(block).view(np.uint8))
         theirs.update(other.read(start, start + len(block)).view(np.uint8))
         start += len(block)
