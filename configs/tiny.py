@@ -7,6 +7,8 @@ it first, uncompressed, in the stage `language`, and the encoder starts as a cop
 cores, minutes; the README has the figures to expect.
 """
 
+from pathlib import Path
+
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -14,12 +16,16 @@ from lclm_jax.config import (
     Group,
     MeshConfig,
     ModelConfig,
+    Recipe,
     RunConfig,
+    Source,
     StageConfig,
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data import corpus
+from lclm_jax.data.corpus import write_corpus
+from lclm_jax.data.prepare import prepare as prepare_sources
+from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.progress import track
 
 VOCAB = 8192
@@ -35,17 +41,22 @@ def trained(adapter: float, encoder: float | None, decoder: float | None) -> tup
 
 
 PRETRAINING = (
-    Stream("reconstruction", "docs", 0.35),
-    Stream("reconstruction", "haystacks", 0.3),
-    Stream("interleaved", "docs", 0.1),
-    Stream("interleaved", "code", 0.1),
-    Stream("sft", "tasks", 0.15),
+    Stream("reconstruction", "docs", 0.41),
+    Stream("reconstruction", "haystacks", 0.35),
+    Stream("interleaved", "docs", 0.11),
+    Stream("interleaved", "code", 0.11),
+    Stream("sft", "tasks", 0.02),
 )
 FINE_TUNING = (
-    Stream("reconstruction", "docs", 0.2),
-    Stream("reconstruction", "haystacks", 0.3),
-    Stream("sft", "tasks", 0.5),
+    Stream("reconstruction", "docs", 0.37),
+    Stream("reconstruction", "haystacks", 0.55),
+    Stream("sft", "tasks", 0.08),
 )
+
+
+def recipe() -> Recipe:
+    sources = (Source("code", "code"), Source("docs", "text"), Source("haystacks", "text"), Source("tasks", "chat"))
+    return Recipe("tiny", sources, PRETRAINING)
 
 
 def config() -> Config:
@@ -62,7 +73,7 @@ def config() -> Config:
             rows=16,
             positions=120,
             windows=3,
-            open_rows=16,
+            lookahead=64,
             passage=(40, 80),
             reconstruction=(32, 32),
             requests=1,
@@ -91,5 +102,7 @@ def config() -> Config:
 
 
 def prepare(config: Config):
-    """Writes the sources and the tokenizer, unless they are there."""
-    corpus.prepare(config.data.directory, config.model.decoder.vocab, TASKS, track)
+    """Writes this machine's own text as input files and prepares them; what is there already is reused."""
+    directory = Path(config.data.directory)
+    inputs = write_corpus(directory / "input", config.model.decoder.vocab, TASKS, config.data.requests, track)
+    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)

@@ -6,9 +6,7 @@ from pathlib import Path
 from convert.hf_files import Published, read_json
 from convert.mapping import ConversionError
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, Tokenizer
-
-MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
+from lclm_jax.data.tokens import MEMORY, PAD, Tokenizer, rows
 
 
 def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | None:
@@ -55,20 +53,6 @@ def _check_marker(settings: Path):
     marker = marker["content"] if isinstance(marker, dict) else marker
     if marker != PAD:
         raise ConversionError(f"{settings}: eos pooling marks latents with pad_token, expected {PAD}, got {marker}")
-
-
-def rows(tokenizer: Tokenizer) -> int:
-    """Rows a table needs for every entry."""
-    return max(tokenizer.size, *(number + 1 for number in tokenizer.control.values()), 0)
-
-
-def add_memory(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the memory tokens it lacks after all its entries."""
-    fields = json.loads(tokenizer.definition)
-    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    absent = [name for name in MEMORY if name not in tokenizer.control]
-    fields["added_tokens"] += [{"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)]
-    return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)
 
 
 def without_memory(tokenizer: Tokenizer) -> Tokenizer:

@@ -20,7 +20,7 @@ from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.command import read_config, run
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.cost import compressed_cost, uncompressed_cost
-from lclm_jax.data.streams import PackedBatches, stage_examples
+from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.evaluate import (
     continuation_loss,
     continuation_samples,
@@ -65,6 +65,7 @@ def main():
 def evaluate(model: LanguageModel, config: Config) -> dict:
     """Everything the report shows of the trained model, on held-out documents."""
     directory, data = config.data.directory, config.data
+    assert data.reconstruction is not None, "the demo reconstructs passages of set lengths"
     shortest, longest = data.reconstruction
     half = (shortest // 2, shortest // 2)
     accuracy = [
@@ -110,8 +111,8 @@ def round_trip(run_directory: Path, exported: Path, config: Config) -> dict:
     if not returned.exists():
         from_hf(exported, returned)
     before, after = load(run_directory), load(returned)
-    examples = stage_examples(config, config.stages[-1], before.tokenizer, "held")
-    batch = next(iter(PackedBatches(examples, config)))
+    held = stage_order(config, config.stages[-1], before.tokenizer, "held")
+    batch = next(iter(PackedBatches(held, config)))
     first, second = (np.asarray(logits(model, batch)) for model in (before, after))
     files = list(exported.rglob("*.safetensors"))
     return {

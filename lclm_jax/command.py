@@ -38,12 +38,18 @@ def show_table(table: Table):
 
 def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:
     """The config a file's `config()` returns, changed by `key=value` assignments, and the file's other names."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such config; expected a Python file with a function config()")
-    names = runpy.run_path(path)
-    if "config" not in names:
-        raise ConfigError(f"{path} has no function config(); expected one that returns a lclm_jax Config")
-    config = names["config"]()
+    make, names = read_function(path, "config")
+    config = make()
     for assignment in assignments:
         config = override(config, assignment)
     return config, names
+
+
+def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The function `name` of a Python file in configs/, and all its names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such config; expected a Python file with a function {name}()")
+    names = runpy.run_path(path)
+    if name not in names:
+        raise ConfigError(f"{path} has no function {name}(); expected one that returns a lclm_jax {name.capitalize()}")
+    return names[name], names

@@ -141,19 +141,59 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The input of every stage: where examples come from and the two budgets of a packed row."""
+    """The input of every stage: where prepared examples lie, how they are cut, and the two budgets of a packed row."""
 
-    directory: str = "runs/data"  # prepared examples and the tokenizer
+    directory: str = "runs/data"  # what launch.prepare wrote
     rows: int = 256  # rows in a global batch
     positions: int = 16384  # decoder positions of a row, after compression
-    windows: int = 14  # encoder windows of a row
-    open_rows: int = 64  # rows the packer keeps open at once
-    passage: tuple[int, int] = (128, 16384)  # shortest and longest crop of a document, in tokens
-    reconstruction: tuple[int, int] = (128, 4096)  # the same for a passage to be reconstructed
-    requests: int = 5  # how many of the wordings that ask for a passage are used
+    windows: int = 14  # encoder windows of a row; launch.inspect suggests how many
+    lookahead: int = 1000  # examples the packer chooses from
+    passage: tuple[int, int] | None = None  # crops documents to a random length between these; None: whole, as in the paper
+    reconstruction: tuple[int, int] | None = None  # the same for a passage to be reconstructed
+    requests: int = 100  # how many of the wordings that ask for a passage are used
     shortest_segment: int = 128  # tokens of the shortest alternating segment (paper, C.4)
     trainable: int = 8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
+    ratio_weights: tuple[float, ...] = ()  # how often a context gets each of the model's ratios; none: each as often
     seed: int = 0
+
+    def __post_init__(self):
+        if self.rows < 1 or self.positions < 1 or self.lookahead < 1:
+            raise ConfigError(f"data.rows, data.positions and data.lookahead must be positive, got {self}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of a recipe: what its input holds. Documents are text of some kind, or one chat a row."""
+
+    name: str
+    # long: book-length; expand: texts, with a question and answer or without, to become traces of an agent that expands
+    # chunks; packed: the original's public training rows, text with turns and memory tags written out
+    kind: Literal["text", "code", "long", "math", "latex", "chat", "expand", "packed"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What launch.prepare makes: sources, and the mix of streams to be read from them."""
+
+    name: str
+    sources: tuple[Source, ...]
+    streams: tuple["Stream", ...]
+    tokenizer: str = "Qwen/Qwen3-4B-Instruct-2507"  # a directory with tokenizer.json, or a hub repository
+    longest: int = 50_000_000  # characters of a document; a longer one is refused
+    most_rejected: int = 1000  # rows of a source that may be refused before preparation stops
+
+    def __post_init__(self):
+        names = [source.name for source in self.sources]
+        strange = {stream.source for stream in self.streams} - set(names)
+        if strange or len(set(names)) != len(names):
+            raise ConfigError(f"streams read from sources of different names, got sources {names} and streams of {strange}")
+
+    def without(self, name: str) -> "Recipe":
+        """The recipe with one source and its streams left out; the other streams share its part."""
+        if name not in [source.name for source in self.sources]:
+            raise ConfigError(f"recipe {self.name} has no source {name!r}; its sources are {[one.name for one in self.sources]}")
+        sources = tuple(source for source in self.sources if source.name != name)
+        return dataclasses.replace(self, sources=sources, streams=tuple(one for one in self.streams if one.source != name))
 
 
 @dataclass(frozen=True)
@@ -167,9 +207,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Stream:
-    """Examples of one kind from one prepared source, and their share of the stage's examples."""
+    """Examples of one kind from one prepared source, and their share of the stage's trained tokens."""
 
-    kind: Literal["interleaved", "sft", "reconstruction"]
+    kind: Literal["interleaved", "sft", "reconstruction", "reasoning"]
     source: str
     share: float
 
@@ -189,6 +229,7 @@ class StageConfig:
     warmup: int = 250
     final_rate: float = 1e-6
     encoder_from_decoder: bool = False  # the encoder starts this stage as a copy of the decoder's first layers
+    directory: str = ""  # where in data.directory its sources lie
     compress: bool = True  # False trains the decoder on the same examples with every context as plain text
 
 

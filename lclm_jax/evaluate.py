@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from lclm_jax.config import DataConfig, ModelConfig
-from lclm_jax.data.packing import Budget, Row, assemble, fill_row
-from lclm_jax.data.sources import read_source
+from lclm_jax.data.packing import Budget, assemble, fill_row
+from lclm_jax.data.rows import Raw
+from lclm_jax.data.sources import Prepared
 from lclm_jax.data.spans import Context, Plain, Span, lay_out, uncompressed, without_contexts
-from lclm_jax.data.transforms import Raw, follow, interleave, reconstruct
+from lclm_jax.data.stretches import Stretch
+from lclm_jax.data.transforms import follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, output_table
@@ -35,8 +37,8 @@ def reconstruction_accuracy(
 
     `lengths` bounds the passages in tokens. Only the passage itself counts, not the token that ends the turn.
     """
-    raws = read_source(directory, source, "held")
-    records = _records(raws, limit, lambda raw, rng: reconstruct(raw, rng, _with_lengths(data, lengths), model.tokenizer))
+    held, cut = Prepared(directory, source, "held", model.tokenizer), replace(data, reconstruction=lengths)
+    records = _records(held, limit, lambda example, rng: reconstruct(example, rng, cut, model.tokenizer, held.kind))
     result: dict[str, Any] = {"source": source, "lengths": list(lengths), "passages": len(records)}
     for view, see in VIEWS.items():
         scores = list(progress(_score(model, [see(record) for record in records]), f"{source} from {view}", len(records)))
@@ -51,8 +53,8 @@ def continuation_loss(
     model: LanguageModel, directory: str, source: str, data: DataConfig, limit: int, progress: Progress
 ) -> dict[str, Any]:
     """Loss of the plain half of held-out documents, nats a token, in every view of the wrapped half."""
-    raws = read_source(directory, source, "held")
-    records = _records(raws, limit, lambda raw, rng: interleave(raw, rng, data, model.tokenizer))
+    held = Prepared(directory, source, "held", model.tokenizer)
+    records = _records(held, limit, lambda example, rng: interleave(example, rng, data))
     result: dict[str, Any] = {"source": source, "documents": len(records)}
     for view, see in VIEWS.items():
         scores = list(progress(_score(model, [see(record) for record in records]), f"{source} after {view}", len(records)))
@@ -64,17 +66,17 @@ def question_accuracy(
     model: LanguageModel, directory: str, data: DataConfig, limit: int, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Share of held-out questions answered exactly, generated greedily, in every view; and every question with its answers."""
-    raws = read_source(directory, "tasks", "held")[:limit]
-    prompts = [_prompt_of(follow(raw, np.random.default_rng(0), data, model.tokenizer)) for raw in raws]
-    samples = [_describe(raw) for raw in raws]
-    result: dict[str, Any] = {"questions": len(raws)}
+    held = Prepared(directory, "tasks", "held", model.tokenizer)
+    prompts = [_prompt_of(record) for record in _records(held, limit, lambda example, rng: follow(example, rng, data))]
+    samples = [_describe(held.raw(i)) for i in range(len(prompts))]
+    result: dict[str, Any] = {"questions": len(prompts)}
     for view, see in VIEWS.items():
         answers: list[str] = []
         for start in progress(range(0, len(prompts), BATCH), f"questions from {view}"):
             records = [see(prompt) for prompt in prompts[start : start + BATCH]]
             answers += model.complete_records(records, max_tokens=16)
         right = sum(answer.strip() == sample["answer"] for answer, sample in zip(answers, samples, strict=True))
-        result[view] = _proportion(right, len(raws))
+        result[view] = _proportion(right, len(prompts))
         for sample, answer in zip(samples, answers, strict=True):
             sample[f"from_{view}"] = answer.strip()
     return result, samples
@@ -84,11 +86,11 @@ def reconstruction_samples(
     model: LanguageModel, directory: str, source: str, data: DataConfig, count: int
 ) -> list[dict[str, str]]:
     """Held-out passages and what the model writes when asked for them, generated greedily from latents."""
-    raws = read_source(directory, source, "held")
-    records = _records(raws, count, lambda raw, rng: reconstruct(raw, rng, data, model.tokenizer))
+    held = Prepared(directory, source, "held", model.tokenizer)
+    records = _records(held, count, lambda example, rng: reconstruct(example, rng, data, model.tokenizer, held.kind))
     prompts = [_prompt_of(record) for record in records]
-    written = model.complete_records(prompts, max_tokens=data.reconstruction[1])
-    originals = [next(span.tokens for span in record if isinstance(span, Context)) for record in records]
+    originals = [np.asarray(next(span.tokens for span in record if isinstance(span, Context))) for record in records]
+    written = model.complete_records(prompts, max_tokens=max(map(len, originals)))
     return [
         {"source": source, "passage": model.tokenizer.decode(tokens), "written": text}
         for tokens, text in zip(originals, written, strict=True)
@@ -97,21 +99,28 @@ def reconstruction_samples(
 
 def continuation_samples(model: LanguageModel, directory: str, source: str, data: DataConfig, count: int) -> list[dict[str, str]]:
     """Held-out openings read as latents, what follows them in truth, and what the model writes next."""
-    raws = read_source(directory, source, "held")
-    records = _records(raws, count, lambda raw, rng: interleave(raw, rng, data, model.tokenizer))
+    held = Prepared(directory, source, "held", model.tokenizer)
+    records = _records(held, count, lambda example, rng: interleave(example, rng, data))
     written = model.complete_records([record[:1] for record in records], max_tokens=24)
     samples = []
     for record, text in zip(records, written, strict=True):
         opening, truth = record[0], record[1]
         assert isinstance(opening, Context) and isinstance(truth, Plain)
         decode = model.tokenizer.decode
-        samples.append({"source": source, "opening": decode(opening.tokens), "truth": decode(truth.tokens[:24]), "written": text})
+        samples.append(
+            {
+                "source": source,
+                "opening": decode(np.asarray(opening.tokens)),
+                "truth": decode(np.asarray(truth.tokens[:24])),
+                "written": text,
+            }
+        )
     return samples
 
 
-def _records(raws: Sequence[Raw], limit: int, build: Callable[[Raw, np.random.Generator], list[Span]]) -> list[list[Span]]:
+def _records(held: Prepared, limit: int, build: Callable[[list[Stretch], np.random.Generator], list[Span]]) -> list[list[Span]]:
     """One record from each of the first `limit` examples, the same at every call."""
-    return [build(raw, np.random.default_rng(i)) for i, raw in enumerate(raws[:limit])]
+    return [build(held[i], np.random.default_rng(i)) for i in range(min(limit, len(held)))]
 
 
 def _prompt_of(record: Sequence[Span]) -> list[Span]:
@@ -126,10 +135,6 @@ def _describe(raw: Raw) -> dict[str, str]:
     return {"context": context["context"], "question": asked["text"].strip(), "answer": answer["content"]}
 
 
-def _with_lengths(data: DataConfig, lengths: tuple[int, int]) -> DataConfig:
-    return replace(data, reconstruction=lengths)
-
-
 def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
     """Yields per record (losses, whether right) of its trained tokens; one record a row, 16 rows a pass."""
     examples = [lay_out(record, model.config, model.tokenizer.memory) for record in records]
@@ -138,7 +143,7 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
     for start in range(0, len(examples), BATCH):
         some = examples[start : start + BATCH]
         rows = [fill_row(room, [example]) for example in some]
-        batch = assemble(rows + [Row(room)] * (BATCH - len(rows)))
+        batch = assemble(rows + [fill_row(room, [])] * (BATCH - len(rows)))
         losses, correct = map(np.asarray, _losses(model.params, batch, model.config))
         for i in range(len(some)):
             chosen = batch.weights[i] > 0

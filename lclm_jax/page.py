@@ -106,6 +106,8 @@ mark { background: #ffe2b8; color: inherit; text-decoration: underline; text-dec
 .answers td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .right { color: #00694c; }
 .wrong { color: #a33f00; }
+.context { background: #cfe3f5; border-radius: 2px; }
+.trained { background: #d4efdf; border-radius: 2px; }
 summary { cursor: pointer; font-weight: 600; margin: 8px 0; }
 @media (max-width: 600px) { main { padding: 16px 10px 40px; } section { padding: 14px; } }
 """

@@ -122,6 +122,48 @@ def plot_flop_parts(entries: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
+def plot_shares(groups: Mapping[str, Mapping[str, float]]) -> "Figure":
+    """Horizontal bars of several sets of shares side by side: {set: {name: share}}."""
+    names = list(next(iter(groups.values())))
+    figure, axes = _figure(5.6, 0.9 + 0.42 * len(names))
+    for i, (label, shares) in enumerate(groups.items()):
+        places = [place + 0.36 * (i - 0.5) for place in range(len(names))]
+        colour = (VIEWS["nothing"], VIEWS["latents"])[i % 2]
+        axes.barh(places, [shares[name] for name in names], height=0.34, color=colour, label=label)
+    axes.set_yticks(range(len(names)), names, fontsize=FONT)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure
+
+
+def plot_lengths(counts: Mapping[int, int]) -> "Figure":
+    """How many examples have each length, in bins that double: {first length of the bin: examples}."""
+    figure, axes = _figure(3.2, 2.4)
+    lengths = sorted(counts)
+    axes.bar(range(len(lengths)), [counts[length] for length in lengths], width=0.9, color=VIEWS["latents"])
+    chosen = _about_five(range(len(lengths)))
+    axes.set_xticks(chosen, [short_count(lengths[i]) for i in chosen], fontsize=FONT)
+    axes.set_xlabel("tokens, at least", fontsize=FONT)
+    axes.grid(visible=False, axis="x")
+    return figure
+
+
+def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
+    """Histograms of the fill of rows, one above the other: {budget: share in use of every row}."""
+    figure, axes = _figure(5.6, 3.0)
+    lowest = min(0.9, *(min(values) for values in fills.values()))
+    edges = [lowest + (1.0 - lowest) * i / 40 for i in range(41)]
+    for (label, values), colour in zip(fills.items(), (VIEWS["text"], VIEWS["latents"]), strict=False):
+        axes.hist(values, bins=edges, color=colour, alpha=0.65, label=label)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_xlabel("in use", fontsize=FONT)
+    axes.set_ylabel("rows", fontsize=FONT)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure
+
+
 def short_count(count: int) -> str:
     """A context length in a few characters, thousands of 1024 as is the custom where it is a multiple of that.
 

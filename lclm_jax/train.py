@@ -41,7 +41,7 @@ def train(config: Config) -> Path:
     Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included.
     """
     directory = Path(config.run.directory)
-    tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
+    tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
     write_model_files(directory, config.model, tokenizer)
     (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
     mesh = make_mesh(config.mesh)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import write_sources
 
 from lclm_jax import sharding
 from lclm_jax.command import run as run_command
@@ -28,8 +29,8 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.corpus import chat_text, train_tokenizer
-from lclm_jax.data.sources import source_path, write_source
+from lclm_jax.data.corpus import train_tokenizer
+from lclm_jax.data.rows import words_of
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.state import init_params
 
@@ -75,7 +76,7 @@ def command(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer([PROSE, chat_text(CHAT)], vocab=512)
+    return train_tokenizer([PROSE, words_of(CHAT)], vocab=512)
 
 
 @pytest.fixture(scope="session")
@@ -99,18 +100,20 @@ def params(model_config, one_device):
 def sources(tmp_path_factory, tokenizer) -> Path:
     """A data directory with a few prepared examples of every kind and the tokenizer."""
     directory = tmp_path_factory.mktemp("data")
-    tokenizer.save(directory / "tokenizer")
     passages = [PROSE[start : start + 400] for start in range(0, 20_000, 400)]
-    for split in ("train", "held"):
-        raws = ({"tokens": tokenizer.encode(text), "kind": "code"} for text in passages)
-        write_source(source_path(directory, "docs", split), raws)
-        write_source(source_path(directory, "tasks", split), [CHAT] * 20)
+    rows = {"docs": ("code", [{"text": text} for text in passages]), "tasks": ("chat", [CHAT] * 20)}
+    write_sources(directory, tokenizer, rows)
     return directory
 
 
 @pytest.fixture
-def config(model_config, sources, tmp_path) -> Config:
-    """A run of two short stages."""
+def config(config_once, tmp_path) -> Config:
+    """A run of two short stages, in a directory of its own."""
+    return dataclasses.replace(config_once, run=dataclasses.replace(config_once.run, directory=str(tmp_path / "run")))
+
+
+@pytest.fixture(scope="session")
+def config_once(model_config, sources) -> Config:
     streams = (Stream("reconstruction", "docs", 0.5), Stream("interleaved", "docs", 0.3), Stream("sft", "tasks", 0.2))
     frozen = (Group("adapter/.*", 1e-3), Group("encoder/.*", None), Group("decoder/.*", None))
     everything = (Group("adapter/.*", 1e-3), Group("(encoder|decoder)/.*", 1e-3))
@@ -125,11 +128,11 @@ def config(model_config, sources, tmp_path) -> Config:
             rows=8,
             positions=96,
             windows=4,
-            open_rows=8,
+            lookahead=40,
             passage=(24, 60),
             reconstruction=(8, 24),
             shortest_segment=8,
         ),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
-        run=RunConfig(directory=str(tmp_path / "run"), save_every=2, log_every=1, loss_chunk=256),
+        run=RunConfig(save_every=2, log_every=1, loss_chunk=256),
     )

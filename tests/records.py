@@ -1,5 +1,6 @@
 """A tiny model's config, and random records, for the tests of data."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
+from lclm_jax.data.rows import tokenise
+from lclm_jax.data.shards import MANIFEST, SPLITS, ShardWriter, shard_path
 from lclm_jax.data.spans import (
     Context,
     Plain,
@@ -42,3 +45,19 @@ def build(spans, first=1000):
         record.append(Context(tokens) if kind == "context" else Plain(tokens, kind == "trained"))
         first += length
     return record
+
+
+def write_sources(directory, tokenizer, rows, splits=SPLITS):
+    """A prepared directory of `{source: (kind, raw examples)}`, the same examples in every split."""
+    tokenizer.save(directory / "tokenizer")
+    sources = {}
+    for name, (kind, raws) in rows.items():
+        shards = []
+        for split in splits:
+            writer = ShardWriter(shard_path(directory, name, split))
+            for raw in raws:
+                writer.add(raw, tokenise(raw, tokenizer))
+            shards.append({"split": split} | writer.close())
+        sources[name] = {"kind": kind, "shards": shards}
+    manifest = {"sources": sources, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
+    (directory / MANIFEST).write_text(json.dumps(manifest))

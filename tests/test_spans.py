@@ -1,5 +1,7 @@
 """From a record to one example: windows, groups, slots and targets, and the other views of a record."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from lclm_jax.data.spans import (
     count_latents,
     language,
     lay_out,
+    measure,
     split_windows,
     uncompressed,
     without_contexts,
@@ -168,3 +171,23 @@ def test_the_other_views_of_a_record():
     assert told(language(record)) == [(Plain, [1], True), (Plain, [2, 3], True), (Plain, [4], True), Given(2)]
     assert told(without_contexts(record)) == [(Plain, [1], False), (Plain, [4], True), Given(2)]
     assert isinstance(record[1], Context), "a view leaves the record as it was"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    spans=SPANS,
+    overlap=st.sampled_from([0, 3]),
+    causal=st.booleans(),
+    pooling=st.sampled_from(["mean", "eos"]),
+    ratio=st.sampled_from([2, 4]),
+)
+def test_an_examples_size_is_that_of_its_arrays_though_its_tokens_are_ranges(spans, overlap, causal, pooling, ratio):
+    config = model(ratio, 8, pooling, overlap, causal)
+    record = build(spans)
+    ranges = [replace(span, tokens=range(len(span.tokens))) for span in record]
+    example, size = lay_out(record, config, MEMORY), measure(ranges, config)
+    assert size == measure(record, config)
+    assert size.positions == len(example)
+    assert size.pieces == tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
+    assert size.trained == example.weights.sum()
+    assert size.compressed == sum(len(span.tokens) for span in record if isinstance(span, Context))

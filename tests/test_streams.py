@@ -8,15 +8,18 @@ from itertools import pairwise
 import jax
 import numpy as np
 import pytest
-from records import same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records import same, write_sources
 
 from lclm_jax.config import Config, ConfigError, Stream
-from lclm_jax.data.sources import source_path, write_source
-from lclm_jax.data.streams import PackedBatches, budget, stage_batches, stage_examples
+from lclm_jax.data import sources
+from lclm_jax.data.corpus import train_tokenizer
+from lclm_jax.data.streams import PackedBatches, budget, stage_batches, stage_order
 
 
 def packed(config, tokenizer, host=0, hosts=1):
-    return iter(PackedBatches(stage_examples(config, config.stages[0], tokenizer), config, host, hosts))
+    return iter(PackedBatches(stage_order(config, config.stages[0], tokenizer), config, host, hosts))
 
 
 def prefetched(config, tokenizer, host=0, hosts=1):
@@ -96,36 +99,104 @@ def test_rows_must_divide_over_the_hosts(config, tokenizer):
         stage_batches(config, config.stages[0], tokenizer, 0, 3)
 
 
-def test_too_long_examples_are_counted_by_stream_and_left_out(config, tokenizer):
+def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(config, tokenizer):
     short = replace(config, data=replace(config.data, positions=44))
     batches = packed(short, tokenizer)
-    emitted = take(batches, 4)
+    emitted = take(batches, 6)
     state, limits = batches.get_state(), budget(short)
-    examples = stage_examples(short, short.stages[0], tokenizer)
-    seen = [examples[i] for i in range(state["next"])]
-    too_long = Counter(str(example.stream) for example in seen if not limits.fits_alone(example))
+    order = stage_order(short, short.stages[0], tokenizer)
+    sizes = [order.sizes[i] for i in range(state["next"])]
+    too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
     assert state["too_long"] == too_long and too_long.total() > 10
     restored = packed(short, tokenizer)
     restored.set_state(through_json(state))
     assert restored.get_state() == state
-    out = sum(int(batch.segments.max(axis=1).sum()) for batch in emitted)
-    waiting = [number for numbers in state["open"] for number in numbers]
-    assert out + len(waiting) + too_long.total() == state["next"]
-    told = {tuple(seen[i].tokens.tolist()) for i in range(len(seen)) if i not in waiting and limits.fits_alone(seen[i])}
-    for batch in emitted:
-        for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
-            assert {tuple(tokens[segments == n].tolist()) for n in range(1, segments.max() + 1)} <= told
+    fitting = {i for i, (_, size) in enumerate(sizes) if limits.holds(size)}
+    expected = Counter(tuple(order.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"]))
+    assert expected == Counter(
+        tuple(tokens[segments == n].tolist())
+        for batch in emitted
+        for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
+        for n in range(1, segments.max() + 1)
+    )
 
 
-def test_streams_are_mixed_by_their_shares(config, tokenizer):
-    examples = stage_examples(config, config.stages[0], tokenizer)
-    streams = Counter(examples[i].stream for i in range(1000))
-    assert all(abs(streams[number] - expected) <= 1 for number, expected in enumerate((500, 300, 200)))
+def test_sizes_are_those_of_the_examples(config, tokenizer):
+    order = stage_order(config, config.stages[0], tokenizer)
+    for i in range(60):
+        (stream, size), example = order.sizes[i], order.examples[i]
+        assert (stream, size.positions, size.trained) == (example.stream, len(example), example.weights.sum())
+        assert size.pieces == tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
+
+
+def test_a_host_reads_the_tokens_of_its_own_rows_only(config, tokenizer, monkeypatch):
+    batches = packed(config, tokenizer, 1, 4)
+    read, unpack = [], sources.unpack
+    monkeypatch.setattr(sources, "unpack", lambda packed: read.append(1) or unpack(packed))
+    batch = next(batches)
+    assert len(read) == batch.segments.max(axis=1).sum() < batches.get_state()["next"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3))
+def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed):
+    """Read a batch at each of these host counts in turn, saving and restoring in between: one order, continued."""
+    config = replace(config_once, data=replace(config_once.data, seed=seed))
+    order = stage_order(config, config.stages[0], tokenizer)
+    alone = iter(PackedBatches(order, config))
+    state = alone.get_state()
+    for count in hosts:
+        expected, states = next(alone), []
+        parts = []
+        for host in range(count):
+            batches = iter(PackedBatches(order, config, host, count))
+            batches.set_state(through_json(state))
+            parts.append(next(batches))
+            states.append(batches.get_state())
+        assert same(expected, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
+        assert all(one == states[0] for one in states)
+        state = states[-1]
+
+
+def test_fewer_examples_than_hosts_are_an_error(config, tokenizer, tmp_path):
+    write_sources(tmp_path, tokenizer, {"docs": ("code", [{"text": "print(1) " * 30}] * 3)})
+    stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
+    here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
+    with pytest.raises(ConfigError, match="at least one example for each of 4 hosts, got 3"):
+        stage_batches(here, stage, tokenizer, 0, 4)
+    assert len(next(iter(stage_batches(here, stage, tokenizer, 0, 2))).tokens) == 4
+
+
+def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
+    order = stage_order(config, config.stages[0], tokenizer)
+    trained = Counter()
+    for i in range(3000):
+        stream, size = order.sizes[i]
+        trained[stream] += size.trained
+    shares = [trained[i] / trained.total() for i in range(3)]
+    assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.02)
+
+
+def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
+    small = replace(config, data=replace(config.data, positions=20))
+    stage = replace(small.stages[0], streams=(Stream("sft", "tasks", 1.0),))
+    with pytest.raises(ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"):
+        stage_order(replace(small, stages=(stage,)), stage, tokenizer)
+
+
+def test_another_tokenizer_reads_the_same_examples_anew(config, tokenizer):
+    other = train_tokenizer(["Ada likes pears and Ben likes figs " * 20], vocab=400)
+    one, two = (stage_order(config, config.stages[0], some) for some in (tokenizer, other))
+    for number in (0, 3, 5):
+        assert two.sizes[number][1].positions == len(two.examples[number])
+    tasks = [i for i in range(60) if one.sizes[i][0] == 2][:2]
+    first, second = (some.decode(order.examples[tasks[0]].tokens) for some, order in ((tokenizer, one), (other, two)))
+    assert "Who likes figs?" in first and "Who likes figs?" in second
 
 
 def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer):
-    def tokens(settings: Config, stage=0):
-        examples = stage_examples(settings, settings.stages[stage], tokenizer)
+    def tokens(config: Config, stage=0):
+        examples = stage_order(config, config.stages[stage], tokenizer).examples
         return [examples[i].tokens.tolist() for i in (7, 0, 150)]
 
     assert tokens(config) == tokens(config)
@@ -135,8 +206,8 @@ def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer)
 
 def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
     one = replace(config.stages[0], streams=(Stream("reconstruction", "docs", 1.0),))
-    whole = replace(config, stages=(one,), data=replace(config.data, reconstruction=(400, 400)))
-    examples = stage_examples(whole, one, tokenizer)
+    whole = replace(config, stages=(one,), data=replace(config.data, reconstruction=None, positions=4000, windows=100))
+    examples = stage_order(whole, one, tokenizer).examples
     passes = [[tuple(examples[start + i].pieces[0].tokens.tolist()) for i in range(50)] for start in (0, 50)]
     assert sorted(passes[0]) == sorted(passes[1])
     assert passes[0] != passes[1]
@@ -144,9 +215,9 @@ def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
 
 
 def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, tokenizer):
-    compressed = stage_examples(config, config.stages[0], tokenizer)
+    compressed = stage_order(config, config.stages[0], tokenizer).examples
     stage = replace(config.stages[0], compress=False)
-    plain = stage_examples(replace(config, stages=(stage, config.stages[1])), stage, tokenizer)
+    plain = stage_order(replace(config, stages=(stage, config.stages[1])), stage, tokenizer).examples
     for i in range(20):
         assert plain[i].pieces == [] and (plain[i].slots == -1).all()
         assert plain[i].weights.tolist() == [1.0] * (len(plain[i]) - 1) + [0.0]
@@ -156,9 +227,10 @@ def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, token
 
 
 def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_path):
-    for split, token in (("train", 5), ("held", 6)):
-        write_source(source_path(tmp_path, "docs", split), [{"tokens": np.full(40, token), "kind": "text"}])
     stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
     here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
-    assert set(stage_examples(here, stage, tokenizer, "held")[0].pieces[0].tokens.tolist()) == {6}
-    assert set(stage_examples(here, stage, tokenizer)[0].pieces[0].tokens.tolist()) == {5}
+    sources = {"docs": ("text", [{"text": "import " * 40}])}
+    write_sources(tmp_path, tokenizer, sources, splits=("held",))
+    assert len(stage_order(here, stage, tokenizer, "held").examples[0].tokens)
+    with pytest.raises(ConfigError, match="source docs has no train examples; leave stream interleaved/docs out"):
+        stage_order(here, stage, tokenizer)

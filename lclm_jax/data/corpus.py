@@ -1,82 +1,88 @@
-"""Real text that every machine has: the running Python's standard library, and reasoning-gym's seeded tasks."""
+"""Real text that every machine has: the running Python's standard library, and reasoning-gym's seeded tasks, as input files."""
 
 import ast
 import json
 import random
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lclm_jax.data.chat import CHATML
-from lclm_jax.data.sources import HELD_OUT, Raw, source_path, split_of, write_source
+from lclm_jax.data.prepare import Progress, silent
+from lclm_jax.data.rows import words_of
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, TURN_START, Tokenizer
-from lclm_jax.data.transforms import REQUESTS
+from lclm_jax.data.transforms import read_requests
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-VERSION = 1  # of what `prepare` writes; another one makes it write again
-Progress = Callable[..., Iterable]  # as lclm_jax.progress.track: (items, label, total) -> the items
+VERSION = 2  # of what `write_corpus` writes; another one makes it write again
+NAMES = ("code", "docs", "haystacks", "tasks")
+Row = dict[str, Any]
 
 
-def silent(items: Iterable, label: str, total: int | None = None) -> Iterable:
-    return items
-
-
-def prepare(directory: str | Path, vocab: int, tasks: int, progress: Progress = silent) -> Path:
-    """Writes tokenizer and sources `code`, `docs`, `haystacks`, `tasks` into `directory`; reuses what is already there.
+def write_corpus(
+    directory: str | Path, vocab: int, tasks: int, requests: int, progress: Progress = silent
+) -> dict[str, list[str]]:
+    """Writes `code.jsonl`, `docs.jsonl`, `haystacks.jsonl`, `tasks.jsonl` and a tokenizer trained on them; reuses what is
+    there. Returns the input of each source.
 
     `code` and `docs` are the standard library's modules and their docstrings, `tasks` are questions over a few short
     facts, `haystacks` the facts of other tasks as plain documents. A module is held out together with its docstrings,
-    and a held-out docstring must not stand in any other module. Returns the directory.
+    and a held-out docstring must not stand in any other module. The tokenizer sees nothing held out.
     """
     directory = Path(directory)
-    manifest = directory / "manifest.json"
+    inputs = {name: [str(directory / f"{name}.jsonl")] for name in NAMES}
+    written = directory / "corpus.json"
     settings = {
         "vocab": vocab,
         "tasks": tasks,
+        "requests": requests,
         "python": sysconfig.get_python_version(),
-        "held_out": HELD_OUT,
         "version": VERSION,
     }
-    if manifest.exists() and json.loads(manifest.read_text())["settings"] == settings:
-        return directory
+    if written.exists() and json.loads(written.read_text()) == settings:
+        return inputs
     directory.mkdir(parents=True, exist_ok=True)
     modules = list(progress(standard_library(), "reading modules"))
-    chats = list(progress(needle_tasks(tasks), "making tasks", tasks))
-    facts = [facts_of(chat) for chat in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)]
-    trained_text = [module for module in modules if split_of(module) == "train"]
-    said = [text for text in map(chat_text, chats) if split_of(text) == "train"]
-    asked = [
-        f"{text}\n{REQUESTS['text'][i % len(REQUESTS['text'])]}" for i, text in enumerate(facts) if split_of(text) == "train"
-    ]
+    rows: dict[str, list[Row]] = {
+        "code": [{"text": module, "group": path} for path, module in modules],
+        "docs": documentation(modules),
+        "tasks": list(progress(needle_tasks(tasks), "making tasks", tasks)),
+        "haystacks": [{"text": facts_of(one)} for one in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)],
+    }
+    asking = read_requests("text")[:requests]
+    learned = [module for path, module in modules if split_of(path) == "train"]
+    learned += [words_of(row) for row in rows["tasks"] if split_of(words_of(row)) == "train"]
+    facts = [row["text"] for row in rows["haystacks"] if split_of(row["text"]) == "train"]
+    learned += [f"{text}\n{asking[i % len(asking)]}" for i, text in enumerate(facts)]
     for _ in progress(range(1), "training tokenizer"):
-        tokenizer = train_tokenizer(trained_text + said + asked, vocab)
-    tokenizer.save(directory / "tokenizer")
-    counts = {}
-    for split in ("train", "held"):
-        own = [module for module in modules if split_of(module) == split]
-        docs = [text for module in own for text in docstrings(module)]
-        if split == "held":
-            seen = "\n".join(documented for module in trained_text for documented in docstrings(module))
-            docs = [text for text in docs if text not in seen]
-        texts = {"code": own, "docs": docs, "haystacks": [text for text in facts if split_of(text) == split]}
-        for source, chosen in texts.items():
-            kind = "code" if source == "code" else "text"
-            encoded = progress(tokenizer.encode_batch(chosen), f"writing {source}.{split}")
-            raws = ({"tokens": tokens, "kind": kind} for tokens in encoded)
-            counts[f"{source}.{split}"] = write_source(source_path(directory, source, split), raws)
-        chosen = (chat for chat in chats if split_of(chat_text(chat)) == split)
-        counts[f"tasks.{split}"] = write_source(source_path(directory, "tasks", split), chosen)
-    manifest.write_text(json.dumps({"settings": settings, "examples": counts}, indent=2))
-    return directory
+        train_tokenizer(learned, vocab).save(directory / "tokenizer")
+    for name in progress(NAMES, "writing text"):
+        Path(inputs[name][0]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
+    written.write_text(json.dumps(settings))
+    return inputs
 
 
-def standard_library() -> Iterator[str]:
-    """Source of every module of the running Python's standard library, its tests left out."""
+def documentation(modules: Iterable[tuple[str, str]]) -> list[Row]:
+    """Docstrings, those left out that are held out with their module and yet stand in one that is trained on."""
+    documented = [(path, docstrings(module)) for path, module in modules]
+    seen = "\n".join(text for path, texts in documented if split_of(path) == "train" for text in texts)
+    return [
+        {"text": text, "group": path}
+        for path, texts in documented
+        for text in texts
+        if split_of(path) == "train" or text not in seen
+    ]
+
+
+def standard_library() -> Iterator[tuple[str, str]]:
+    """Path and source of every module of the running Python's standard library, its tests left out."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -84,7 +90,7 @@ def standard_library() -> Iterator[str]:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         if text.strip():
-            yield text
+            yield path.relative_to(root).as_posix(), text
 
 
 def docstrings(module: str) -> list[str]:
@@ -100,7 +106,7 @@ def docstrings(module: str) -> list[str]:
     return [text for text in texts if len(text) > 80]
 
 
-def needle_tasks(count: int, seed: int = 0) -> Iterator[Raw]:
+def needle_tasks(count: int, seed: int = 0) -> Iterator[Row]:
     """Who-did-what questions over a few facts: the facts are the context, the question stays plain.
 
     Task i is made from `seed + i`: two calls share tasks unless their seeds lie at least `count` apart.
@@ -115,19 +121,9 @@ def needle_tasks(count: int, seed: int = 0) -> Iterator[Raw]:
         yield {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": item["answer"]}]}
 
 
-def facts_of(task: Raw) -> str:
+def facts_of(task: Row) -> str:
     """The context of a needle task."""
     return task["messages"][0]["content"][0]["context"]
-
-
-def chat_text(chat: Raw) -> str:
-    """Everything said in a chat and by whom, for training a tokenizer and for hashing."""
-    said = []
-    for message in chat["messages"]:
-        content = message["content"]
-        said.append(message["role"])
-        said += [content] if isinstance(content, str) else [text for part in content for text in part.values()]
-    return "\n".join(said)
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:

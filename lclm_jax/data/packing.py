@@ -1,4 +1,7 @@
-"""Best-fit packing of examples into rows with two budgets: decoder positions, and windows the encoder reads."""
+"""Packing of examples into rows with two budgets: decoder positions, and windows the encoder reads.
+
+Rows are planned from sizes alone; only who needs a row's arrays lays out its examples.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +10,11 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch, Windows, empty_batch, empty_windows
-from lclm_jax.data.spans import Example, Piece
+from lclm_jax.data.spans import Example, Piece, Size
+
+Seat = tuple[int, int, int]  # of a piece: window, first position and first latent there
+TRIES = 40  # examples that are tried for a row in vain before it is full
+SLACK = 0.3  # weight of what an example leaves of a window beside what it takes of the row
 
 
 @dataclass(frozen=True)
@@ -24,65 +31,119 @@ class Budget:
         """Room for so many decoder positions and windows of this model's."""
         return cls(positions, windows, config.window_length, config.compression.latents_per_window)
 
-    def fits_alone(self, example: Example) -> bool:
-        return Row(self).find(example) is not None
+    def holds(self, size: Size) -> bool:
+        """Whether an example fits into a row of its own."""
+        return size.positions <= self.positions and Seating(self).add(size.pieces)
 
 
 @dataclass
-class Row:
-    """A row being filled. `used` counts positions and latents taken in every window."""
+class Seating:
+    """Where the pieces of a row's examples lie in its windows."""
 
     budget: Budget
-    examples: list[Example] = field(default_factory=list)
-    seats: list[list[tuple[int, int, int]]] = field(default_factory=list)  # per piece: window, first position, first latent
-    length: int = 0
-    used: np.ndarray = None  # type: ignore[assignment]
+    pieces: list[Sequence[tuple[int, int]]] = field(default_factory=list)  # of every example: positions, latents
+    seats: list[list[Seat]] = field(default_factory=list)  # the same
+    used: list[tuple[int, int]] = field(default_factory=list)  # positions and latents of windows in use
 
-    def __post_init__(self):
-        if self.used is None:
-            self.used = np.zeros((self.budget.windows, 2), int)
-
-    def find(self, example: Example) -> list[tuple[int, int, int]] | None:
-        """Seats for every piece of the example, each in the fullest window that holds it; None when it does not fit."""
-        if self.length + len(example) > self.budget.positions:
-            return None
-        capacity = np.array([self.budget.window_length, self.budget.window_latents])
+    def add(self, pieces: Sequence[tuple[int, int]]) -> bool:
+        """Seats the pieces of one more example, if there is a way to seat all; False and nothing changed, if not found."""
         used = self.used.copy()
-        seats = []
-        for piece in example.pieces:
-            size = np.array([len(piece.tokens), piece.latents])
-            room = (used + size <= capacity).all(axis=1)
-            if not room.any():
-                return None
-            window = int(np.argmax(np.where(room, used.sum(axis=1), -1)))
-            seats.append((window, int(used[window, 0]), int(used[window, 1])))
-            used[window] += size
-        return seats
+        seats = _seat(pieces, used, self.budget)
+        if seats is not None:
+            self.pieces.append(pieces)
+            self.seats.append(seats)
+            self.used = used
+            return True
+        everything = [*self.pieces, pieces]
+        owners = [(example, number) for example, some in enumerate(everything) for number in range(len(some))]
+        used = []
+        seats = _seat([everything[example][number] for example, number in owners], used, self.budget)
+        if seats is None:
+            return False
+        self.pieces, self.used = everything, used
+        self.seats = [[] for _ in everything]
+        for (example, _), seat in zip(owners, seats, strict=True):
+            self.seats[example].append(seat)
+        return True
 
-    def add(self, example: Example, seats: list[tuple[int, int, int]]):
-        self.examples.append(example)
-        self.seats.append(seats)
-        self.length += len(example)
-        for piece, (window, _, _) in zip(example.pieces, seats, strict=True):
-            self.used[window] += (len(piece.tokens), piece.latents)
+
+def _seat(pieces: Sequence[tuple[int, int]], used: list[tuple[int, int]], budget: Budget) -> list[Seat] | None:
+    """Each piece, the longest first, into the fullest window that holds it; None when one does not fit. Fills `used`."""
+    seats: list[Seat] = [(0, 0, 0)] * len(pieces)
+    for i in sorted(range(len(pieces)), key=lambda i: -pieces[i][0]):
+        length, latents = pieces[i]
+        best = -1
+        for window, (positions, taken) in enumerate(used):
+            fits = positions + length <= budget.window_length and taken + latents <= budget.window_latents
+            if fits and (best < 0 or positions > used[best][0]):
+                best = window
+        if best < 0:
+            if len(used) == budget.windows or length > budget.window_length or latents > budget.window_latents:
+                return None
+            best = len(used)
+            used.append((0, 0))
+        seats[i] = (best, *used[best])
+        used[best] = (used[best][0] + length, used[best][1] + latents)
+    return seats
+
+
+@dataclass(frozen=True)
+class Row:
+    """Examples of one row, and the seats of their pieces."""
+
+    budget: Budget
+    examples: Sequence[Example]
+    seats: Sequence[Sequence[Seat]]
+
+
+def choose_row(sizes: Sequence[Size], budget: Budget) -> tuple[list[int], Seating]:
+    """The examples of the next row, the first of them always among these, and where their pieces lie.
+
+    Next comes the example that lies best along what is left of both budgets, a large one before a small one, less what it
+    would leave of a window that nothing else may fit into; as long as one fits.
+    """
+    length, capacity = budget.window_length, np.array([budget.positions, budget.windows * budget.window_length], float)
+    needs = np.array([(size.positions, size.read) for size in sizes], float).reshape(-1, 2)
+    whole, part = np.array([_pieces(size, length) for size in sizes]).reshape(-1, 2).T
+    seating = Seating(budget)
+    if not seating.add(sizes[0].pieces):
+        raise ValueError(f"expected an example that fits into {budget}, got one of {sizes[0]}")
+    chosen, left, free, tries = [0], capacity - needs[0], np.ones(len(sizes), bool), 0
+    free[0] = False
+    while tries < TRIES:
+        empty = budget.windows - len(seating.used)
+        gaps = np.sort([length - positions for positions, _ in seating.used] + [length] * min(empty, 1))
+        tightest = np.searchsorted(gaps, part)  # the smallest gap that holds the example's longest part of a window
+        fits = free & (needs <= left).all(axis=1) & (whole <= empty) & ((tightest < len(gaps)) | (part == 0))
+        if not fits.any():
+            break
+        rest = np.where(part > 0, np.append(gaps, length)[tightest] - part, 0)
+        score = needs @ (left / capacity**2) - SLACK * rest / capacity[1]
+        best = int(np.argmax(np.where(fits, score, -np.inf)))
+        free[best] = False
+        if seating.add(sizes[best].pieces):
+            chosen.append(best)
+            left = left - needs[best]
+        else:
+            tries += 1
+    return chosen, seating
+
+
+def _pieces(size: Size, window_length: int) -> tuple[int, int]:
+    """How many pieces take a whole window, and the length of the longest that does not."""
+    parts = [length for length, _ in size.pieces if length < window_length]
+    return len(size.pieces) - len(parts), max(parts, default=0)
 
 
 def fill_row(budget: Budget, examples: Iterable[Example]) -> Row:
-    """A row that holds these examples. Raises ValueError when one does not fit."""
-    row = Row(budget)
-    for example in examples:
-        seats = row.find(example)
-        if seats is None:
+    """A row that holds these examples. Raises ValueError when they do not fit."""
+    examples, seating = list(examples), Seating(budget)
+    for number, example in enumerate(examples):
+        pieces = [(len(piece.tokens), piece.latents) for piece in example.pieces]
+        if sum(map(len, examples[: number + 1])) > budget.positions or not seating.add(pieces):
             size = f"{len(example)} positions and {len(example.pieces)} windows"
             raise ValueError(f"expected examples that fit together in {budget}, got one more of {size}")
-        row.add(example, seats)
-    return row
-
-
-def best_row(rows: Sequence[Row], example: Example) -> int | None:
-    """The open row the example fits into with the fewest positions left over, the oldest of equals."""
-    fitting = [i for i, row in enumerate(rows) if row.find(example) is not None]
-    return min(fitting, key=lambda i: (-rows[i].length, i), default=None)
+    return Row(budget, examples, seating.seats)
 
 
 def assemble(rows: Sequence[Row]) -> Batch:
@@ -111,7 +172,7 @@ def assemble(rows: Sequence[Row]) -> Batch:
     return batch
 
 
-def _row_slots(example: Example, seats: list[tuple[int, int, int]], budget: Budget) -> np.ndarray:
+def _row_slots(example: Example, seats: Sequence[Seat], budget: Budget) -> np.ndarray:
     """The example's slots with its own latents renumbered to where their windows lie in the row."""
     numbers = [
         window * budget.window_latents + latent + np.arange(piece.latents)

@@ -1,64 +1,87 @@
-"""Prepared examples on disk: one ArrayRecord file per source and split, one raw example a record, packed by msgpack."""
+"""Prepared sources, opened: any example by its number, with tokens or, for planning rows, with lengths alone."""
 
-import hashlib
-from collections.abc import Iterable
+import json
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import grain
-import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-Raw = dict[str, Any]
-HELD_OUT = 50  # one document in so many is never trained on
-
-
-def source_path(directory: str | Path, source: str, split: str) -> Path:
-    return Path(directory) / f"{source}.{split}.arrayrecord"
+from lclm_jax.config import ConfigError
+from lclm_jax.data.rows import Raw, tokenise
+from lclm_jax.data.shards import MANIFEST, find_shards, read_index, unpack
+from lclm_jax.data.stretches import Stretch, flatten, split
+from lclm_jax.data.tokens import Tokenizer
 
 
-def split_of(text: str) -> str:
-    """ "held" for the documents set aside, chosen by a hash of their text, else "train"."""
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-    return "held" if int.from_bytes(digest[:8], "little") % HELD_OUT == 0 else "train"
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """What `launch.prepare` says of a directory. Raises FileNotFoundError with the command that makes one."""
+    file = Path(directory) / MANIFEST
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file}: no prepared data here; make it by python -m launch.prepare --recipe configs/recipe_*.py "
+            f"--input NAME=PATH --out {directory}, or set data.directory"
+        )
+    return json.loads(file.read_text())
 
 
-def pack_raw(raw: Raw) -> bytes:
-    """One raw example as bytes; token arrays become little-endian int32."""
-    fields = {key: value.astype("<i4").tobytes() if key == "tokens" else value for key, value in raw.items()}
-    return bytes(msgpack.packb(fields) or b"")
+class Prepared:
+    """The examples of a source, in the order of its shards.
+
+    Tokens are those of the files where this tokenizer made them; another one reads the raw examples again, which is
+    slower. `shapes` gives the same examples as ranges instead of tokens.
+    """
+
+    def __init__(self, directory: str | Path, source: str, split: str, tokenizer: Tokenizer):
+        manifest = read_manifest(directory)
+        if source not in manifest["sources"]:
+            raise ConfigError(f"{directory} has no source {source!r}; it has {', '.join(manifest['sources'])}")
+        self.name, self.tokenizer = source, tokenizer
+        self.kind: str = manifest["sources"][source]["kind"]
+        self.shards = find_shards(directory, source, split)
+        expected = [shard["file"] for shard in manifest["sources"][source]["shards"] if shard["split"] == split]
+        if [shard.name for shard in self.shards] != sorted(expected):
+            raise ConfigError(f"expected the shards {', '.join(expected)} in {directory}, got {len(self.shards)}; prepare again")
+        self.starts, self.table = read_index(self.shards)
+        self.same_tokenizer = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def _records(self) -> grain.sources.ArrayRecordDataSource:
+        return grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
+
+    def raw(self, i: int) -> Raw:
+        return unpack(self._records[i])[0]
+
+    def __getitem__(self, i: int) -> list[Stretch]:
+        raw, stretches = unpack(self._records[int(i)])
+        return stretches if self.same_tokenizer else tokenise(raw, self.tokenizer)
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.name}, {len(self)} examples)"
+
+    @cached_property
+    def shapes(self) -> "Shapes":
+        return Shapes(self)
 
 
-def unpack_raw(packed: bytes) -> Raw:
-    raw = msgpack.unpackb(packed)
-    if "tokens" in raw:
-        raw["tokens"] = np.frombuffer(raw["tokens"], "<i4")
-    return raw
+class Shapes:
+    """The examples of a source as stretches of ranges."""
 
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+        self._table_of = lru_cache(maxsize=4096)(lambda i: flatten(prepared[i])[1])
 
-def write_source(path: Path, examples: Iterable[Raw]) -> int:
-    """Writes one file of examples, whole or not at all, and returns how many there were."""
-    unfinished = path.with_suffix(".unfinished")
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1")
-    count = 0
-    for example in examples:
-        writer.write(pack_raw(example))
-        count += 1
-    writer.close()
-    unfinished.rename(path)
-    return count
+    def __len__(self) -> int:
+        return len(self.prepared)
 
+    def __getitem__(self, i: int) -> list[Stretch]:
+        prepared, i = self.prepared, int(i)
+        rows = prepared.table[prepared.starts[i] : prepared.starts[i + 1]] if prepared.same_tokenizer else self._table_of(i)
+        return split(range(int(np.sum(rows[:, 0]))), rows.tolist())
 
-def open_source(directory: str | Path, source: str, split: str = "train") -> grain.sources.ArrayRecordDataSource:
-    """Random access to the packed examples of a source. Raises FileNotFoundError naming the file and what makes it."""
-    path = source_path(directory, source, split)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such source; prepare it first or set data.directory (now {directory})")
-    return grain.sources.ArrayRecordDataSource(str(path))
-
-
-def read_source(directory: str | Path, source: str, split: str) -> list[Raw]:
-    """All examples of a small source."""
-    packed = open_source(directory, source, split)
-    return [unpack_raw(packed[i]) for i in range(len(packed))]
+    def __repr__(self) -> str:
+        return f"Shapes({self.prepared.name})"

@@ -3,12 +3,13 @@
 `lay_out` turns a record into the arrays of one example; training, evaluation and generation all go through it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lclm_jax.config import ConfigError, ModelConfig
+from lclm_jax.data.stretches import Tokens
 from lclm_jax.data.tokens import MemoryTokens
 
 
@@ -16,7 +17,7 @@ from lclm_jax.data.tokens import MemoryTokens
 class Plain:
     """Tokens the decoder reads as they are; `trained` ones carry loss."""
 
-    tokens: np.ndarray
+    tokens: Tokens
     trained: bool = False
 
 
@@ -24,7 +25,7 @@ class Plain:
 class Context:
     """Tokens to be compressed, at the model's own ratio unless another of its ratios is named."""
 
-    tokens: np.ndarray
+    tokens: Tokens
     ratio: int | None = None
 
 
@@ -87,6 +88,14 @@ def count_latents(length: int, config: ModelConfig, ratio: int | None = None) ->
     return max(1, full * (window // ratio) + -(-rest // ratio))
 
 
+def window_bounds(length: int, config: ModelConfig) -> Iterator[tuple[int, int, int, int]]:
+    """(first read, first own, last own, last read) of every window of a context; own tokens are pooled, the others only read."""
+    overlap, window = config.compression.overlap, config.compression.window
+    for start in range(0, max(1, length), window):
+        end = min(start + window, length)
+        yield max(0, start - overlap), start, end, end if config.encoder.causal else min(length, end + overlap)
+
+
 def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> list[Piece]:
     """Cuts a context every `window` tokens (checkpoint format, "Behaviour").
 
@@ -95,24 +104,57 @@ def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> lis
 
     >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
     """
-    compression, causal = config.compression, config.encoder.causal
-    tokens, ratio = context.tokens, resolve_ratio(context.ratio, config)
+    tokens, ratio = np.asarray(context.tokens), resolve_ratio(context.ratio, config)
     pieces: list[Piece] = []
     first = 0
-    for start in range(0, max(1, len(tokens)), compression.window):
-        end = min(start + compression.window, len(tokens))
-        left = max(0, start - compression.overlap)
-        right = end if causal else min(len(tokens), end + compression.overlap)
+    for left, start, end, right in window_bounds(len(tokens), config):
         latents = max(1, -(-(end - start) // ratio))
         own = np.arange(end - start, dtype=np.int32) // ratio
         markers = np.arange(0)
-        if compression.pooling == "eos" and end > start:
+        if config.compression.pooling == "eos" and end > start:
             own, markers = np.full_like(own, -1), np.arange(latents)
         outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
         read = np.concatenate([tokens[left:right], np.full(len(markers), marker)])
         pieces.append(Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first))
         first += latents
     return pieces
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an example takes of a row, known from lengths alone."""
+
+    positions: int  # decoder positions
+    pieces: tuple[tuple[int, int], ...]  # encoder positions and latents of every piece
+    trained: int  # tokens that carry loss
+    compressed: int  # tokens read as latents
+
+    @property
+    def read(self) -> int:
+        """Encoder positions."""
+        return sum(length for length, _ in self.pieces)
+
+
+def measure(record: Sequence[Span], config: ModelConfig) -> Size:
+    """The size of what `lay_out` makes of a record; its tokens may be ranges."""
+    positions = trained = compressed = 0
+    pieces: list[tuple[int, int]] = []
+    for span in record:
+        if isinstance(span, Plain):
+            # The first position of an example is predicted from nothing.
+            trained += span.trained * (len(span.tokens) - (positions == 0 and len(span.tokens) > 0))
+            positions += len(span.tokens)
+        elif isinstance(span, Given):
+            positions += span.count + 2
+        else:
+            ratio = resolve_ratio(span.ratio, config)
+            positions += count_latents(len(span.tokens), config, ratio) + 2
+            compressed += len(span.tokens)
+            for left, start, end, right in window_bounds(len(span.tokens), config):
+                latents = max(1, -(-(end - start) // ratio))
+                markers = latents if config.compression.pooling == "eos" and end > start else 0
+                pieces.append((right - left + markers, latents))
+    return Size(positions, tuple(pieces), trained, compressed)
 
 
 def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, stream: int = 0) -> Example:
@@ -126,7 +168,7 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
     tokens, slots, trained, pieces, latents = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [], [], 0
     for number, span in enumerate(record):
         if isinstance(span, Plain):
-            tokens.append(span.tokens)
+            tokens.append(np.asarray(span.tokens, np.int32))
             slots.append(np.full(len(span.tokens), -1))
             trained.append(np.full(len(span.tokens), span.trained))
             continue

@@ -1,10 +1,12 @@
-"""The input pipeline: sources -> records -> one weighted order -> packed batches, as a Grain dataset that can be resumed.
+"""The input pipeline: prepared sources -> records -> one weighted order -> packed batches, as a Grain dataset that resumes.
 
-Examples are addressed by their number in one global order that no host count or worker count changes, so the state of
-the pipeline is a handful of numbers: the next example and which examples wait in open rows.
+Examples are addressed by their number in one global order that no host count or worker count changes. Every host plans all
+rows from lengths and reads the tokens of its own rows only; the state is the next number and the numbers that still wait.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -12,40 +14,120 @@ import numpy as np
 
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.data.batch import Batch
-from lclm_jax.data.packing import Budget, Row, assemble, best_row
-from lclm_jax.data.sources import open_source, unpack_raw
-from lclm_jax.data.spans import Example, Span, language, lay_out
+from lclm_jax.data.packing import Budget, Row, Seat, assemble, choose_row
+from lclm_jax.data.sources import Prepared, Shapes
+from lclm_jax.data.spans import Example, Size, Span, language, lay_out, measure
+from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.data.transforms import STREAMS, draw_ratios
 
 MOST_TOO_LONG = 1000  # examples in a row that may be too long before the budgets must be wrong
+SAMPLE = 512  # examples of a stream that its trained tokens are estimated from
 
 
 def stage_batches(config: Config, stage: StageConfig, tokenizer: Tokenizer, host: int = 0, hosts: int = 1) -> grain.IterDataset:
     """This host's share of every global batch of a stage, prefetched; the iterator's state is the same on all hosts."""
-    batches = PackedBatches(stage_examples(config, stage, tokenizer), config, host, hosts)
+    batches = PackedBatches(stage_order(config, stage, tokenizer), config, host, hosts)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
 
 
-def stage_examples(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str = "train") -> grain.MapDataset:
-    """Every stream of a stage, shuffled, endless, mixed by share: example i is the same on every host and every run."""
-    seed = config.data.seed * 1009 + config.stages.index(stage) * 101
-    parts = []
-    for number, stream in enumerate(stage.streams):
-        packed = open_source(config.data.directory, stream.source, split)
-        if not len(packed):
+@dataclass(frozen=True)
+class Order:
+    """The examples of a stage by number, the same on every host and every run; endless."""
+
+    sizes: grain.MapDataset  # of (stream, Size)
+    examples: grain.MapDataset  # of Example
+    records: int  # in all sources
+
+
+def stage_order(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str = "train") -> Order:
+    """Every stream of a stage, shuffled, endless, mixed so that each has its share of the trained tokens."""
+    sources = open_sources(config, stage, tokenizer, split)
+    planned = [stream_records(config, stage, number, source, source.shapes, tokenizer) for number, source in enumerate(sources)]
+    read = [stream_records(config, stage, number, source, source, tokenizer) for number, source in enumerate(sources)]
+    sizes = [part.map(_Measured(config, number)) for number, part in enumerate(planned)]
+    trained = [trained_tokens(config, stage, number, source, tokenizer) for number, source in enumerate(sources)]
+    weights = [stream.share / mean for stream, mean in zip(stage.streams, trained, strict=True)]
+    examples = [part.map(_LaidOut(config, tokenizer, number)) for number, part in enumerate(read)]
+    total = sum(map(len, {source.name: source for source in sources}.values()))
+    return Order(grain.MapDataset.mix(sizes, weights), grain.MapDataset.mix(examples, weights), total)
+
+
+def open_sources(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str) -> list[Prepared]:
+    """The source of every stream of a stage."""
+    directory = Path(config.data.directory) / stage.directory
+    opened = {stream.source: Prepared(directory, stream.source, split, tokenizer) for stream in stage.streams}
+    for stream in stage.streams:
+        if not len(opened[stream.source]):
             raise ConfigError(f"source {stream.source} has no {split} examples; leave stream {stream.name} out or prepare more")
-        build = _builder(STREAMS[stream.kind], config, tokenizer, number, stage.compress)
-        parts.append(grain.MapDataset.source(packed).seed(seed + number).shuffle().repeat().random_map(build))
-    return grain.MapDataset.mix(parts, [stream.share for stream in stage.streams])
+    return [opened[stream.source] for stream in stage.streams]
 
 
-def _builder(transform: Callable[..., list[Span]], config: Config, tokenizer: Tokenizer, stream: int, compress: bool):
-    def build(packed: bytes, rng: np.random.Generator) -> Example:
-        record = draw_ratios(transform(unpack_raw(packed), rng, config.data, tokenizer), rng, config.model.compression)
-        return lay_out(record if compress else language(record), config.model, tokenizer.memory, stream)
+def trained_tokens(config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer) -> float:
+    """Mean trained tokens of some of a stream's examples, evenly spaced and compressed; none for those that fit no row.
 
-    return build
+    Raises ConfigError when there are none at all: the stream could never have its share.
+    """
+    room, make = budget(config), record_maker(config, replace(stage, compress=True), number, source, tokenizer)
+    chosen = range(0, len(source), -(-len(source) // SAMPLE))
+    sizes = [measure(make(source.shapes[i], np.random.default_rng([config.data.seed, i])), config.model) for i in chosen]
+    mean = float(np.mean([size.trained if room.holds(size) else 0 for size in sizes]))
+    if not mean:
+        smallest = min(sizes, key=lambda size: size.positions)
+        raise ConfigError(
+            f"none of {len(sizes)} examples of stream {stage.streams[number].name} fits a row of {room.positions} positions and "
+            f"{room.windows} windows with a token to train on, the smallest takes {smallest.positions} positions and "
+            f"{len(smallest.pieces)} windows; raise data.positions or data.windows, or leave the stream out"
+        )
+    return mean
+
+
+def record_maker(
+    config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer
+) -> Callable[[Sequence[Stretch], np.random.Generator], list[Span]]:
+    """What makes a record of an example of a stream."""
+    transform, data, compression = STREAMS[stage.streams[number].kind], config.data, config.model.compression
+
+    def make(example: Sequence[Stretch], rng: np.random.Generator) -> list[Span]:
+        record = transform(example, rng, data, tokenizer, source.kind)
+        record = draw_ratios(record, rng, compression, data.ratio_weights)
+        return record if stage.compress else language(record)
+
+    return make
+
+
+def stream_records(
+    config: Config,
+    stage: StageConfig,
+    number: int,
+    source: Prepared,
+    examples: Prepared | Shapes,
+    tokenizer: Tokenizer,
+    repeat: bool = True,
+) -> grain.MapDataset:
+    """Records of a stream in their shuffled order, of tokens or of ranges as `examples` has them; one epoch or endless."""
+    seed = config.data.seed * 1009 + config.stages.index(stage) * 101 + number
+    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle()
+    return (shuffled.repeat() if repeat else shuffled).random_map(record_maker(config, stage, number, source, tokenizer))
+
+
+@dataclass(frozen=True)
+class _Measured(grain.transforms.Map):
+    config: Config
+    stream: int
+
+    def map(self, record: Sequence[Span]) -> tuple[int, Size]:
+        return self.stream, measure(record, self.config.model)
+
+
+@dataclass(frozen=True)
+class _LaidOut(grain.transforms.Map):
+    config: Config
+    tokenizer: Tokenizer
+    stream: int
+
+    def map(self, record: Sequence[Span]) -> Example:
+        return lay_out(record, self.config.model, self.tokenizer.memory, self.stream)
 
 
 def budget(config: Config) -> Budget:
@@ -55,74 +137,67 @@ def budget(config: Config) -> Budget:
 class PackedBatches(grain.IterDataset[Batch]):
     """Packs an endless order of examples into global batches and yields one host's rows of each."""
 
-    def __init__(self, examples: grain.MapDataset, config: Config, host: int = 0, hosts: int = 1):
+    def __init__(self, order: Order, config: Config, host: int = 0, hosts: int = 1):
         super().__init__()
         if config.data.rows % hosts:
             raise ConfigError(f"data.rows must divide over the hosts, got data.rows={config.data.rows} on {hosts} hosts")
-        self.examples, self.config, self.host, self.hosts = examples, config, host, hosts
+        if order.records < hosts:
+            raise ConfigError(f"expected at least one example for each of {hosts} hosts, got {order.records}; prepare more")
+        self.order, self.config, self.host, self.hosts = order, config, host, hosts
 
     def __iter__(self) -> "PackedIterator":
         return PackedIterator(self)
 
 
 class PackedIterator(grain.DatasetIterator[Batch]):
-    """State: the number of the next example, the examples in each open row, and what was too long, by stream."""
+    """State: the number of the next example, those that wait for a row, and what was too long, by stream."""
 
     def __init__(self, source: PackedBatches):
         super().__init__()
         self._source = source
         self._budget = budget(source.config)
         self._next = 0
-        self._open: list[tuple[Row, list[int]]] = []
+        self._waiting: list[tuple[int, Size]] = []
         self._too_long: dict[str, int] = {}
         self._in_a_row = 0  # too long, since the last that fitted
 
     def __next__(self) -> Batch:
         source = self._source
-        rows: list[Row] = []
-        while len(rows) < source.config.data.rows:
-            full = self._take(self._next, source.examples[self._next])
+        planned = [self.plan_row() for _ in range(source.config.data.rows)]
+        share = len(planned) // source.hosts
+        own = planned[source.host * share : (source.host + 1) * share]
+        examples = source.order.examples
+        return assemble([Row(self._budget, [examples[i] for i in numbers], seats) for numbers, seats in own])
+
+    def plan_row(self) -> tuple[list[int], list[list[Seat]]]:
+        """Numbers of the examples of the next row, and the seats of their pieces."""
+        while len(self._waiting) < self._source.config.data.lookahead:
+            self._take(self._next)
             self._next += 1
-            if full is not None:
-                rows.append(full)
-        share = len(rows) // source.hosts
-        return assemble(rows[source.host * share : (source.host + 1) * share])
+        chosen, seating = choose_row([size for _, size in self._waiting], self._budget)
+        numbers = [self._waiting[i][0] for i in chosen]
+        for i in sorted(chosen, reverse=True):
+            del self._waiting[i]
+        return numbers, seating.seats
 
-    def _take(self, number: int, example: Example) -> Row | None:
-        """Puts an example into an open row, and returns the fullest row once too many are open."""
-        if not self._budget.fits_alone(example):
-            self._too_long[str(example.stream)] = self._too_long.get(str(example.stream), 0) + 1
-            self._in_a_row += 1
-            if self._in_a_row == MOST_TOO_LONG:
-                raise ConfigError(
-                    f"{MOST_TOO_LONG} examples in a row do not fit a row of {self._budget.positions} positions and "
-                    f"{self._budget.windows} windows, the last of stream {example.stream} with {len(example)} positions and "
-                    f"{len(example.pieces)} windows; raise data.positions or data.windows"
-                )
-            return None
-        self._in_a_row = 0
-        best = best_row([row for row, _ in self._open], example)
-        if best is None:
-            best = len(self._open)
-            self._open.append((Row(self._budget), []))
-        self._put(best, number, example)
-        if len(self._open) <= self._source.config.data.open_rows:
-            return None
-        fullest = max(range(len(self._open)), key=lambda i: self._open[i][0].length)
-        return self._open.pop(fullest)[0]
-
-    def _put(self, row: int, number: int, example: Example):
-        seats = self._open[row][0].find(example)
-        assert seats is not None, f"example {number} was given a row it does not fit"
-        self._open[row][0].add(example, seats)
-        self._open[row][1].append(number)
+    def _take(self, number: int):
+        stream, size = self._source.order.sizes[number]  # type: ignore[misc]
+        if self._budget.holds(size):
+            self._in_a_row = 0
+            self._waiting.append((number, size))
+            return
+        self._too_long[str(stream)] = self._too_long.get(str(stream), 0) + 1
+        self._in_a_row += 1
+        if self._in_a_row == MOST_TOO_LONG:
+            raise ConfigError(
+                f"{MOST_TOO_LONG} examples in a row do not fit a row of {self._budget.positions} positions and "
+                f"{self._budget.windows} windows, the last of stream {stream} with {size.positions} positions and "
+                f"{len(size.pieces)} windows; raise data.positions or data.windows"
+            )
 
     def get_state(self) -> dict[str, Any]:
-        return {"next": self._next, "open": [numbers.copy() for _, numbers in self._open], "too_long": dict(self._too_long)}
+        return {"next": self._next, "waiting": [number for number, _ in self._waiting], "too_long": dict(self._too_long)}
 
     def set_state(self, state: dict[str, Any]):
         self._next, self._too_long = state["next"], dict(state["too_long"])
-        self._open = [(Row(self._budget), []) for _ in state["open"]]
-        for row, numbers in enumerate(state["open"]):
-            for number in numbers:
-                self._put(row, number, self._source.examples[number])
+        self._waiting = [(number, self._source.order.sizes[number][1]) for number in state["waiting"]]

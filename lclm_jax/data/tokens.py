@@ -1,5 +1,6 @@
 """Text and chats to tokens. Control tokens come only from templates and tags we write, never from text we are given."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from lclm_jax.errors import UserError
 
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
+MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
@@ -66,6 +68,11 @@ class Tokenizer:
             (directory / "chat_template.jinja").write_text(self.template)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how text and chats become tokens."""
+        return hashlib.sha256(f"{self.definition}\n{self.template}".encode()).hexdigest()[:16]
+
+    @cached_property
     def size(self) -> int:
         return self._whole.get_vocab_size(with_added_tokens=True)
 
@@ -84,6 +91,11 @@ class Tokenizer:
         """Tokens [n] of plain text; a control token spelled out in it is encoded letter by letter."""
         return np.array(self._text.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`encode`, and the characters [n, 2] each token stands for: from, up to."""
+        encoded = self._text.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of many texts on all cores."""
         encoded = self._text.encode_batch(list(texts), add_special_tokens=False)
@@ -92,3 +104,17 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
         """Text of tokens; special control tokens by name or, without `control`, left out."""
         return self._whole.decode([int(token) for token in tokens], skip_special_tokens=not control)
+
+
+def rows(tokenizer: Tokenizer) -> int:
+    """Rows a table needs for every entry."""
+    return max(tokenizer.size, *(number + 1 for number in tokenizer.control.values()), 0)
+
+
+def add_memory(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the memory tokens it lacks after all its entries."""
+    fields = json.loads(tokenizer.definition)
+    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    absent = [name for name in MEMORY if name not in tokenizer.control]
+    fields["added_tokens"] += [{"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)]
+    return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)

@@ -1,0 +1,56 @@
+"""Shows prepared data as training would read them: python -m launch.inspect DIR [--json FILE]
+
+Writes DIR/inspect.html: examples with what is compressed and trained on in colour, lengths, shares beside the recipe's, and the
+fill of packed rows. The model decides ratio, window and budgets: --config, and --set model.compression.ratio=4.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from lclm_jax.command import read_config, run
+from lclm_jax.config import Recipe, StageConfig, from_dict
+from lclm_jax.data.sources import read_manifest
+from lclm_jax.data.survey import ROWS, sample, survey
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.progress import track
+from lclm_jax.survey_page import write_page
+
+SHOWN = 3  # examples of each stream on the page
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="what launch.prepare wrote")
+    parser.add_argument(
+        "--config", default="configs/lclm_0p6b_4b.py", help="whose model and budgets to use (default: %(default)s)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to pack for the fill (default: %(default)s)")
+    arguments = parser.parse_args()
+    manifest = read_manifest(arguments.directory)
+    config, _ = read_config(arguments.config, arguments.set)
+    recipe = from_dict(Recipe, manifest["recipe"])
+    streams = tuple(one for one in recipe.streams if manifest["sources"][one.source]["examples"]["train"])
+    stage = StageConfig(recipe.name, 1, (), streams)
+    config = replace(config, data=replace(config.data, directory=str(arguments.directory)), stages=(stage,))
+    tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
+    figures = survey(config, stage, tokenizer, arguments.rows, track)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2))
+    page = arguments.html or arguments.directory / "inspect.html"
+    write_page(page, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model)
+    packing = figures["packing"]
+    sys.stdout.write(
+        f"{packing['rows']} rows of {packing['positions']} positions and {packing['windows']} windows: "
+        f"{packing['positions_fill']:.1%} and {packing['windows_fill']:.1%} full; "
+        f"suggested: --set data.windows={packing['suggested_windows']}\nwrote {page.resolve()}\n"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""Tokenises the sources of a recipe into shards with a manifest; interrupted, it continues when started again.
+
+python -m launch.prepare --recipe configs/recipe_pretraining.py --input web=corpus/*.jsonl.zst --input code=src/ --out DIR
+
+An input is a file, a glob or a directory: jsonl(.zst, .gz), Parquet, ArrayRecord, plain text, source trees, repositories (one
+document each; `repository:PATH` says that a directory is one), or `hf:owner/dataset` where there is a network.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.table import Table
+
+from lclm_jax.command import read_function, run, show_table
+from lclm_jax.config import ConfigError, Recipe, override
+from lclm_jax.data.hub import find_tokenizer
+from lclm_jax.data.prepare import prepare
+from lclm_jax.data.shards import REJECTIONS
+from lclm_jax.progress import track
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a file in configs/ with a function recipe()")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=PATH", help="of a source; repeatable, also for one source"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="leave a source and its streams out; repeatable"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
+    parser.add_argument("--tokenizer", help="directory with tokenizer.json, or a hub repository (default: the recipe's)")
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe, as most_rejected=50"
+    )
+    arguments = parser.parse_args()
+    recipe = read_function(arguments.recipe, "recipe")[0]()
+    for assignment in arguments.set:
+        recipe = override(recipe, assignment)
+    for name in arguments.without:
+        recipe = recipe.without(name)
+    inputs = read_inputs(arguments.input, recipe)
+    tokenizer = find_tokenizer(arguments.tokenizer or recipe.tokenizer)
+    logging.info("tokenizer of %d entries, fingerprint %s", tokenizer.size, tokenizer.fingerprint)
+    manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
+    table = Table("source", "kind", "rows", "examples", "held out", "tokens", "refused")
+    for name, source in manifest["sources"].items():
+        refused = ", ".join(f"{count} {reason}" for reason, count in source["rejected"].items()) or "none"
+        tokens, examples = sum(source["tokens"].values()), source["examples"]
+        table.add_row(
+            name, source["kind"], f"{source['rows']:,}", f"{examples['train']:,}", f"{examples['held']:,}", f"{tokens:,}", refused
+        )
+    show_table(table)
+    if any(source["rejected"] for source in manifest["sources"].values()):
+        sys.stdout.write(f"every refused row, with file and reason: {arguments.out / REJECTIONS}\n")
+    sys.stdout.write(f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n")
+
+
+def read_inputs(assignments: list[str], recipe: Recipe) -> dict[str, list[str]]:
+    """The patterns of every source. Raises ConfigError for one that is missing or unknown."""
+    names = [source.name for source in recipe.sources]
+    inputs: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, equals, path = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"expected --input NAME=PATH, got {assignment!r}")
+        if name not in names:
+            raise ConfigError(f"recipe {recipe.name} has no source {name!r}; its sources are {', '.join(names)}")
+        inputs.setdefault(name, []).append(path)
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise ConfigError(
+            f"recipe {recipe.name} also reads {', '.join(missing)}; say where they lie by "
+            f"{' '.join(f'--input {name}=PATH' for name in missing)}, or leave one out by --without NAME"
+        )
+    return inputs
+
+
+if __name__ == "__main__":
+    run(main)

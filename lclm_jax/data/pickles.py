@@ -1,0 +1,81 @@
+"""Unpickling that can build nothing but dict, list, str, int, bool and None: the original's training rows are pickles.
+
+The instructions of a pickle are read before any of them is carried out; whatever could import, call or construct is refused.
+"""
+
+import io
+import pickle
+import pickletools
+from typing import Any
+
+from lclm_jax.errors import UserError
+
+LONGEST = 1 << 30  # bytes
+ALLOWED = frozenset(
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "POP",
+        "POP_MARK",
+        "DUP",
+        "MEMOIZE",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "EMPTY_LIST",
+        "LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_DICT",
+        "DICT",
+        "SETITEM",
+        "SETITEMS",
+    ]
+)
+
+
+class PickleError(UserError):
+    """A pickle that is damaged, or holds more than plain data."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise PickleError(f"expected plain data, got the name {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise PickleError(f"expected plain data, got a reference to {pid!r}")
+
+
+def load_plain(data: bytes, most: int = LONGEST) -> Any:
+    """The dict, list, str or int in a pickle of at most `most` bytes. Raises PickleError for anything else."""
+    if len(data) > most:
+        raise PickleError(f"expected a pickle of at most {most} bytes, got {len(data)}")
+    try:
+        for opcode, _, position in pickletools.genops(data):
+            if opcode.name not in ALLOWED:
+                raise PickleError(
+                    f"expected a pickle of dict, list, str and int, got the instruction {opcode.name} at byte {position}; "
+                    "write such rows as JSON"
+                )
+        return _Unpickler(io.BytesIO(data)).load()
+    except (ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise PickleError(f"expected a whole pickle, got {len(data)} bytes that end or break: {error}") from error
