@@ -148,6 +148,9 @@ class DataConfig:
     positions: int = 16384  # decoder positions of a row, after compression
     windows: int = 14  # encoder windows of a row; launch.inspect suggests how many
     lookahead: int = 1000  # examples the packer chooses from
+    # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
+    # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
+    spare_latents: float = 0.125
     passage: tuple[int, int] | None = None  # crops documents to a random length between these; None: whole, as in the paper
     reconstruction: tuple[int, int] | None = None  # the same for a passage to be reconstructed
     requests: int = 100  # how many of the wordings that ask for a passage are used

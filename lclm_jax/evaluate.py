@@ -120,7 +120,7 @@ def continuation_samples(model: LanguageModel, directory: str, source: str, data
 
 def _records(held: Prepared, limit: int, build: Callable[[list[Stretch], np.random.Generator], list[Span]]) -> list[list[Span]]:
     """One record from each of the first `limit` examples, the same at every call."""
-    return [build(held[i], np.random.default_rng(i)) for i in range(min(limit, len(held)))]
+    return [record for i in range(min(limit, len(held))) if (record := build(held[i], np.random.default_rng(i)))]
 
 
 def _prompt_of(record: Sequence[Span]) -> list[Span]:

@@ -65,6 +65,7 @@ def _mix(figures: dict[str, Any]) -> Html:
                 f"{stream['tokens_before'] / max(1, stream['tokens_after']):.1f}",
                 big_count(stream["trainable_tokens"]),
                 f"{stream['too_long']:,}",
+                f"{stream['too_short']:,}",
                 f"{stream['recipe_share']:.1%}",
                 f"{shares[name]:.1%}",
             )
@@ -77,13 +78,16 @@ def _mix(figures: dict[str, Any]) -> Html:
         "times fewer",
         "trained",
         "too long",
+        "too short",
         "recipe",
         "in packed rows",
     )
     wanted = {name: stream["recipe_share"] for name, stream in streams.items()}
     picture = _figure("Share of trained tokens", plots.plot_shares({"recipe": wanted, "in packed rows": shares}))
     note = element(
-        "p", "One epoch of every stream. Examples that are too long fit no row; they are counted and left out.", class_="note"
+        "p",
+        "Every stream once. Examples too long for a row, and documents too short for two segments, are counted and left out.",
+        class_="note",
     )
     return element("section", element("h2", "What is trained on"), table(headings, rows), note, picture)
 

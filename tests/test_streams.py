@@ -107,7 +107,7 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
     order = stage_order(short, short.stages[0], tokenizer)
     sizes = [order.sizes[i] for i in range(state["next"])]
     too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
-    assert state["too_long"] == too_long and too_long.total() > 10
+    assert state["left_out"] == {stream: {"too long": count} for stream, count in too_long.items()} and too_long.total() > 10
     restored = packed(short, tokenizer)
     restored.set_state(through_json(state))
     assert restored.get_state() == state
@@ -119,6 +119,17 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
         for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
         for n in range(1, segments.max() + 1)
     )
+
+
+def test_documents_too_short_for_two_segments_are_counted_and_left_out(config, tokenizer, tmp_path):
+    texts = [{"text": "print(1) " * count} for count in (1, 1, 1, 9, 9, 9)]
+    write_sources(tmp_path, tokenizer, {"docs": ("code", texts)})
+    stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
+    here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6))
+    batches = iter(PackedBatches(stage_order(here, stage, tokenizer), here))
+    next(batches)
+    state = batches.get_state()
+    assert state["left_out"]["0"]["too short"] == pytest.approx(state["next"] / 2, abs=3)
 
 
 def test_sizes_are_those_of_the_examples(config, tokenizer):

@@ -6,27 +6,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import ids
 
-from lclm_jax.config import DataConfig
+from lclm_jax.config import CompressionConfig, ConfigError, DataConfig
+from lclm_jax.data.rows import tokenise
 from lclm_jax.data.spans import (
     Context,
     Plain,
 )
+from lclm_jax.data.stretches import Role, Stretch, flatten, split
 from lclm_jax.data.transforms import (
-    REQUESTS,
+    STREAMS,
     crop,
+    draw_ratios,
     follow,
     interleave,
+    read_requests,
+    reason,
     reconstruct,
     segment_lengths,
     wrap_prompt,
 )
 
 
-def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing(tokenizer):
+def document(length):
+    return [Stretch(np.arange(length, dtype=np.int32), Role.DOCUMENT)]
+
+
+def lengths_of(record):
+    return [(type(span), len(span.tokens), getattr(span, "trained", None)) for span in record]
+
+
+def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing():
     rng, data = np.random.default_rng(0), DataConfig(passage=(300, 5000))
-    raw = {"tokens": np.arange(6000, dtype=np.int32)}
     for _ in range(100):
-        record = interleave(raw, rng, data, tokenizer)
+        record = interleave(document(6000), rng, data)
         assert [type(span) for span in record] == [Context, Plain] * (len(record) // 2)
         assert all(span.trained for span in record[1::2])
         tokens = np.concatenate([span.tokens for span in record])
@@ -36,9 +48,8 @@ def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing(tokenize
 
 
 @pytest.mark.parametrize(("length", "trainable"), [(1001, 500), (16382, 8191), (16387, 8192), (30000, 8192)])
-def test_long_documents_have_a_fixed_number_of_trainable_tokens(tokenizer, length, trainable):
-    data = DataConfig(passage=(length, length))
-    record = interleave({"tokens": np.zeros(length, np.int32)}, np.random.default_rng(0), data, tokenizer)
+def test_long_documents_have_a_fixed_number_of_trainable_tokens(length, trainable):
+    record = interleave(document(length), np.random.default_rng(0), DataConfig())
     assert sum(len(span.tokens) for span in record if isinstance(span, Plain)) == trainable
 
 
@@ -90,26 +101,26 @@ def test_no_segment_is_too_short_when_the_document_is_long_enough(length, shorte
         assert min(wrapped + plain) >= shortest
 
 
-@pytest.mark.parametrize("kind", ["text", "code"])
+@pytest.mark.parametrize("kind", ["text", "code", "long", "math", "latex"])
 def test_reconstruction_asks_for_the_very_tokens_of_its_context(tokenizer, kind):
     data, rng = DataConfig(reconstruction=(5, 40)), np.random.default_rng(2)
-    raw = {"tokens": tokenizer.encode("import os\n\nprint(os.name)  # " * 6), "kind": kind}
+    example = tokenise({"text": "import os\n\nprint(os.name)  # " * 6}, tokenizer)
     asked = set()
-    for _ in range(60):
-        record = reconstruct(raw, rng, data, tokenizer)
+    for _ in range(1200):
+        record = reconstruct(example, rng, data, tokenizer, kind)
         (context,) = (span for span in record if isinstance(span, Context))
-        (answer,) = (span for span in record if isinstance(span, Plain) and span.trained)
+        answer = np.concatenate([span.tokens for span in record if isinstance(span, Plain) and span.trained])
         assert 5 <= len(context.tokens) <= 40
-        assert answer.tokens.tolist() == [*context.tokens.tolist(), tokenizer.id("<|im_end|>")]
+        assert answer.tolist() == [*context.tokens.tolist(), tokenizer.id("<|im_end|>")]
         asked.add(tokenizer.decode(record[2].tokens).removesuffix("<|im_end|>\n<|im_start|>assistant\n").strip())
         assert tokenizer.decode(record[0].tokens) == "<|im_start|>user\n"
-    assert asked == set(REQUESTS[kind])
+    assert asked == set(read_requests(kind)) and len(asked) == 100
 
 
 def test_following_keeps_the_parts_it_is_given(tokenizer):
     content = [{"text": "Read "}, {"context": "Ben likes figs."}, {"text": " Who?"}]
     raw = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Ben"}]}
-    record = follow(raw, np.random.default_rng(0), DataConfig(), tokenizer)
+    record = follow(tokenise(raw, tokenizer), np.random.default_rng(0))
     texts = [(type(span), tokenizer.decode(span.tokens)) for span in record]
     assert texts == [
         (Plain, "<|im_start|>user\nRead "),
@@ -132,8 +143,9 @@ def test_following_wraps_what_is_not_the_assistants(tokenizer):
     ]
     rendered = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
     rng, whole = np.random.default_rng(3), 0
+    example = tokenise({"messages": messages}, tokenizer)
     for _ in range(100):
-        record = follow({"messages": messages}, rng, DataConfig(), tokenizer)
+        record = follow(example, rng)
         assert tokenizer.decode(np.concatenate([span.tokens for span in record])) == rendered
         trained = [tokenizer.decode(span.tokens) for span in record if isinstance(span, Plain) and span.trained]
         assert trained == ["Ada likes pears.<|im_end|>", "Yes.<|im_end|>"]
@@ -151,8 +163,8 @@ def test_wrapped_prompts_keep_their_tokens_and_cover_most_of_them(lengths, most)
         tokens = np.arange(rng.integers(lengths[0], lengths[1] + 1), dtype=np.int32)
         parts = wrap_prompt(tokens, rng)
         contexts = [part.tokens for part in parts if isinstance(part, Context)]
-        assert np.concatenate([getattr(part, "tokens", part) for part in parts]).tolist() == tokens.tolist()
-        assert all(len(getattr(part, "tokens", part)) for part in parts)
+        assert np.concatenate([part.tokens for part in parts]).tolist() == tokens.tolist()
+        assert all(len(part.tokens) for part in parts)
         assert sum(map(len, contexts)) >= 0.7 * len(tokens)
         regions.add(len(contexts))
         whole += len(parts) == 1
@@ -184,7 +196,72 @@ def test_crops_keep_to_their_bounds():
     rng, tokens = np.random.default_rng(5), np.arange(50, dtype=np.int64)
     crops = [crop(tokens, rng, (3, 6)) for _ in range(500)]
     assert {len(part) for part in crops} == {3, 4, 5, 6}
-    assert all((np.diff(part) == 1).all() and part.dtype == np.int32 for part in crops)
+    assert all((np.diff(part) == 1).all() and len(part) for part in crops)
     assert (min(part[0] for part in crops), max(part[-1] for part in crops)) == (0, 49)
     assert crop(tokens[:4], rng, (10, 20)).tolist() == [0, 1, 2, 3]
     assert crop(tokens[:0], rng, (10, 20)).tolist() == []
+    assert crop(tokens, rng, None) is tokens
+
+
+@pytest.mark.parametrize("length", [0, 100, 255])
+def test_a_document_too_short_for_two_segments_gives_no_record(length):
+    assert interleave(document(length), np.random.default_rng(0), DataConfig()) == []
+    assert len(interleave(document(256), np.random.default_rng(0), DataConfig())) == 2
+
+
+@pytest.mark.parametrize("kind", sorted(STREAMS))
+def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
+    text = {"text": "def f(a):\n    return a + 1\n" * 60}
+    chat = {"messages": [{"role": "user", "content": "Why? " * 200}, {"role": "assistant", "content": "Because. " * 300}]}
+    example = tokenise(text if kind in ("interleaved", "reconstruction") else chat, tokenizer)
+    tokens, table = flatten(example)
+    for seed in range(30):
+        data = DataConfig(shortest_segment=16)
+        one = STREAMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
+        other = STREAMS[kind](split(range(len(tokens)), table.tolist()), np.random.default_rng(seed), data, tokenizer, "code")
+        assert lengths_of(one) == lengths_of(other)
+
+
+def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(tokenizer):
+    content = [{"analysis": "It is long. " * 30, "before": "<think>", "after": "</think>"}, {"text": "Ben"}]
+    raw = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]}
+    example, rng, wrapped = tokenise(raw, tokenizer), np.random.default_rng(0), 0
+    thought = next(stretch.tokens for stretch in example if stretch.role is Role.ANALYSIS)
+    for _ in range(400):
+        record = reason(example, rng)
+        trained = np.concatenate([span.tokens for span in record if isinstance(span, Plain) and span.trained])
+        compressed = any(isinstance(span, Context) and span.tokens is thought for span in record)
+        wrapped += compressed
+        said = "<think></think>Ben<|im_end|>" if compressed else f"<think>{'It is long. ' * 30}</think>Ben<|im_end|>"
+        assert tokenizer.decode(trained) == said
+    assert 160 < wrapped < 240
+
+
+@pytest.mark.parametrize(("length", "kept"), [(2000, 128), (400, 128), (60, None)])
+def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
+    example = [Stretch(np.arange(9), Role.FIXED), Stretch(np.arange(length), Role.ANSWER), Stretch(np.arange(2), Role.FIXED)]
+    seen = set()
+    for seed in range(40):
+        record = reason(example, np.random.default_rng(seed))
+        (trained,) = (len(span.tokens) for span in record if isinstance(span, Plain) and span.trained)
+        assert trained + sum(len(span.tokens) for span in record if isinstance(span, Context)) == length
+        seen.add(trained)
+    assert seen == {length, kept or length}
+
+
+def test_ratios_are_drawn_by_their_weights(tokenizer):
+    compression, rng = CompressionConfig(4, 32, ratios=(8, 16)), np.random.default_rng(0)
+    record = [Context(np.arange(9))] * 3000 + [Context(np.arange(9), 2)]
+    drawn = [span.ratio for span in draw_ratios(record, rng, compression, (0.5, 0.3, 0.2))]
+    shares = [drawn.count(ratio) / 3000 for ratio in (4, 8, 16)]
+    assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.03) and drawn[-1] == 2
+    equal = [span.ratio for span in draw_ratios(record, rng, compression)]
+    assert np.allclose([equal.count(ratio) / 3000 for ratio in (4, 8, 16)], 1 / 3, atol=0.03)
+    with pytest.raises(ConfigError, match=r"one weight for each ratio of \(4, 8, 16\), got \(1.0, 2.0\)"):
+        draw_ratios(record, rng, compression, (1.0, 2.0))
+
+
+def test_chats_are_no_documents(tokenizer):
+    chat = tokenise({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, tokenizer)
+    with pytest.raises(ConfigError, match="this stream reads documents, got an example of fixed, prompt"):
+        interleave(chat, np.random.default_rng(0), DataConfig())

@@ -18,7 +18,7 @@ import msgpack
 from lclm_jax.data.pickles import PickleError, load_plain
 from lclm_jax.errors import UserError
 
-UNIT = 64 << 20  # bytes of input a worker reads at a time
+UNIT = 16 << 20  # bytes of input a worker reads at a time
 LONGEST = 256 << 20  # bytes of a line or of a text file
 DATA = {
     "jsonl": (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst", ".jsonl.gz", ".ndjson.gz"),
@@ -357,7 +357,10 @@ def _group_sizes(path: Path) -> list[int]:
 def _open_records(path: Path | str) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    return ArrayRecordReader(str(path))
+    reader = ArrayRecordReader(str(path))
+    if not reader.ok():
+        raise ValueError("its end or its index is missing")
+    return reader
 
 
 def _read_records(unit: Unit) -> Iterator[Row | Rejection]:

@@ -14,7 +14,7 @@ from lclm_jax.data.spans import Example, Piece, Size
 
 Seat = tuple[int, int, int]  # of a piece: window, first position and first latent there
 TRIES = 40  # examples that are tried for a row in vain before it is full
-SLACK = 0.3  # weight of what an example leaves of a window beside what it takes of the row
+SLACK = 0.1  # weight of what an example leaves of a window beside what it takes of the row
 
 
 @dataclass(frozen=True)

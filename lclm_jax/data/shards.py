@@ -83,12 +83,13 @@ def hash_file(path: Path) -> str:
 
 def read_index(shards: Iterable[Path]) -> tuple[np.ndarray, np.ndarray]:
     """`starts` and `table` of several shards joined. Raises OSError for an index that is missing or damaged."""
-    starts, tables = [np.zeros(1, np.int64)], [np.zeros((0, 3), np.int32)]
+    starts, tables, rows = [np.zeros(1, np.int64)], [np.zeros((0, 3), np.int32)], 0
     for shard in shards:
         try:
             with np.load(index_path(shard), allow_pickle=False) as index:
-                starts.append(index["starts"][1:] + starts[-1][-1])
+                starts.append(index["starts"][1:] + rows)
                 tables.append(index["table"])
+                rows += len(tables[-1])
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
             raise OSError(f"{index_path(shard)} is damaged ({error}); remove {shard.name} and prepare again") from error
     return np.concatenate(starts), np.concatenate(tables)

@@ -51,7 +51,10 @@ class Prepared:
 
     @cached_property
     def _records(self) -> grain.sources.ArrayRecordDataSource:
-        return grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
+        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
+        if len(records) != len(self):
+            raise ConfigError(f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; prepare again")
+        return records
 
     def raw(self, i: int) -> Raw:
         return unpack(self._records[i])[0]

@@ -21,7 +21,7 @@ from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.data.transforms import STREAMS, draw_ratios
 
-MOST_TOO_LONG = 1000  # examples in a row that may be too long before the budgets must be wrong
+MOST_LEFT_OUT = 1000  # examples in a row that may be too long or too short before the settings must be wrong
 SAMPLE = 512  # examples of a stream that its trained tokens are estimated from
 
 
@@ -73,7 +73,7 @@ def trained_tokens(config: Config, stage: StageConfig, number: int, source: Prep
     sizes = [measure(make(source.shapes[i], np.random.default_rng([config.data.seed, i])), config.model) for i in chosen]
     mean = float(np.mean([size.trained if room.holds(size) else 0 for size in sizes]))
     if not mean:
-        smallest = min(sizes, key=lambda size: size.positions)
+        smallest = min((size for size in sizes if size.positions), key=lambda size: size.positions, default=sizes[0])
         raise ConfigError(
             f"none of {len(sizes)} examples of stream {stage.streams[number].name} fits a row of {room.positions} positions and "
             f"{room.windows} windows with a token to train on, the smallest takes {smallest.positions} positions and "
@@ -103,12 +103,11 @@ def stream_records(
     source: Prepared,
     examples: Prepared | Shapes,
     tokenizer: Tokenizer,
-    repeat: bool = True,
 ) -> grain.MapDataset:
-    """Records of a stream in their shuffled order, of tokens or of ranges as `examples` has them; one epoch or endless."""
+    """Records of a stream, shuffled anew at every pass, endless; of tokens or of ranges, as `examples` has them."""
     seed = config.data.seed * 1009 + config.stages.index(stage) * 101 + number
-    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle()
-    return (shuffled.repeat() if repeat else shuffled).random_map(record_maker(config, stage, number, source, tokenizer))
+    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    return shuffled.random_map(record_maker(config, stage, number, source, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,9 @@ class _LaidOut(grain.transforms.Map):
 
 
 def budget(config: Config) -> Budget:
-    return Budget.of(config.model, config.data.positions, config.data.windows)
+    """Of a training row; its windows hold more latents than one full context has."""
+    room = Budget.of(config.model, config.data.positions, config.data.windows)
+    return replace(room, window_latents=room.window_latents + round(room.window_latents * config.data.spare_latents))
 
 
 class PackedBatches(grain.IterDataset[Batch]):
@@ -150,7 +151,7 @@ class PackedBatches(grain.IterDataset[Batch]):
 
 
 class PackedIterator(grain.DatasetIterator[Batch]):
-    """State: the number of the next example, those that wait for a row, and what was too long, by stream."""
+    """State: the number of the next example, those that wait for a row, and what was left out, by stream and reason."""
 
     def __init__(self, source: PackedBatches):
         super().__init__()
@@ -158,8 +159,8 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         self._budget = budget(source.config)
         self._next = 0
         self._waiting: list[tuple[int, Size]] = []
-        self._too_long: dict[str, int] = {}
-        self._in_a_row = 0  # too long, since the last that fitted
+        self._left_out: dict[str, dict[str, int]] = {}
+        self._in_a_row = 0  # left out, since the last that was not
 
     def __next__(self) -> Batch:
         source = self._source
@@ -182,22 +183,26 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def _take(self, number: int):
         stream, size = self._source.order.sizes[number]  # type: ignore[misc]
-        if self._budget.holds(size):
+        if size.positions and self._budget.holds(size):
             self._in_a_row = 0
             self._waiting.append((number, size))
             return
-        self._too_long[str(stream)] = self._too_long.get(str(stream), 0) + 1
+        reasons = self._left_out.setdefault(str(stream), {})
+        reason = "too long" if size.positions else "too short"
+        reasons[reason] = reasons.get(reason, 0) + 1
         self._in_a_row += 1
-        if self._in_a_row == MOST_TOO_LONG:
+        if self._in_a_row == MOST_LEFT_OUT:
             raise ConfigError(
-                f"{MOST_TOO_LONG} examples in a row do not fit a row of {self._budget.positions} positions and "
-                f"{self._budget.windows} windows, the last of stream {stream} with {size.positions} positions and "
-                f"{len(size.pieces)} windows; raise data.positions or data.windows"
+                f"{MOST_LEFT_OUT} examples in a row were left out, the last one of stream {stream} as {reason} for a row of "
+                f"{self._budget.positions} positions and {self._budget.windows} windows: it has {size.positions} positions and "
+                f"{len(size.pieces)} windows; change data.positions, data.windows or data.shortest_segment"
             )
 
     def get_state(self) -> dict[str, Any]:
-        return {"next": self._next, "waiting": [number for number, _ in self._waiting], "too_long": dict(self._too_long)}
+        left_out = {stream: dict(reasons) for stream, reasons in self._left_out.items()}
+        return {"next": self._next, "waiting": [number for number, _ in self._waiting], "left_out": left_out}
 
     def set_state(self, state: dict[str, Any]):
-        self._next, self._too_long = state["next"], dict(state["too_long"])
-        self._waiting = [(number, self._source.order.sizes[number][1]) for number in state["waiting"]]
+        self._next = state["next"]
+        self._left_out = {stream: dict(reasons) for stream, reasons in state["left_out"].items()}
+        self._waiting = [(number, self._source.order.sizes[number][1]) for number in state["waiting"]]  # type: ignore[misc]

@@ -16,7 +16,7 @@ from lclm_jax.data.packing import Budget
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.sources import Prepared, read_manifest
 from lclm_jax.data.spans import Context, Plain, Size, Span, measure
-from lclm_jax.data.streams import PackedBatches, PackedIterator, budget, open_sources, stage_order, stream_records
+from lclm_jax.data.streams import PackedBatches, PackedIterator, budget, open_sources, record_maker, stage_order, stream_records
 from lclm_jax.data.tokens import Tokenizer
 
 BOUNDS = (2048, 4096, 8192, 16385)  # tokens at which the recipe treats a document otherwise (paper, C.4)
@@ -36,6 +36,7 @@ class Tally:
     compressed: int = 0  # tokens read as latents
     trained: int = 0
     too_long: int = 0  # examples that fit no row
+    too_short: int = 0  # documents that give no record
     pairs: Counter[int] = field(default_factory=Counter)
     first_wrapped: list[float] = field(default_factory=list)  # share of all compressed tokens, where there are several segments
     last_plain: list[float] = field(default_factory=list)  # share of all trained tokens
@@ -44,6 +45,9 @@ class Tally:
     def add(self, record: Sequence[Span], size: Size, length: int, fits: bool):
         self.documents += 1
         self.before += length
+        if not record:
+            self.too_short += 1
+            return
         self.positions += size.positions
         self.read += size.read
         self.compressed += size.compressed
@@ -68,6 +72,7 @@ class Tally:
             "compressed_tokens": self.compressed,
             "trainable_tokens": self.trained,
             "too_long": self.too_long,
+            "too_short": self.too_short,
             "pairs": {str(count): self.pairs[count] for count in sorted(self.pairs)},
             "first_wrapped_share": _spread(self.first_wrapped),
             "last_plain_share": _spread(self.last_plain),
@@ -102,14 +107,15 @@ def survey(
 def tally(
     config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer, progress: Progress
 ) -> dict[str, Tally]:
-    """One epoch of a stream, or its first MOST examples, by length of the example."""
-    room = budget(config)
-    records = stream_records(config, stage, number, source, source.shapes, tokenizer, repeat=False)
+    """Every example of a stream once, or MOST of them evenly spaced, by its length."""
+    room, make = budget(config), record_maker(config, stage, number, source, tokenizer)
+    chosen = range(0, len(source), -(-len(source) // MOST))
     tallies: dict[str, Tally] = defaultdict(Tally)
-    for i in progress(range(min(MOST, len(records))), f"reading {stage.streams[number].name}"):
-        record = records[i]
+    for i in progress(chosen, f"reading {stage.streams[number].name}"):
+        example = source.shapes[i]
+        record = make(example, np.random.default_rng([config.data.seed, i]))
+        length = sum(len(stretch.tokens) for stretch in example)
         size = measure(record, config.model)
-        length = sum(len(span.tokens) for span in record if isinstance(span, (Context, Plain)))
         tallies[BUCKETS[int(np.searchsorted(BOUNDS, length, "right"))]].add(record, size, length, room.holds(size))
     return tallies
 
@@ -168,8 +174,8 @@ def sample(config: Config, stage: StageConfig, tokenizer: Tokenizer, count: int)
     """The first records of every stream, with their tokens."""
     for number, (stream, source) in enumerate(zip(stage.streams, open_sources(config, stage, tokenizer, "train"), strict=True)):
         records = stream_records(config, stage, number, source, source, tokenizer)
-        for i in range(count):
-            yield stream.name, records[i]
+        made = [record for record in (records[i] for i in range(4 * count)) if record]
+        yield from ((stream.name, record) for record in made[:count])
 
 
 def _source(told: dict[str, Any], source: Prepared) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def _powers(lengths: Iterable[int]) -> list[int]:
 def _sum(tallies: Iterable[Tally]) -> Tally:
     total = Tally()
     for one in tallies:
-        for name in ("documents", "before", "positions", "read", "compressed", "trained", "too_long"):
+        for name in ("documents", "before", "positions", "read", "compressed", "trained", "too_long", "too_short"):
             setattr(total, name, getattr(total, name) + getattr(one, name))
         total.pairs.update(one.pairs)
         total.first_wrapped += one.first_wrapped

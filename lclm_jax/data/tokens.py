@@ -116,5 +116,7 @@ def add_memory(tokenizer: Tokenizer) -> Tokenizer:
     fields = json.loads(tokenizer.definition)
     form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     absent = [name for name in MEMORY if name not in tokenizer.control]
+    if not absent:
+        return tokenizer
     fields["added_tokens"] += [{"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)]
     return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)

@@ -32,9 +32,13 @@ BANK = Path(__file__).parent / "requests"  # wordings that ask for a passage, a 
 def interleave(example: Sequence[Stretch], rng: np.random.Generator, data: DataConfig, *_) -> list[Span]:
     """Continual pre-training: wrapped and plain segments of a document in turn, loss on the plain ones (C.4).
 
+    A document too short for two segments gives no record: nothing would be both context and trained on.
+
     >>> a document of 1000 tokens, shortest 128: [Context 500, Plain 500 trained]
     """
     tokens = crop(_document(example), rng, data.passage)
+    if len(tokens) < 2 * data.shortest_segment:
+        return []
     trainable = data.trainable if len(tokens) > LONG_DOCUMENT else len(tokens) // 2
     wrapped, plain = segment_lengths(len(tokens), trainable, rng, data.shortest_segment)
     record: list[Span] = []
