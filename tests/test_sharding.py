@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError, MeshConfig
-from lclm_jax.data.streams import PackedBatches, stage_examples
+from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import flatten, split_trained
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_params, abstract_state, begin_stage
@@ -17,7 +17,7 @@ from lclm_jax.train import objective, train_step
 
 @pytest.fixture
 def batch(config, tokenizer):
-    return next(iter(PackedBatches(stage_examples(config, config.stages[1], tokenizer), config)))
+    return next(iter(PackedBatches(stage_order(config, config.stages[1], tokenizer), config)))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.config import ConfigError, Group, StageConfig
-from lclm_jax.data.streams import PackedBatches, stage_examples
+from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import assign_groups, flatten, unflatten
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_state, begin_stage
@@ -155,7 +155,7 @@ def steady(config, once, tokenizer, params, one_device):
             with jax.set_mesh(one_device):
                 return jax.device_get(compiled(jax.device_put(state, where), jax.device_put(batch, batch_sharding(one_device))))
 
-        batch = next(iter(PackedBatches(stage_examples(config, stage, tokenizer), config)))
+        batch = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config)))
         state, metrics = step(step(state, batch)[0], batch)
         once["steady"] = step, state, batch, metrics["loss"]
     return once["steady"]

@@ -17,7 +17,7 @@ from lclm_jax.config import AdapterConfig, CompressionConfig, ConfigError, Model
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.data.packing import Budget, assemble, fill_row, seat_piece
 from lclm_jax.data.spans import Context, Plain, count_latents, lay_out, split_windows
-from lclm_jax.data.streams import stage_examples
+from lclm_jax.data.streams import stage_order
 from lclm_jax.data.transforms import draw_ratios
 from lclm_jax.generate import Sampling
 from lclm_jax.language_model import LanguageModel
@@ -312,7 +312,7 @@ def test_training_examples_have_every_ratio(config, tokenizer):
     several = replace(config, model=replace(config.model, compression=replace(config.model.compression, ratios=(2, 8))))
 
     def ratios(config):
-        examples = stage_examples(config, config.stages[0], tokenizer)
+        examples = stage_order(config, config.stages[0], tokenizer)
         pieces = [piece for i in range(40) for piece in examples[i].pieces if len(piece.tokens) == 16]
         return {len(piece.tokens) // piece.latents for piece in pieces}
 
