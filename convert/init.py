@@ -18,13 +18,13 @@ from configs.shapes import SHAPES
 from convert.from_hf import streamed
 from convert.hf_config import read_tower
 from convert.hf_files import list_tower, new_directory, write_json
-from convert.hf_tokenizer import MEMORY, add_memory, check_shared, rows
+from convert.hf_tokenizer import check_shared
 from convert.mapping import Source, find_sources, parameter_shapes
 from convert.provenance import PROVENANCE, hash_files
 from lclm_jax.checkpoint import save_streamed
 from lclm_jax.command import run
 from lclm_jax.config import ModelConfig, TransformerConfig, override
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.data.tokens import MEMORY, Tokenizer, add_memory, rows
 from lclm_jax.optim import flatten
 from lclm_jax.state import init_boxed
 from lclm_jax.streaming import Streamed

@@ -312,7 +312,7 @@ def test_training_examples_have_every_ratio(config, tokenizer):
     several = replace(config, model=replace(config.model, compression=replace(config.model.compression, ratios=(2, 8))))
 
     def ratios(config):
-        examples = stage_order(config, config.stages[0], tokenizer)
+        examples = stage_order(config, config.stages[0], tokenizer).examples
         pieces = [piece for i in range(40) for piece in examples[i].pieces if len(piece.tokens) == 16]
         return {len(piece.tokens) // piece.latents for piece in pieces}
 
