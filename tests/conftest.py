@@ -129,6 +129,7 @@ def config_once(model_config, sources) -> Config:
             positions=96,
             windows=4,
             lookahead=40,
+            requests=1,
             passage=(24, 60),
             reconstruction=(8, 24),
             shortest_segment=8,
