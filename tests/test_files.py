@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pickle
+import pickletools
+import sys
 
 import huggingface_hub
 import msgpack
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from lclm_jax.data import files
 from lclm_jax.data.files import Rejection, Row, find_units, read_unit
 from lclm_jax.data.pickles import PickleError, load_plain
+from lclm_jax.errors import UserError
 
 ROWS = [{"text": f"row {i} é\n", "n": i} for i in range(40)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -66,6 +69,41 @@ def test_a_directory_gives_its_data_files_in_order_and_a_glob_what_it_matches(tm
     assert len(read(f"jsonl:{tmp_path}")) == 120
 
 
+def test_a_glob_gives_a_file_once_and_no_binary_one(tmp_path):
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    write_all(tmp_path / "tree" / "sub")
+    (tmp_path / "tree" / "x.png").write_bytes(b"\x89PNG\0")
+    assert len(read(tmp_path / "tree" / "**")) == len(read(tmp_path / "tree" / "*")) == 200
+    (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}')
+    (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}')
+    assert [row.fields for row in read(tmp_path / "x[1].jsonl")] == [{"a": "by its name"}]
+
+
+def test_a_list_in_a_json_file_is_refused_unless_it_is_to_be_text(tmp_path):
+    (tmp_path / "x.json").write_text(' [{"a": 1}]')
+    with pytest.raises(UserError, match="expected one object a line, got one list"):
+        find_units(str(tmp_path / "x.json"))
+    assert read(f"text:{tmp_path / 'x.json'}")[0].fields == {"text": ' [{"a": 1}]'}
+
+
+@pytest.mark.parametrize(("name", "library"), [("c.jsonl.zst", "zstandard"), ("d.parquet", "pyarrow")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library):
+    write_all(tmp_path)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf"needs {library}: pip install 'lclm_jax\[data\]'"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [(b' {"a": 1}', {"a": 1}), (b"[1]", "json"), (b"\xff\xfe", "encoding"), (msgpack.packb({b"a": 1}), "encoding")],
+)
+def test_records_of_other_shapes(tmp_path, record, expected):
+    write_records(tmp_path / "x.arrayrecord", [record, b'{"b": 2}'])
+    first, second = read(tmp_path / "x.arrayrecord")
+    assert (first.fields if isinstance(first, Row) else first.reason) == expected and second.fields == {"b": 2}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     lines=st.lists(st.one_of(st.just(""), st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=2)), max_size=8),
@@ -89,9 +127,26 @@ def _surrogate(line):
     return any(0xD800 <= ord(letter) < 0xE000 for letter in json.dumps(line, ensure_ascii=False))
 
 
+def test_a_unit_of_lines_knows_its_first_number_without_reading_what_lies_before(tmp_path):
+    file = tmp_path / "x.txt"
+    file.write_bytes(LINES)
+    *_, unit = units = find_units(f"jsonl:{file}", 300)
+    assert len(units) > 3
+    whole = list(read_unit(unit))
+    file.write_bytes(b"\n" * (unit.start - 1) + LINES[unit.start - 1 :])
+    assert list(read_unit(unit)) == whole and whole[-1] == Row(str(file), 39, ROWS[39])
+
+
+def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n')
+    refused, row = read(tmp_path / "x.jsonl")
+    assert (refused.reason, row.fields) == ("json", {"a": 1})
+
+
 def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 30)
     bad = [b'{"a": 1}', b"{broken", b"[1]", b'{"a": "\xff"}', b"", b'{"a": "' + b"x" * 50 + b'"}', b'{"a": 2}']
+    bad += [b'{"a": "' + b"x" * 21 + b'"}', b'{"a": "' + b"x" * 22 + b'"}', b'{"a": 3}']
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(bad) + b"\n")
     found = read(tmp_path / "x.jsonl")
     assert [(one.number, one.fields if isinstance(one, Row) else one.reason) for one in found] == [
@@ -101,6 +156,9 @@ def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
         (3, "encoding"),
         (5, "too long"),
         (6, {"a": 2}),
+        (7, {"a": "x" * 21}),
+        (8, "too long"),
+        (9, {"a": 3}),
     ]
     assert all(one.file == str(tmp_path / "x.jsonl") for one in found)
 
@@ -121,13 +179,20 @@ def test_a_truncated_file_is_one_rejection_after_what_can_be_read(tmp_path, name
         assert len(whole) > 10
 
 
-@pytest.mark.parametrize("name", ["c.jsonl.zst", "d.parquet", "e.arrayrecord"])
+@pytest.mark.parametrize("name", ["b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrayrecord"])
 def test_a_damaged_file_never_raises(tmp_path, name):
     write_all(tmp_path)
     data = bytearray((tmp_path / name).read_bytes())
     for place in range(0, len(data), max(1, len(data) // 25)):
         (tmp_path / name).write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         assert all(isinstance(one, (Row, Rejection)) for one in read(tmp_path / name))
+
+
+def test_what_comes_before_a_damaged_frame_is_kept(tmp_path):
+    good = zstandard.compress(LINES)
+    (tmp_path / "x.jsonl.zst").write_bytes(good + good[:20] + b"damaged" + good[27:])
+    *rows, last = read(tmp_path / "x.jsonl.zst")
+    assert [row.fields for row in rows] == ROWS and (last.number, last.reason) == (40, "corrupt")
 
 
 def make_tree(directory):
@@ -138,31 +203,62 @@ def make_tree(directory):
         "__pycache__/x.py": "no",
         "c.bin": "a\0b",
         "d.txt": " ",
+        "e.pdf": "%PDF",
+        ".venv/setup.py": "no",
+        "node_modules/package.json": "no",
     }.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         (directory / name).write_text(text)
-    (directory / "loop").symlink_to(directory)
+    outside = directory.with_name("outside")
+    (outside / "project").mkdir(parents=True)
+    (outside / "project" / "setup.py").write_text("no")
+    for name, target in {"loop": directory, "linked": outside / "project", "secret.py": outside / "project" / "setup.py"}.items():
+        (directory / name).symlink_to(target)
 
 
 def test_a_source_tree_gives_every_text_file(tmp_path):
-    make_tree(tmp_path)
-    found = read(tmp_path)
-    assert [row.fields["text"] for row in found if isinstance(row, Row)] == ["1\n", "2\n"]
-    assert [(one.file, one.reason) for one in found if isinstance(one, Rejection)] == [(str(tmp_path / "d.txt"), "empty")]
-    assert {unit.files for unit in find_units(str(tmp_path), 1)} > {(str(tmp_path / "a.py"),)}
+    tree = tmp_path / "tree"
+    make_tree(tree)
+    (tree / "crlf.txt").write_bytes(b"1\r\n2")
+    (tree / "inside.txt").symlink_to(tree / "b" / "two.py")
+    found = read(tree)
+    assert [row.fields["text"] for row in found if isinstance(row, Row)] == ["1\n", "2\n", "1\r\n2", "2\n"]
+    assert [(one.file, one.reason) for one in found if isinstance(one, Rejection)] == [(str(tree / "d.txt"), "empty")]
+    assert {unit.files for unit in find_units(str(tree), 1)} > {(str(tree / "a.py"),)}
+
+
+def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkeypatch):
+    for name, length in {"a": 4, "b": 4, "c": 4, "d": 50, "e": 1}.items():
+        (tmp_path / f"{name}.txt").write_text("x" * length)
+    units = find_units(str(tmp_path), 10)
+    assert [[file[-5] for file in unit.files] for unit in units] == [["a", "b"], ["c"], ["d"], ["e"]]
+    monkeypatch.setattr(files, "LONGEST", 49)
+    assert [(one.file[-5], one.reason) for one in read(tmp_path) if isinstance(one, Rejection)] == [("d", "too long")]
 
 
 def test_a_repository_is_one_document(tmp_path):
     make_tree(tmp_path / "tree")
     (tmp_path / "tree" / "bad.txt").write_bytes(b"\xff\xfe")
     expected = "# FILE a.py\n1\n\n\n# FILE b/two.py\n2\n"
-    for pattern in (f"repository:{tmp_path / 'tree'}", tmp_path / "tree", tmp_path):
+    for pattern in (f"repository:{tmp_path / 'tree'}", tmp_path / "tree", tmp_path / "[t]*"):
         if pattern == tmp_path / "tree":
             (tmp_path / "tree" / "pyproject.toml").write_text("[project]")
             expected += "\n\n# FILE pyproject.toml\n[project]"
         problem, document = read(pattern)
         assert document.fields == {"text": expected}
         assert (problem.reason, problem.file) == ("encoding", str(tmp_path / "tree" / "bad.txt"))
+
+
+def test_projects_of_a_directory_are_documents_of_their_own(tmp_path):
+    for name in ("one/go.mod", "two/setup.py", "two/in.py", "plain/x.py", "y.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [(row.file.removeprefix(f"{tmp_path}/"), row.fields["text"]) for row in read(tmp_path)] == [
+        ("one", "# FILE go.mod\none/go.mod"),
+        ("two", "# FILE in.py\ntwo/in.py\n\n# FILE setup.py\ntwo/setup.py"),
+        ("plain/x.py", "plain/x.py"),
+        ("y.txt", "y.txt"),
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["none", "none/*.jsonl", "repository:none", "parquet:none"])
@@ -173,10 +269,14 @@ def test_no_input_is_an_error(tmp_path, pattern):
 
 
 def test_a_dataset_of_the_hub_is_downloaded(tmp_path, monkeypatch):
-    write_all(tmp_path)
-    asked = []
+    blobs, snapshot, asked = tmp_path / "blobs", tmp_path / "snapshot", []
+    blobs.mkdir()
+    snapshot.mkdir()
+    write_all(blobs)
+    for blob in blobs.iterdir():  # as the hub's cache does
+        (snapshot / blob.name).symlink_to(blob)
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **settings: asked.append((name, settings)) or str(tmp_path)
+        huggingface_hub, "snapshot_download", lambda name, **settings: asked.append((name, settings)) or str(snapshot)
     )
     assert len(read("hf:owner/name@abc")) == 200
     assert asked[0][0] == "owner/name" and asked[0][1]["revision"] == "abc" and asked[0][1]["repo_type"] == "dataset"
@@ -189,12 +289,18 @@ def test_a_dataset_of_the_hub_is_downloaded(tmp_path, monkeypatch):
         find_units("hf:owner/name")
 
 
-PLAIN = {"prompt": "é" * 300, "rows": [{"n": 2**80, "ok": True, "none": None}, [], {}, -1, [1, 2] * 200]}
+SHARED = ["shared"]
+PLAIN = {
+    "prompt": "é" * 300,
+    "twice": [SHARED, SHARED],
+    "rows": [{"n": 2**80, "ok": True, "none": None}, [], {}, -1, [1, 2] * 200],
+}
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_pickles_are_read(protocol):
-    assert load_plain(pickle.dumps(PLAIN, protocol)) == PLAIN
+    data = pickle.dumps(PLAIN, protocol)
+    assert load_plain(data) == load_plain(pickletools.optimize(data)) == PLAIN
 
 
 class Evil:
@@ -228,6 +334,10 @@ def persistent():
         b"",
         b"\x80\x04.",
         b"hello",
+        b"\x80\x02]r\xff\xff\xff\x00.",  # has the unpickler make room for millions of values
+        b"]p99999999999999999999\n.",
+        b"\x80\x04\x95" + b"\xff" * 8 + b"}.",  # a frame longer than memory
+        b"g99999999999999999999\n.",
     ],
 )
 def test_other_pickles_are_refused_and_nothing_is_carried_out(data):
@@ -244,3 +354,23 @@ def test_parquet_cells_of_pickled_dicts_are_rows(tmp_path):
     first, refused, last = read(tmp_path / "x.parquet")
     assert (first.fields, last.fields, last.number) == ({"prompt": "a", "n": [1]}, {"prompt": "b"}, 2)
     assert refused.reason == "pickle" and "BINFLOAT" in refused.detail and refused.number == 1
+
+
+def test_a_parquet_cell_is_the_row_only_if_it_is_pickled_and_alone(tmp_path):
+    packed = pyarrow.array([pickle.dumps({"a": 1}), pickle.dumps({1: 2}), b"\x00raw", None], pyarrow.binary())
+    for name, other, expected in [
+        ("alone", [None] * 4, [{"a": 1}, {"p": {1: 2}, "o": None}, {"p": b"\x00raw", "o": None}, {"p": None, "o": None}]),
+        ("struct", [None, {"s": 1}, None, {"s": 1}], [{"a": 1}, {"p": {1: 2}, "o": {"s": 1}}, None, {"p": None, "o": {"s": 1}}]),
+    ]:
+        pyarrow.parquet.write_table(pyarrow.table({"p": packed, "o": other}), tmp_path / f"{name}.parquet")
+        for row, fields in zip(read(tmp_path / f"{name}.parquet"), expected, strict=True):
+            assert fields is None or row.fields == fields
+
+
+def test_a_parquet_row_that_is_not_utf8_is_one_rejection(tmp_path):
+    raw = pyarrow.array([b"one", b"\xff", b"three"], pyarrow.binary())
+    text = pyarrow.StringArray.from_buffers(3, *raw.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"t": text}), tmp_path / "x.parquet")
+    first, refused, last = read(tmp_path / "x.parquet")
+    assert (first.fields, last.fields, last.number) == ({"t": "one"}, {"t": "three"}, 2)
+    assert (refused.reason, refused.number) == ("encoding", 1)

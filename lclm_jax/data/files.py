@@ -7,6 +7,7 @@ import gzip
 import importlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -28,7 +29,12 @@ DATA = {
 FORMS = (*DATA, "text", "repository")
 PROJECT = (".git", ".hg", "pyproject.toml", "setup.py", "package.json", "Cargo.toml", "go.mod", "CMakeLists.txt", "pom.xml")
 SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist"}  # and everything hidden
-BINARY = 8192  # bytes looked at; text has no zero among them
+HEAD = 8192  # bytes looked at; text has no zero among them
+PIECE = 1 << 12  # bytes of zstd at a time: each may hold a thousand times as many
+BINARY = (
+    *(".pyc", ".so", ".dll", ".exe", ".o", ".a", ".class", ".jar", ".whl", ".zip", ".gz", ".zst", ".bz2", ".xz", ".tar", ".tgz"),
+    *(".7z", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".ico", ".pdf", ".woff", ".woff2", ".ttf", ".mp3", ".mp4", ".npy", ".npz"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Unit:
     files: tuple[str, ...]  # one file, or several small ones of text; a directory for a repository
     start: int = 0  # bytes of jsonl, row groups of Parquet, records of ArrayRecord
     stop: int | None = None  # None: to the end
+    first: int = 0  # number of the first line that begins in it, for jsonl
 
 
 def find_units(pattern: str, size: int = UNIT) -> list[Unit]:
@@ -69,11 +76,10 @@ def find_units(pattern: str, size: int = UNIT) -> list[Unit]:
     """
     form, colon, place = pattern.partition(":")
     if colon and form == "hf":
-        return find_units(_download(place), size)
-    if not colon or form not in FORMS:
+        form, place = "", _download(place)
+    elif not colon or form not in FORMS:
         form, place = "", pattern
-    # Path.glob takes no absolute patterns.
-    paths = sorted(Path(path) for path in glob(place, recursive=True)) or [Path(place)]  # noqa: PTH207
+    paths = [Path(place)] if place and Path(place).exists() else _matches(place, form)
     units = [unit for path in paths for unit in _units_of(path, form, size)]
     if not units:
         known = ", ".join(suffix for suffixes in DATA.values() for suffix in suffixes)
@@ -97,23 +103,31 @@ def read_unit(unit: Unit) -> Iterator[Row | Rejection]:
         yield from read(unit)
 
 
+def _matches(pattern: str, form: str) -> list[Path]:
+    """What a glob finds, without what is below a directory that it finds too, and without binary files."""
+    # Path.glob takes no absolute patterns.
+    paths = {Path(path) for path in glob(pattern, recursive=True)}  # noqa: PTH207
+    tops = sorted(path for path in paths if not paths.intersection(path.parents))
+    return [path for path in tops if form or not path.is_file() or _form_of(path) != "text" or _is_text(path)]
+
+
 def _units_of(path: Path, form: str, size: int) -> list[Unit]:
     if form == "repository":
         return [Unit(form, (str(path),))] if path.is_dir() else []
     if path.is_file():
+        if not form and path.suffix.lower() == ".json" and _head(path).lstrip().startswith(b"["):
+            raise UserError(f"{path}: expected one object a line, got one list; write it as .jsonl, or say text:{path}")
         return _cut(path, form or _form_of(path), size)
     if not path.is_dir():
         return []
-    files = list(_walk(path))
-    data = [file for file in files if _form_of(file) != "text"]
-    if form not in ("", "text"):
-        return [unit for file in files if _form_of(file) == form for unit in _cut(file, form, size)]
-    if data and not form:
+    wanted = {"": tuple(DATA), "text": ()}.get(form, (form,))
+    data = [file for file in _walk(path) if _form_of(file) in wanted]
+    if data or form in DATA:
         return [unit for file in data for unit in _cut(file, _form_of(file), size)]
     if not form and _is_project(path):
         return [Unit("repository", (str(path),))]
-    projects = [] if form else sorted(child for child in path.iterdir() if child.is_dir() and _is_project(child))
-    rest = [file for file in files if not any(project in file.parents for project in projects) and _is_text(file)]
+    projects = [] if form else [child for child in _visible(path) if _is_directory(child) and _is_project(child)]
+    rest = [file for file in _texts(path) if not any(project in file.parents for project in projects)]
     return [*(Unit("repository", (str(project),)) for project in projects), *_group(rest, size)]
 
 
@@ -126,20 +140,39 @@ def _is_project(path: Path) -> bool:
     return any((path / marker).exists() for marker in PROJECT)
 
 
+def _visible(directory: Path) -> list[Path]:
+    """What a directory holds, in order, without what is hidden and build products."""
+    return sorted(path for path in directory.iterdir() if not path.name.startswith(".") and path.name not in SKIPPED)
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()  # a link could lead in a circle, or elsewhere
+
+
 def _walk(directory: Path) -> Iterator[Path]:
-    """Files below a directory in the order of their paths; hidden ones, build products and links to directories left out."""
-    for path in sorted(directory.iterdir()):
-        if path.name.startswith(".") or path.name in SKIPPED:
-            continue
-        if path.is_dir() and not path.is_symlink():
+    """Files below a directory in the order of their paths, links to files among them: a hub's download is made of such."""
+    for path in _visible(directory):
+        if _is_directory(path):
             yield from _walk(path)
         elif path.is_file():
             yield path
 
 
+def _texts(directory: Path) -> Iterator[Path]:
+    """The text files below a directory; links that lead out of it are not followed."""
+    top = directory.resolve()
+    for path in _walk(directory):
+        if (not path.is_symlink() or path.resolve().is_relative_to(top)) and _is_text(path):
+            yield path
+
+
 def _is_text(path: Path) -> bool:
+    return path.suffix.lower() not in BINARY and b"\0" not in _head(path)
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return b"\0" not in file.read(BINARY)
+        return file.read(HEAD)
 
 
 def _group(files: Sequence[Path], size: int) -> list[Unit]:
@@ -159,10 +192,9 @@ def _group(files: Sequence[Path], size: int) -> list[Unit]:
 def _cut(path: Path, form: str, size: int) -> list[Unit]:
     """Units of one file; a file that cannot be opened is one unit, so that reading it says why."""
     name = str(path)
-    if form == "jsonl" and path.suffix.lower() in (".jsonl", ".ndjson"):
-        bounds = list(range(0, max(1, path.stat().st_size), size))
-        return [Unit(form, (name,), start, start + size) for start in bounds]
     try:
+        if form == "jsonl" and not name.lower().endswith((".zst", ".gz")):
+            return _cut_lines(path, size)
         if form == "parquet":
             sizes = _group_sizes(path)
         elif form == "arrayrecord":
@@ -181,6 +213,18 @@ def _cut(path: Path, form: str, size: int) -> list[Unit]:
     return [*units, Unit(form, (name,), start, len(sizes))]
 
 
+def _cut_lines(path: Path, size: int) -> list[Unit]:
+    """Ranges of bytes. Their lines are counted here, in one pass: else each worker would read all that lies before its own."""
+    if path.stat().st_size <= size:
+        return [Unit("jsonl", (str(path),))]
+    units, start, lines, whole = [], 0, 0, True
+    with path.open("rb") as file:
+        while block := file.read(size):
+            units.append(Unit("jsonl", (str(path),), start, start + size, lines if whole else lines + 1))
+            start, lines, whole = start + size, lines + block.count(b"\n"), block.endswith(b"\n")
+    return units
+
+
 def _read_text(path: Path, name: str) -> Iterator[Row | Rejection]:
     text, problem = _decode(path, name)
     if problem:
@@ -196,16 +240,14 @@ def _decode(path: Path, name: str) -> tuple[str, Rejection | None]:
     if size > LONGEST:
         return "", Rejection(name, 0, "too long", f"expected a text of at most {LONGEST} bytes, got {size}")
     try:
-        return path.read_text(encoding="utf-8"), None
+        return path.read_bytes().decode("utf-8"), None  # as it stands: line ends, too
     except UnicodeDecodeError as error:
         return "", Rejection(name, 0, "encoding", f"expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}")
 
 
 def _read_repository(directory: Path) -> Iterator[Row | Rejection]:
     parts = []
-    for file in _walk(directory):
-        if not _is_text(file):
-            continue
+    for file in _texts(directory):
         text, problem = _decode(file, str(file))
         if problem:
             yield problem
@@ -218,34 +260,27 @@ def _read_repository(directory: Path) -> Iterator[Row | Rejection]:
 
 
 def _read_lines(unit: Unit) -> Iterator[Row | Rejection]:
-    name, number = unit.files[0], 0
+    name, number = unit.files[0], unit.first
     try:
         with _open(name) as file:
             if unit.start:
-                number = _skip_to(file, unit.start)
+                file.seek(unit.start - 1)  # a line that began before is of the unit before
+                _finish_line(file)
             while (unit.stop is None or file.tell() < unit.stop) and (line := file.readline(LONGEST + 1)):
-                if len(line) > LONGEST:
+                if len(line) > LONGEST and not line.endswith(b"\n"):
                     yield Rejection(name, number, "too long", f"expected a line of at most {LONGEST} bytes")
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(LONGEST)
+                    _finish_line(file)
                 elif line.strip():
                     yield _parse_line(name, number, line)
                 number += 1
-    except (OSError, EOFError, ValueError, *_zstd_errors()) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         yield Rejection(name, number, "corrupt", f"expected a whole file, got one that breaks off or is damaged: {error}")
 
 
-def _skip_to(file: BinaryIO, start: int) -> int:
-    """Goes to the first line that begins at `start` or after it; returns how many lines lie before."""
-    file.seek(0)
-    number, left, last = 0, start, b"\n"
-    while left and (block := file.read(min(left, 1 << 20))):
-        number, left, last = number + block.count(b"\n"), left - len(block), block[-1:]
-    if last != b"\n":
-        while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-            pass
-        number += 1
-    return number
+def _finish_line(file: BinaryIO):
+    """Goes to where the next line begins."""
+    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
+        pass
 
 
 def _parse_line(name: str, number: int, line: bytes) -> Row | Rejection:
@@ -255,7 +290,7 @@ def _parse_line(name: str, number: int, line: bytes) -> Row | Rejection:
         return Rejection(
             name, number, "encoding", f"expected UTF-8, got byte {line[error.start]:#x} at {error.start} of the line"
         )
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
         return Rejection(name, number, "json", f"expected a JSON object, got {line[:40]!r}: {error}")
     if not isinstance(fields, dict):
         return Rejection(name, number, "json", f"expected a JSON object, got {type(fields).__name__}")
@@ -275,47 +310,40 @@ class _Zstd(io.RawIOBase):
     """Zstd frames as one stream, which says so when they break off; the library's own reader takes that for the end."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.frame, self.ready, self.given = file, None, b"", 0
-        self.begin = _require("zstandard").ZstdDecompressor().decompressobj
+        self.library = _require("zstandard")
+        self.decompressor = self.library.ZstdDecompressor()
+        self.file, self.frame, self.ready = file, None, io.BytesIO()
+        self.problem: OSError | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self.ready:
-            block = self.file.read(1 << 17)
-            if not block:
+        while not (count := self.ready.readinto(buffer)):
+            if self.problem:
+                raise self.problem
+            if not (block := self.file.read(PIECE)):
                 if self.frame is not None and not self.frame.eof:
                     raise EOFError("the last zstd frame is not complete")
                 return 0
             self._feed(block)
-        count = min(len(buffer), len(self.ready))
-        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
-        self.given += count
         return count
 
     def _feed(self, block: bytes):
         parts = []
-        while block:
-            if self.frame is None or self.frame.eof:
-                self.frame = self.begin()
-            parts.append(self.frame.decompress(block))
-            block = self.frame.unused_data if self.frame.eof else b""
-        self.ready = b"".join(parts)
-
-    def tell(self) -> int:
-        return self.given
+        try:
+            while block:
+                if self.frame is None or self.frame.eof:
+                    self.frame = self.decompressor.decompressobj()
+                parts.append(self.frame.decompress(block))
+                block = self.frame.unused_data if self.frame.eof else b""
+        except self.library.ZstdError as error:
+            self.problem = OSError(str(error))  # raised once what came before is given out
+        self.ready = io.BytesIO(b"".join(parts))
 
     def close(self):
         self.file.close()
         super().close()
-
-
-def _zstd_errors() -> tuple[type[BaseException], ...]:
-    try:
-        return (importlib.import_module("zstandard").ZstdError,)
-    except ImportError:
-        return ()
 
 
 def _read_parquet(unit: Unit) -> Iterator[Row | Rejection]:
@@ -326,23 +354,38 @@ def _read_parquet(unit: Unit) -> Iterator[Row | Rejection]:
             groups = range(file.num_row_groups)
             number = sum(file.metadata.row_group(i).num_rows for i in groups[: unit.start])
             for batch in file.iter_batches(batch_size=256, row_groups=list(groups[unit.start : unit.stop])):
-                for fields in batch.to_pylist():
-                    yield _unpickle(name, number, fields)
+                for fields in _listed(batch):
+                    if fields is None:
+                        yield Rejection(name, number, "encoding", "expected UTF-8, got a column that is not")
+                    else:
+                        yield _unpickle(name, number, fields)
                     number += 1
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         yield Rejection(name, number, "corrupt", f"expected a whole Parquet file, got a damaged one: {error}")
 
 
-def _unpickle(name: str, number: int, fields: dict[str, Any]) -> Row | Rejection:
-    """A row whose cells are pickled: a dict that is alone is the row."""
+def _listed(batch: Any) -> list[dict[str, Any] | None]:
+    """The rows of a batch; None for one whose text is not UTF-8."""
     try:
-        read = {
-            key: load_plain(cell) if isinstance(cell, bytes) and cell[:1] == b"\x80" else cell for key, cell in fields.items()
-        }
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [None] if len(batch) == 1 else [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
+
+
+def _unpickle(name: str, number: int, fields: dict[str, Any]) -> Row | Rejection:
+    """A row whose cells may be pickled; a pickled dict that is alone is the row."""
+    packed = [key for key, cell in fields.items() if isinstance(cell, bytes) and cell[:1] == b"\x80"]
+    try:
+        read = fields | {key: load_plain(fields[key]) for key in packed}
     except PickleError as error:
         return Rejection(name, number, "pickle", str(error))
-    held = [value for value in read.values() if value is not None]
-    return Row(name, number, held[0] if len(held) == 1 and isinstance(held[0], dict) else read)
+    held = [key for key, value in read.items() if value is not None]
+    alone = len(held) == 1 and held == packed and _is_record(read[held[0]])
+    return Row(name, number, read[held[0]] if alone else read)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _group_sizes(path: Path) -> list[int]:
@@ -375,14 +418,11 @@ def _read_records(unit: Unit) -> Iterator[Row | Rejection]:
 
 def _parse_record(name: str, number: int, record: bytes) -> Row | Rejection:
     """Msgpack or JSON, whichever the record is."""
-    if not record.startswith(b"{"):
-        try:
-            fields = msgpack.unpackb(record)
-        except (ValueError, msgpack.UnpackException) as error:
-            return Rejection(name, number, "json", f"expected a JSON object or a msgpack map, got {record[:40]!r}: {error}")
-        if isinstance(fields, dict) and all(isinstance(key, str) for key in fields):
-            return Row(name, number, fields)
-    return _parse_line(name, number, record)
+    try:
+        fields = msgpack.unpackb(record)
+    except (ValueError, msgpack.UnpackException):
+        fields = None
+    return Row(name, number, fields) if _is_record(fields) else _parse_line(name, number, record)
 
 
 def _require(module: str) -> Any:

@@ -70,12 +70,17 @@ def load_plain(data: bytes, most: int = LONGEST) -> Any:
     if len(data) > most:
         raise PickleError(f"expected a pickle of at most {most} bytes, got {len(data)}")
     try:
-        for opcode, _, position in pickletools.genops(data):
+        noted = 0  # values the pickle has put aside so far
+        for opcode, argument, position in pickletools.genops(data):
+            noted += opcode.name == "MEMOIZE" or opcode.name.endswith("PUT")
+            # The unpickler makes room for as many values as the largest number it is told.
+            if opcode.name.endswith(("PUT", "GET")) and int(argument or 0) > noted:
+                raise PickleError(f"expected values numbered in turn, got {opcode.name} {argument} at byte {position}")
             if opcode.name not in ALLOWED:
                 raise PickleError(
                     f"expected a pickle of dict, list, str and int, got the instruction {opcode.name} at byte {position}; "
                     "write such rows as JSON"
                 )
         return _Unpickler(io.BytesIO(data)).load()
-    except (ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except (ValueError, EOFError, LookupError, TypeError, OverflowError, AttributeError, pickle.UnpicklingError) as error:
         raise PickleError(f"expected a whole pickle, got {len(data)} bytes that end or break: {error}") from error
