@@ -13,7 +13,7 @@ from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.findings import big_count
 from lclm_jax.page import Html, document, element, table
 
-LONGEST = 1500  # characters of a span that are shown; the middle of a longer one is left out
+LONGEST = 360  # characters of a span that are shown; the middle of a longer one is left out
 
 
 def write_page(

@@ -123,6 +123,9 @@ def _run_stage(
                 raise Interrupted(
                     f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
                 )
+    for number, reasons in batches.get_state()["left_out"].items():
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        log.warning("%s left out examples of %s: %s", stage.name, stage.streams[int(number)].name, told)
     return state
 
 

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data import files
-from lclm_jax.data.files import Rejection, Row, find_units, read_unit
+from lclm_jax.data.files import Rejection, Row, read_unit
 from lclm_jax.data.pickles import PickleError, load_plain
+from lclm_jax.data.units import find_units
 from lclm_jax.errors import UserError
 
 ROWS = [{"text": f"row {i} é\n", "n": i} for i in range(40)]
@@ -346,6 +347,21 @@ def test_other_pickles_are_refused_and_nothing_is_carried_out(data):
     assert not os.path.exists("/tmp/lclm-jax-unpickled")  # noqa: PTH110
     with pytest.raises(PickleError, match="at most 3 bytes"):
         load_plain(b"1234", most=3)
+
+
+def test_a_value_that_holds_itself_or_grows_without_end_is_refused():
+    circle: list = ["a"]
+    circle.append(circle)
+    named: dict = {}
+    named["self"] = [named]
+    doubled: list = ["text"]
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    for value in (circle, named, doubled):
+        with pytest.raises(PickleError, match="hold themselves"):
+            load_plain(pickle.dumps(value))
+    shared = {"role": "system", "content": "Answer in one word."}
+    assert load_plain(pickle.dumps([shared] * 200)) == [shared] * 200
 
 
 def test_parquet_cells_of_pickled_dicts_are_rows(tmp_path):

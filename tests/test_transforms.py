@@ -251,14 +251,20 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
 
 def test_ratios_are_drawn_by_their_weights(tokenizer):
     compression, rng = CompressionConfig(4, 32, ratios=(8, 16)), np.random.default_rng(0)
-    record = [Context(np.arange(9))] * 3000 + [Context(np.arange(9), 2)]
+    record = [Context(np.arange(9))] * 3000 + [Context(np.arange(9), 8)] * 50
     drawn = [span.ratio for span in draw_ratios(record, rng, compression, (0.5, 0.3, 0.2))]
-    shares = [drawn.count(ratio) / 3000 for ratio in (4, 8, 16)]
-    assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.03) and drawn[-1] == 2
+    shares = [drawn[:3000].count(ratio) / 3000 for ratio in (4, 8, 16)]
+    assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.03) and set(drawn[3000:]) == {8}
     equal = [span.ratio for span in draw_ratios(record, rng, compression)]
-    assert np.allclose([equal.count(ratio) / 3000 for ratio in (4, 8, 16)], 1 / 3, atol=0.03)
+    assert np.allclose([equal[:3000].count(ratio) / 3000 for ratio in (4, 8, 16)], 1 / 3, atol=0.03)
     with pytest.raises(ConfigError, match=r"one weight for each ratio of \(4, 8, 16\), got \(1.0, 2.0\)"):
         draw_ratios(record, rng, compression, (1.0, 2.0))
+
+
+def test_a_ratio_the_model_lacks_is_one_of_its_own():
+    record, rng = [Context(np.arange(9), 2)] * 40, np.random.default_rng(0)
+    assert {span.ratio for span in draw_ratios(record, rng, CompressionConfig(4, 32, ratios=(8,)))} == {4, 8}
+    assert {span.ratio for span in draw_ratios(record, rng, CompressionConfig(4, 32))} == {4}
 
 
 def test_chats_are_no_documents(tokenizer):

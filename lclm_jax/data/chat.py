@@ -33,20 +33,22 @@ Part = str | np.ndarray | Context | Given | Analysis
 Message = dict[str, Any]
 Piece = tuple[str | int | np.ndarray | Context | Given, Role]  # text, control token, tokens, ...
 
-# ChatML; tools are described to the model and called as Qwen's models do it.
+# ChatML; tools are described to the model and called as Qwen's models do it. A line end right after a tag is not rendered.
 CHATML = (
     "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
-    "Tools you may call, one JSON signature a line:\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>\n"
+    "Tools you may call, one JSON signature a line:\n<tools>{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}"
+    "{{ '\\n' }}</tools>\n"
     'To call one, write <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>.<|im_end|>\n{% endif %}'
     "{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}"
     "{% if message['role'] == 'tool' %}"
     "<|im_start|>user\n<tool_response>\n{{ message['content'] }}\n</tool_response><|im_end|>\n"
     "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
-    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}\n{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
     '<tool_call>\n{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}\n'
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+REASONING = "reasoning_content"  # the field of a message that templates of thinking models read
 _HOLE = "\ue000{}\ue001"  # private-use characters mark where somebody's words go in the rendered template
 _HOLES = re.compile("\ue000([0-9]+)\ue001")
 
@@ -123,9 +125,10 @@ def read_chat(
     if not messages:
         raise TextError("expected at least one message, got none")
     words: list[tuple[int | None, Any, bool]] = []  # of each hole: its message (None: the tools'), words, whether inside JSON
-    skeleton = [_hollow_message(i, message, words) for i, message in enumerate(messages)]
+    template = tokenizer.template or CHATML
+    skeleton = [_hollow_message(i, message, words, REASONING in template) for i, message in enumerate(messages)]
     hollow_tools = [_hollow(None, tool, words) for tool in tools]
-    rendered, prompt = _render_template(tokenizer.template or CHATML, json.dumps([skeleton, hollow_tools]), generate)
+    rendered, prompt = _render_template(template, json.dumps([skeleton, hollow_tools]), generate)
     return _encode(_pieces(rendered, prompt, words, messages, tokenizer), tokenizer)
 
 
@@ -133,13 +136,19 @@ def as_parts(content: str | Iterable[Part]) -> list[Part]:
     return [content] if isinstance(content, str) else list(content)
 
 
-def _hollow_message(i: int, message: Message, words: list) -> Message:
-    """The message with holes for what it says."""
+def _hollow_message(i: int, message: Message, words: list, reasoning: bool) -> Message:
+    """The message with holes for what it says; with `reasoning`, the template places an analysis and its markers."""
     role = message.get("role")
     if not isinstance(role, str) or not role.isidentifier():
         raise TextError(f"a role is one word such as user, got {role!r}; put what was said into content")
     content, calls = message.get("content"), message.get("tool_calls") or ()
     hollow: Message = {"role": role, "content": ""}
+    if reasoning and isinstance(content, list) and content and isinstance(content[0], Analysis):
+        thought, *content = content
+        words.append((i, [Analysis(thought.text.strip("\n"), "", "")], False))
+        hollow[REASONING] = _HOLE.format(len(words) - 1)
+        if content and isinstance(content[0], str):
+            content = [content[0].lstrip("\n"), *content[1:]]
     if content or not calls:
         words.append((i, "" if content is None else content, False))
         hollow["content"] = _HOLE.format(len(words) - 1)
@@ -188,7 +197,7 @@ def _render_template(template: str, skeleton: str, generate: bool) -> tuple[str,
 
     try:
         whole, begun = render(False), render(True)
-    except (TemplateError, TypeError, KeyError) as error:
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise TextError(f"the chat template refuses this chat: {error}") from error
     return begun if generate else whole, begun.removeprefix(whole) if begun.startswith(whole) else ""
 

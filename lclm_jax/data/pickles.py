@@ -11,6 +11,7 @@ from typing import Any
 from lclm_jax.errors import UserError
 
 LONGEST = 1 << 30  # bytes
+GROWTH = 1000  # how much longer than the pickle its values may be when each is written out wherever it stands
 ALLOWED = frozenset(
     [
         "PROTO",
@@ -81,6 +82,19 @@ def load_plain(data: bytes, most: int = LONGEST) -> Any:
                     f"expected a pickle of dict, list, str and int, got the instruction {opcode.name} at byte {position}; "
                     "write such rows as JSON"
                 )
-        return _Unpickler(io.BytesIO(data)).load()
+        value = _Unpickler(io.BytesIO(data)).load()
     except (ValueError, EOFError, LookupError, TypeError, OverflowError, AttributeError, pickle.UnpicklingError) as error:
         raise PickleError(f"expected a whole pickle, got {len(data)} bytes that end or break: {error}") from error
+    if not _is_bounded(value, min(most, GROWTH * (len(data) + 1))):
+        raise PickleError("expected plain data, got values that hold themselves or repeat others without end")
+    return value
+
+
+def _is_bounded(value: Any, most: int) -> bool:
+    """Whether a value, written out, has at most so many characters and parts; one that holds itself has no end."""
+    left, size = [value], 0
+    while left and size <= most:
+        part = left.pop()
+        size += 1 + (len(part) if isinstance(part, str) else 0)
+        left += part if isinstance(part, list) else [*part, *part.values()] if isinstance(part, dict) else ()
+    return size <= most

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.config import ConfigError, Recipe, Source, to_dict
-from lclm_jax.data.files import Rejection, Unit, find_units, read_unit
+from lclm_jax.data.files import Rejection, read_unit
 from lclm_jax.data.rows import Raw, RowError, read_examples, tokenise, words_of
 from lclm_jax.data.shards import HELD_OUT, MANIFEST, REJECTIONS, SPLITS, ShardWriter, index_path, shard_path, split_of
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import TextError, Tokenizer
+from lclm_jax.data.units import Unit, find_units
 from lclm_jax.errors import UserError
 
 VERSION = 1  # of the files; another one prepares everything again

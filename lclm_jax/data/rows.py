@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lclm_jax.data.chat import Analysis, Part, read_chat, split_memory
+from lclm_jax.data.chat import REASONING, Analysis, Part, read_chat, split_memory
 from lclm_jax.data.expand import make_trace
 from lclm_jax.data.spans import Context
 from lclm_jax.data.stretches import Role, Stretch
@@ -42,12 +42,12 @@ def read_examples(fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, lo
     Raises RowError with reason "fields", "empty", "too long", "memory tags", "chat" or "no answer".
     """
     if kind == "packed":
-        yield from _packed(fields)
+        yield from _packed(fields, longest)
         return
     if kind == "expand":
         text = _text(fields, longest)
         _refuse_tags(text)
-        yield make_trace(text, tokenizer, fields.get("question"), _answer(fields)) or _no_trace(fields)
+        yield make_trace(text, tokenizer, *_question(fields)) or _no_trace(fields)
     elif kind == "chat":
         yield _chat(fields, longest)
     else:
@@ -81,7 +81,8 @@ def words_of(raw: Raw) -> str:
     for message in raw["messages"]:
         content = message.get("content") or ""
         said.append(message["role"])
-        said += [content] if isinstance(content, str) else [str(text) for part in content for text in part.values()]
+        parts = [{"text": content}] if isinstance(content, str) else content
+        said += [part[name] for part in parts for name in ("text", "context", "analysis") if name in part]
         said += [json.dumps(message["tool_calls"], ensure_ascii=False)] if message.get("tool_calls") else []
     return "\n".join(said)
 
@@ -121,14 +122,27 @@ def _chat(fields: Mapping[str, Any], longest: int) -> Raw:
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError("chat", f"expected an assistant who says something, got {[m['role'] for m in messages]}")
     raw: Raw = {"messages": [_mark_analysis(message) if message["role"] == "assistant" else message for message in messages]}
-    tools = fields.get("tools")
-    if tools:
-        raw["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-    spelled = json.dumps(raw, ensure_ascii=False)
+    if fields.get("tools"):
+        raw["tools"] = _tools(fields["tools"])
+    try:
+        spelled = json.dumps(raw, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError("chat", f"expected messages and tools that JSON can hold: {error}") from error
     _refuse_length(len(spelled), longest)
     _unicode(spelled)
     _refuse_tags(spelled)
     return raw
+
+
+def _tools(tools: Any) -> list[Any]:
+    """A list of signatures, which some datasets keep as text."""
+    try:
+        read = json.loads(tools) if isinstance(tools, str) else tools
+    except (ValueError, RecursionError) as error:
+        raise RowError("chat", f"expected tools as a JSON list, got {str(tools)[:80]!r}: {error}") from error
+    if not isinstance(read, list):
+        raise RowError("chat", f"expected tools as a list, got {type(read).__name__}")
+    return read
 
 
 def _message(message: Any) -> Raw:
@@ -140,10 +154,12 @@ def _message(message: Any) -> Raw:
         raise RowError("chat", f"expected a role such as user, got {role!r}")
     kept: Raw = {"role": role, "content": content if isinstance(content, str) else _parts(content)}
     if message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], list):
+            raise RowError("chat", f"expected tool_calls as a list, got {type(message['tool_calls']).__name__}")
         kept["tool_calls"] = message["tool_calls"]
-    if isinstance(message.get("reasoning_content"), str) and message["reasoning_content"]:
-        kept["reasoning_content"] = message["reasoning_content"]
-    if not (kept["content"] or kept.get("tool_calls") or kept.get("reasoning_content")):
+    if isinstance(message.get(REASONING), str) and message[REASONING]:
+        kept[REASONING] = message[REASONING]
+    if not (kept["content"] or kept.get("tool_calls") or kept.get(REASONING)):
         raise RowError("empty", f"expected words in the message of the {role}, got none")
     return kept
 
@@ -160,14 +176,17 @@ def _parts(content: Any) -> str | list[Raw]:
         )
         if named is None:
             raise RowError("chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {str(part)[:80]}')
+        ratio = part.get("ratio")
+        if ratio is not None and (not isinstance(ratio, int) or ratio < 1):
+            raise RowError("chat", f"expected a ratio of a whole number of tokens, got {ratio!r}")
         parts.append({name: part[name] for name in (named, "ratio") if part.get(name)})
     return parts
 
 
 def _mark_analysis(message: Raw) -> Raw:
     """What the assistant thinks as a part of its own, where a field or markers tell."""
-    content, thought = message["content"], message.get("reasoning_content")
-    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+    content, thought = message["content"], message.get(REASONING)
+    kept = {key: value for key, value in message.items() if key != REASONING}
     if thought:
         before, after = MARKERS[0]
         return kept | {"content": [{"analysis": f"\n{thought}\n", "before": before, "after": after}, {"text": f"\n\n{content}"}]}
@@ -180,12 +199,13 @@ def _mark_analysis(message: Raw) -> Raw:
     return kept
 
 
-def _packed(fields: Mapping[str, Any]) -> Iterator[Raw]:
+def _packed(fields: Mapping[str, Any], longest: int) -> Iterator[Raw]:
     """The original's public training rows: strings with turns and memory tags written out, alone or in lists."""
     found = 0
     for item in _items(fields):
         found += 1
-        yield _templated(item)
+        _refuse_length(len(item), longest)
+        yield _templated(_unicode(item))
     if not found:
         raise RowError("fields", f"expected text with turns or memory tags, or lists of such, got {_listed(fields)}")
 
@@ -223,9 +243,14 @@ def _tagged(content: str) -> str | list[Raw]:
     return [{"context" if held else "text": piece} for piece, held in pieces] if any(held for _, held in pieces) else content
 
 
-def _answer(fields: Mapping[str, Any]) -> str | None:
-    answer = next((fields[name] for name in ("answer", "answers") if fields.get(name)), None)
-    return answer[0] if isinstance(answer, list) else answer
+def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """A question and the first of its answers, where the row has them."""
+    question, answer = fields.get("question"), fields.get("answer") or fields.get("answers")
+    answer = answer[0] if isinstance(answer, list) else answer
+    for name, value in (("question", question), ("answer", answer)):
+        if value is not None and not isinstance(value, str):
+            raise RowError("fields", f"expected a text in {name}, got {type(value).__name__}")
+    return question, answer
 
 
 def _no_trace(fields: Mapping[str, Any]) -> Raw:

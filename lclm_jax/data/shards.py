@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,14 +43,14 @@ def split_of(text: str) -> str:
 
 
 def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
-    fields = {"raw": raw, "tokens": tokens.astype("<i4").tobytes(), "table": table.astype("<i4").tobytes()}
+    fields = {"raw": json.dumps(raw), "tokens": tokens.astype("<i4").tobytes(), "table": table.astype("<i4").tobytes()}
     return bytes(msgpack.packb(fields) or b"")
 
 
 def unpack(packed: bytes) -> tuple[Raw, list[Stretch]]:
-    fields: dict[str, Any] = msgpack.unpackb(packed, strict_map_key=False)
+    fields: dict[str, Any] = msgpack.unpackb(packed)
     table = np.frombuffer(fields["table"], "<i4").reshape(-1, 3)
-    return fields["raw"], split(np.frombuffer(fields["tokens"], "<i4"), table.tolist())
+    return json.loads(fields["raw"]), split(np.frombuffer(fields["tokens"], "<i4"), table.tolist())
 
 
 class ShardWriter:

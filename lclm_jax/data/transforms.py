@@ -154,17 +154,17 @@ def wrap_prompt(tokens: Tokens, rng: np.random.Generator) -> list[Span]:
 def draw_ratios(
     record: Sequence[Span], rng: np.random.Generator, compression: CompressionConfig, weights: Sequence[float] = ()
 ) -> list[Span]:
-    """Every context that asks for no ratio gets one of the model's, by weight; a model of one ratio draws nothing."""
+    """Every context gets one of the model's ratios, by weight, but where it asks for one that the model has."""
     ratios = compression.all_ratios
     if weights and len(weights) != len(ratios):
         raise ConfigError(f"data.ratio_weights has one weight for each ratio of {ratios}, got {tuple(weights)}")
-    if len(ratios) == 1:
-        return list(record)
+    settled = (None, *ratios) if len(ratios) == 1 else ratios
     chances = np.array(weights or [1.0] * len(ratios)) / sum(weights or [1.0] * len(ratios))
 
     def drawn(span: Span) -> Span:
-        free = isinstance(span, Context) and span.ratio is None
-        return replace(span, ratio=int(rng.choice(ratios, p=chances))) if free else span
+        if not isinstance(span, Context) or span.ratio in settled:
+            return span
+        return replace(span, ratio=int(rng.choice(ratios, p=chances)) if len(ratios) > 1 else ratios[0])
 
     return [drawn(span) for span in record]
 
