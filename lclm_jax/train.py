@@ -105,11 +105,13 @@ def _run_stage(
     before = sum(earlier.steps for earlier in config.stages[:first])
     step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
     rows = batch_sharding(make_mesh(config.mesh))
-    recorder = Recorder(config, stage, lines)
+    recorder = Recorder(config, stage, lines, batches)
     begun = int(state.step)
     with stop_requests() as stopping, progress_bar(stage.name, stage.steps, begun) as bar:
         for step in range(begun + 1, stage.steps + 1):
-            batch = jax.tree.map(partial(jax.make_array_from_process_local_data, rows), next(batches))
+            with recorder.waiting():
+                own = next(batches)
+            batch = jax.tree.map(partial(jax.make_array_from_process_local_data, rows), own)
             state, metrics = step_function(state, batch)
             recorder.add(step, metrics)
             bar(step, recorder.summary)
@@ -123,9 +125,9 @@ def _run_stage(
                 raise Interrupted(
                     f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
                 )
-    for number, reasons in batches.get_state()["left_out"].items():
+    for name, reasons in recorder.left_out().items():
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        log.warning("%s left out examples of %s: %s", stage.name, stage.streams[int(number)].name, told)
+        log.warning("stage %s left out examples of %s: %s", stage.name, name, told)
     return state
 
 
@@ -158,11 +160,24 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
 class Recorder:
     """Adds up metrics and writes one JSON line every `log_every` steps. Reads the step before, never the one running."""
 
-    def __init__(self, config: Config, stage: StageConfig, lines: TextIO):
-        self.config, self.stage, self.lines = config, stage, lines
+    def __init__(self, config: Config, stage: StageConfig, lines: TextIO, batches: Iterator[Batch]):
+        self.config, self.stage, self.lines, self.batches = config, stage, lines, batches
         self.pending: list[tuple[int, Metrics]] = []
         self.summary = ""
         self.since = time.perf_counter()
+        self.waited = 0.0  # seconds since then
+
+    @contextmanager
+    def waiting(self):
+        """Around what waits for data; its share of the time bounds from above how long devices stood idle for them."""
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Examples that fit no row, by stream and reason, since the stage began."""
+        counts = self.batches.get_state()["left_out"]
+        return {self.stage.streams[int(number)].name: reasons for number, reasons in counts.items()}
 
     def add(self, step: int, metrics: Metrics):
         self.pending.append((step, metrics))
@@ -182,6 +197,7 @@ class Recorder:
         line = {"stage": self.stage.name, "step": self.pending[-1][0], "steps": self.stage.steps}
         line |= {"loss": float(sums["stream_nll"].sum()) / max(tokens, 1.0), "trained_tokens": tokens}
         line |= {"positions_per_second": len(steps) * self.config.data.rows * self.config.data.positions / seconds}
+        line |= {"waiting": self.waited / seconds, "left_out": self.left_out()}
         line |= {key: float(value) for key, value in steps[-1].items() if value.ndim == 0 and key != "loss"}
         line["streams"] = {
             stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
@@ -192,7 +208,7 @@ class Recorder:
         self.lines.flush()
         log.info("%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"])
         self.pending.clear()
-        self.since = time.perf_counter()
+        self.since, self.waited = time.perf_counter(), 0.0
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Input to prepared sources: the same whatever the workers, resumed where it stopped, nothing bad passed over in silence."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -68,6 +69,10 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
         told = manifest["sources"][source]
         assert (told["rows"], sum(told["examples"].values()), told["rejected"]) == (rows, rows, {})
         assert told["inputs"] == inputs[source]
+        files = sorted(path for pattern in inputs[source] for path in Path("/").glob(pattern[1:]))
+        digests = "".join(hash_file(path) for path in files)
+        assert told["sha256"] == hashlib.sha256(digests.encode()).hexdigest()
+        assert (told["files"], told["bytes"]) == (len(files), sum(path.stat().st_size for path in files))
         for shard in told["shards"]:
             assert hash_file(prepared / shard["file"]) == shard["sha256"]
         for split in ("train", "held"):

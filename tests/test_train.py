@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.config import ConfigError, Group, StageConfig
-from lclm_jax.data.streams import PackedBatches, stage_order
+from lclm_jax.data.streams import PackedBatches, stage_batches, stage_order
 from lclm_jax.optim import assign_groups, flatten, unflatten
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_state, begin_stage
@@ -94,6 +95,34 @@ def test_log_has_a_line_a_step_and_every_stream(finished):
         assert line["trained_tokens"] == sum(stream["tokens"] for stream in streams)
         assert all(np.isfinite(stream["loss"]) and 0 <= stream["accuracy"] <= 1 for stream in streams)
         assert 0 < line["fill"] <= 1 and line["skipped"] == 0 and line["positions_per_second"] > 0
+        assert 0 <= line["waiting"] <= 1 and line["left_out"] == {}
+
+
+class Late:
+    """Batches that come late, of a stream that left examples out."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        time.sleep(0.05)
+        return next(self.batches)
+
+    def get_state(self):
+        return self.batches.get_state() | {"left_out": {"0": {"too long": 2}}}
+
+
+def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules["lclm_jax.train"], "stage_batches", lambda *arguments: Late(stage_batches(*arguments)))
+    directory = train(replace(config, stages=config.stages[:1], run=replace(config.run, directory=str(tmp_path))))
+    for line in log_of(directory):
+        seconds = config.data.rows * config.data.positions / line["positions_per_second"]
+        assert 0.05 / seconds <= line["waiting"] <= 1
+        assert line["left_out"] == {config.stages[0].streams[0].name: {"too long": 2}}
+    assert f"left out examples of {config.stages[0].streams[0].name}: 2 too long" in caplog.text
 
 
 def test_frozen_components_do_not_change_by_a_bit(finished, params):

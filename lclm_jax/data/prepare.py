@@ -22,13 +22,23 @@ from typing import Any
 from lclm_jax.config import ConfigError, Recipe, Source, to_dict
 from lclm_jax.data.files import Rejection, read_unit
 from lclm_jax.data.rows import Raw, RowError, read_examples, tokenise, words_of
-from lclm_jax.data.shards import HELD_OUT, MANIFEST, REJECTIONS, SPLITS, ShardWriter, index_path, shard_path, split_of
+from lclm_jax.data.shards import (
+    HELD_OUT,
+    MANIFEST,
+    REJECTIONS,
+    SPLITS,
+    ShardWriter,
+    hash_file,
+    index_path,
+    shard_path,
+    split_of,
+)
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import TextError, Tokenizer
-from lclm_jax.data.units import Unit, find_units
+from lclm_jax.data.units import Unit, find_units, texts
 from lclm_jax.errors import UserError
 
-VERSION = 1  # of the files; another one prepares everything again
+VERSION = 2  # of the files; another one prepares everything again
 LIBRARIES = ("lclm_jax", "tokenizers", "array-record", "msgpack", "numpy")
 Progress = Callable[..., Iterable]  # as lclm_jax.progress.track: (items, label, total) -> the items
 
@@ -56,6 +66,11 @@ class Job:
     @property
     def rejections(self) -> Path:
         return self.report.with_suffix(".rejections.jsonl")
+
+    @property
+    def begins(self) -> list[Path]:
+        """The files whose first unit this is."""
+        return [path for name in self.unit.files for path in _files_in(Path(name))] if self.unit.start == 0 else []
 
     def done(self) -> dict[str, Any] | None:
         """The report of an earlier run, if its shards are there and its input and settings were these."""
@@ -112,9 +127,7 @@ def prepare(
             for source in recipe.sources
         },
     }
-    unfinished = directory / f"{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps(manifest, indent=2))
-    unfinished.rename(directory / MANIFEST)
+    _write(directory / MANIFEST, json.dumps(manifest, indent=2))
     return manifest
 
 
@@ -180,7 +193,8 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
     job.rejections.write_text(text)
     refused = dict(sorted(Counter(one.reason for one in rejections).items()))
     report = {"key": job.key, "rows": rows, "spelled_control": spelled, "rejected": refused, "shards": shards}
-    job.report.write_text(json.dumps(report))
+    report["files"] = [{"file": str(path), "bytes": path.stat().st_size, "sha256": hash_file(path)} for path in job.begins]
+    _write(job.report, json.dumps(report))
     return report
 
 
@@ -219,16 +233,28 @@ def _key(unit: Unit, settings: list[Any]) -> str:
 
 
 def _files_in(path: Path) -> list[Path]:
-    return sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    """What is read of a file or a repository."""
+    return list(texts(path)) if path.is_dir() else [path]
+
+
+def _write(path: Path, text: str):
+    """Whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def _summary(source: Source, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     shards = [shard for report in reports for shard in report["shards"]]
+    files = [file for report in reports for file in report["files"]]
     rejected: Counter[str] = Counter()
     for report in reports:
         rejected.update(report["rejected"])
     return {
         "kind": source.kind,
+        "files": len(files),  # each with its own hash in units/
+        "bytes": sum(file["bytes"] for file in files),
+        "sha256": hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest(),
         "rows": sum(report["rows"] for report in reports),
         "rejected": dict(sorted(rejected.items())),
         "spelled_control": sum(report["spelled_control"] for report in reports),

@@ -164,7 +164,7 @@ def draw_ratios(
     def drawn(span: Span) -> Span:
         if not isinstance(span, Context) or span.ratio in settled:
             return span
-        return replace(span, ratio=int(rng.choice(ratios, p=chances)) if len(ratios) > 1 else ratios[0])
+        return replace(span, ratio=int(rng.choice(ratios, p=chances)) if len(ratios) > 1 else compression.ratio)
 
     return [drawn(span) for span in record]
 
