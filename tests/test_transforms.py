@@ -180,6 +180,55 @@ def test_the_number_of_regions_changes_at_the_bounds(length, most):
     assert any(len(parts) > 1 for parts in prompts) is (length >= 32)
 
 
+def evenly_spread(values, low, high, rounding):
+    """Whether a sample looks uniform between two bounds: within them, its quarters as full as they should be."""
+    values = np.array(values)
+    assert low - rounding <= values.min() and values.max() <= high + rounding
+    counts, _ = np.histogram(np.clip(values, low, high), bins=4, range=(low, high))
+    assert len(values) > 1000 and (abs(counts - len(values) / 4) < 6 * np.sqrt(len(values) * 3 / 16)).all(), counts
+    return True
+
+
+def test_shares_of_thousands_of_documents_fill_the_papers_ranges():
+    rng, data = np.random.default_rng(10), DataConfig()
+    pairs, first, last, others = {length: [] for length in (3000, 6000, 12000, 40000)}, [], [], []
+    for length in pairs:
+        for _ in range(1500):
+            record = interleave([Stretch(range(length), Role.DOCUMENT)], rng, data)
+            sizes = np.array([len(span.tokens) for span in record])
+            wrapped, plain = sizes[::2], sizes[1::2]
+            pairs[length].append(len(wrapped))
+            assert plain.sum() == (8192 if length > 16384 else length // 2) and sizes.min() >= 128
+            if len(wrapped) > 1:
+                first.append(wrapped[0] / wrapped.sum())
+                last.append(plain[-1] / plain.sum())
+            if len(wrapped) == 4 and length == 12000:
+                others += [*(wrapped[1:] / wrapped[1:].mean()), *(plain[:-1] / plain[:-1].mean())]
+    assert evenly_spread(first, 0.30, 0.40, 0.001) and evenly_spread(last, 0.40, 0.50, 0.001)
+    assert 0.799 < min(others) < 0.82 and 1.18 < max(others) < 1.201, "each 20 % off an even share at most"
+    for length, (least, most) in {3000: (1, 2), 6000: (2, 4), 12000: (4, 6), 40000: (4, 8)}.items():
+        counts = np.bincount(pairs[length])[least:]
+        assert len(counts) == most - least + 1 and (abs(counts / 1500 - 1 / len(counts)) < 0.06).all()
+
+
+@pytest.mark.parametrize("length", [190, 550, 4000])
+def test_wrapped_regions_cover_what_the_paper_says_with_gaps_between(length):
+    rng, cover, numbers = np.random.default_rng(11), [], []
+    for _ in range(5000):
+        parts = wrap_prompt(range(length), rng)
+        numbers.append(sum(isinstance(part, Context) for part in parts))
+        covered = sum(len(part.tokens) for part in parts if isinstance(part, Context))
+        gaps = [len(part.tokens) for part in parts[1:-1] if isinstance(part, Plain)]
+        if len(parts) > 1:
+            cover.append(covered / length)
+        if length - covered >= -(-length // 20) * (numbers[-1] - 1):
+            assert len(gaps) == numbers[-1] - 1 and min(gaps, default=length) >= length / 20
+    most = 1 if length < 200 else 2 if length < 600 else 3
+    assert evenly_spread(cover, 0.8, 1.0, 1 / length)
+    several = np.bincount(numbers)[2:] / len(numbers)
+    assert len(several) == most - 1 and (abs(several - 0.5 / most) < 0.04).all()
+
+
 def test_there_are_fewer_pairs_where_more_would_be_too_short():
     rng = np.random.default_rng(8)
     for _ in range(50):

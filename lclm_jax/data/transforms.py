@@ -65,11 +65,19 @@ def _shares(total: int, parts: int, first: float, rng: np.random.Generator, shor
     if parts == 1:
         return [total]
     head = min(max(round(total * first), shortest), total - shortest * (parts - 1))
-    weights = rng.uniform(1 - JITTER, 1 + JITTER, parts - 1)
     spare = total - head - shortest * (parts - 1)
-    target = np.maximum((total - head) * weights / weights.sum() - shortest, 0)
+    target = np.maximum((total - head) / (parts - 1) * _jitter(parts - 1, rng) - shortest, 0)
     bounds = np.round(np.cumsum(target / max(target.sum(), 1e-9)) * spare).astype(int)
     return [head, *(int(extra) + shortest for extra in np.diff(bounds, prepend=0))]
+
+
+def _jitter(parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Factors for even shares that keep their sum, each at most 20 % off."""
+    while True:
+        factors = rng.uniform(1 - JITTER, 1 + JITTER, parts)
+        factors /= factors.mean()
+        if (abs(factors - 1) <= JITTER).all():
+            return factors
 
 
 def reconstruct(
