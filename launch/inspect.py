@@ -36,7 +36,8 @@ def main():
     config, _ = read_config(arguments.config, arguments.set)
     recipe = from_dict(Recipe, manifest["recipe"])
     streams = tuple(one for one in recipe.streams if manifest["sources"][one.source]["examples"]["train"])
-    stage = StageConfig(recipe.name, 1, (), streams)
+    reader = next((stage for stage in config.stages if stage.directory == recipe.name), None)
+    stage = StageConfig(reader.name if reader else recipe.name, 1, (), streams, windows=reader and reader.windows)
     config = replace(config, data=replace(config.data, directory=str(arguments.directory)), stages=(stage,))
     tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
     figures = survey(config, stage, tokenizer, arguments.rows, track)
@@ -48,7 +49,7 @@ def main():
     sys.stdout.write(
         f"{packing['rows']} rows of {packing['positions']} positions and {packing['windows']} windows: "
         f"{packing['positions_fill']:.1%} and {packing['windows_fill']:.1%} full; "
-        f"suggested: --set data.windows={packing['suggested_windows']}\nwrote {page.resolve()}\n"
+        f"suggested: --set {packing['suggestion']}\nwrote {page.resolve()}\n"
     )
 
 

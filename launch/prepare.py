@@ -28,6 +28,9 @@ def main():
         "--input", action="append", default=[], metavar="NAME=PATH", help="of a source; repeatable, also for one source"
     )
     parser.add_argument(
+        "--inputs", type=Path, metavar="DIR", help="has the input of every source that has no --input: NAME, or NAME and a suffix"
+    )
+    parser.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="leave a source and its streams out; repeatable"
     )
     parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
@@ -42,7 +45,7 @@ def main():
         recipe = override(recipe, assignment)
     for name in arguments.without:
         recipe = recipe.without(name)
-    inputs = read_inputs(arguments.input, recipe)
+    inputs = read_inputs(arguments.input, recipe, arguments.inputs)
     tokenizer = find_tokenizer(arguments.tokenizer or recipe.tokenizer)
     logging.info("tokenizer of %d entries, fingerprint %s", tokenizer.size, tokenizer.fingerprint)
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
@@ -59,8 +62,11 @@ def main():
     sys.stdout.write(f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n")
 
 
-def read_inputs(assignments: list[str], recipe: Recipe) -> dict[str, list[str]]:
-    """The patterns of every source. Raises ConfigError for one that is missing or unknown."""
+def read_inputs(assignments: list[str], recipe: Recipe, directory: Path | None = None) -> dict[str, list[str]]:
+    """The patterns of every source: those assigned, else what has its name in `directory`.
+
+    Raises ConfigError for a source that is missing or unknown.
+    """
     names = [source.name for source in recipe.sources]
     inputs: dict[str, list[str]] = {}
     for assignment in assignments:
@@ -70,6 +76,9 @@ def read_inputs(assignments: list[str], recipe: Recipe) -> dict[str, list[str]]:
         if name not in names:
             raise ConfigError(f"recipe {recipe.name} has no source {name!r}; its sources are {', '.join(names)}")
         inputs.setdefault(name, []).append(path)
+    if directory is not None:
+        found = {name: sorted(map(str, [*directory.glob(name), *directory.glob(f"{name}.*")])) for name in names}
+        inputs = {name: inputs.get(name) or found[name] for name in names if inputs.get(name) or found[name]}
     missing = [name for name in names if name not in inputs]
     if missing:
         raise ConfigError(

@@ -146,7 +146,7 @@ class DataConfig:
     directory: str = "runs/data"  # what launch.prepare wrote
     rows: int = 256  # rows in a global batch
     positions: int = 16384  # decoder positions of a row, after compression
-    windows: int = 14  # encoder windows of a row; launch.inspect suggests how many
+    windows: int = 14  # encoder windows of a row; launch.inspect suggests how many, and a stage may have its own number
     lookahead: int = 1000  # examples the packer chooses from
     # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
     # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
@@ -233,6 +233,7 @@ class StageConfig:
     final_rate: float = 1e-6
     encoder_from_decoder: bool = False  # the encoder starts this stage as a copy of the decoder's first layers
     directory: str = ""  # where in data.directory its sources lie
+    windows: int | None = None  # encoder windows of a row, if not data.windows
     compress: bool = True  # False trains the decoder on the same examples with every context as plain text
 
 

@@ -137,7 +137,7 @@ def _packing(figures: dict[str, Any]) -> Html:
     ]
     words = (
         f"{packing['rows']} rows, packed as in training. The data ask for {packing['windows_in_demand']:.2f} windows a row; "
-        f"suggested: --set data.windows={packing['suggested_windows']}."
+        f"suggested: --set {packing['suggestion']}."
     )
     fills = np.array(packing["fills"])
     picture = _figure("How full rows are", plots.plot_fills({"decoder positions": fills[:, 0], "encoder windows": fills[:, 1]}))

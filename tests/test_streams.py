@@ -103,7 +103,7 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
     short = replace(config, data=replace(config.data, positions=48))
     batches = packed(short, tokenizer)
     emitted = take(batches, 6)
-    state, limits = batches.get_state(), budget(short)
+    state, limits = batches.get_state(), budget(short, short.stages[0])
     order = stage_order(short, short.stages[0], tokenizer)
     sizes = [order.sizes[i] for i in range(state["next"])]
     too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
@@ -183,7 +183,7 @@ def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
     trained = Counter()
     for i in range(3000):
         stream, size = order.sizes[i]
-        trained[stream] += size.trained if budget(config).holds(size) else 0
+        trained[stream] += size.trained if order.budget.holds(size) else 0
     shares = [trained[i] / trained.total() for i in range(3)]
     assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.02)
 

@@ -13,8 +13,8 @@ from lclm_jax.data.batch import Batch, Windows, empty_batch, empty_windows
 from lclm_jax.data.spans import Example, Piece, Size
 
 Seat = tuple[int, int, int]  # of a piece: window, first position and first latent there
+IN_TURN = 0.8  # share of a row, by the budget that is fuller, that goes to those that waited longest
 TRIES = 40  # examples that are tried for a row in vain before it is full
-SLACK = 0.1  # weight of what an example leaves of a window beside what it takes of the row
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,36 @@ class Row:
 def choose_row(sizes: Sequence[Size], budget: Budget) -> tuple[list[int], Seating]:
     """The examples of the next row, the first of them always among these, and where their pieces lie.
 
-    Next comes the example that lies best along what is left of both budgets, a large one before a small one, less what it
-    would leave of a window that nothing else may fit into; as long as one fits.
+    Most of a row goes to those that have waited longest, so that those who wait stay a fair sample of the data; the rest
+    to those that fill it best.
     """
-    length, capacity = budget.window_length, np.array([budget.positions, budget.windows * budget.window_length], float)
     needs = np.array([(size.positions, size.read) for size in sizes], float).reshape(-1, 2)
-    whole, part = np.array([_pieces(size, length) for size in sizes]).reshape(-1, 2).T
+    capacity = np.array([budget.positions, budget.windows * budget.window_length], float)
     seating = Seating(budget)
     if not seating.add(sizes[0].pieces):
         raise ValueError(f"expected an example that fits into {budget}, got one of {sizes[0]}")
-    chosen, left, free, tries = [0], capacity - needs[0], np.ones(len(sizes), bool), 0
-    free[0] = False
+    chosen, left, kept = [0], capacity - needs[0], (1 - IN_TURN) * capacity
+    for i in range(1, len(sizes)):
+        if (left < kept).any():
+            break
+        if (left - needs[i] >= kept / 2).all() and seating.add(sizes[i].pieces):
+            chosen.append(i)
+            left = left - needs[i]
+    return [*chosen, *_complete(sizes, needs, chosen, seating)], seating
+
+
+def _complete(sizes: Sequence[Size], needs: np.ndarray, chosen: Sequence[int], seating: Seating) -> list[int]:
+    """Adds to a row of `chosen` until nothing more fits.
+
+    Next comes the example that lies best along what is left of both budgets, a large one before a small one, less what it
+    would leave of a window that nothing else may fit into.
+    """
+    budget, length = seating.budget, seating.budget.window_length
+    capacity = np.array([budget.positions, budget.windows * length], float)
+    left, free = capacity - needs[list(chosen)].sum(0), np.ones(len(sizes), bool)
+    free[list(chosen)] = False
+    whole, part = np.array([_pieces(size, length) for size in sizes]).reshape(-1, 2).T
+    added, tries = [], 0
     while tries < TRIES:
         empty = budget.windows - len(seating.used)
         gaps = np.sort([length - positions for positions, _ in seating.used] + [length] * min(empty, 1))
@@ -118,15 +137,17 @@ def choose_row(sizes: Sequence[Size], budget: Budget) -> tuple[list[int], Seatin
         if not fits.any():
             break
         rest = np.where(part > 0, np.append(gaps, length)[tightest] - part, 0)
-        score = needs @ (left / capacity**2) - SLACK * rest / capacity[1]
+        score = needs @ (left / capacity**2) - rest / capacity[1]
         best = int(np.argmax(np.where(fits, score, -np.inf)))
         free[best] = False
         if seating.add(sizes[best].pieces):
-            chosen.append(best)
+            added.append(best)
             left = left - needs[best]
         else:
             tries += 1
-    return chosen, seating
+            # Who needs as much or more in every respect would not be seated either.
+            free &= (whole < whole[best]) | (part < part[best]) | (needs[:, 1] < needs[best, 1])
+    return added
 
 
 def _pieces(size: Size, window_length: int) -> tuple[int, int]:

@@ -38,6 +38,7 @@ class Order:
     sizes: grain.MapDataset  # of (stream, Size)
     examples: grain.MapDataset  # of Example
     records: int  # in all sources
+    budget: Budget  # of a row
 
 
 def stage_order(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str = "train") -> Order:
@@ -50,7 +51,7 @@ def stage_order(config: Config, stage: StageConfig, tokenizer: Tokenizer, split:
     weights = [stream.share / mean for stream, mean in zip(stage.streams, trained, strict=True)]
     examples = [part.map(_LaidOut(config, tokenizer, number)) for number, part in enumerate(read)]
     total = sum(map(len, {source.name: source for source in sources}.values()))
-    return Order(grain.MapDataset.mix(sizes, weights), grain.MapDataset.mix(examples, weights), total)
+    return Order(grain.MapDataset.mix(sizes, weights), grain.MapDataset.mix(examples, weights), total, budget(config, stage))
 
 
 def open_sources(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str) -> list[Prepared]:
@@ -68,7 +69,7 @@ def trained_tokens(config: Config, stage: StageConfig, number: int, source: Prep
 
     Raises ConfigError when there are none at all: the stream could never have its share.
     """
-    room, make = budget(config), record_maker(config, replace(stage, compress=True), number, source, tokenizer)
+    room, make = budget(config, stage), record_maker(config, replace(stage, compress=True), number, source, tokenizer)
     chosen = range(0, len(source), -(-len(source) // SAMPLE))
     sizes = [measure(make(source.shapes[i], np.random.default_rng([config.data.seed, i])), config.model) for i in chosen]
     mean = float(np.mean([size.trained if room.holds(size) else 0 for size in sizes]))
@@ -105,7 +106,7 @@ def stream_records(
     tokenizer: Tokenizer,
 ) -> grain.MapDataset:
     """Records of a stream, shuffled anew at every pass, endless; of tokens or of ranges, as `examples` has them."""
-    seed = config.data.seed * 1009 + config.stages.index(stage) * 101 + number
+    seed = config.data.seed * 1009 + [one.name for one in config.stages].index(stage.name) * 101 + number
     shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     return shuffled.random_map(record_maker(config, stage, number, source, tokenizer))
 
@@ -129,9 +130,9 @@ class _LaidOut(grain.transforms.Map):
         return lay_out(record, self.config.model, self.tokenizer.memory, self.stream)
 
 
-def budget(config: Config) -> Budget:
+def budget(config: Config, stage: StageConfig) -> Budget:
     """Of a training row; its windows hold more latents than one full context has."""
-    room = Budget.of(config.model, config.data.positions, config.data.windows)
+    room = Budget.of(config.model, config.data.positions, stage.windows or config.data.windows)
     return replace(room, window_latents=room.window_latents + round(room.window_latents * config.data.spare_latents))
 
 
@@ -156,7 +157,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
     def __init__(self, source: PackedBatches):
         super().__init__()
         self._source = source
-        self._budget = budget(source.config)
+        self._budget = source.order.budget
         self._next = 0
         self._waiting: list[tuple[int, Size]] = []
         self._left_out: dict[str, dict[str, int]] = {}

@@ -12,17 +12,26 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import Config, StageConfig
-from lclm_jax.data.packing import Budget
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.sources import Prepared, read_manifest
 from lclm_jax.data.spans import Context, Plain, Size, Span, measure
-from lclm_jax.data.streams import PackedBatches, PackedIterator, budget, open_sources, record_maker, stage_order, stream_records
+from lclm_jax.data.streams import (
+    Order,
+    PackedBatches,
+    PackedIterator,
+    budget,
+    open_sources,
+    record_maker,
+    stage_order,
+    stream_records,
+)
 from lclm_jax.data.tokens import Tokenizer
 
 BOUNDS = (2048, 4096, 8192, 16385)  # tokens at which the recipe treats a document otherwise (paper, C.4)
 BUCKETS = ("under 2048", "2048 to 4095", "4096 to 8191", "8192 to 16384", "over 16384")
 MOST = 20_000  # examples of a stream that are looked at
 ROWS = 256  # rows that are packed
+TRIES = 5  # numbers of windows that are tried
 
 
 @dataclass
@@ -108,7 +117,7 @@ def tally(
     config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer, progress: Progress
 ) -> dict[str, Tally]:
     """Every example of a stream once, or MOST of them evenly spaced, by its length."""
-    room, make = budget(config), record_maker(config, stage, number, source, tokenizer)
+    room, make = budget(config, stage), record_maker(config, stage, number, source, tokenizer)
     chosen = range(0, len(source), -(-len(source) // MOST))
     tallies: dict[str, Tally] = defaultdict(Tally)
     for i in progress(chosen, f"reading {stage.streams[number].name}"):
@@ -124,50 +133,52 @@ def pack_rows(
     config: Config, stage: StageConfig, tokenizer: Tokenizer, rows: int = ROWS, progress: Progress = silent
 ) -> dict[str, Any]:
     """Fill of both budgets over some rows, and what other numbers of windows would give."""
-    order = stage_order(config, stage, tokenizer)
-    told, sizes, trained = _pack(config, order, rows, progress)
-    demand = sum(size.read for size in sizes) / sum(size.positions for size in sizes)
-    demand *= config.data.positions / config.model.window_length
-    others = {max(1, int(np.floor(demand))), max(1, int(np.ceil(demand)))} - {config.data.windows}
-    tried = {config.data.windows: told}
-    for windows in sorted(others):
-        tried[windows] = _pack(replace(config, data=replace(config.data, windows=windows)), order, rows, progress)[0]
+    windows = stage.windows or config.data.windows
+    tried: dict[int, dict[str, Any]] = {}
+    coming = [windows]
+    while coming and len(tried) < TRIES:
+        number = coming[0]
+        order = stage_order(config, replace(stage, windows=number), tokenizer)
+        tried[number] = _pack(config, order, [stream.name for stream in stage.streams], rows, progress)
+        demand = tried[number]["windows_in_demand"]  # grows a little with the number: fewer examples are too long
+        coming = [near for near in (int(np.ceil(demand)), int(demand)) if near and near not in tried]
     best = max(tried, key=lambda windows: min(tried[windows]["positions_fill"] / 0.97, tried[windows]["windows_fill"] / 0.95))
-    total = sum(trained.values())
     return {
         "rows": rows,
         "positions": config.data.positions,
-        "windows": config.data.windows,
-        **told,
-        "trained_shares": {stream.name: trained[i] / max(1, total) for i, stream in enumerate(stage.streams)},
-        "windows_in_demand": demand,
+        "windows": windows,
+        **tried[windows],
         "suggested_windows": best,
-        "tried_windows": {str(windows): fills for windows, fills in tried.items()},
+        "suggestion": f"stages.{stage.name}.windows={best}" if stage.windows else f"data.windows={best}",
+        "tried_windows": {str(number): tried[number] for number in sorted(tried)},
     }
 
 
-def _pack(config: Config, order: Any, rows: int, progress: Progress) -> tuple[dict[str, Any], list[Size], Counter[int]]:
-    """Fills, the sizes of all that was packed, and trained tokens by stream."""
-    room: Budget = budget(config)
+def _pack(config: Config, order: Order, streams: Sequence[str], rows: int, progress: Progress) -> dict[str, Any]:
+    """How full rows become, the shares of what is trained on in them, and how many windows their examples ask for."""
+    room = order.budget
     planner = PackedIterator(PackedBatches(order, config))
     fills: list[tuple[float, float]] = []
     sizes: list[Size] = []
     trained: Counter[int] = Counter()
-    for _ in progress(range(rows), f"packing {config.data.windows} windows a row"):
-        row = [order.sizes[number] for number in planner.plan_row()[0]]
+    for _ in progress(range(rows), f"packing {room.windows} windows a row"):
+        row: list[tuple[int, Size]] = [order.sizes[number] for number in planner.plan_row()[0]]  # type: ignore[misc]
         positions, read = sum(size.positions for _, size in row), sum(size.read for _, size in row)
         fills.append((positions / room.positions, read / (room.windows * room.window_length)))
         for stream, size in row:
             trained[stream] += size.trained
             sizes.append(size)
     by_budget = np.array(fills)
-    told = {
+    demand = sum(size.read for size in sizes) / max(1, sum(size.positions for size in sizes))
+    return {
         "positions_fill": float(by_budget[:, 0].mean()),
         "windows_fill": float(by_budget[:, 1].mean()),
         "examples": len(sizes),
+        "left_out": {streams[int(number)]: reasons for number, reasons in planner.get_state()["left_out"].items()},
+        "trained_shares": {name: trained[i] / max(1, trained.total()) for i, name in enumerate(streams)},
+        "windows_in_demand": demand * room.positions / room.window_length,
         "fills": by_budget.round(4).tolist(),
     }
-    return told, sizes, trained
 
 
 def sample(config: Config, stage: StageConfig, tokenizer: Tokenizer, count: int) -> Iterator[tuple[str, list[Span]]]:
