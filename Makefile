@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
+# make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test check parity bench-convert clean
+.PHONY: demo test check parity bench-data bench-convert clean
 
 demo: $(VENV)/installed
 	$(RUN) -m launch.demo --config configs/tiny.py
@@ -20,6 +21,9 @@ test: $(VENV)/installed
 
 parity: .parity/installed
 	.parity/bin/python -m pytest -q tests/parity
+
+bench-data: $(VENV)/installed
+	$(RUN) -m launch.bench_data runs/bench-data
 
 bench-convert: $(VENV)/installed
 	$(RUN) -m convert.bench runs/bench-convert

@@ -7,14 +7,10 @@ fill of packed rows. The model decides ratio, window and budgets: --config, and 
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from lclm_jax.command import read_config, run
-from lclm_jax.config import Recipe, StageConfig, from_dict
-from lclm_jax.data.sources import read_manifest
-from lclm_jax.data.survey import ROWS, sample, survey
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.data.survey import ROWS, open_prepared, sample, survey
 from lclm_jax.progress import track
 from lclm_jax.survey_page import write_page
 
@@ -32,14 +28,7 @@ def main():
     parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to pack for the fill (default: %(default)s)")
     arguments = parser.parse_args()
-    manifest = read_manifest(arguments.directory)
-    config, _ = read_config(arguments.config, arguments.set)
-    recipe = from_dict(Recipe, manifest["recipe"])
-    streams = tuple(one for one in recipe.streams if manifest["sources"][one.source]["examples"]["train"])
-    reader = next((stage for stage in config.stages if stage.directory == recipe.name), None)
-    stage = StageConfig(reader.name if reader else recipe.name, 1, (), streams, windows=reader and reader.windows)
-    config = replace(config, data=replace(config.data, directory=str(arguments.directory)), stages=(stage,))
-    tokenizer = Tokenizer.load(arguments.directory / "tokenizer")
+    config, stage, tokenizer = open_prepared(read_config(arguments.config, arguments.set)[0], arguments.directory)
     figures = survey(config, stage, tokenizer, arguments.rows, track)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))

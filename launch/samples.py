@@ -23,7 +23,7 @@ def main():
     table = Table("source", "what it is", "file", "MB")
     for name, (path,) in inputs.items():
         said = (SOURCES[name].__doc__ or "").removesuffix(".")
-        table.add_row(name, said, path, f"{Path(path).stat().st_size / 1e6:.1f}")
+        table.add_row(name, said, Path(path).name, f"{Path(path).stat().st_size / 1e6:.1f}")
     show_table(table)
     sys.stdout.write(
         f"prepare them by python -m launch.prepare --recipe configs/recipe_*.py --inputs {arguments.out} --out DIR\n"

@@ -1,4 +1,4 @@
-"""What reading a context costs, with and without compression: decoder positions, cache bytes and FLOPs, counted from shapes."""
+"""What reading a context and training on a row cost: decoder positions, cache bytes and FLOPs, counted from shapes."""
 
 from dataclasses import dataclass
 
@@ -60,3 +60,17 @@ def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
     positions = latents + 2
     decoder = read_flops(config.decoder, positions)
     return Cost(positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder)
+
+
+def training_flops(config: ModelConfig, positions: int, windows: int) -> float:
+    """Model FLOPs of one row, forward and backward: 6 for each weight and token it meets, and causal attention over the row.
+
+    What is recomputed in the backward pass is not counted, and no saving for examples that do not see each other is made.
+    """
+    latents = windows * config.compression.window // config.compression.ratio
+    encoder = windows * read_flops(config.encoder, config.window_length)
+    adapter = 2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width)
+    if config.adapter.attention:
+        adapter += read_flops(config.adapter_layers, latents)
+    head = 2.0 * positions * config.decoder.width * config.decoder.vocab
+    return 3 * (encoder + adapter + read_flops(config.decoder, positions) + head)

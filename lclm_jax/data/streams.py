@@ -156,7 +156,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def __init__(self, source: PackedBatches):
         super().__init__()
-        self._source = source
+        self.source = source
         self._budget = source.order.budget
         self._next = 0
         self._waiting: list[tuple[int, Size]] = []
@@ -164,7 +164,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         self._in_a_row = 0  # left out, since the last that was not
 
     def __next__(self) -> Batch:
-        source = self._source
+        source = self.source
         planned = [self.plan_row() for _ in range(source.config.data.rows)]
         share = len(planned) // source.hosts
         own = planned[source.host * share : (source.host + 1) * share]
@@ -173,7 +173,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def plan_row(self) -> tuple[list[int], list[list[Seat]]]:
         """Numbers of the examples of the next row, and the seats of their pieces."""
-        while len(self._waiting) < self._source.config.data.lookahead:
+        while len(self._waiting) < self.source.config.data.lookahead:
             self._take(self._next)
             self._next += 1
         chosen, seating = choose_row([size for _, size in self._waiting], self._budget)
@@ -183,7 +183,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         return numbers, seating.seats
 
     def _take(self, number: int):
-        stream, size = self._source.order.sizes[number]  # type: ignore[misc]
+        stream, size = self.source.order.sizes[number]  # type: ignore[misc]
         if size.positions and self._budget.holds(size):
             self._in_a_row = 0
             self._waiting.append((number, size))
@@ -206,4 +206,4 @@ class PackedIterator(grain.DatasetIterator[Batch]):
     def set_state(self, state: dict[str, Any]):
         self._next = state["next"]
         self._left_out = {stream: dict(reasons) for stream, reasons in state["left_out"].items()}
-        self._waiting = [(number, self._source.order.sizes[number][1]) for number in state["waiting"]]  # type: ignore[misc]
+        self._waiting = [(number, self.source.order.sizes[number][1]) for number in state["waiting"]]  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.config import Config, StageConfig
+from lclm_jax.config import Config, Recipe, StageConfig, from_dict
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.sources import Prepared, read_manifest
 from lclm_jax.data.spans import Context, Plain, Size, Span, measure
@@ -87,6 +87,17 @@ class Tally:
             "last_plain_share": _spread(self.last_plain),
             "shortest_segment": self.shortest,
         }
+
+
+def open_prepared(config: Config, directory: str | Path) -> tuple[Config, StageConfig, Tokenizer]:
+    """A config of one stage, which reads this directory as the config's own stage of that recipe would."""
+    manifest = read_manifest(directory)
+    recipe = from_dict(Recipe, manifest["recipe"])
+    streams = tuple(one for one in recipe.streams if manifest["sources"][one.source]["examples"]["train"])
+    reader = next((stage for stage in config.stages if stage.directory == recipe.name), None)
+    stage = StageConfig(reader.name if reader else recipe.name, 1, (), streams, windows=reader and reader.windows)
+    config = replace(config, data=replace(config.data, directory=str(directory)), stages=(stage,))
+    return config, stage, Tokenizer.load(Path(directory) / "tokenizer")
 
 
 def survey(

@@ -1,0 +1,77 @@
+"""Accelerators as their makers publish them, and slices of them by name (`v5p:4x4x4`, `h100:8`)."""
+
+import math
+from dataclasses import dataclass
+
+from lclm_jax.errors import UserError
+
+GIB = 2**30
+
+
+class SliceError(UserError):
+    """A slice that no maker sells, or a name that is none."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip; speeds are peaks, those of a dense bf16 product and of all its links in one direction."""
+
+    name: str
+    flops: float  # a second
+    memory: float  # bytes a program may use
+    memory_speed: float  # bytes a second
+    link_speed: float  # bytes a second to other chips of the slice
+    per_host: int
+    kind: str = "tpu"
+    dimensions: int = 2  # of a slice
+
+
+# Sources: Google's pages of each TPU version, NVIDIA's data sheets of H100 and H200 SXM. Usable memory of TPUs: libtpu 0.0.52.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 4, dimensions=3),
+        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 4),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 4, dimensions=3),
+        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 4),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 8, kind="gpu", dimensions=1),
+        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 8, kind="gpu", dimensions=1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips that are linked to each other."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def hosts(self) -> int:
+        return -(-self.chips // self.chip.per_host)
+
+    def __str__(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def parse_slice(name: str) -> Slice:
+    """Raises SliceError for anything but a known chip and the shape of a slice of it.
+
+    >>> parse_slice("v5p:4x4x4").chips
+    64
+    """
+    chip, _, shape = name.partition(":")
+    parts = shape.split("x")
+    if chip not in CHIPS or not all(part.isdigit() and int(part) for part in parts):
+        known = ", ".join(CHIPS)
+        raise SliceError(f"expected CHIP:SHAPE as v5p:4x4x4, v5e:4x8 or h100:8, of chip {known}, got {name!r}")
+    found = CHIPS[chip]
+    if len(parts) != found.dimensions:
+        example = "x".join(["4"] * found.dimensions)
+        raise SliceError(f"a slice of {chip} has {found.dimensions} dimensions, as {chip}:{example}, got {name!r}")
+    return Slice(found, tuple(map(int, parts)))
