@@ -134,9 +134,10 @@ class ModelConfig:
 class MeshConfig:
     """Devices along each mesh axis; -1 takes all that are left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the model, each with rows of its own; one a slice
+    fsdp: int = -1  # parts of the model, each with rows of its own
+    context: int = 1  # parts of the decoder's sequences
+    tensor: int = 1  # parts of heads and mlp
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,8 @@ class RunConfig:
     save_every: int = 500  # steps
     keep: int = 2  # newest checkpoints to keep
     log_every: int = 20  # steps
-    loss_chunk: int = 1024  # positions whose logits exist at once
+    loss_chunk: int = 1024  # positions of a device whose logits exist at once
+    micro_batches: int = 1  # parts of a batch whose gradients add up, one part in memory at a time
     seed: int = 0
 
 

@@ -71,7 +71,7 @@ def prefill(params: Params, prompt: Prompt, config: ModelConfig, room: int) -> t
     rows, length = prompt.tokens.shape
     columns = jnp.broadcast_to(jnp.arange(length), (rows, length))
     places = Places((columns < prompt.lengths[:, None]).astype(jnp.int32), columns)
-    cache = empty_cache(config.decoder, rows, length + room, params["decoder"]["table"].dtype)
+    cache = empty_cache(rows, length + room)
     hidden, cache = apply(config, params, prompt.tokens, prompt.slots, prompt.latents, places, cache, method=LCLM.decode)
     last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)
     return apply(config, params, last, method=LCLM.logits)[:, 0], cache

@@ -1,8 +1,11 @@
 """Cross-entropy in chunks of positions: the logits of a whole sequence never exist, those nobody trains on not at all."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.sharding import constrain, mesh_axes, splits, to_spec
 from lclm_jax.typing import Array, Float, Int, typed
 
 
@@ -16,23 +19,39 @@ def token_losses(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Negative log-likelihood of every weighted target, in nats and float32, and whether it was the best guess (0 or 1).
 
-    Both are zero where the weight is. Each row's weighted positions are brought to its front, then `chunk` positions of
-    all rows are scored at a time, once more in the backward pass; chunks of weight zero, half of an LCLM's positions
-    and more, are skipped.
+    Both are zero where the weight is. Every device brings its weighted positions to the front and scores `chunk` of them at
+    a time, once more in the backward pass; chunks of weight zero, half of an LCLM's positions and more, are skipped. The
+    table's gradient adds up on each device and is reduced over them once.
     """
-    b, t, _ = hidden.shape
-    columns = max(1, min(t, chunk // b))
-    pieces = -(-t // columns)
-    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    entries = len(table)
+    table = jnp.pad(table, ((0, -entries % splits("logits")), (0, 0)))
+    score = partial(_score, chunk=chunk, entries=entries)
+    rows = mesh_axes("batch", "length")
+    if not rows:
+        return score(hidden, table, targets, weights)
+    positions = to_spec(("batch", "length"))
+    specs = (positions, jax.P(), positions, positions)
+    split = jax.shard_map(score, in_specs=specs, out_specs=(positions, positions), axis_names=set(rows), check_vma=False)
+    return split(hidden, constrain(table, "logits", None), targets, weights)
+
+
+def _score(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int, entries: int) -> tuple[Array, Array]:
+    """`token_losses` of one device's positions; entries of the table from `entries` on are padding."""
+    shape, count = targets.shape, targets.size
+    size = min(count, chunk)
+    pieces = -(-count // size)
+    order = jnp.argsort(weights.reshape(-1) == 0, stable=True)
+    wide = table.astype(jnp.float32)  # so that gradients of the chunks add up in float32
+    padding = jnp.arange(len(table)) >= entries
 
     def chunks(x):
-        x = jnp.take_along_axis(x, order.reshape(b, t, *[1] * (x.ndim - 2)), axis=1)
-        x = jnp.pad(x, ((0, 0), (0, pieces * columns - t)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(b, pieces, columns, *x.shape[2:]).swapaxes(0, 1)
+        x = jnp.take(x.reshape(count, *x.shape[2:]), order, axis=0)
+        return jnp.pad(x, ((0, pieces * size - count),) + ((0, 0),) * (x.ndim - 1)).reshape(pieces, size, *x.shape[1:])
 
     def score(x, y, w):
-        logits = jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
-        chosen = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+        logits = jnp.einsum("TD,VD->TV", x, wide.astype(table.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.where(padding, -jnp.inf, logits) if len(table) > entries else logits
+        chosen = jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
         nll = jax.nn.logsumexp(logits, axis=-1) - chosen
         correct = chosen >= jnp.max(logits, axis=-1)
         return jnp.where(w > 0, nll, 0.0), jnp.where(w > 0, correct, False).astype(jnp.float32)
@@ -43,9 +62,12 @@ def token_losses(
 
     @jax.checkpoint
     def one_chunk(_, piece):
-        return None, jax.lax.cond(jnp.any(piece[2] > 0), score, skip, *piece)
+        return None, jax.lax.cond(piece[0], score, skip, *piece[1:])
 
-    _, results = jax.lax.scan(one_chunk, None, (chunks(hidden), chunks(targets), chunks(weights)))
-    back = jnp.argsort(order, axis=1)
-    nll, correct = (jnp.take_along_axis(x.swapaxes(0, 1).reshape(b, pieces * columns)[:, :t], back, axis=1) for x in results)
+    weighted = chunks(weights)
+    # All devices score a chunk or none does: where the vocabulary is split, they must meet.
+    some = jax.lax.pmax(jnp.any(weighted > 0, axis=1), mesh_axes("batch", "length"))
+    _, results = jax.lax.scan(one_chunk, None, (some, chunks(hidden), chunks(targets), weighted))
+    back = jnp.argsort(order)
+    nll, correct = (x.reshape(-1)[:count][back].reshape(shape) for x in results)
     return nll, correct

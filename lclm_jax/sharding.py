@@ -1,5 +1,6 @@
 """The mesh, and the one table that maps logical axes to mesh axes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,20 +10,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.config import ConfigError, MeshConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")  # the first may cross slices, the last moves most
 
 # Logical axis of a parameter or an activation -> mesh axes that split it.
 RULES = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("windows", ("data", "fsdp", "context")),  # the encoder's rows: no chip idles while it reads
+    ("length", "context"),
     ("activation", None),
     ("layers", None),
-    ("embed", "fsdp"),
+    ("embed", ("fsdp", "context")),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
-    ("vocab", "tensor"),
+    ("vocab", None),  # of a table, which need not divide; what is split is its width
+    ("table", ("fsdp", "context", "tensor")),
+    ("logits", "tensor"),  # entries of the vocabulary, padded where they do not divide
 )
 
 
@@ -32,20 +36,38 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises ConfigError when the axes do not multiply to the number of devices.
     """
     devices = devices or jax.devices()
-    shape = [config.data, config.fsdp, config.tensor]
+    shape = [getattr(config, axis) for axis in MESH_AXES]
     if shape.count(-1) == 1:
-        others = -shape[0] * shape[1] * shape[2]
-        shape[shape.index(-1)] = max(1, len(devices) // others)
-    if shape[0] * shape[1] * shape[2] != len(devices):
+        shape[shape.index(-1)] = max(1, len(devices) // -math.prod(shape))
+    if math.prod(shape) != len(devices):
         raise ConfigError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
         )
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
 def one_device() -> Mesh:
     """The mesh of this process's first device."""
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def platform() -> str:
+    """What the devices of the mesh in scope are: cpu, tpu, gpu; without a mesh, this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def mesh_axes(*axes: str | None) -> tuple[str, ...]:
+    """The mesh axes that split any of these logical axes; none without a mesh in scope."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return ()
+    split = (dict(RULES)[axis] for axis in axes if axis)
+    return tuple(name for names in split for name in ([names] if isinstance(names, str) else names or ()))
+
+
+def splits(axis: str | None) -> int:
+    """Into how many parts the mesh in scope splits a logical axis."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in mesh_axes(axis))
 
 
 def to_spec(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -28,8 +28,9 @@ from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
 from lclm_jax.progress import progress_bar
-from lclm_jax.sharding import batch_sharding, make_mesh
+from lclm_jax.sharding import batch_sharding, constrain, make_mesh
 from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
+from lclm_jax.typing import Array
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -68,19 +69,16 @@ class Interrupted(KeyboardInterrupt):
 def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageConfig) -> tuple[TrainState, Metrics]:
     """One update of a stage's trained parameters. Metrics are sums and norms, still on device."""
     trained, frozen = split_trained(state.params, stage)
-    (loss, (nll, correct)), gradients = jax.value_and_grad(objective, has_aux=True)(trained, frozen, batch, config)
+    loss, streams, gradients = gradients_of(trained, frozen, batch, config, stage)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     memory = jnp.any(batch.slots >= 0)
     params, moments = update(state.params, state.moments, gradients, stage, config.optimizer, finite, memory)
-    streams = jax.nn.one_hot(batch.streams, len(stage.streams)) * batch.weights[..., None]
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
         "skipped": state.skipped + ~finite,
-        "stream_nll": jnp.einsum("BT,BTX->X", nll, streams),
-        "stream_correct": jnp.einsum("BT,BTX->X", correct, streams),
-        "stream_tokens": streams.sum((0, 1)),
+        **streams,
         "fill": jnp.mean(batch.segments > 0),
         "window_fill": jnp.mean(batch.windows.segments > 0),
     }
@@ -90,12 +88,45 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
     return TrainState(params, moments, state.step + 1, state.skipped + ~finite), metrics
 
 
-def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config):
-    """Mean loss over the batch's trained tokens, and per position (loss, whether the best guess was right)."""
+def gradients_of(trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig) -> tuple[Array, Metrics, Flat]:
+    """The mean loss over the batch's trained tokens, sums by stream, and float32 gradients.
+
+    With `run.micro_batches`, rows are read a share at a time and gradients add up; each trained token counts the same.
+    """
+    trained, frozen = cast(trained, config.model.dtype), cast(frozen, config.model.dtype)
+    total = jnp.maximum(jnp.sum(batch.weights), 1.0)
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+
+    def some(rows: Batch):
+        (loss, (nll, correct)), gradients = differentiate(trained, frozen, rows, config, total)
+        streams = jax.nn.one_hot(rows.streams, len(stage.streams)) * rows.weights[..., None]
+        sums = {
+            "stream_nll": jnp.einsum("BT,BTX->X", nll, streams),
+            "stream_correct": jnp.einsum("BT,BTX->X", correct, streams),
+            "stream_tokens": streams.sum((0, 1)),
+        }
+        return loss, sums, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+
+    count = config.run.micro_batches
+    if count == 1:
+        return some(batch)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, batch))
+    shares = jax.tree.map(partial(_shares, count=count), batch)
+    return jax.lax.scan(lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares)[0]
+
+
+def _shares(x: Array, count: int) -> Array:
+    """[B ...] -> [count, B / count ...]; every device splits the rows it has."""
+    return constrain(x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1))
+
+
+def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None):
+    """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
     params = cast(unflatten({**trained, **frozen}), config.model.dtype)
     hidden = apply(config.model, params, batch)
     nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
-    return jnp.sum(nll * batch.weights) / jnp.maximum(jnp.sum(batch.weights), 1.0), (nll, correct)
+    total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
+    return jnp.sum(nll * batch.weights) / total, (nll, correct)
 
 
 def _run_stage(

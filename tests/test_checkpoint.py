@@ -70,7 +70,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 
 def test_another_mesh_reads_the_same(saved_model, model_config, params):
-    abstract = abstract_params(model_config, make_mesh(MeshConfig(2, 2, 2)))
+    abstract = abstract_params(model_config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     restored = load_params(saved_model, abstract)
     assert_equal(restored, params)
     assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, abstract))
@@ -78,7 +78,7 @@ def test_another_mesh_reads_the_same(saved_model, model_config, params):
 
 def test_eight_devices_save_for_one(tmp_path):
     expected, abstract = small()
-    split = NamedSharding(make_mesh(MeshConfig(1, 4, 2)), PartitionSpec("fsdp", "tensor"))
+    split = NamedSharding(make_mesh(MeshConfig(fsdp=4, tensor=2)), PartitionSpec("fsdp", "tensor"))
     spread = {**expected, "matrix": jax.device_put(expected["matrix"], split)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": spread}, {})

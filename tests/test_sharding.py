@@ -47,13 +47,13 @@ def assert_close(result, expected):
 
 def test_eight_devices_equal_one(config, noisy, batch, one_device, subtests):
     expected = loss_and_gradients(config, noisy, batch, one_device)
-    for shape in ((8, 1, 1), (2, 2, 2)):
+    for shape in ((8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (2, 1, 2, 2)):
         with subtests.test(mesh=shape):
             result = loss_and_gradients(config, noisy, batch, make_mesh(MeshConfig(*shape)))
             assert result[1].keys() == flatten(noisy).keys()
             assert_close(result, expected)
-    with subtests.test("a whole step", mesh=(1, 4, 2)):
-        mesh, stage = make_mesh(MeshConfig(1, 4, 2)), config.stages[0]
+    with subtests.test("a whole step", mesh=(1, 2, 2, 2)):
+        mesh, stage = make_mesh(MeshConfig(fsdp=4, tensor=2)), config.stages[0]
         with jax.set_mesh(mesh):
             state = begin_stage(noisy, config, stage, mesh)
             step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
@@ -69,17 +69,17 @@ def test_eight_devices_equal_one(config, noisy, batch, one_device, subtests):
 
 def test_parameters_are_split_over_the_mesh(model_config):
     """No device holds the whole of a matrix; norms and biases are on all."""
-    for path, leaf in flatten(abstract_params(model_config, make_mesh(MeshConfig(1, 4, 2)))).items():
+    for path, leaf in flatten(abstract_params(model_config, make_mesh(MeshConfig(fsdp=4, tensor=2)))).items():
         matrix = not path.endswith(("scale", "bias"))
         assert leaf.sharding.is_fully_replicated != matrix, path
 
 
 def test_mesh_must_fill_the_devices():
     with pytest.raises(ConfigError, match="does not fill 8 devices; set mesh"):
-        make_mesh(MeshConfig(3, 1, 1))
+        make_mesh(MeshConfig(data=3, fsdp=1))
 
 
 def test_dimension_that_does_not_divide(config):
     odd = replace(config.model.encoder, mlp=33)
     with pytest.raises(ConfigError, match=r"mlp.*does not divide"):
-        abstract_params(replace(config.model, encoder=odd), make_mesh(MeshConfig(1, 4, 2)))
+        abstract_params(replace(config.model, encoder=odd), make_mesh(MeshConfig(fsdp=4, tensor=2)))

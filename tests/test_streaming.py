@@ -41,7 +41,7 @@ def held(array: np.ndarray) -> Streamed:
 # --- Onto a mesh ---
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 4, 1, 2), (2, 2, 2, 1)])
 def test_published_weights_are_read_straight_onto_a_mesh(shape):
     """No device gets more than its part, and together they hold what numpy reads."""
     mesh = make_mesh(MeshConfig(*shape))
@@ -51,13 +51,13 @@ def test_published_weights_are_read_straight_onto_a_mesh(shape):
     for path, array in flatten(params).items():
         assert array.sharding == where[path].sharding, path
         assert np.array_equal(array, flatten(expected)[path]), path
-    assert not all(array.sharding.is_fully_replicated for array in jax.tree.leaves(params)) or shape == (8, 1, 1)
+    assert not all(array.sharding.is_fully_replicated for array in jax.tree.leaves(params)) or shape == (8, 1, 1, 1)
 
 
 def test_a_streamed_checkpoint_is_restored_in_another_dtype_onto_a_mesh(tmp_path):
     from_hf(UNTIED, tmp_path / "ours")
     config, expected = read_hf(UNTIED)
-    abstract = abstract_params(config, make_mesh(MeshConfig(1, 4, 2)), "bfloat16")
+    abstract = abstract_params(config, make_mesh(MeshConfig(fsdp=4, tensor=2)), "bfloat16")
     params = load_params(tmp_path / "ours", abstract)
     for path, array in flatten(params).items():
         assert array.sharding == flatten(abstract)[path].sharding, path

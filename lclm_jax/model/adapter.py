@@ -45,5 +45,5 @@ class Adapter(nn.Module):
         return self._attend(x, places) if c.adapter.kind == "mlp_attn" else x
 
     def _attend(self, x: Array, places: Places) -> Array:
-        layers = layer_stack(self.config.adapter_layers, self.config.remat, name="layers")
+        layers = layer_stack(self.config.adapter_layers, self.config.remat, "layers", ("batch", None))
         return layers(x, places, None, None)[0]

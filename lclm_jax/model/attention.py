@@ -1,4 +1,4 @@
-"""Attention: the one function behind which every backend stands, and the layer that calls it."""
+"""The attention layer, and the keys and values a decoder keeps."""
 
 import flax.linen as nn
 import flax.struct
@@ -6,33 +6,23 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
+from lclm_jax.model.attend import RowAxes, attend
 from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, residual_init, rotate
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array, Float, Int, typed
 
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of what the decoder has read. Inside the layer scan the leading L of keys and values is gone."""
+    """Keys and values of what the decoder has read, or only room for them.
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
+    Inside the layer scan the leading L of keys and values is gone.
+    """
+
+    keys: Float[Array, "L B K S H"] | None  # None before anything is read
+    values: Float[Array, "L B K S H"] | None
     places: Places  # [B S] of every cached token; segment 0 is not written yet
     end: Int[Array, ""]  # where the next tokens are written
-
-
-@typed
-def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
-    queries: Places,
-    keys: Places,
-    causal: bool,
-) -> Float[Array, "B T N H"]:
-    """Softmax attention within segments, scores in float32, scaled by H ** -0.5. A query that sees nothing gets no meaning."""
-    mask = attention_mask(queries, keys, causal)[:, None]
-    return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask)
 
 
 class Attention(nn.Module):
@@ -42,6 +32,7 @@ class Attention(nn.Module):
     """
 
     config: TransformerConfig
+    axes: RowAxes = ("batch", "length")  # of x
 
     @nn.compact
     @typed
@@ -60,10 +51,16 @@ class Attention(nn.Module):
         q = rotate(q, queries.positions, c.rope_theta, c.rounded_rope)
         k = rotate(k, queries.positions, c.rope_theta, c.rounded_rope).swapaxes(1, 2)
         v = jnp.einsum("BTD,DKH->BKTH", x, v)
-        keys, written = queries, None
-        if cache is not None:
+        if cache is None:
+            attended, written = attend(q, k, v, queries, None, c.causal, self.axes), None
+        elif cache.keys is None or cache.values is None:
+            attended, written = attend(q, k, v, queries, None, c.causal, self.axes), (_with_room(k, cache), _with_room(v, cache))
+        else:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k.astype(cache.keys.dtype), cache.end, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v.astype(cache.values.dtype), cache.end, axis=2)
-            keys, written = cache.places, (k, v)
-        attended = attend(q, k, v, queries, keys, c.causal)
+            attended, written = attend(q, k, v, queries, cache.places, c.causal, self.axes), (k, v)
         return jnp.einsum("BTNH,NHD->BTD", attended, o), written
+
+
+def _with_room(read: Float[Array, "B K T H"], cache: Cache) -> Float[Array, "B K S H"]:
+    return jnp.pad(read, ((0, 0), (0, 0), (0, cache.places.segments.shape[1] - read.shape[2]), (0, 0)))

@@ -25,11 +25,11 @@ class LCLM(nn.Module):
 
     def setup(self):
         c = self.config
-        self.encoder = Transformer(c.encoder, c.remat)
+        self.encoder = Transformer(c.encoder, c.remat, ("windows", None))
         self.adapter = Adapter(c)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "embed"), matrix_init(c.decoder))
+            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "table"), matrix_init(c.decoder))
 
     @typed
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
+from lclm_jax.model.attend import RowAxes
 from lclm_jax.model.attention import Attention, Cache
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
@@ -23,19 +24,22 @@ class Block(nn.Module):
     """One layer, in the shape `nn.scan` wants: the residual stream through, this layer's keys and values in and out."""
 
     config: TransformerConfig
+    axes: RowAxes = ("batch", "length")  # of x
 
     @nn.compact
     def __call__(self, x, queries: Places, cached: tuple[Places, Array] | None, layer: tuple[Array, Array] | None):
         c = self.config
-        cache = None if cached is None or layer is None else Cache(*layer, *cached)
-        x = constrain(x, "batch", "length", "activation")
-        attended, written = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), queries, cache)
+        cache = None if cached is None else Cache(*(layer or (None, None)), *cached)
+        x = constrain(x, *self.axes, "activation")
+        attended, written = Attention(c, self.axes, name="attention")(
+            RMSNorm(c.norm_eps, name="attention_norm")(x), queries, cache
+        )
         x = x + attended
         x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
         return x, written
 
 
-def layer_stack(config: TransformerConfig, remat: str, name: str | None = None) -> nn.Module:
+def layer_stack(config: TransformerConfig, remat: str, name: str | None = None, axes: RowAxes = ("batch", "length")) -> nn.Module:
     """`config.layers` blocks, their parameters stacked along a first axis; called like a Block."""
     block = Block
     if remat != "none":
@@ -47,7 +51,7 @@ def layer_stack(config: TransformerConfig, remat: str, name: str | None = None) 
         length=config.layers,
         in_axes=(nn.broadcast, nn.broadcast, 0),
         metadata_params={nn.PARTITION_NAME: "layers"},
-    )(config, name=name)
+    )(config, axes, name=name)
 
 
 class Transformer(nn.Module):
@@ -58,16 +62,17 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
     remat: str = "none"
+    axes: RowAxes = ("batch", "length")  # of the rows it reads and of their positions
 
     def setup(self):
         c = self.config
-        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "embed"), matrix_init(c))
-        self.layers = layer_stack(c, self.remat)
+        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "table"), matrix_init(c))
+        self.layers = layer_stack(c, self.remat, axes=self.axes)
         self.norm = RMSNorm(c.norm_eps)
 
     @typed
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return constrain(jnp.take(self.table, tokens, axis=0), "batch", "length", "activation")
+        return constrain(jnp.take(self.table, tokens, axis=0), *self.axes, "activation")
 
     @typed
     def __call__(
@@ -78,7 +83,8 @@ class Transformer(nn.Module):
             x, _ = self.layers(x, queries, None, None)
             return self.norm(x), None
         places = jax.tree.map(partial(_write, start=cache.end), cache.places, queries)
-        x, written = self.layers(x, queries, (places, cache.end), (cache.keys, cache.values))
+        read = None if cache.keys is None else (cache.keys, cache.values)
+        x, written = self.layers(x, queries, (places, cache.end), read)
         return self.norm(x), Cache(*written, places, cache.end + x.shape[1])
 
 
@@ -86,8 +92,7 @@ def _write(old: Array, new: Array, start: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
 
 
-def empty_cache(config: TransformerConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
-    """A KV cache with room for `length` positions in each of `batch` rows."""
-    shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+def empty_cache(batch: int, length: int) -> Cache:
+    """Room for `length` positions in each of `batch` rows; what is read first makes the arrays."""
     nowhere = jnp.zeros((batch, length), jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), Places(nowhere, nowhere), jnp.int32(0))
+    return Cache(None, None, Places(nowhere, nowhere), jnp.int32(0))

@@ -1,0 +1,126 @@
+"""Attention within segments: one function, and three ways to compute it, chosen by the chips of the mesh in scope.
+
+All of them are equal; they differ in what they hold in memory: all scores at once, those of a block of queries, or none.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.sharding import platform, splits, to_spec
+from lclm_jax.typing import Array, Float, typed
+
+QUERIES_AT_ONCE = 256  # of `blocked`
+TILE = 128  # what the lengths of `splash` are multiples of
+TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
+SAVED = "attended"  # name under which the layer's remat policy may keep what attention gave
+RowAxes = tuple[str, str | None]  # logical axes of the rows and of their positions
+
+Backend = Callable[..., Array]  # (q, k, v, queries, keys, causal, axes) -> [B T N H]
+
+
+@typed
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    queries: Places,
+    keys: Places | None,
+    causal: bool,
+    axes: RowAxes = ("batch", "length"),
+) -> Float[Array, "B T N H"]:
+    """Softmax attention within segments, scores in float32, scaled by H ** -0.5. A query that sees nothing gets no meaning.
+
+    `keys` are the places of a cache; None where a sequence attends to itself, its positions growing along every segment.
+    """
+    if keys is not None:  # decoding: one query, or few
+        return reference(q, k, v, queries, keys, causal)
+    return BACKENDS.get(platform(), reference)(q, k, v, queries, queries, causal, axes)
+
+
+def reference(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes | None = None) -> Array:
+    """All scores at once."""
+    mask = attention_mask(queries, keys, causal)[:, None]
+    return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask)
+
+
+def blocked(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes) -> Array:
+    """The scores of a few queries at a time, made once more in the backward pass; for GPUs."""
+
+    def local(q, k, v, queries, keys):
+        t = q.shape[1]
+        size = min(t, QUERIES_AT_ONCE)
+        k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)  # so that gradients of the blocks add up in float32
+
+        def blocks(x):
+            x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
+            return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+        @jax.checkpoint
+        def one(block):
+            return reference(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
+
+        attended = jax.lax.map(one, jax.tree.map(blocks, (q, queries)))
+        return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
+
+    query, key, at_query, at_key = _specs(axes)
+    specs = (query, key, key, Places(at_query, at_query), Places(at_key, at_key))
+    return _on_shards(local, specs, query)(q, k, v, queries, keys)
+
+
+def splash(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
+    """The kernel of jax.experimental.pallas.ops.tpu: no scores in memory, blocks of later positions skipped; for TPUs."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    t, n = q.shape[1:3]
+    parts = splits(axes[1])
+    padded = -(-t // (TILE * parts)) * TILE * parts
+    tile = next(size for size in TILES if padded // parts % size == 0)
+    mask = library.CausalMask((padded, padded)) if causal else library.FullMask((padded, padded))
+    kernel = library.make_splash_mha(
+        library.MultiHeadMask([mask] * n),
+        block_sizes=library.BlockSizes(*[tile] * 8),
+        head_shards=splits("heads"),
+        q_seq_shards=parts,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+
+    def local(kernel, q, k, v, at_query, at_key):
+        return jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+
+    def pad(x, axis):
+        return jnp.pad(x, [(0, padded - t if i == axis else 0) for i in range(x.ndim)])
+
+    query, key, at_query, at_key = _specs(axes)
+    heads_first = PartitionSpec(query[0], query[2], query[1], None)
+    scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype).swapaxes(1, 2)
+    inputs = (pad(scaled, 2), pad(k, 2), pad(v, 2), pad(queries.segments, 1), pad(keys.segments, 1))
+    mesh = jax.sharding.get_abstract_mesh()
+    told = None if mesh.empty else kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(query[2], query[1])))
+    attended = _on_shards(local, (told, heads_first, key, key, at_query, at_key), heads_first)(kernel, *inputs)
+    return attended[:, :, :t].swapaxes(1, 2)
+
+
+def _specs(axes: RowAxes) -> tuple[PartitionSpec, ...]:
+    """Of q, of k and v, and of the places of both: every part of a sequence's queries meets all of its keys."""
+    rows, length = axes
+    return (
+        to_spec((rows, length, "heads", "head_dim")),
+        to_spec((rows, "kv_heads", None, "head_dim")),
+        to_spec((rows, length)),
+        to_spec((rows, None)),
+    )
+
+
+def _on_shards(local: Callable[..., Array], specs: tuple, out: PartitionSpec) -> Callable[..., Array]:
+    """`local` on every device's part of the arrays; without a mesh in scope, on all of them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return local
+    return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)
+
+
+BACKENDS: dict[str, Backend] = {"tpu": splash, "gpu": blocked, "cuda": blocked}
