@@ -1,0 +1,93 @@
+"""The ways to compute attention agree, forward and backward, on one device and on parts of sequences and heads."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax.config import MeshConfig
+from lclm_jax.model import attend
+from lclm_jax.model.masks import Places
+from lclm_jax.sharding import make_mesh
+
+ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
+WAYS = {"blocked": attend.blocked, "splash": partial(attend.splash, interpret=True)}
+MESHES = {
+    "no mesh": None,
+    "rows": MeshConfig(data=2, fsdp=1),
+    "parts of sequences and heads": MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+}
+
+
+def inputs(length):
+    """Queries, keys, values, and the places of two or three packed examples and padding."""
+    rng = np.random.default_rng(length)
+    q, k, v = (
+        rng.normal(size=(ROWS, *shape, WIDTH)).astype(np.float32)
+        for shape in ((length, HEADS), (KV_HEADS, length), (KV_HEADS, length))
+    )
+    cuts = np.array([[length // 3, length // 2, length - 9], [length // 5, length, length], [length] * 3, [5, 6, 7]])
+    index = np.arange(length)
+    segments = 1 + (index[None, :, None] >= cuts[:, None, :]).sum(-1)
+    segments = np.where(index[None] >= cuts.max(1, keepdims=True), 0, segments)
+    starts = np.concatenate([np.zeros((ROWS, 1), int), cuts], axis=1)
+    begun = np.max(np.where(starts[:, None, :] <= index[None, :, None], starts[:, None, :], 0), axis=-1)
+    return q, k, v, Places(segments.astype(np.int32), (index[None] - begun).astype(np.int32))
+
+
+def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
+    """What real queries get, and the gradients of a random projection of it."""
+    weights = np.random.default_rng(0).normal(size=q.shape).astype(np.float32) * (places.segments > 0)[..., None, None]
+
+    def loss(q, k, v):
+        attended = way(q, k, v, places, places, causal, axes)
+        return jnp.sum(attended * weights), attended
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    if mesh is None:
+        gradients, attended = run(q, k, v)
+    else:
+        count = abs(np.prod([mesh.data, mesh.fsdp, mesh.context, mesh.tensor]))
+        with jax.set_mesh(make_mesh(mesh, jax.devices()[:count])):
+            gradients, attended = run(q, k, v)
+    return np.asarray(attended) * (places.segments > 0)[..., None, None], *map(np.asarray, gradients)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("length", "causal"), [(512, True), (200, True), (256, False)])
+def test_the_ways_agree(way, length, causal, mesh):
+    tensors = inputs(length)
+    axes = ("batch", "length") if causal else ("windows", None)  # as the decoder has them, and a bidirectional encoder
+    expected = result(attend.reference, *tensors, causal, None)
+    found = result(WAYS[way], *tensors, causal, MESHES[mesh], axes)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+
+
+def test_blocks_hold_no_whole_matrix_of_scores():
+    """Of [B N T S] scores, never more than those of a block of queries exist, in the backward pass neither."""
+    q, k, v, places = inputs(2048)
+
+    def loss(q, k, v):
+        return jnp.sum(attend.blocked(q, k, v, places, places, True, ("batch", "length")))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+    whole = ROWS * HEADS * 2048 * 2048 * 4
+    held = jax.jit(jax.grad(lambda *x: jnp.sum(attend.reference(*x, places, places, True)), argnums=(0, 1, 2)))
+    assert held.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes > whole, "the yardstick must hold them"
+    assert compiled.memory_analysis().temp_size_in_bytes < whole
+
+
+def test_the_chips_of_the_mesh_decide(monkeypatch):
+    tensors = inputs(128)
+    called = []
+    ways = {name: lambda *inputs, name=name: called.append(name) or attend.reference(*inputs) for name in ("tpu", "gpu")}
+    monkeypatch.setattr(attend, "BACKENDS", ways)
+    for name in ("tpu", "gpu", "cpu"):
+        monkeypatch.setattr(attend, "platform", lambda name=name: name)
+        attend.attend(*tensors, None, True)
+        attend.attend(*tensors, tensors[3], True)  # a cache
+    assert called == ["tpu", "gpu"]
