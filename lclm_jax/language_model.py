@@ -71,7 +71,7 @@ class LanguageModel:
             windows = empty_windows(1, count, self.config.window_length, room)
             for i, piece in enumerate(some):
                 seat_piece(windows, (0, i, 0, 0), piece, segment=1, context=1)
-            vectors = np.asarray(_pool(self.params, windows, self.config)[0]).reshape(count, room, -1)
+            vectors = np.asarray(pool_windows(self.params, windows, self.config)[0]).reshape(count, room, -1)
             pooled.append(np.concatenate([vectors[i, : piece.latents] for i, piece in enumerate(some)]))
         return pooled
 
@@ -81,7 +81,7 @@ class LanguageModel:
         columns = np.arange(padded, dtype=np.int32)[None]
         places = Places((columns < n).astype(np.int32), columns)
         vectors = np.pad(pooled, ((0, padded - n), (0, 0)))[None]
-        return np.asarray(_project(self.params, vectors, places, self.config)[0, :n])
+        return np.asarray(project_pooled(self.params, vectors, places, self.config)[0, :n])
 
     def generate(self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
         """The assistant's answer to one user turn made of text and latents.
@@ -175,12 +175,12 @@ def load(directory: str | Path, step: int | None = None) -> LanguageModel:
 
 
 @partial(jax.jit, static_argnames=("config",))
-def _pool(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M X"]:
+def pool_windows(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M X"]:
     return apply(config, params, windows, method=lambda model, windows: model.pool(model.encode(windows), windows))
 
 
 @partial(jax.jit, static_argnames=("config",))
-def _project(params: Params, pooled: Float[Array, "B M X"], places: Places, config: ModelConfig) -> Float[Array, "B M D"]:
+def project_pooled(params: Params, pooled: Float[Array, "B M X"], places: Places, config: ModelConfig) -> Float[Array, "B M D"]:
     return apply(config, params, pooled, places, method=LCLM.project)
 
 

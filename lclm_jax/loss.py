@@ -35,6 +35,7 @@ def token_losses(
     return split(hidden, constrain(table, "logits", None), targets, weights)
 
 
+@jax.named_scope("loss")
 def _score(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int, entries: int) -> tuple[Array, Array]:
     """`token_losses` of one device's positions; entries of the table from `entries` on are padding."""
     shape, count = targets.shape, targets.size

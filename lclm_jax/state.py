@@ -7,7 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from lclm_jax.data.batch import empty_batch, empty_windows
@@ -26,9 +26,10 @@ class TrainState:
 
 
 def init_boxed(config: ModelConfig, rng: Array) -> Params:
-    """Random parameters in their boxes of logical axes."""
+    """Random parameters in their boxes of logical axes; made from one row, which no mesh splits."""
     batch = empty_batch(1, 8, empty_windows(1, 1, config.window_length, 1))
-    variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
     return variables["params"]
 
 
@@ -38,7 +39,7 @@ def _touch_all(model: LCLM, batch):
 
 def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
     """Shapes, dtypes and shardings of all parameters; nothing is allocated."""
-    boxed = jax.eval_shape(partial(init_boxed, config), jax.random.key(0))
+    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
         nn.meta.unbox(boxed),

@@ -36,9 +36,10 @@ def attend(
 
     `keys` are the places of a cache; None where a sequence attends to itself, its positions growing along every segment.
     """
-    if keys is not None:  # decoding: one query, or few
-        return reference(q, k, v, queries, keys, causal)
-    return BACKENDS.get(platform(), reference)(q, k, v, queries, queries, causal, axes)
+    with jax.named_scope("attend"):
+        if keys is not None:  # decoding: one query, or few
+            return reference(q, k, v, queries, keys, causal)
+        return BACKENDS.get(platform(), reference)(q, k, v, queries, queries, causal, axes)
 
 
 def reference(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes | None = None) -> Array:

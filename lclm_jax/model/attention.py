@@ -9,7 +9,10 @@ from lclm_jax.config import TransformerConfig
 from lclm_jax.model.attend import RowAxes, attend
 from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, residual_init, rotate
 from lclm_jax.model.masks import Places
+from lclm_jax.sharding import constrain
 from lclm_jax.typing import Array, Float, Int, typed
+
+CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")  # of keys and values
 
 
 @flax.struct.dataclass
@@ -59,6 +62,8 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k.astype(cache.keys.dtype), cache.end, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v.astype(cache.values.dtype), cache.end, axis=2)
             attended, written = attend(q, k, v, queries, cache.places, c.causal, self.axes), (k, v)
+        if written is not None:
+            written = jax.tree.map(lambda x: constrain(x, *CACHE_AXES[1:]), written)
         return jnp.einsum("BTNH,NHD->BTD", attended, o), written
 
 
