@@ -42,7 +42,7 @@ def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
     weights = np.random.default_rng(0).normal(size=q.shape).astype(np.float32) * (places.segments > 0)[..., None, None]
 
     def loss(q, k, v):
-        attended = way(q, k, v, places, places, causal, axes)
+        attended = way(q, k, v, places, causal, axes)
         return jnp.sum(attended * weights), attended
 
     run = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
@@ -72,11 +72,11 @@ def test_blocks_hold_no_whole_matrix_of_scores():
     q, k, v, places = inputs(2048)
 
     def loss(q, k, v):
-        return jnp.sum(attend.blocked(q, k, v, places, places, True, ("batch", "length")))
+        return jnp.sum(attend.blocked(q, k, v, places, True, ("batch", "length")))
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
     whole = ROWS * HEADS * 2048 * 2048 * 4
-    held = jax.jit(jax.grad(lambda *x: jnp.sum(attend.reference(*x, places, places, True)), argnums=(0, 1, 2)))
+    held = jax.jit(jax.grad(lambda *x: jnp.sum(attend.reference(*x, places, True)), argnums=(0, 1, 2)))
     assert held.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes > whole, "the yardstick must hold them"
     assert compiled.memory_analysis().temp_size_in_bytes < whole
 
@@ -88,6 +88,5 @@ def test_the_chips_of_the_mesh_decide(monkeypatch):
     monkeypatch.setattr(attend, "BACKENDS", ways)
     for name in ("tpu", "gpu", "cpu"):
         monkeypatch.setattr(attend, "platform", lambda name=name: name)
-        attend.attend(*tensors, None, True)
-        attend.attend(*tensors, tensors[3], True)  # a cache
+        attend.attend(*tensors, True)
     assert called == ["tpu", "gpu"]

@@ -16,7 +16,7 @@ from configs.lclm_0p6b_4b import config as published_config
 from configs.shapes import SHAPES
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.loss import token_losses
-from lclm_jax.model.attend import attend
+from lclm_jax.model.attend import attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
 from lclm_jax.model.masks import Places
@@ -71,21 +71,31 @@ def test_rotate():
     np.testing.assert_allclose(rotate(x, positions, 1e4), np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
 
 
+def softmax_attention(q, k, v, seen):
+    """By hand: query t of four heads reads the keys it sees of two heads."""
+    expected = np.zeros_like(q)
+    for t, n in np.ndindex(q.shape[1:3]):
+        weights = np.exp(k[0, n // 2] @ q[0, t, n] / np.sqrt(q.shape[-1])) * seen[t]
+        expected[0, t, n] = weights @ v[0, n // 2] / weights.sum()
+    return expected
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_attend(causal):
-    """Four query heads read two key heads; keys lie in another order than queries, as they do in a cache."""
+    """To itself, and after a cache whose keys lie in any order."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 3, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8)))
-    queries = Places(np.array([[1, 1, 2]]), np.array([[0, 2, 1]]))
-    keys = Places(np.array([[1, 2, 1, 0, 2, 1]]), np.array([[0, 0, 2, 0, 1, 1]]))
-    seen = [[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]]
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 3, 4, 8), (1, 2, 3, 8), (1, 2, 3, 8)))
+    cached = tuple(rng.normal(size=(1, 2, 6, 8)).astype(np.float32) for _ in range(2))
+    queries = Places(np.array([[1, 1, 2]]), np.array([[1, 2, 1]]))
+    own = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    places = Places(np.array([[1, 2, 1, 0, 2, 1]]), np.array([[0, 0, 2, 0, 1, 1]]))
+    seen = np.array([[1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])
     if not causal:
-        seen[0] = seen[1]
-    expected = np.zeros_like(q)
-    for t, n in np.ndindex(3, 4):
-        weights = np.exp(k[0, n // 2] @ q[0, t, n] / np.sqrt(8)) * seen[t]
-        expected[0, t, n] = weights @ v[0, n // 2] / weights.sum()
-    np.testing.assert_allclose(attend(q, k, v, queries, keys, causal), expected, rtol=1e-5, atol=1e-6)
+        own[0], seen[0] = own[1], seen[1]
+    np.testing.assert_allclose(attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6)
+    both = [np.concatenate([old, new], axis=2) for old, new in zip(cached, (k, v), strict=True)]
+    expected = softmax_attention(q, *both, np.concatenate([seen, own], axis=1))
+    np.testing.assert_allclose(attend_after(q, (k, v), queries, cached, places, causal), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_norm_computes_in_float32():

@@ -19,7 +19,7 @@ TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divid
 SAVED = "attended"  # name under which the layer's remat policy may keep what attention gave
 RowAxes = tuple[str, str | None]  # logical axes of the rows and of their positions
 
-Backend = Callable[..., Array]  # (q, k, v, queries, keys, causal, axes) -> [B T N H]
+Backend = Callable[..., Array]  # (q, k, v, places, causal, axes) -> [B T N H]
 
 
 @typed
@@ -28,27 +28,58 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     queries: Places,
-    keys: Places | None,
     causal: bool,
     axes: RowAxes = ("batch", "length"),
 ) -> Float[Array, "B T N H"]:
     """Softmax attention within segments, scores in float32, scaled by H ** -0.5. A query that sees nothing gets no meaning.
 
-    `keys` are the places of a cache; None where a sequence attends to itself, its positions growing along every segment.
+    A sequence attends to itself; its positions grow along every segment.
     """
     with jax.named_scope("attend"):
-        if keys is not None:  # decoding: one query, or few
-            return reference(q, k, v, queries, keys, causal)
-        return BACKENDS.get(platform(), reference)(q, k, v, queries, queries, causal, axes)
+        return BACKENDS.get(platform(), reference)(q, k, v, queries, causal, axes)
 
 
-def reference(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes | None = None) -> Array:
+@typed
+def attend_after(
+    q: Float[Array, "B T N H"],
+    own: tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]],
+    queries: Places,
+    cached: tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]],
+    places: Places,
+    causal: bool,
+) -> Float[Array, "B T N H"]:
+    """`attend` for the few tokens that follow a cache: to what it holds and to themselves.
+
+    The cache is read where it lies: it needs no room for these tokens yet, and nothing of it is copied.
+    """
+    with jax.named_scope("attend"):
+        b, t, n, h = q.shape
+        grouped = (q * h**-0.5).astype(q.dtype).reshape(b, t, own[0].shape[1], -1, h)
+
+        def scores(keys: Array, where: Places) -> Array:
+            dots = jnp.einsum("BTKGH,BKSH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
+            return jnp.where(attention_mask(queries, where, causal)[:, None, None], dots, jnp.finfo(jnp.float32).min)
+
+        def gather(shares: Array, values: Array) -> Array:
+            return jnp.einsum("BKGTS,BKSH->BTKGH", shares.astype(values.dtype), values, preferred_element_type=jnp.float32)
+
+        (keys, values), length = cached, places.segments.shape[1]
+        shares = jax.nn.softmax(jnp.concatenate([scores(keys, places), scores(own[0], queries)], axis=-1), axis=-1)
+        attended = gather(shares[..., :length], values) + gather(shares[..., length:], own[1])
+        return attended.reshape(b, t, n, h).astype(q.dtype)
+
+
+def reference(q, k, v, places: Places, causal: bool, axes: RowAxes | None = None) -> Array:
     """All scores at once."""
+    return _dense(q, k, v, places, places, causal)
+
+
+def _dense(q, k, v, queries: Places, keys: Places, causal: bool) -> Array:
     mask = attention_mask(queries, keys, causal)[:, None]
     return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask)
 
 
-def blocked(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes) -> Array:
+def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
     """The scores of a few queries at a time, made once more in the backward pass; for GPUs."""
 
     def local(q, k, v, queries, keys):
@@ -62,17 +93,17 @@ def blocked(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes)
 
         @jax.checkpoint
         def one(block):
-            return reference(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
+            return _dense(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
 
         attended = jax.lax.map(one, jax.tree.map(blocks, (q, queries)))
         return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
 
     query, key, at_query, at_key = _specs(axes)
     specs = (query, key, key, Places(at_query, at_query), Places(at_key, at_key))
-    return _on_shards(local, specs, query)(q, k, v, queries, keys)
+    return _on_shards(local, specs, query)(q, k, v, places, places)
 
 
-def splash(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
+def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
     """The kernel of jax.experimental.pallas.ops.tpu: no scores in memory, blocks of later positions skipped; for TPUs."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
@@ -99,7 +130,7 @@ def splash(q, k, v, queries: Places, keys: Places, causal: bool, axes: RowAxes, 
     query, key, at_query, at_key = _specs(axes)
     heads_first = PartitionSpec(query[0], query[2], query[1], None)
     scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype).swapaxes(1, 2)
-    inputs = (pad(scaled, 2), pad(k, 2), pad(v, 2), pad(queries.segments, 1), pad(keys.segments, 1))
+    inputs = (pad(scaled, 2), pad(k, 2), pad(v, 2), pad(places.segments, 1), pad(places.segments, 1))
     mesh = jax.sharding.get_abstract_mesh()
     told = None if mesh.empty else kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(query[2], query[1])))
     attended = _on_shards(local, (told, heads_first, key, key, at_query, at_key), heads_first)(kernel, *inputs)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.model.attend import RowAxes, attend
+from lclm_jax.model.attend import RowAxes, attend, attend_after
 from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, residual_init, rotate
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import constrain
@@ -27,11 +27,31 @@ class Cache:
     places: Places  # [B S] of every cached token; segment 0 is not written yet
     end: Int[Array, ""]  # where the next tokens are written
 
+    def layer(self, *read: Float[Array, "B K T H"]) -> tuple[Array, ...]:
+        """What one layer hands on of the tokens just read: their part of the cache, the whole of it where there was none."""
+        if self.keys is not None:
+            return read
+        room = ((0, 0), (0, 0), (0, self.places.segments.shape[1] - read[0].shape[2]), (0, 0))
+        return tuple(constrain(jnp.pad(x, room), *CACHE_AXES[1:]) for x in read)
+
+    def write(self, read: tuple[Array, Array], places: Places) -> "Cache":
+        """The cache with the tokens just read in it; `read` is what its layers handed on."""
+        count = places.segments.shape[1]
+        if self.keys is not None:
+            both = (self.keys, self.values)
+            read = tuple(_put(old, new.astype(old.dtype), self.end, 3) for old, new in zip(both, read, strict=True))
+        places = jax.tree.map(lambda old, new: _put(old, new, self.end, 1), self.places, places)
+        return Cache(*read, places, self.end + count)
+
+
+def _put(old: Array, new: Array, start: Array, axis: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+
 
 class Attention(nn.Module):
     """Grouped-query attention, with q/k norm (Qwen3) or without (Llama).
 
-    Returns its output and the keys and values it attended to.
+    Returns its output and, for a cache, the keys and values of x.
     """
 
     config: TransformerConfig
@@ -54,18 +74,8 @@ class Attention(nn.Module):
         q = rotate(q, queries.positions, c.rope_theta, c.rounded_rope)
         k = rotate(k, queries.positions, c.rope_theta, c.rounded_rope).swapaxes(1, 2)
         v = jnp.einsum("BTD,DKH->BKTH", x, v)
-        if cache is None:
-            attended, written = attend(q, k, v, queries, None, c.causal, self.axes), None
-        elif cache.keys is None or cache.values is None:
-            attended, written = attend(q, k, v, queries, None, c.causal, self.axes), (_with_room(k, cache), _with_room(v, cache))
+        if cache is None or cache.keys is None or cache.values is None:
+            attended = attend(q, k, v, queries, c.causal, self.axes)
         else:
-            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k.astype(cache.keys.dtype), cache.end, axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v.astype(cache.values.dtype), cache.end, axis=2)
-            attended, written = attend(q, k, v, queries, cache.places, c.causal, self.axes), (k, v)
-        if written is not None:
-            written = jax.tree.map(lambda x: constrain(x, *CACHE_AXES[1:]), written)
-        return jnp.einsum("BTNH,NHD->BTD", attended, o), written
-
-
-def _with_room(read: Float[Array, "B K T H"], cache: Cache) -> Float[Array, "B K S H"]:
-    return jnp.pad(read, ((0, 0), (0, 0), (0, cache.places.segments.shape[1] - read.shape[2]), (0, 0)))
+            attended = attend_after(q, (k, v), queries, (cache.keys, cache.values), cache.places, c.causal)
+        return jnp.einsum("BTNH,NHD->BTD", attended, o), None if cache is None else cache.layer(k, v)

@@ -1,7 +1,5 @@
 """The Qwen3 transformer: one stack, scanned over layers and rematerialised, that serves both towers."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,14 +80,9 @@ class Transformer(nn.Module):
         if cache is None:
             x, _ = self.layers(x, queries, None, None)
             return self.norm(x), None
-        places = jax.tree.map(partial(_write, start=cache.end), cache.places, queries)
-        read = None if cache.keys is None else (cache.keys, cache.values)
-        x, written = self.layers(x, queries, (places, cache.end), read)
-        return self.norm(x), Cache(*written, places, cache.end + x.shape[1])
-
-
-def _write(old: Array, new: Array, start: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+        held = None if cache.keys is None else (cache.keys, cache.values)
+        x, read = self.layers(x, queries, (cache.places, cache.end), held)
+        return self.norm(x), cache.write(read, queries)
 
 
 def empty_cache(batch: int, length: int) -> Cache:
