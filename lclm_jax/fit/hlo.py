@@ -30,7 +30,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*\})\}")
 
@@ -193,16 +193,31 @@ def _groups(attributes: str, devices: int) -> Sequence[Sequence[int]]:
     if printed := _MESH.search(attributes):
         return _mesh_groups(*printed.groups())
     if printed := _IOTA.search(attributes):
-        shape, dimensions, order = ([int(x) for x in part.split(",")] if part else None for part in printed.groups())
-        ids = np.arange(devices).reshape(dimensions)
-        return (ids if order is None else ids.transpose(order)).reshape(shape).tolist()
+        shape, dimensions, order = printed.groups()
+        return _iota(dimensions, order).reshape(_numbers(shape)).tolist()
     if printed := _LISTED.search(attributes):
-        return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", printed.group(1))]
-    return [list(range(devices))]  # `replica_groups={}`: everybody
+        return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", printed.group(1))]
+    if "replica_groups={}" in attributes:
+        return [list(range(devices))]  # everybody
+    raise HloError(f"expected groups of devices in one of the known spellings, got {attributes[:300]!r}")
 
 
-def _mesh_groups(axes: str, crossed: str) -> list[list[int]]:
-    """Groups printed as axes of a mesh: `mesh['a'=4,'b'=2] {'a'}`, or of a part of an axis: `{'a':(2)2}`."""
+def _numbers(printed: str) -> list[int]:
+    return [int(x) for x in printed.split(",")]
+
+
+def _iota(dimensions: str, order: str | None) -> np.ndarray:
+    """Device numbers printed as `[2,4]` or, transposed, `[2,4]T(1,0)`."""
+    shape = _numbers(dimensions)
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids if order is None else ids.transpose(_numbers(order))
+
+
+def _mesh_groups(axes: str, dimensions: str | None, order: str | None, crossed: str) -> list[list[int]]:
+    """Groups printed as axes of a mesh: `mesh['a'=4,'b'=2] {'a'}`, or of a part of an axis: `{'a':(2)2}`.
+
+    The mesh's devices may be in another order: `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", crossed)}
     whole = [name for name in re.findall(r"'([^']+)'", crossed) if name not in parts]
@@ -213,6 +228,6 @@ def _mesh_groups(axes: str, crossed: str) -> list[list[int]]:
         if name in parts or name in whole:
             met.append(len(shape) + 1)
         shape += [before, part, size // before // part]
-    ids = np.arange(math.prod(shape)).reshape(shape)
+    ids = (np.arange(math.prod(shape)) if dimensions is None else _iota(dimensions, order)).reshape(shape)
     rest = [i for i in range(len(shape)) if i not in met]
     return ids.transpose([*rest, *met]).reshape(-1, math.prod(shape[i] for i in met)).tolist()

@@ -13,7 +13,7 @@ from lclm_jax.fit.hlo import Collective, collectives
 from lclm_jax.fit.programs import Program
 from lclm_jax.fit.topology import compiler, slice_devices
 from lclm_jax.language_model import WINDOWS_AT_ONCE
-from lclm_jax.state import abstract_params
+from lclm_jax.state import count_parameters
 
 Figures = dict[str, Any]
 MFU = 0.4  # share of its peak that a slice is assumed to reach in training, by model FLOPs
@@ -42,7 +42,7 @@ def measure(program: Program, mfu: float = MFU) -> Figures:
         else:
             memory, sent = _memory(compiled.memory_analysis()), collectives(compiled.as_text(), dict(mesh.shape))
         seconds = time.perf_counter() - begun
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(program.config.model, mesh)))
+    parameters = count_parameters(program.config.model)
     model, attention = program.model_flops(), by_source.pop("attend", 0)
     figures = {
         **describe(program, dict(mesh.shape)),
@@ -151,20 +151,24 @@ def advise(program: Program, figures: Figures) -> list[str]:
     """What to turn when a program does not fit, the gentlest first."""
     if figures["fits"]:
         return []
-    config, chips = program.config, program.where.chips
-    advice = []
-    if program.job == "train":
-        batch = figures["mesh"]["data"] * figures["mesh"]["fsdp"]
-        if config.model.remat != "full":
-            advice.append("--set model.remat=full: layers keep only what enters them")
-        if figures["rows"] % (2 * config.run.micro_batches * batch) == 0:
-            advice.append(f"--set run.micro_batches={2 * config.run.micro_batches}: half of the activations at a time")
-        if figures["rows"] // batch <= config.run.micro_batches and chips > 1:
-            advice.append(f"--set mesh.context={2 * figures['mesh']['context']}: parts of each sequence on more chips")
-        if figures["mesh"]["fsdp"] * figures["mesh"]["context"] * figures["mesh"]["tensor"] < chips:
-            advice.append("--set mesh.data=1: parts of the model on all chips")
-        if config.run.loss_chunk > 256:
-            advice.append(f"--set run.loss_chunk={config.run.loss_chunk // 2}: fewer logits at once")
-    elif program.job != "compress":
-        advice.append("--set model.compression.ratio=...: a larger ratio makes cache and prefill smaller")
-    return [*advice, f"a slice of more chips than {chips}, or of chips with more memory than {figures['hbm_bytes'] / 2**30:.1f} GiB"]
+    config, chips, hbm = program.config, program.where.chips, figures["hbm_bytes"]
+    more = f"a slice of more chips than {chips}, or of chips with more memory than {hbm / 2**30:.1f} GiB"
+    if figures["argument_bytes"] > hbm and not (program.job == "train" and figures["mesh"]["data"] > 1):
+        return [f"{more}: what it is handed takes {figures['argument_bytes'] / 2**30:.1f} GiB already"]
+    if program.job != "train":
+        return ["--set model.compression.ratio=... : at a larger ratio cache and prefill are smaller", more]
+    advice, mesh, own = [], figures["mesh"], figures["rows"] // (figures["mesh"]["data"] * figures["mesh"]["fsdp"])
+    if mesh["data"] > 1:
+        advice.append(f"--set mesh.data=1 --set mesh.fsdp={mesh['data'] * mesh['fsdp']}: the model's parts on all chips")
+    if config.model.remat != "full":
+        advice.append("--set model.remat=full: layers keep only what enters them")
+    micro = config.run.micro_batches
+    while own % (2 * micro) == 0 and micro < config.run.micro_batches * figures["peak_bytes"] / hbm:
+        micro *= 2
+    if micro > config.run.micro_batches:
+        advice.append(f"--set run.micro_batches={micro}: fewer rows in memory at a time")
+    if own <= micro and mesh["fsdp"] > 1:
+        advice.append(f"--set mesh.context={2 * mesh['context']}: each sequence on more chips")
+    if config.run.loss_chunk > 256:
+        advice.append(f"--set run.loss_chunk={config.run.loss_chunk // 2}: fewer logits at once")
+    return [*advice, "--search: tries them", more]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
@@ -21,9 +22,10 @@ from lclm_jax.hardware import Slice
 from lclm_jax.language_model import WINDOWS_AT_ONCE, pool_windows
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.masks import Places
+from lclm_jax.model.transformer import cache_length
 from lclm_jax.optim import component, split_trained
 from lclm_jax.sharding import batch_sharding, make_mesh, to_spec
-from lclm_jax.state import abstract_params, abstract_state
+from lclm_jax.state import abstract_params, abstract_state, init_boxed
 from lclm_jax.train import train_step
 
 ROOM = 1024  # positions of a cache for what is asked and answered about a context
@@ -103,8 +105,8 @@ def serve(program: Program) -> Program:
 
 def trained_parts(config: Config, stage: StageConfig) -> set[str]:
     """Which of encoder, adapter and decoder a stage trains."""
-    mesh = make_mesh(MeshConfig(), jax.devices("cpu")[:1])
-    return {component(path) for path in split_trained(abstract_params(config.model, mesh), stage)[0]} - {"head"}
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
+    return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
 
 
 def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:
@@ -135,8 +137,7 @@ def prefill_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
 def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
     """One more token after a context of so many tokens."""
     c, where = config.decoder, _replicated(mesh)
-    length = count_latents(context, config) + ROOM
-    length += -length % mesh.shape["context"]
+    length = cache_length(count_latents(context, config) + ROOM)
     split = NamedSharding(mesh, to_spec(CACHE_AXES))
     cached = _shape((c.layers, 1, c.kv_heads, length, c.head_dim), config.dtype, split)
     places = _shape((1, length), jnp.int32, where)

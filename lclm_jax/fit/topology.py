@@ -9,7 +9,13 @@ from jax.experimental import topologies
 from lclm_jax.errors import UserError
 from lclm_jax.hardware import Slice
 
-TPU_ENVIRONMENT = {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}  # no lock file, no question to a metadata server
+# Of libtpu: no lock file, no question to a metadata server, and no warnings that this machine is none of a slice.
+TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
 
 # Of both Hopper cards, as NVIDIA's programming guide and data sheets have them (compute capability 9.0, SXM).
 HOPPER = """
@@ -49,7 +55,10 @@ class TopologyError(UserError):
 
 def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
-    return _gpus(where) if where.chip.kind == "gpu" else _tpus(where)
+    devices = _gpus(where) if where.chip.kind == "gpu" else _tpus(where)
+    if len(devices) != where.chips:
+        raise TopologyError(f"expected {where.chips} devices of {where}, its compiler has {len(devices)}: it sees cores, not chips")
+    return devices
 
 
 def _tpus(where: Slice) -> list[Any]:
