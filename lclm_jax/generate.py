@@ -100,8 +100,24 @@ def generate_tokens(
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[Array, "B steps"], Int[Array, "B"]]:
     """Up to `steps` new tokens a row and how many of them count, a stop token excluded."""
-    rows = len(prompt.tokens)
     logits, cache = prefill(params, prompt, config, steps)
+    return continue_tokens(params, logits, prompt.lengths, cache, config, steps, stop, rng, sampling)
+
+
+@partial(jax.jit, static_argnames=("config", "steps", "sampling", "stop"))
+def continue_tokens(
+    params: Params,
+    logits: Float[Array, "B V"],
+    lengths: Int[Array, "B"],
+    cache: Cache,
+    config: ModelConfig,
+    steps: int,
+    stop: tuple[int, ...],
+    rng: Array,
+    sampling: Sampling = Sampling(),
+) -> tuple[Int[Array, "B steps"], Int[Array, "B"]]:
+    """`generate_tokens` after a prefill: from the scores and the cache it left, with room for `steps`, and the prompts' lengths."""
+    rows = len(logits)
 
     def unfinished(carry):
         step, _, _, _, _, _, ended, _ = carry
@@ -117,7 +133,7 @@ def generate_tokens(
         ended = ended | jnp.isin(token, jnp.array(stop))
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
         seen = seen.at[jnp.arange(rows), token].set(True)
-        logits, cache = decode_step(params, token, prompt.lengths + step, cache, config)
+        logits, cache = decode_step(params, token, lengths + step, cache, config)
         return step + 1, logits, cache, out, counts + ~ended, seen, ended, rng
 
     out = jnp.zeros((rows, steps), jnp.int32)

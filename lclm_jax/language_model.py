@@ -102,7 +102,7 @@ class LanguageModel:
             parts = parse_memory(content, self.tokenizer) if isinstance(content, str) else content
             prepared.append({"role": message["role"], "content": self._hold(parts, latents)})
         record = render_chat(prepared, self.tokenizer, generate=True)
-        return self._answer([record], [latents], max_tokens, sampling, seed)[0]
+        return self._answer(self._prompt([record], [latents]), max_tokens, sampling, seed)[0]
 
     def complete(
         self, parts: str | Latents | Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
@@ -111,13 +111,17 @@ class LanguageModel:
         latents: list[Latents] = []
         listed = [parts] if isinstance(parts, (str, Latents)) else parts
         record = [Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part for part in self._hold(listed, latents)]
-        return self._answer([record], [latents], max_tokens, sampling, seed)[0]
+        return self._answer(self._prompt([record], [latents]), max_tokens, sampling, seed)[0]
 
     def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
         """Greedy continuations of a batch of records."""
+        return self._answer(self.read(records), max_tokens, GREEDY, 0)
+
+    def read(self, records: Sequence[Sequence[Span]]) -> Prompt:
+        """A batch of records as `generate_tokens` reads them, their contexts compressed."""
         all_latents: list[list[Latents]] = [[] for _ in records]
         held = [self._hold(record, latents) for record, latents in zip(records, all_latents, strict=True)]
-        return self._answer(held, all_latents, max_tokens, GREEDY, 0)
+        return self._prompt(held, all_latents)
 
     def _hold(self, parts: Iterable, latents: list[Latents]) -> list:
         """Compresses contexts, moves all latents into `latents`, and leaves slots in their place."""
@@ -133,10 +137,7 @@ class LanguageModel:
             held.append(part)
         return held
 
-    def _answer(
-        self, records: Sequence[Sequence[Span]], latents: Sequence[Sequence[Latents]], steps: int, sampling: Sampling, seed: int
-    ) -> list[str]:
-        prompt = self._prompt(records, latents)
+    def _answer(self, prompt: Prompt, steps: int, sampling: Sampling, seed: int) -> list[str]:
         longest, most = int(prompt.lengths.max()), self.config.decoder.max_positions
         if longest + steps > most:
             raise ValueError(

@@ -1,0 +1,193 @@
+"""Training, encoding, first token and decoding beside plain PyTorch code of the same shapes: python -m launch.bench
+
+Both sides have the same weights, read the same arrays, compute in float32 and use all cores. Before anything is timed they
+must agree on the loss, the pooled states, the scores of the first token and the answer. In every round each step is timed in
+torch and at once in ours, and a ratio is of such a pair, so that what else the machine does meets both. Needs torch: make bench
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from rich.table import Table
+
+from launch.bench_torch import Theirs
+from launch.bench_work import Sizes, Work, make_work, needed_flops, sizes
+from lclm_jax.command import run, show_table
+from lclm_jax.data.corpus import train_tokenizer
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.errors import UserError
+from lclm_jax.generate import continue_tokens, prefill
+from lclm_jax.language_model import LanguageModel, pool_windows
+from lclm_jax.optim import flatten
+from lclm_jax.progress import track
+from lclm_jax.sharding import make_mesh
+from lclm_jax.state import begin_stage, init_params
+from lclm_jax.train import objective, train_step
+from lclm_jax.typing import Array, Params
+
+AIMS = {"train step": 1.3, "encode": 1.3, "first token": 1.3, "decode": 2.0}  # times torch's speed
+TOLERANCE = 1e-4
+MATMUL = 2048  # rows and columns of the product whose best speed is the machine's peak
+PAUSE = 0.1  # seconds before a measurement, in which the other side's threads stop to look for work
+
+
+class Side(Protocol):
+    """Each step is made ready and returned as the function to be timed."""
+
+    def train(self) -> Callable[[], Any]: ...
+    def encode(self) -> Callable[[], Any]: ...
+    def first_token(self) -> Callable[[], Any]: ...
+    def decode(self) -> Callable[[], Any]: ...
+    def results(self) -> dict[str, np.ndarray]: ...
+
+
+class Ours:
+    """lclm_jax as training and its users call it."""
+
+    def __init__(self, work: Work, params: Params, tokenizer: Tokenizer):
+        self.work, self.params = work, params
+        self.model = LanguageModel(work.model, params, tokenizer)
+        (stage,) = work.config.stages
+        self.mesh = make_mesh(work.config.mesh)
+        self.step = jax.jit(partial(train_step, config=work.config, stage=stage), donate_argnums=0)
+        with jax.set_mesh(self.mesh):
+            self.state = begin_stage(jax.tree.map(jnp.copy, params), work.config, stage, self.mesh)  # a step donates its state
+
+    def train(self) -> Callable[[], Any]:
+        def step():
+            with jax.set_mesh(self.mesh):
+                self.state, metrics = self.step(self.state, self.work.batch)
+            return jax.block_until_ready((self.state, metrics))
+
+        return step
+
+    def encode(self) -> Callable[[], Any]:
+        return lambda: np.asarray(pool_windows(self.params, self.work.windows, self.work.model))
+
+    def first_token(self) -> Callable[[], Any]:
+        return lambda: self.model.complete_records([self.work.prompt], max_tokens=1)
+
+    def decode(self) -> Callable[[], Any]:
+        logits, lengths, cache = jax.block_until_ready(self.prefill())
+        rng, answer, model = jax.random.key(0), self.work.answer, self.work.model
+        return lambda: np.asarray(continue_tokens(self.params, logits, lengths, cache, model, answer, (), rng)[0])
+
+    def prefill(self) -> tuple[Array, Array, Any]:
+        """Scores, length and cache of the prompt."""
+        prompt = self.model.read([self.work.prompt])
+        logits, cache = prefill(self.params, prompt, self.work.model, self.work.answer)
+        return logits, jnp.asarray(prompt.lengths), cache
+
+    def results(self) -> dict[str, np.ndarray]:
+        loss, _ = jax.jit(partial(objective, frozen={}, config=self.work.config))(flatten(self.params), batch=self.work.batch)
+        logits, _, _ = self.prefill()
+        return {"loss": np.asarray(loss), "pooled": self.encode()(), "first scores": np.asarray(logits), "answer": self.decode()()}
+
+
+def prepare(sizes: Sizes) -> tuple[Work, Ours, Theirs]:
+    """Both sides with the same random weights."""
+    tokenizer = train_tokenizer(["benchmark"], 512)
+    work = make_work(sizes, tokenizer)
+    params = init_params(work.model, make_mesh(work.config.mesh), seed=0)
+    return work, Ours(work, params, tokenizer), Theirs(work, params)
+
+
+def check_agreement(ours: Side, theirs: Side) -> dict[str, float]:
+    """The largest difference of each result, as a share of its largest value. Raises UserError beyond TOLERANCE."""
+    mine, others = ours.results(), theirs.results()
+    shares = {name: float(np.max(np.abs(x - others[name])) / np.max(np.abs(x))) for name, x in mine.items()}
+    if max(shares.values()) > TOLERANCE:
+        raise UserError(f"expected both sides to agree to {TOLERANCE} before they are timed, they differ by {shares}")
+    return shares
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Seconds of one step in every round."""
+
+    torch: list[float]
+    ours: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times torch's speed, pair by pair."""
+        return [theirs / mine for theirs, mine in zip(self.torch, self.ours, strict=True)]
+
+
+def measure(ours: Side, theirs: Side, rounds: int) -> tuple[dict[str, Figures], float]:
+    """Figures of every step, and the most FLOPs a second that a plain product reached in any round; the first warms up."""
+    calls = {"train step": "train", "encode": "encode", "first token": "first_token", "decode": "decode"}
+    figures, peak = {name: Figures([], []) for name in calls}, 0.0
+    for i in track(range(rounds + 1), "rounds"):
+        peak = max(peak, *(2 * MATMUL**3 / timed(product) for product in products()))
+        for name, method in calls.items():
+            for seconds, side in ((figures[name].torch, theirs), (figures[name].ours, ours)):
+                spent = timed(getattr(side, method)())
+                if i:
+                    seconds.append(spent)
+    return figures, peak
+
+
+def products() -> Sequence[Callable[[], Any]]:
+    """The same product by numpy, jax and torch."""
+    x = np.ones((MATMUL, MATMUL), np.float32)
+    a, b = jnp.asarray(x), torch.from_numpy(x)
+    return (lambda: x @ x), (lambda: (a @ a).block_until_ready()), (lambda: b @ b)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    time.sleep(PAUSE)
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def tabulate(figures: dict[str, Figures], flops: dict[str, float], peak: float) -> Table:
+    table = Table("step", "torch, s", "ours, s", "times torch's speed", "aim", "met", "share of peak: torch", "ours")
+    for name, step in figures.items():
+        ratio, aim = median(step.ratios), AIMS[name]
+        shares = [f"{flops[name] / median(seconds) / peak:.0%}" for seconds in (step.torch, step.ours)]
+        spreads = [spread(x) for x in (step.torch, step.ours, step.ratios)]
+        table.add_row(name, *spreads, f"{aim}", "yes" if ratio >= aim else "no", *shares)
+    return table
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of each step (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    arguments = parser.parse_args()
+    work, ours, theirs = prepare(sizes())
+    differences = check_agreement(ours, theirs)
+    figures, peak = measure(ours, theirs, arguments.rounds)
+    flops = needed_flops(work)
+    show_table(tabulate(figures, flops, peak))
+    sys.stdout.write(
+        f"{arguments.rounds} rounds, median (least-most); {torch.get_num_threads()} threads; matmul peak {peak / 1e9:.0f} GFLOP/s in "
+        f"float32; {work.answer / median(figures['decode'].ours):.0f} tokens a second decoded, "
+        f"{work.answer / median(figures['decode'].torch):.0f} in torch; sides differ by at most {max(differences.values()):.1g}\n"
+    )
+    if arguments.json:
+        steps = {name: {**asdict(step), "ratios": step.ratios, "flops": flops[name]} for name, step in figures.items()}
+        arguments.json.write_text(json.dumps({"steps": steps, "peak": peak, "differences": differences, "aims": AIMS}, indent=2))
+
+
+if __name__ == "__main__":
+    run(main)

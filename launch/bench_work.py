@@ -1,0 +1,112 @@
+"""What `launch.bench` times: a model, a packed row, a pass of the encoder, a prompt and its answer, and the FLOPs they need."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, RunConfig, StageConfig, TransformerConfig
+from lclm_jax.cost import Flops, adapter_flops, layer_flops
+from lclm_jax.data.batch import Batch, Windows
+from lclm_jax.data.packing import Budget, assemble, fill_row
+from lclm_jax.data.spans import Context, Example, Plain, Span, lay_out
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.language_model import WINDOWS_AT_ONCE
+
+# Of each example of the row: tokens read first and tokens trained on, in positions of the row, and between them its context,
+# in windows.
+EXAMPLES = ((0.03, 0.24, 1.6), (0.03, 0.13, 0.35), (0.03, 0.2, 1.0), (0.03, 0.16, 0.8))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    model: ModelConfig
+    positions: int = 2048  # of the row
+    windows: int = 4  # of the row
+    context: int = 8  # windows of the prompt's context
+    question: int = 62  # tokens of the prompt after it
+    answer: int = 64  # tokens
+
+
+def sizes() -> Sizes:
+    """The published shapes scaled down: an encoder half as wide as the decoder and with fewer layers, grouped queries, MLPs
+    3 and 3.75 times as wide as the stream, about as many positions for the encoder as for the decoder."""
+    common: dict[str, Any] = {"vocab": 16384, "head_dim": 64, "initializer_range": 0.02}
+    encoder = TransformerConfig(**common, width=256, layers=4, heads=8, kv_heads=4, mlp=768)
+    decoder = TransformerConfig(**common, width=512, layers=6, heads=12, kv_heads=3, mlp=1920)
+    return Sizes(ModelConfig(encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="none"))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The arrays both sides read."""
+
+    config: Config
+    batch: Batch  # one packed row
+    windows: Windows  # full ones, as many as are encoded at once
+    prompt: list[Span]  # a context of whole windows and a question
+    context: Windows  # of the prompt
+    asked: Example  # the prompt as the decoder reads it
+    answer: int  # tokens that follow
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.config.model
+
+
+def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
+    """Random tokens, laid out and packed as ever; both towers and the adapter are trained."""
+    rng, model = np.random.default_rng(seed), sizes.model
+    window = model.compression.window
+
+    def tokens(count: float) -> np.ndarray:
+        return rng.integers(0, model.decoder.vocab, int(count)).astype(np.int32)
+
+    def pack(records: list[list[Span]], positions: int, windows: int) -> Batch:
+        examples = [lay_out(record, model, tokenizer.memory) for record in records]
+        return assemble([fill_row(Budget.of(model, positions, windows), examples)])
+
+    row: list[list[Span]] = [
+        [
+            Plain(tokens(before * sizes.positions)),
+            Context(tokens(context * window)),
+            Plain(tokens(trained * sizes.positions), trained=True),
+        ]
+        for before, trained, context in EXAMPLES
+    ]
+    rates = tuple(Group(f"{part}/.*", 1e-4) for part in ("encoder", "adapter", "decoder"))
+    stage = StageConfig("bench", steps=1000, groups=rates, streams=(), warmup=1)
+    full: list[Span] = [Context(tokens(WINDOWS_AT_ONCE * window))]
+    prompt: list[Span] = [Context(tokens(sizes.context * window)), Plain(tokens(sizes.question))]
+    return Work(
+        Config(model, (stage,)),
+        pack(row, sizes.positions, sizes.windows),
+        pack([full], WINDOWS_AT_ONCE * window, WINDOWS_AT_ONCE).windows,
+        prompt,
+        pack([prompt], sizes.context * window, sizes.context).windows,
+        lay_out(prompt, model, tokenizer.memory),
+        sizes.answer,
+    )
+
+
+def needed_flops(work: Work) -> dict[str, float]:
+    """What each step cannot do without: examples do not see each other, only trained positions have logits."""
+    model, batch = work.model, work.batch
+    encoder, decoder = model.encoder, model.decoder
+    head = Flops(2.0 * decoder.width * decoder.vocab)
+
+    def read_all(config: TransformerConfig, segments: np.ndarray) -> Flops:
+        lengths = [count for row in segments.reshape(-1, segments.shape[-1]) for count in np.bincount(row)[1:].tolist()]
+        return sum((layer_flops(config, length) for length in lengths), Flops())
+
+    forward = read_all(encoder, batch.windows.segments) + read_all(decoder, batch.segments)
+    forward += adapter_flops(model, int((batch.slots >= 0).sum())) + head.times(float(batch.weights.sum()))
+    windows, latents, length = work.context.tokens.shape[1], int((work.asked.slots >= 0).sum()), len(work.asked)
+    encode = layer_flops(encoder, model.compression.window)
+    first = encode.times(windows) + adapter_flops(model, latents) + layer_flops(decoder, length) + head
+    after = length + work.answer - 1
+    longer, shorter = layer_flops(decoder, after), layer_flops(decoder, length)
+    answer = longer + shorter.times(-1.0) + head.times(work.answer - 1)
+    steps = {"train step": forward.times(3), "encode": encode.times(work.windows.tokens.shape[1])}
+    steps |= {"first token": first, "decode": answer}
+    return {name: flops.total for name, flops in steps.items()}
