@@ -29,11 +29,11 @@ class Sizes:
 
 
 def sizes() -> Sizes:
-    """The published shapes scaled down: an encoder half as wide as the decoder and with fewer layers, grouped queries, MLPs
-    3 and 3.75 times as wide as the stream, about as many positions for the encoder as for the decoder."""
+    """The published shapes scaled down: an encoder half as wide as the decoder, grouped queries, MLPs 3 and 3.75 times
+    as wide as the stream, as many positions for the encoder as for the decoder and several examples in a row."""
     common: dict[str, Any] = {"vocab": 16384, "head_dim": 64, "initializer_range": 0.02}
     encoder = TransformerConfig(**common, width=256, layers=4, heads=8, kv_heads=4, mlp=768)
-    decoder = TransformerConfig(**common, width=512, layers=6, heads=12, kv_heads=3, mlp=1920)
+    decoder = TransformerConfig(**common, width=512, layers=4, heads=12, kv_heads=3, mlp=1920)
     return Sizes(ModelConfig(encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="none"))
 
 

@@ -13,7 +13,7 @@ from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
-WAYS = {"blocked": attend.blocked, "splash": partial(attend.splash, interpret=True)}
+WAYS = {"blocked": attend.blocked, "stretched": attend.stretched, "splash": partial(attend.splash, interpret=True)}
 MESHES = {
     "no mesh": None,
     "rows": MeshConfig(data=2, fsdp=1),

@@ -1,9 +1,11 @@
-"""Attention within segments: one function, and three ways to compute it, chosen by the chips of the mesh in scope.
+"""Attention within segments: one function, and four ways to compute it, chosen by the chips of the mesh in scope.
 
-All of them are equal; they differ in what they hold in memory: all scores at once, those of a block of queries, or none.
+All of them are equal; they differ in what they hold in memory: all scores at once, those of a block of queries and all keys or
+the keys it may read, or none.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from lclm_jax.sharding import platform, splits, to_spec
 from lclm_jax.typing import Array, Float, typed
 
 QUERIES_AT_ONCE = 256  # of `blocked`
+STRETCH = 128  # of `stretched`: queries at once, and the shortest stretch of keys
 TILE = 128  # what the lengths of `splash` and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
 SAVED = "attended"  # name under which the layer's remat policy may keep what attention gave
@@ -103,6 +106,57 @@ def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
     return _on_shards(local, specs, query)(q, k, v, places, places)
 
 
+def stretched(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
+    """A few queries at a time against the stretch of keys that they may read, made once more in the backward pass; for CPUs.
+
+    Packed examples are short beside their row: most of the scores are never made. Stretches are of few lengths, each of them
+    compiled. Heads that share keys and values lie side by side in one product.
+    """
+
+    def local(q, k, v, queries, keys):
+        (b, t, n, h), (kv_heads, s) = q.shape, k.shape[1:3]
+        size = min(t, STRETCH)
+        lengths = [min(s, size << i) for i in range(max(0, -(-s // size) - 1).bit_length() + 1)]
+        k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)  # so that gradients of the blocks add up in float32
+
+        def blocks(x):
+            x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
+            return x.reshape(b, -1, size, *x.shape[2:])
+
+        def read(length, q, k, v, queries, keys, first):
+            start = jnp.minimum(first, s - length)
+            k, v = (jax.lax.dynamic_slice_in_dim(x, start, length, 1) for x in (k, v))
+            keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), keys)
+            scores = jnp.einsum("KXH,KSH->KXS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * h**-0.5
+            mask = jnp.tile(attention_mask(queries, keys, causal)[0], (n // kv_heads, 1))
+            shares = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+            return jnp.einsum("KXS,KSH->KXH", shares.astype(q.dtype), v.astype(q.dtype))
+
+        def one_row(row):
+            q, k, v, queries, keys = row
+
+            @jax.checkpoint
+            def one(block):
+                q, queries = block
+                seen = jnp.any(attention_mask(queries, keys, causal)[0], axis=0)
+                first, last = jnp.argmax(seen), s - jnp.argmax(seen[::-1])
+                needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)
+                return jax.lax.switch(needed, [partial(read, length) for length in lengths], q, k, v, queries, keys, first)
+
+            return jax.lax.map(one, (q, queries))
+
+        heads = (b, -1, size, kv_heads, n // kv_heads, h)
+        q = jnp.moveaxis(blocks(q).reshape(heads), 2, 4).reshape(b, -1, kv_heads, n // kv_heads * size, h)
+        queries = jax.tree.map(lambda x: blocks(x)[:, :, None], queries)
+        attended = jax.lax.map(one_row, (q, k32, v32, queries, jax.tree.map(lambda x: x[:, None], keys)))
+        attended = jnp.moveaxis(attended.reshape(b, -1, kv_heads, n // kv_heads, size, h), 4, 2)
+        return attended.reshape(b, -1, n, h)[:, :t]
+
+    query, key, at_query, at_key = _specs(axes)
+    specs = (query, key, key, Places(at_query, at_query), Places(at_key, at_key))
+    return _on_shards(local, specs, query)(q, k, v, places, places)
+
+
 def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
     """The kernel of jax.experimental.pallas.ops.tpu: no scores in memory, blocks of later positions skipped; for TPUs."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
@@ -155,4 +209,4 @@ def _on_shards(local: Callable[..., Array], specs: tuple, out: PartitionSpec) ->
     return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)
 
 
-BACKENDS: dict[str, Backend] = {"tpu": splash, "gpu": blocked, "cuda": blocked}
+BACKENDS: dict[str, Backend] = {"cpu": stretched, "tpu": splash, "gpu": blocked, "cuda": blocked}
