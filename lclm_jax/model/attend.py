@@ -107,54 +107,99 @@ def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
 
 
 def stretched(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
-    """A few queries at a time against the stretch of keys that they may read, made once more in the backward pass; for CPUs.
+    """A few queries at a time against the stretch of keys they may read, once more in the backward pass; for CPUs.
 
-    Packed examples are short beside their row: most of the scores are never made. Stretches are of few lengths, each of them
-    compiled. Heads that share keys and values lie side by side in one product.
+    Packed examples are short beside their row: most scores are never made. Stretches have few lengths, each compiled by
+    itself. Heads that share keys and values lie side by side in one product.
     """
 
     def local(q, k, v, queries, keys):
-        (b, t, n, h), (kv_heads, s) = q.shape, k.shape[1:3]
+        (b, t, n, h), groups = q.shape, k.shape[1]
         size = min(t, STRETCH)
-        lengths = [min(s, size << i) for i in range(max(0, -(-s // size) - 1).bit_length() + 1)]
-        k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)  # so that gradients of the blocks add up in float32
 
         def blocks(x):
             x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
             return x.reshape(b, -1, size, *x.shape[2:])
 
-        def read(length, q, k, v, queries, keys, first):
-            start = jnp.minimum(first, s - length)
-            k, v = (jax.lax.dynamic_slice_in_dim(x, start, length, 1) for x in (k, v))
-            keys = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), keys)
-            scores = jnp.einsum("KXH,KSH->KXS", q, k.astype(q.dtype), preferred_element_type=jnp.float32) * h**-0.5
-            mask = jnp.tile(attention_mask(queries, keys, causal)[0], (n // kv_heads, 1))
-            shares = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-            return jnp.einsum("KXS,KSH->KXH", shares.astype(q.dtype), v.astype(q.dtype))
-
-        def one_row(row):
-            q, k, v, queries, keys = row
-
-            @jax.checkpoint
-            def one(block):
-                q, queries = block
-                seen = jnp.any(attention_mask(queries, keys, causal)[0], axis=0)
-                first, last = jnp.argmax(seen), s - jnp.argmax(seen[::-1])
-                needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)
-                return jax.lax.switch(needed, [partial(read, length) for length in lengths], q, k, v, queries, keys, first)
-
-            return jax.lax.map(one, (q, queries))
-
-        heads = (b, -1, size, kv_heads, n // kv_heads, h)
-        q = jnp.moveaxis(blocks(q).reshape(heads), 2, 4).reshape(b, -1, kv_heads, n // kv_heads * size, h)
-        queries = jax.tree.map(lambda x: blocks(x)[:, :, None], queries)
-        attended = jax.lax.map(one_row, (q, k32, v32, queries, jax.tree.map(lambda x: x[:, None], keys)))
-        attended = jnp.moveaxis(attended.reshape(b, -1, kv_heads, n // kv_heads, size, h), 4, 2)
-        return attended.reshape(b, -1, n, h)[:, :t]
+        heads_first = jnp.moveaxis(blocks(q.reshape(b, t, groups, -1, h)), 2, 4).reshape(b, -1, groups, n // groups * size, h)
+        one_row = partial(_read_row, causal)
+        rows = (heads_first, k, v, jax.tree.map(blocks, queries), keys)
+        attended = jax.lax.map(lambda row: one_row(*row), rows).reshape(b, -1, groups, n // groups, size, h)
+        return jnp.moveaxis(attended, 4, 2).reshape(b, -1, n, h)[:, :t]
 
     query, key, at_query, at_key = _specs(axes)
     specs = (query, key, key, Places(at_query, at_query), Places(at_key, at_key))
     return _on_shards(local, specs, query)(q, k, v, places, places)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _read_row(causal: bool, q: Array, k: Array, v: Array, queries: Places, keys: Places) -> Array:
+    """What blocks of one row's queries [I K X H] read of k and v [K S H]; X is the queries of all heads that share a key."""
+
+    def read(start, length, q, queries):
+        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
+        shares = _shares(q, stretch(k), queries, keys, start, causal)
+        return jnp.einsum("KXS,KSH->KXH", shares.astype(v.dtype), stretch(v))
+
+    return jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
+
+
+def _read_row_forward(causal, q, k, v, queries, keys):
+    attended = _read_row(causal, q, k, v, queries, keys)
+    return attended, (q, k, v, queries, keys, attended)
+
+
+def _read_row_backward(causal, kept, gradient):
+    q, k, v, queries, keys, attended = kept
+
+    def read(start, length, sums, q, queries, attended, gradient):
+        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
+        shares = _shares(q, stretch(k), queries, keys, start, causal)
+        by_share = jnp.einsum("KXH,KSH->KXS", gradient, stretch(v), preferred_element_type=jnp.float32)
+        mean = jnp.sum(gradient.astype(jnp.float32) * attended.astype(jnp.float32), axis=-1, keepdims=True)
+        by_score = (shares * (by_share - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
+        by_key = jnp.einsum("KXS,KXH->KSH", by_score, q, preferred_element_type=jnp.float32)
+        by_value = jnp.einsum("KXS,KXH->KSH", shares.astype(q.dtype), gradient, preferred_element_type=jnp.float32)
+        sums = tuple(
+            jax.lax.dynamic_update_slice_in_dim(total, stretch(total) + some, start, axis=1)
+            for total, some in zip(sums, (by_key, by_value), strict=True)
+        )
+        return sums, jnp.einsum("KXS,KSH->KXH", by_score, stretch(k))
+
+    def one(sums, block):
+        return _on_stretch(read, block[1], keys, causal, sums, *block)
+
+    nothing = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    (by_key, by_value), by_query = jax.lax.scan(one, nothing, (q, queries, attended, gradient))
+    return by_query, by_key.astype(k.dtype), by_value.astype(v.dtype), None, None
+
+
+_read_row.defvjp(_read_row_forward, _read_row_backward)
+
+
+def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *inputs):
+    """`read(start, length, *inputs)` on a stretch that holds all keys [S] these queries may read."""
+    size, s = queries.segments.shape[0], keys.segments.shape[0]
+    lengths = [min(s, size << i) for i in range((-(-s // size) - 1).bit_length() + 1)]
+    seen = jnp.any(_row_mask(queries, keys, causal), axis=0)
+    first, last = jnp.argmax(seen), s - jnp.argmax(seen[::-1])
+    needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)
+    ways = [lambda *x, length=length: read(jnp.minimum(first, s - length), length, *x) for length in lengths]
+    return jax.lax.switch(needed, ways, *inputs)
+
+
+def _shares(q: Array, k: Array, queries: Places, keys: Places, start: Array, causal: bool) -> Array:
+    """What part of each key's value [K X S] goes to a query; `k` is the stretch of keys from `start` on."""
+    scores = jnp.einsum("KXH,KSH->KXS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, k.shape[1]), keys)
+    mask = jnp.tile(_row_mask(queries, here, causal), (q.shape[1] // len(queries.segments), 1))
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def _row_mask(queries: Places, keys: Places, causal: bool) -> Array:
+    """`attention_mask` of one row's places."""
+    queries, keys = jax.tree.map(lambda x: x[None], (queries, keys))
+    return attention_mask(queries, keys, causal)[0]
 
 
 def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
