@@ -162,7 +162,7 @@ def _run_stage(
     step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0, out_shardings=where)
     recorder = Recorder(config, stage, lines, batches)
     begun = int(state.step)
-    with progress_bar(stage.name, stage.steps, begun) as bar:
+    with progress_bar(stage.name, stage.steps, begun, shown=first()) as bar:
         for step in range(begun + 1, stage.steps + 1):
             with recorder.waiting():
                 own = next(batches)
