@@ -37,6 +37,7 @@ WORKER = "LCLM_JAX_WORKER"  # set by the parent
 KEPT = 500  # lines of the worker's output in which the parent looks for who died
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
+FATAL = "Terminating process because the JAX distributed service detected fatal errors"
 AGAIN = "Start the job again: it continues from its newest checkpoint."
 
 
@@ -162,7 +163,7 @@ def last_word(job: Job, status: int, said: str) -> str:
 
 def dead_processes(said: str) -> list[int]:
     """The processes that the runtime's last message calls dead, or first to leave; none when it names none."""
-    message = said[said.rfind("Terminating process because the JAX distributed service detected fatal errors") :]
+    message = said.rpartition(FATAL)[2] if FATAL in said else ""
     if listed := re.search(r"unhealthy \(stopped sending heartbeats\):\n((?:\d+\n)+)", message):
         return sorted(map(int, listed[1].split()))
     if named := re.search(r"Task (\d+) heartbeat timeout|first task at the barrier: (\d+)", message):

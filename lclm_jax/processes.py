@@ -16,7 +16,7 @@ class ProcessError(UserError):
     """Process 0 could not do what all processes need."""
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this is the process that writes what is written once."""
     return jax.process_index() == 0
 
@@ -28,7 +28,7 @@ def once(name: str, task: Callable[[], None]):
     key = f"lclm_jax/once/{next(_tasks)}"
     client = global_state.client
     assert client is not None
-    if not first():
+    if not is_first():
         if client.blocking_key_value_get(key, _PATIENCE) != "done":
             raise ProcessError(f"process 0 failed to {name}; its output says why")
         return None

@@ -26,7 +26,7 @@ from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
-from lclm_jax.processes import first, once
+from lclm_jax.processes import is_first, once
 from lclm_jax.progress import progress_bar
 from lclm_jax.sharding import batch_sharding, check_batches, constrain, global_batch, make_mesh, own_rows, replicated
 from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
@@ -143,7 +143,7 @@ def _begin(directory: Path, config: Config, tokenizer: Tokenizer) -> TextIO:
         (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
 
     once("write the files of the model", write)
-    return (directory / "log.jsonl" if first() else Path(os.devnull)).open("a")
+    return (directory / "log.jsonl" if is_first() else Path(os.devnull)).open("a")
 
 
 def _run_stage(
@@ -162,7 +162,7 @@ def _run_stage(
     step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0, out_shardings=where)
     recorder = Recorder(config, stage, lines, batches)
     begun = int(state.step)
-    with progress_bar(stage.name, stage.steps, begun, shown=first()) as bar:
+    with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar:
         for step in range(begun + 1, stage.steps + 1):
             with recorder.waiting():
                 own = next(batches)
