@@ -1,6 +1,6 @@
 """One device and eight compute the same, and errors name what does not divide."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -10,7 +10,7 @@ import pytest
 from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import flatten, split_trained
-from lclm_jax.sharding import batch_sharding, make_mesh
+from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows
 from lclm_jax.state import abstract_params, abstract_state, begin_stage
 from lclm_jax.train import objective, train_step
 
@@ -83,3 +83,58 @@ def test_dimension_that_does_not_divide(config):
     odd = replace(config.model.encoder, mlp=33)
     with pytest.raises(ConfigError, match=r"mlp.*does not divide"):
         abstract_params(replace(config.model, encoder=odd), make_mesh(MeshConfig(fsdp=4, tensor=2)))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What make_mesh asks of a TPU chip."""
+
+    id: int
+    slice_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU"
+    process_index: int = 0
+    coords: tuple[int, ...] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def test_only_the_axis_data_crosses_slices():
+    # Two slices of 2 x 2 x 2, their chips listed in turn.
+    chips = [Chip(i, i % 2, coords=(i // 2 % 2, i // 4 % 2, i // 8)) for i in range(16)]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, context=1, tensor=2), chips)
+    assert mesh.devices.shape == (4, 2, 1, 2)
+    slices = [{chip.slice_index for chip in part.flat} for part in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+
+
+def test_slices_must_divide_the_axis_data():
+    with pytest.raises(ConfigError, match=r"mesh\.data must be a multiple of the number of slices, got data=2 on 4 slices"):
+        make_mesh(MeshConfig(data=2), [Chip(i, i // 4) for i in range(16)])
+
+
+def test_nodes_of_gpus_are_no_slices():
+    gpus = [Chip(i, i // 8, "gpu", "H100") for i in range(16)]
+    assert make_mesh(MeshConfig(fsdp=16), gpus).devices.flatten().tolist() == gpus
+
+
+def test_rows_of_a_process_and_the_batch_they_make():
+    where = batch_sharding(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    assert own_rows(where, 8) == list(range(8))  # one process has them all
+    batch = {"x": np.arange(24).reshape(8, 3)}
+    whole = global_batch(batch, where, 8)["x"]
+    np.testing.assert_array_equal(whole, batch["x"])
+    assert whole.sharding == where
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        ((8, 1, 1, 1), {"rows": 12}, r"data\.rows must divide over mesh\.data \* mesh\.fsdp.*data\.rows=12.*multiple of 8"),
+        ((1, 1, 8, 1), {"positions": 100}, r"data\.positions must divide over mesh\.context, got data\.positions=100"),
+        ((1, 2, 4, 1), {"rows": 2, "windows": 3}, r"stage adapter reads 2 rows at once of 3 windows .*multiple of 8"),
+    ],
+)
+def test_batches_must_divide_over_the_mesh(config, mesh, changes, message):
+    odd = replace(config, data=replace(config.data, **changes))
+    with jax.set_mesh(make_mesh(MeshConfig(*mesh))), pytest.raises(ConfigError, match=message):
+        check_batches(odd)
