@@ -24,6 +24,7 @@ def token_losses(
     table's gradient adds up on each device and is reduced over them once.
     """
     entries = len(table)
+    table = constrain(table, "vocab", "table")  # as it lies, or the compiler gathers the float32 master and casts it after
     table = jnp.pad(table, ((0, -entries % splits("logits")), (0, 0)))
     score = partial(_score, chunk=chunk, entries=entries)
     rows = mesh_axes("batch", "length")
