@@ -26,7 +26,7 @@ from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
-from lclm_jax.processes import is_first, once
+from lclm_jax.processes import check_shared, is_first, once
 from lclm_jax.progress import progress_bar
 from lclm_jax.sharding import batch_sharding, check_batches, constrain, global_batch, make_mesh, own_rows, replicated
 from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
@@ -43,6 +43,9 @@ def train(config: Config) -> Path:
     Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included. In a run of several
     processes all call this, the directories of run and data are the same for all, and a request to one of them stops all.
     """
+    for name, path in (("run", config.run.directory), ("data", config.data.directory)):
+        if "://" in path:
+            raise ConfigError(f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse")
     directory = Path(config.run.directory)
     tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
     mesh = make_mesh(config.mesh)
@@ -143,6 +146,7 @@ def _begin(directory: Path, config: Config, tokenizer: Tokenizer) -> TextIO:
         (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
 
     once("write the files of the model", write)
+    check_shared(directory)
     return (directory / "log.jsonl" if is_first() else Path(os.devnull)).open("a")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,7 +55,7 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
 
     def one(process: int) -> Ended:
         given = environment(process, processes, port, **more)
-        command = [sys.executable, *map(str, arguments)]
+        command = [sys.executable, *(str(argument).replace("{process}", str(process)) for argument in arguments)]
         done = subprocess.run(command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE)
         return Ended(done.returncode, done.stderr, time.time())
 
@@ -77,6 +78,7 @@ class Runs:
     saved: int  # the step they had begun with
     finished: list[Ended]
     refused: list[Ended]  # two processes with another model
+    apart: list[Ended]  # two processes with a directory each
 
 
 def newest(directory: Path) -> int:
@@ -105,8 +107,9 @@ def runs(written, tmp_path_factory):
         killed = run(4, *command, TEST_SIGNAL="2:all:3:SIGKILL", **shared)
         finished = run(1, *command, **shared)
         refused = run(2, *command, "--set", "model.decoder.mlp=48", **shared)
+        apart = run(2, *command, "--set", f"run.directory={programs}/" + "{process}", **shared)
         killed_at = float(written.with_suffix(".SIGKILL").read_text())
-        return Runs(directory, stopped, killed, killed_at, saved, finished, refused)
+        return Runs(directory, stopped, killed, killed_at, saved, finished, refused, apart)
 
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(all_of_them)
@@ -209,6 +212,14 @@ def test_what_process_0_cannot_write_ends_all_with_its_error(runs):
     statuses(told.refused, 2, 2)
     assert "holds another model (model.json differs in decoder)" in told.refused[0].said
     assert told.refused[1].said.splitlines()[-1] == "error: process 0 failed to write the files of the model; its output says why"
+
+
+def test_a_directory_that_is_not_shared_is_named(runs):
+    apart = runs.result().apart
+    statuses(apart, 2, 2)
+    for one in apart:
+        last = one.said.splitlines()[-1]
+        assert re.fullmatch(r"error: process 1 does not see what process 0 writes to .*; set run\.directory to one .*", last)
 
 
 def test_a_job_is_found_in_its_settings():
