@@ -85,7 +85,7 @@ def bench(config: Config, recipe: Recipe, inputs: dict[str, list[str]], director
 
 def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float:
     """Rows a second that keep a slice busy."""
-    return where.chips * where.chip.flops * mfu / training_flops(config.model, config.data.positions, windows)
+    return where.chips * where.chip.flops * mfu / training_flops(config.model, config.data.positions, windows).total
 
 
 def load_rows(planner: PackedIterator, rows: int) -> Loading:

@@ -164,6 +164,20 @@ def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
     return figure
 
 
+def plot_memory(figures: Mapping[str, Any]) -> "Figure":
+    """What a program takes of a chip beside what the chip has, in GiB."""
+    parts = {"arguments": "argument_bytes", "temporaries": "temp_bytes", "peak": "peak_bytes"}
+    figure, axes = _figure(5.6, 1.9)
+    axes.barh(range(len(parts)), [figures[key] / 2**30 for key in parts.values()], height=0.6, color=VIEWS["latents"])
+    axes.axvline(figures["hbm_bytes"] / 2**30, color=STREAMS[0], linewidth=1.6, label="memory of a chip")
+    axes.set_yticks(range(len(parts)), list(parts), fontsize=FONT)
+    axes.invert_yaxis()
+    axes.set_xlabel("GiB", fontsize=FONT)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=FONT)
+    return figure
+
+
 def short_count(count: int) -> str:
     """A context length in a few characters, thousands of 1024 as is the custom where it is a multiple of that.
 

@@ -1,6 +1,6 @@
 """The training state: how it is born on a mesh, and what a stage keeps of the one before."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -45,6 +45,11 @@ def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> 
         nn.meta.unbox(boxed),
         shardings(boxed, mesh),
     )
+
+
+@cache
+def count_parameters(config: ModelConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))))
 
 
 def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> Params:

@@ -26,12 +26,22 @@ def test_training_on_a_row_of_the_smallest_model():
     layer = 2 * (8 * 8 * 4 + 3 * 8 * 8)
     encoder, decoder = 3 * (4 * layer + 4 * 8 * 8), 10 * layer + 4 * 50 * 8
     adapter, head = 2 * 6 * 8 * 16, 2 * 10 * 8 * 128
-    assert training_flops(config, positions=10, windows=3) == 3 * (encoder + adapter + decoder + head)
+    assert training_flops(config, positions=10, windows=3).total == 3 * (encoder + adapter + decoder + head)
+
+
+def test_frozen_parts_need_fewer_gradients():
+    """Before the adapter nothing is trained: the encoder only runs forward, the decoder hands gradients through."""
+    config = ModelConfig(TOWER, TOWER, CompressionConfig(2, 4))
+    layer, adapter, head = 2 * (8 * 8 * 4 + 3 * 8 * 8), 2 * 6 * 8 * 16, 2 * 10 * 8 * 128
+    flops = training_flops(config, positions=10, windows=3, trained=("adapter",))
+    assert flops.products == 3 * 4 * layer + 3 * adapter + 2 * (10 * layer + head)
+    assert flops.attention == 3 * 4 * 8 * 8 + 3 * 4 * 50 * 8
+    assert training_flops(config, 10, 3, trained=("decoder",)).products == 3 * 4 * layer + adapter + 3 * (10 * layer + head)
 
 
 def test_the_published_model_costs_six_flops_a_weight_and_token_and_attention():
     """128 rows of 16,384 positions, half of them latents of 16 tokens."""
-    assert 128 * training_flops(published().model, 16384, 128) == pytest.approx(1.313e17, rel=1e-3)
+    assert 128 * training_flops(published().model, 16384, 128).total == pytest.approx(1.313e17, rel=1e-3)
 
 
 def test_slices_by_name():

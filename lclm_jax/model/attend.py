@@ -14,7 +14,7 @@ from lclm_jax.sharding import platform, splits, to_spec
 from lclm_jax.typing import Array, Float, typed
 
 QUERIES_AT_ONCE = 256  # of `blocked`
-TILE = 128  # what the lengths of `splash` are multiples of
+TILE = 128  # what the lengths of `splash` and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
 SAVED = "attended"  # name under which the layer's remat policy may keep what attention gave
 RowAxes = tuple[str, str | None]  # logical axes of the rows and of their positions

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.model.attend import RowAxes
+from lclm_jax.model.attend import TILE, RowAxes
 from lclm_jax.model.attention import Attention, Cache
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
-from lclm_jax.sharding import constrain
+from lclm_jax.sharding import constrain, splits
 from lclm_jax.typing import Array, Float, Int, typed
 
 REMAT_POLICIES = {
@@ -86,6 +86,12 @@ class Transformer(nn.Module):
 
 
 def empty_cache(batch: int, length: int) -> Cache:
-    """Room for `length` positions in each of `batch` rows; what is read first makes the arrays."""
-    nowhere = jnp.zeros((batch, length), jnp.int32)
+    """Room for at least `length` positions in each of `batch` rows; what is read first makes the arrays."""
+    nowhere = jnp.zeros((batch, cache_length(length)), jnp.int32)
     return Cache(None, None, Places(nowhere, nowhere), jnp.int32(0))
+
+
+def cache_length(length: int) -> int:
+    """Positions of a cache with room for so many: every part of a sequence whole tiles, which chips read without a copy."""
+    unit = TILE * splits("length")
+    return -(-length // unit) * unit

@@ -1,0 +1,94 @@
+"""Whether a program fits a slice, and what it would cost, before anyone pays: compiled for chips that need not be here.
+
+    python -m launch.fit --config configs/lclm_0p6b_4b.py --slice v5p:4x4x4
+    python -m launch.fit --config configs/lclm_0p6b_4b.py --slice v6e:1x1 --job decode --context 1000000
+
+Exit status 0 where it fits, 3 where it does not. Serving jobs split heads and cache over the slice unless mesh.* is set.
+TPUs are compiled for by libtpu (pip install -e '.[fit]'), H100 and H200 by jax's CUDA plugin (pip install -e '.[gpu]').
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from rich.table import Table
+
+from lclm_jax.command import read_config, run, show_table
+from lclm_jax.config import Config, ConfigError, StageConfig
+from lclm_jax.fit import page
+from lclm_jax.fit.measure import MFU, advise, measure
+from lclm_jax.fit.programs import Program, serve
+from lclm_jax.fit.search import search
+from lclm_jax.hardware import parse_slice
+
+TOO_LARGE = 3  # exit status
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a file in configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--slice", required=True, type=parse_slice, help="CHIP:SHAPE, as v5p:4x4x4, v6e:2x4 or h100:8")
+    parser.add_argument("--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)")
+    parser.add_argument("--stage", help="trained in; by default the one that costs most")
+    parser.add_argument("--context", type=int, default=1_000_000, help="tokens that are served (default: %(default)s)")
+    parser.add_argument("--mfu", type=float, default=MFU, help="share of its peak reached in training (default: %(default)s)")
+    parser.add_argument("--search", action="store_true", help="try meshes, micro-batches and remat, and rank those that fit")
+    parser.add_argument("--tries", type=int, default=8, help="how many to compile with --search (default: %(default)s)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, with --search a list of them")
+    arguments = parser.parse_args()
+    config, _ = read_config(arguments.config, arguments.set)
+    program = Program(config, find_stage(config, arguments.stage), arguments.slice, arguments.job, arguments.context)
+    if arguments.job != "train" and not any(one.startswith("mesh.") for one in arguments.set):
+        program = serve(program)
+    tried = search(program, arguments.tries, arguments.mfu) if arguments.search else [measure(program, arguments.mfu)]
+    if not tried:
+        raise ConfigError(f"no mesh of {arguments.slice} divides {config.data.rows} rows; set data.rows")
+    first = tried[0]
+    advice = advise(program, first)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(tried if arguments.search else first, indent=2))
+    if arguments.html:
+        page.write_page(arguments.html, shlex.join(["python", "-m", "launch.fit", *sys.argv[1:]]), tried, advice)
+    if arguments.search:
+        show_choices(tried)
+    show(first)
+    sys.stdout.write("\n".join([f"{page.verdict(first)}.", *(f"  try {one}" for one in advice), page.NOTE, ""]))
+    if not first["fits"]:
+        sys.exit(TOO_LARGE)
+
+
+def find_stage(config: Config, name: str | None) -> StageConfig:
+    """The stage of this name, or the one that trains on most positions in most of its parameters: the recipe's third."""
+    if name is None:
+        return max(config.stages, key=lambda stage: (sum(group.rate is not None for group in stage.groups), stage.steps))
+    named = [stage for stage in config.stages if stage.name == name]
+    if not named:
+        raise ConfigError(f"expected a stage of {', '.join(stage.name for stage in config.stages)}, got --stage {name}")
+    return named[0]
+
+
+def show(figures: page.Figures):
+    table = Table(show_header=False)
+    for title, rows in page.sections(figures).items():
+        table.add_row(f"[bold]{title}[/bold]", "")
+        for name, value in rows:
+            table.add_row(f"  {name}", str(value))
+        table.add_section()
+    show_table(table)
+
+
+def show_choices(tried: list[page.Figures]):
+    rows = [page.choice(figures) for figures in tried]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    show_table(table)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,185 @@
+"""Fitting: products counted by source, the figures of real programs, the command with a chip that is this machine's."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.lclm_0p6b_4b import config as published
+from launch import fit
+from lclm_jax import hardware
+from lclm_jax.config import MeshConfig
+from lclm_jax.fit import measure as measuring
+from lclm_jax.fit.flops import matmul_flops
+from lclm_jax.fit.programs import Program, serving_mesh, trained_parts
+from lclm_jax.fit.search import choices, rank
+from lclm_jax.hardware import parse_slice
+from lclm_jax.sharding import make_mesh
+
+PODS = parse_slice("v5p:4x4x4")
+
+
+def products(function, *shapes):
+    return matmul_flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr.jaxpr)
+
+
+def test_products_of_loops_branches_and_gradients():
+    w = (8, 8)
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
+
+    assert products(layers, (4, 8), w).total() == 5 * 2 * 4 * 8 * 8
+    assert products(jax.grad(lambda x, w: layers(x, w).sum(), argnums=(0, 1)), (4, 8), w).total() == 3 * 5 * 2 * 4 * 8 * 8
+    dearest = products(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w), (4, 8), w)
+    assert dearest.total() == 2 * 2 * 4 * 8 * 8
+
+
+def test_products_on_every_device():
+    """Under shard_map a jaxpr has the shapes of one device."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    rows, whole = jax.P(("data", "fsdp")), jax.P()
+    split = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    assert products(split, (16, 8), (8, 8)).total() == 2 * 16 * 8 * 8
+
+
+def test_products_by_source():
+    def named(x, w):
+        with jax.named_scope("encoder"):
+            x = x @ w
+        with jax.named_scope("decoder"), jax.named_scope("attend"):
+            return x @ w @ w
+
+    assert products(named, (4, 8), (8, 8)) == {"encoder": 512, "attend": 1024}
+
+
+def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
+    """The published stages at full size, traced: each layer once more in the backward pass, attention excluded.
+
+    Where the decoder is frozen, that once more is a third of its products, else a quarter.
+    """
+    config = published()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=8))
+    mesh = make_mesh(MeshConfig())
+    for stage in config.stages:
+        program = Program(config, stage, PODS)
+        with jax.set_mesh(mesh):
+            counted = matmul_flops(program.call(mesh).trace().jaxpr.jaxpr)
+        ratio = (counted.total() - counted["attend"]) / program.model_flops().products
+        assert 1.0 <= ratio <= (1.3 if "decoder" in trained_parts(config, stage) else 1.4), (stage.name, ratio)
+        assert set(counted) <= {"attend", "encoder", "adapter", "decoder", "loss", "other"}
+
+
+def test_stages_train_their_parts():
+    config = published()
+    parts = [trained_parts(config, stage) for stage in config.stages]
+    assert parts == [{"adapter"}, {"adapter", "encoder"}, *[{"adapter", "encoder", "decoder"}] * 2]
+
+
+def test_serving_splits_heads_first():
+    model = published().model
+    assert serving_mesh(model, 4) == MeshConfig(data=1, fsdp=1, context=1, tensor=4)
+    assert serving_mesh(model, 64) == MeshConfig(data=1, fsdp=1, context=8, tensor=8)
+
+
+def test_choices_divide_evenly_and_are_all_different():
+    program = Program(published(), published().stages[2], PODS)
+    found = list(choices(program))
+    assert len({(one.program.config.mesh, one.program.config.run, one.program.config.model) for one in found}) == len(found)
+    for one in found:
+        mesh, run = one.program.config.mesh, one.program.config.run
+        assert mesh.fsdp * mesh.context * mesh.tensor == 64
+        assert 256 % (mesh.fsdp * run.micro_batches) == 0
+    assert {one.program.config.model.remat for one in found} == {"full", "dots"}
+    serving = list(choices(dataclasses.replace(program, job="decode")))
+    assert {(one.program.config.mesh.context, one.program.config.mesh.tensor) for one in serving} == {
+        (64, 1), (32, 2), (16, 4), (8, 8)
+    }  # fmt: skip
+
+
+def test_what_fits_is_ranked_by_time():
+    def figures(name, fits, seconds):
+        return {"name": name, "fits": fits, "estimate": {"call_seconds": [0, seconds]}, "peak_bytes": 1}
+
+    tried = [figures("slow", True, 3.0), figures("too large", False, 1.0), figures("fast", True, 2.0)]
+    assert [one["name"] for one in rank(tried)] == ["fast", "slow", "too large"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(16.34G) exceeds available HBM (15.75G). HLO module: jit_decode_step.",
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.34G of 15.75G hbm. Exceeded by 604.16M.",
+    ],
+)
+def test_what_the_compiler_needed(message):
+    told = measuring._exhausted(message, 2**30)
+    assert told["peak_bytes"] == int(16.34 * 2**30) and told["temp_bytes"] + told["argument_bytes"] == told["peak_bytes"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Slices of v5e are this machine's eight devices."""
+    monkeypatch.setattr(measuring, "slice_devices", lambda where: jax.devices()[: where.chips])
+
+
+@pytest.fixture
+def small(config_once, tmp_path, monkeypatch):
+    """A config file whose config() is the tests' own."""
+    monkeypatch.setattr("lclm_jax.config.for_test", config_once, raising=False)
+    file = tmp_path / "small.py"
+    file.write_text("from lclm_jax import config as module\n\ndef config():\n    return module.for_test\n")
+    return file
+
+
+KEYS = {
+    "fits", "hbm_bytes", "argument_bytes", "temp_bytes", "peak_bytes", "matmul_flops", "model_flops", "collective_bytes",
+    "compile_seconds",
+}  # fmt: skip
+
+
+def test_the_command(here, small, tmp_path, command, capsys):
+    output, page = tmp_path / "out" / "fit.json", tmp_path / "fit.html"
+    run = partial(command, fit, "--config", small, "--json", output, "--html", page, "--slice")
+    assert run("v5e:2x4", "--set", "mesh.fsdp=8") == 0
+    figures = json.loads(output.read_text())
+    assert figures.keys() >= KEYS and figures["fits"] and figures["mesh"]["fsdp"] == 8
+    assert figures["collective_bytes"] == sum(one["bytes"] for one in figures["collectives"]) > 0
+    assert "train on v5e:2x4 fits" in capsys.readouterr().out and "train on v5e:2x4" in page.read_text()
+    for job in ("compress", "prefill", "decode"):
+        assert run("v5e:1x2", "--job", job, "--context", 1000) == 0
+        figures = json.loads(output.read_text())
+        assert figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
+
+
+def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypatch):
+    tiny = dataclasses.replace(hardware.CHIPS["v5e"], memory=1e5)
+    monkeypatch.setitem(hardware.CHIPS, "v5e", tiny)
+    output = tmp_path / "fit.json"
+    assert command(fit, "--config", small, "--slice", "v5e:1x1", "--json", output) == 3
+    assert not json.loads(output.read_text())["fits"]
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed and "a slice of more chips than 1" in printed
+
+
+def test_search(here, small, tmp_path, command, capsys):
+    output = tmp_path / "fit.json"
+    changed = ("--set", "data.positions=256", "--search", "--tries", 3)
+    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, "--html", tmp_path / "p.html", *changed) == 0
+    tried = json.loads(output.read_text())
+    assert len(tried) == 3 and tried == rank(tried)
+    assert "Choices, the best first" in (tmp_path / "p.html").read_text()
+
+
+def test_a_slice_without_its_compiler(command, small, capsys, monkeypatch):
+    def broken(**_):
+        raise RuntimeError("no such platform")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", broken)
+    for name, remedy in (("v5e:2x2", "[fit]"), ("h100:8", "[gpu]")):
+        assert command(fit, "--config", small, "--slice", name) == 2
+    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--stage", "nothing") == 2
