@@ -48,7 +48,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
         )
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if shape[0] % slices:
         raise ConfigError(f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices")
     # As jax.make_mesh, which refuses several slices, and takes the hosts of a GPU cluster for some.
