@@ -14,15 +14,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from configs.lclm_0p6b_4b import config as published
-from lclm_jax import plots
 from lclm_jax.command import run
-from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.errors import UserError
 from lclm_jax.fit.measure import Figures
-from lclm_jax.fit.page import GIB, NOTE
+from lclm_jax.fit.report import write_report
 from lclm_jax.hardware import parse_slice
 from lclm_jax.progress import track
 
@@ -115,7 +112,7 @@ def main():
     before = DOCS / "fit.json"
     grown = compare(json.loads(before.read_text()) if before.exists() else {}, figures, arguments.growth)
     if arguments.accept and not arguments.only:
-        write(figures)
+        accept(figures)
     elif grown:
         raise GrownError("worse than docs/fit.json; mend it, or say --accept:\n  " + "\n  ".join(grown))
 
@@ -153,127 +150,12 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
     return lines
 
 
-def write(figures: dict[str, Figures]):
-    """docs/fit.json, fit.md and the pictures of growth."""
-    kept = {name: {key: value for key, value in one.items() if key != "collectives"} for name, one in figures.items()}
-    (DOCS / "fit.json").write_text(json.dumps(kept, indent=1) + "\n")
-    parts = {
-        theme: [one for one in fittings() if one.theme == theme and one.name in figures] for theme in ("training", "serving")
-    }
-    contexts, chips = contexts_growth(figures), chips_growth(figures)
-    plots.plot_growth(contexts, "context, tokens", "GiB of a chip").savefig(DOCS / "fit_contexts.png", dpi=140)
-    plots.plot_growth(chips, "chips", "GiB of a chip").savefig(DOCS / "fit_chips.png", dpi=140)
-    text = PAGE.format(
-        note=NOTE,
-        compilers="; ".join(sorted({one["compiler"] for one in figures.values()})),
-        training=markdown([training_row(one, figures[one.name]) for one in parts["training"]]),
-        serving=markdown([serving_row(one, figures[one.name]) for one in parts["serving"]]),
-        contexts=markdown(growth_rows(contexts)),
-        chips=markdown(growth_rows(chips)),
-        rows=ROWS_OF_A_CHIP,
-    )
-    (DOCS / "fit.md").write_text(text)
-
-
-def training_row(one: Fitting, figures: Figures) -> dict[str, str]:
-    told_, sent = figures["estimate"], figures["collective_bytes"]
-    return {
-        "command: `python -m launch.fit --config configs/lclm_0p6b_4b.py --slice`": f"`{shlex.join(one.arguments)}`",
-        "fits": "yes" if figures["fits"] else "**no**",
-        "arguments, temporaries, peak of HBM (GiB)": memory(figures),
-        "products / model's": f"{figures['matmul_flops'] / figures['model_flops']:.3f}",
-        "sent (GiB)": "–" if sent is None else f"{sent / GIB:.1f}",
-        "/ FSDP budget": "–" if sent is None else f"{sent / figures['fsdp_budget_bytes']:.2f}",
-        "sent in f32": "–"
-        if sent is None
-        else f"{sum(c['bytes'] for c in figures['collectives'] if c['type'] == 'f32') / GIB:.3f}",
-        "step at 40 % MFU": f"{told_['step_seconds']:.1f} s",
-        "stage: days, chip-hours": f"{told_['stage_days']:.1f}, {told_['stage_chip_hours']:,.0f}",
-        "compiled in": f"{figures['compile_seconds']:.0f} s",
-    }
-
-
-def serving_row(one: Fitting, figures: Figures) -> dict[str, str]:
-    low, high = figures["estimate"]["call_seconds"]
-    return {
-        "command: `python -m launch.fit --config configs/lclm_0p6b_4b.py --slice`": f"`{shlex.join(one.arguments)}`",
-        "fits": "yes" if figures["fits"] else "**no**",
-        "arguments, temporaries, peak of HBM (GiB)": memory(figures),
-        "a call at peak speeds": f"{1e3 * low:.3g} to {1e3 * high:.3g} ms" if figures["fits"] else "–",
-        "compiled in": f"{figures['compile_seconds']:.0f} s",
-    }
-
-
-def memory(figures: Figures) -> str:
-    parts = " / ".join(f"{figures[f'{name}_bytes'] / GIB:.2f}" for name in ("argument", "temp", "peak"))
-    return f"{parts} of {figures['hbm_bytes'] / GIB:.1f}"
-
-
-def contexts_growth(figures: dict[str, Figures]) -> dict[str, dict[int, float]]:
-    """GiB over the length of a context: what the compiler says of decoding, and caches counted from shapes."""
-    model = published().model
-    return {
-        "decoding after latents, peak (compiled, v6e:1x1)": {
-            context: figures[f"decode-{context}"]["peak_bytes"] / GIB for context in CONTEXTS if f"decode-{context}" in figures
-        },
-        "KV cache of latents (counted)": {context: compressed_cost(context, model).cache_bytes / GIB for context in CONTEXTS},
-        "KV cache of the text (counted)": {context: uncompressed_cost(context, model).cache_bytes / GIB for context in CONTEXTS},
-    }
-
-
-def chips_growth(figures: dict[str, Figures]) -> dict[str, dict[int, float]]:
-    """GiB of a chip over chips of a v5p, each with the same rows."""
-    found = {one["chips"]: one for name, one in figures.items() if "-rows-" in name}
-    return {
-        "peak memory": {chips: one["peak_bytes"] / GIB for chips, one in found.items()},
-        "arguments": {chips: one["argument_bytes"] / GIB for chips, one in found.items()},
-        "sent in a step": {chips: one["collective_bytes"] / GIB for chips, one in found.items() if one["collective_bytes"]},
-    }
-
-
-def growth_rows(lines: dict[str, dict[int, float]]) -> list[dict[str, str]]:
-    points = sorted({x for line in lines.values() for x in line})
-    return [{"": f"{x:,}", **{name: f"{line[x]:.2f}" if x in line else "–" for name, line in lines.items()}} for x in points]
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
-    return "\n".join([head, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
-
-
-PAGE = """# Does it fit?
-
-Made by `make fit-report`, which runs the commands below ({compilers}). **{note}** Peak is the larger of the compiler's
-and what is handed in and out. Products are matrix products, attention excluded from both sides; bytes sent are those of one chip
-in a step, each collective counted by the larger of its operand and its result; the FSDP budget is 6 bytes a parameter.
-
-## Training, the stage that trains everything on the pre-training mix
-
-{training}
-
-A row is 16,384 decoder positions and 14 encoder windows of 1,024 tokens, as the recipe's token counts have it; with 128
-windows half of the positions are latents. Days and chip-hours are of the stage's own number of steps.
-
-## Serving a million tokens
-
-{serving}
-
-## As the context grows
-
-![Memory over context length](fit_contexts.png)
-
-{contexts}
-
-GiB. The decoder's and encoder's weights are part of the peak, the caches are by themselves.
-
-## As the slice grows
-
-![Memory and bytes over chips](fit_chips.png)
-
-{chips}
-
-GiB of a chip of a v5p, {rows} rows each.
-"""
+def accept(figures: dict[str, Figures]):
+    """Makes these the figures in docs/."""
+    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    found = [(one.theme, shlex.join(one.arguments), figures[one.name]) for one in fittings() if one.name in figures]
+    themes = {theme: [(command, told) for its, command, told in found if its == theme] for theme, _, _ in found}
+    write_report(DOCS, themes, published().model)
 
 
 if __name__ == "__main__":
