@@ -31,7 +31,9 @@ def main():
     parser.add_argument("--config", required=True, help="a file in configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
     parser.add_argument("--slice", required=True, type=parse_slice, help="CHIP:SHAPE, as v5p:4x4x4, v6e:2x4 or h100:8")
-    parser.add_argument("--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)"
+    )
     parser.add_argument("--stage", help="trained in; by default the one that costs most")
     parser.add_argument("--context", type=int, default=1_000_000, help="tokens that are served (default: %(default)s)")
     parser.add_argument("--mfu", type=float, default=MFU, help="share of its peak reached in training (default: %(default)s)")

@@ -171,7 +171,7 @@ def _sizes(shape: str) -> dict[str, int]:
     """Bytes by type of a printed shape, a tuple's added up."""
     sizes: dict[str, int] = {}
     for kind, dimensions in _SHAPE.findall(shape):
-        bits = BITS.get(kind) or int(re.match(r"[a-z]+(\d+)", kind)[1])
+        bits = BITS.get(kind) or int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
         count = math.prod(int(d) for d in dimensions.split(",") if d)
         sizes[kind] = sizes.get(kind, 0) + -(-count * bits // 8)
     return sizes

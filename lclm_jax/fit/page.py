@@ -143,4 +143,6 @@ def _choices(tried: Sequence[Figures]) -> list[Html]:
     if len(tried) == 1:
         return []
     rows = [choice(figures) for figures in tried]
-    return [element("section", element("h2", "Choices, the best first"), table(list(rows[0]), [list(row.values()) for row in rows]))]
+    return [
+        element("section", element("h2", "Choices, the best first"), table(list(rows[0]), [list(row.values()) for row in rows]))
+    ]

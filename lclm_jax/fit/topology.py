@@ -57,7 +57,7 @@ def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
     devices = _gpus(where) if where.chip.kind == "gpu" else _tpus(where)
     if len(devices) != where.chips:
-        raise TopologyError(f"expected {where.chips} devices of {where}, its compiler has {len(devices)}: it sees cores, not chips")
+        raise TopologyError(f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}")
     return devices
 
 
@@ -69,7 +69,7 @@ def _tpus(where: Slice) -> list[Any]:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=str(where), **bounds).devices)
     except Exception as error:  # whatever the plugin raises
         raise TopologyError(
-            f"cannot compile for {where}: {_first_line(error)}. For TPUs install libtpu, beside any jax: pip install -e '.[fit]'; "
+            f"cannot compile for {where}: {_first_line(error)}. TPUs need libtpu, beside any jax: pip install -e '.[fit]'; "
             "slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e and v6e and 16x16x16 for v4 and v5p"
         ) from error
 
