@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from records import write_sources
 
@@ -94,6 +96,13 @@ def one_device():
 @pytest.fixture(scope="session")
 def params(model_config, one_device):
     return init_params(model_config, one_device, seed=0)
+
+
+@pytest.fixture(scope="session")
+def noisy(params):
+    """Residual branches start at zero; with noise on every parameter, each of them matters to the loss."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_sharding import assert_close, loss_and_gradients
-from worker import noisy
 
 from launch.job import FATAL, Job, JobError, dead_processes, find, last_word
 from lclm_jax.config import to_dict
 from lclm_jax.data.streams import PackedBatches, stage_order
+from lclm_jax.optim import flatten
 from lclm_jax.train import train
 
 HERE = Path(__file__).parents[1]
 PATIENCE = 300  # seconds for what takes a few on a quiet machine
-MESHES = {2: ((1, 2, 1, 1),), 4: ((2, 1, 1, 2), (1, 2, 2, 1))}
+MESHES = {2: ((1, 1, 1, 2),), 4: ((1, 2, 2, 1),)}  # what the runs do not have: parts of heads, of sequences
 
 
 def environment(process: int, processes: int, port: int, **more: str) -> dict[str, str]:
@@ -104,7 +104,7 @@ def runs(written, tmp_path_factory):
     def all_of_them() -> Runs:
         stopped = run(2, *command, TEST_SIGNAL="1:adapter:3:SIGTERM", **shared)
         saved = newest(directory)
-        killed = run(4, *command, TEST_SIGNAL="2:all:3:SIGKILL", **shared)
+        killed = run(4, *command, "--set", "mesh.data=2", TEST_SIGNAL="2:all:3:SIGKILL", **shared)
         finished = run(1, *command, **shared)
         refused = run(2, *command, "--set", "model.decoder.mlp=48", **shared)
         apart = run(2, *command, "--set", f"run.directory={programs}/" + "{process}", **shared)
@@ -121,17 +121,18 @@ def one_batch(config_once, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def computed(written, tmp_path_factory):
+def computed(written, noisy, tmp_path_factory):
     """A directory of what 2 and 4 processes computed on each of their meshes."""
     directory = tmp_path_factory.mktemp("computed")
+    np.savez(directory / "params.npz", **flatten(noisy))
     for count, meshes in MESHES.items():
         given = [",".join(map(str, mesh)) for mesh in meshes]
         statuses(run(count, "tests/worker.py", written, directory, *given, LCLM_JAX_WORKER="1"), *[0] * count)
     return directory
 
 
-def test_loss_and_gradients_are_those_of_one_device(computed, config_once, params, one_batch, one_device, subtests):
-    expected = loss_and_gradients(config_once, noisy(params), one_batch, one_device)
+def test_loss_and_gradients_are_those_of_one_device(computed, config_once, noisy, one_batch, one_device, subtests):
+    expected = loss_and_gradients(config_once, noisy, one_batch, one_device)
     for mesh in (mesh for meshes in MESHES.values() for mesh in meshes):
         with subtests.test(mesh=mesh):
             gradients = dict(np.load(computed / f"{'-'.join(map(str, mesh))}.npz"))

@@ -1,8 +1,8 @@
 """What the processes of test_processes.py run.
 
-`python tests/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients on these meshes; process 0
-writes them, every process its rows. As `--config tests/worker.py` it is the config in $TEST_CONFIG, whose training sends a
-signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL.
+`python tests/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients of the parameters in
+DIRECTORY on these meshes; process 0 writes them, every process its rows. As `--config tests/worker.py` it is the config in
+$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL.
 """
 
 import json
@@ -21,16 +21,10 @@ from lclm_jax import stopping
 from lclm_jax.config import Config, MeshConfig, from_dict
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.optim import split_trained
-from lclm_jax.sharding import batch_sharding, global_batch, make_mesh, one_device, own_rows, replicated
-from lclm_jax.state import abstract_params, init_params
+from lclm_jax.optim import split_trained, unflatten
+from lclm_jax.sharding import batch_sharding, global_batch, make_mesh, own_rows, replicated
+from lclm_jax.state import abstract_params
 from lclm_jax.train import Recorder, objective
-
-
-def noisy(params):
-    """Residual branches start at zero; with noise on every parameter, each of them matters to the loss."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 def read(path: str) -> Config:
@@ -71,7 +65,7 @@ def compute(config: Config, directory: Path, shape: tuple[int, ...]):
     rows = own_rows(where, config.data.rows)
     own = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config, rows)))
     np.savez(directory / f"{name}.rows{jax.process_index()}.npz", rows=rows, tokens=own.tokens)
-    values = noisy(init_params(config.model, one_device(), seed=0))
+    values = unflatten(dict(np.load(directory / "params.npz")))
     with jax.set_mesh(mesh):
         params = jax.tree.map(
             lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index]),
