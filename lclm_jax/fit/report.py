@@ -16,9 +16,10 @@ UNKNOWN = "–"
 
 PAGE = """# Does it fit?
 
-Made by `make fit-report`, which runs the commands below ({compilers}). **{note}** Peak is the larger of the compiler's and what
-is handed in and out. Products are matrix products, attention excluded from both sides; bytes sent are those of one chip in a step,
-each collective counted by the larger of its operand and its result; the FSDP budget is 6 bytes a parameter.
+Made by `make fit-report`, which runs the commands below ({compilers}). **{note}**
+Peak is the larger of the compiler's and what is handed in and out. Products are matrix products, attention excluded from both
+sides; bytes sent are those of one chip in a step, each collective counted by the larger of its operand and its result; the FSDP
+budget is 6 bytes a parameter.
 
 ## Training, the stage that trains everything on the pre-training mix
 
