@@ -89,6 +89,17 @@ def test_a_collective_that_cannot_be_reached_is_an_error():
         collectives(MODULE.replace("GROUPS", "[1,8]<=[8]").replace("body=%bodyKNOWN", "body=%add"), MESH)
 
 
+def test_what_goes_to_other_slices():
+    """The host sends it: of a tensor of 10, and of nothing else."""
+    attributes = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    lines = (
+        f"  %token = token[] after-all()\n  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
+        f"  %got = (f32[10], u32[], token[]) recv(%token), {attributes}\n  %done"
+    )
+    found = collectives(MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("  %done", lines), MESH)
+    assert [(one.kind, one.total) for one in found if one.axes == ("data",) and one.kind == "all-reduce"] == [("all-reduce", 40)]
+
+
 def test_groups_in_another_spelling():
     with pytest.raises(HloError, match="expected groups of devices"):
         read("everyone")

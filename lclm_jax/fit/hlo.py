@@ -22,7 +22,7 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # of types whose name does not end in them
+BITS = {"token": 0, "pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # of types whose name does not end in them
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
@@ -30,6 +30,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*\})\}")
@@ -72,8 +73,9 @@ class _Instruction:
 
     @property
     def kind(self) -> str | None:
-        """Of a collective; its second half, which sends nothing more, is none."""
-        kind = self.opcode.removesuffix("-start")
+        """Of a collective; its second half, which sends nothing more, is none. What goes to other slices is sent by the host."""
+        between = _BETWEEN.search(self.rest) if self.opcode == "send" else None
+        kind = between.group(1).lower().replace("_", "-") if between else self.opcode.removesuffix("-start")
         return kind if kind in KINDS else None
 
 
@@ -86,11 +88,15 @@ class _Computation:
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Every collective of a module on a mesh of these axes. Raises HloError where the text is not understood."""
+    """Every collective of a module on a mesh of these axes, of which the first crosses slices.
+
+    Raises HloError where the text is not understood.
+    """
     computations, entry = _parse(text)
     printed = sum(
         len(re.findall(rf"^\s+(?:ROOT )?%?\S+ = .*? {kind}(?:-start)?\(", text, re.M)) for kind in KINDS if kind in text
     )
+    printed += len(re.findall(r"^\s+(?:ROOT )?%?\S+ = .*? send\(.*_xla_megascale_transfer_type", text, re.M))
     found: list[Collective] = []
     seen: set[tuple[str, str]] = set()
     for computation, times in _runs(entry, computations, 1):
@@ -101,7 +107,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             seen.add((computation, one.name))
             name = re.search(r'op_name="([^"]*)"', one.rest)
             found.append(
-                Collective(one.kind, _payload(one, shapes), _axes(one.rest, mesh), times, name.group(1) if name else one.name)
+                Collective(one.kind, _payload(one, shapes), _axes(one, mesh), times, name.group(1) if name else one.name)
             )
     if len(seen) != printed:
         raise HloError(f"expected all {printed} printed collectives in computations that run, found {len(seen)}")
@@ -161,6 +167,8 @@ def _payload(one: _Instruction, shapes: Mapping[str, str]) -> dict[str, int]:
     for operand in one.operands:
         for kind, size in _sizes(shapes.get(operand, "")).items():
             taken[kind] = taken.get(kind, 0) + size
+    if one.opcode == "send":
+        return taken
     given = _sizes(one.shape)
     if one.opcode.endswith("-start"):
         given = {kind: size - taken.get(kind, 0) for kind, size in given.items()}
@@ -171,16 +179,18 @@ def _sizes(shape: str) -> dict[str, int]:
     """Bytes by type of a printed shape, a tuple's added up."""
     sizes: dict[str, int] = {}
     for kind, dimensions in _SHAPE.findall(shape):
-        bits = BITS.get(kind) or int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
+        bits = BITS[kind] if kind in BITS else int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
         count = math.prod(int(d) for d in dimensions.split(",") if d)
         sizes[kind] = sizes.get(kind, 0) + -(-count * bits // 8)
     return sizes
 
 
-def _axes(attributes: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
+def _axes(one: _Instruction, mesh: Mapping[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the members of a group differ."""
+    if one.opcode == "send":
+        return (next(iter(mesh)),)
     shape = tuple(mesh.values())
-    groups = _groups(attributes, math.prod(shape))
+    groups = _groups(one.rest, math.prod(shape))
     crossed: set[int] = set()
     for group in groups:
         places = np.array(np.unravel_index(np.asarray(group), shape))

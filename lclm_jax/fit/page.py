@@ -75,8 +75,7 @@ def _estimate(figures: Figures) -> Section:
     told, assumed = figures["estimate"], figures["estimate"]["assumptions"]
     low, high = told["call_seconds"]
     rows = [
-        ("assumed of a chip", f"{assumed['peak_flops'] / 1e12:.0f} TFLOP/s, {assumed['memory_bytes_per_second'] / 1e9:.0f} GB/s "
-         f"memory, {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s links"),
+        ("assumed of a chip", _assumed(assumed)),
         ("computing", _seconds(told["compute_seconds"])),
         ("reading its arguments once", _seconds(told["memory_seconds"])),
         ("sending", _seconds(told["network_seconds"])),
@@ -92,6 +91,12 @@ def _estimate(figures: Figures) -> Section:
         ("the stage", f"{told['stage_steps']:,} steps, {told['stage_positions'] / 1e9:.2f}B positions"),
         ("", f"{told['stage_days']:.1f} days, {told['stage_chip_hours']:,.0f} chip-hours"),
     ]
+
+
+def _assumed(speeds: Figures) -> str:
+    giga = {name: speeds[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "link", "network")}
+    told = ", ".join(f"{name} {speed:.4g}" for name, speed in giga.items())
+    return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {told}"
 
 
 def _seconds(seconds: float) -> str:

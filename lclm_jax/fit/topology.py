@@ -64,9 +64,11 @@ def slice_devices(where: Slice) -> list[Any]:
 def _tpus(where: Slice) -> list[Any]:
     os.environ.update(TPU_ENVIRONMENT)
     per_host = tuple(min(2, side) for side in (*where.shape, 1)[:2])
-    bounds = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # a slice smaller than a host
+    more: dict[str, Any] = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # a slice smaller than a host
+    if where.count > 1:
+        more["num_slices"] = where.count
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=str(where), **bounds).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=where.name, **more).devices)
     except Exception as error:  # whatever the plugin raises
         raise TopologyError(
             f"cannot compile for {where}: {_first_line(error)}. TPUs need libtpu, beside any jax: pip install -e '.[fit]'; "
