@@ -76,6 +76,7 @@ def fittings() -> list[Fitting]:
     training = {
         "v5p:4x4x4": ("v5p:4x4x4",),
         "v5p:4x4x4-half-latents": ("v5p:4x4x4", *half),
+        "2-slices-v5p:4x4x4": ("v5p:4x4x4", "--slices", "2", *settings("mesh.data=2")),
         "v5e:16x16": ("v5e:16x16",),
         "v6e:8x8": ("v6e:8x8",),
         "h100:8": ("h100:8", *settings("data.rows=8")),

@@ -22,7 +22,7 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-BITS = {"token": 0, "pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # of types whose name does not end in them
+BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # of types whose name does not end in them
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
@@ -179,7 +179,9 @@ def _sizes(shape: str) -> dict[str, int]:
     """Bytes by type of a printed shape, a tuple's added up."""
     sizes: dict[str, int] = {}
     for kind, dimensions in _SHAPE.findall(shape):
-        bits = BITS[kind] if kind in BITS else int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
+        if kind == "token":
+            continue
+        bits = BITS.get(kind) or int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
         count = math.prod(int(d) for d in dimensions.split(",") if d)
         sizes[kind] = sizes.get(kind, 0) + -(-count * bits // 8)
     return sizes
