@@ -89,6 +89,17 @@ def test_a_collective_that_cannot_be_reached_is_an_error():
         collectives(MODULE.replace("GROUPS", "[1,8]<=[8]").replace("body=%bodyKNOWN", "body=%add"), MESH)
 
 
+def test_a_collective_in_pieces_counts_once():
+    """Inside fusions a TPU gathers step by step, and prints the whole at every step."""
+    whole = '%whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups={}, frontend_attributes={chain_id="3"}\n'
+    text = (
+        MODULE.replace("GROUPS", "{}")
+        .replace("KNOWN", "")
+        .replace("  %started", f"  {whole}  {whole.replace('whole', 'again')}  %started")
+    )
+    assert [one.total for one in collectives(text, MESH) if one.times == 1 and one.bytes.get("bf16")] == [64]
+
+
 def test_what_goes_to_other_slices():
     """The host sends it: of a tensor of 10, and of nothing else."""
     attributes = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'

@@ -64,6 +64,12 @@ class _Instruction:
     rest: str  # operands and attributes
 
     @property
+    def chain(self) -> str | None:
+        """Of a collective that runs piece by piece inside several fusions, each of which prints the whole of it."""
+        chain, channel = re.search(r'chain_id="(\d+)"', self.rest), re.search(r"channel_id=(\d+)", self.rest)
+        return f"{chain.group(1)} of {channel.group(1)}" if chain and channel else None
+
+    @property
     def operands(self) -> list[str]:
         depth, end = 1, 0
         while depth and end < len(self.rest):
@@ -99,12 +105,16 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     printed += len(re.findall(r"^\s+(?:ROOT )?%?\S+ = .*? send\(.*_xla_megascale_transfer_type", text, re.M))
     found: list[Collective] = []
     seen: set[tuple[str, str]] = set()
+    chains: set[str | None] = set()
     for computation, times in _runs(entry, computations, 1):
         shapes = computations[computation].shapes()
         for one in computations[computation].instructions:
             if one.kind is None:
                 continue
             seen.add((computation, one.name))
+            if one.chain in chains:
+                continue
+            chains |= {one.chain} - {None}
             name = re.search(r'op_name="([^"]*)"', one.rest)
             found.append(
                 Collective(one.kind, _payload(one, shapes), _axes(one, mesh), times, name.group(1) if name else one.name)
