@@ -37,13 +37,16 @@ def _program(figures: Figures) -> Section:
     names = ("stage", "rows", "positions", "windows", "ratio", "micro_batches", "remat", "context", "latents")
     told = [(name.replace("_", " "), f"{figures[name]:,}" if isinstance(figures[name], int) else figures[name])
             for name in names if name in figures]  # fmt: skip
-    mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip"
-    return [*told, ("mesh", mesh), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
+    return [*told, ("mesh", _mesh(figures)), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
+
+
+def _mesh(figures: Figures) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip"
 
 
 def _memory(figures: Figures) -> Section:
-    parts = ("argument", "temp", "peak", "hbm")
-    return [(name, f"{figures[f'{name}_bytes'] / GIB:.2f} GiB") for name in parts]
+    parts = {"arguments": "argument", "temporaries": "temp", "peak": "peak", "what it has (HBM)": "hbm"}
+    return [(name, f"{figures[f'{part}_bytes'] / GIB:.2f} GiB") for name, part in parts.items()]
 
 
 def _products(figures: Figures) -> Section:
@@ -105,10 +108,10 @@ def _seconds(seconds: float) -> str:
 
 def choice(figures: Figures) -> dict[str, str]:
     """One of several choices, as a row of a table."""
+    trained = {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]} if figures["job"] == "train" else {}
     return {
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip",
-        "micro-batches": str(figures.get("micro_batches", "")),
-        "remat": figures.get("remat", ""),
+        "mesh": _mesh(figures),
+        **trained,
         "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
         "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
         "a call at peak speeds": " to ".join(map(_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
