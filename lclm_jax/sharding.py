@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lclm_jax.config import Config, ConfigError, MeshConfig
+from lclm_jax.config import Config, ConfigError, MeshConfig, ModelConfig
 
 Tree = TypeVar("Tree")
 
@@ -59,6 +59,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         within, across = [shape[0] // slices, *shape[1:]], [slices, 1, 1, 1]
         arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def serving_mesh(config: ModelConfig, chips: int) -> MeshConfig:
+    """Heads over as many chips as there are key heads to split, positions of the cache over the rest."""
+    tensor = math.gcd(chips, config.decoder.kv_heads, config.encoder.kv_heads)
+    return MeshConfig(data=1, fsdp=1, context=chips // tensor, tensor=tensor)
 
 
 def one_device() -> Mesh:

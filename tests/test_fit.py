@@ -15,11 +15,11 @@ from lclm_jax import hardware
 from lclm_jax.config import MeshConfig
 from lclm_jax.fit import measure as measuring
 from lclm_jax.fit.flops import matmul_flops
-from lclm_jax.fit.programs import Program, serving_mesh, trained_parts
+from lclm_jax.fit.programs import Program, trained_parts
 from lclm_jax.fit.search import choices, rank
 from lclm_jax.fit.topology import TopologyError, slice_devices
 from lclm_jax.hardware import parse_slice
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import make_mesh, serving_mesh
 
 PODS = parse_slice("v5p:4x4x4")
 
