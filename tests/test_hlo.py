@@ -27,7 +27,10 @@ MODULE = """HloModule step
 "}
   %part = bf16[8]{0:T(256)(128)(2,1)} get-tuple-element(%carry), index=1
   %whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups=GROUPS, metadata={op_name="step/gather"}
-  ROOT %next = (s32[], bf16[8]) tuple(%carry, %part)
+  %one = s32[]{:T(128)} constant(1)
+  %count = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %more = s32[]{:T(128)} add(%count, %one)
+  ROOT %next = (s32[], bf16[8]) tuple(%more, %part)
 }
 
 %condition (carry: (s32[], bf16[8])) -> pred[] {
@@ -64,6 +67,11 @@ def test_collectives_of_loops_count_as_often_as_the_loop_runs():
 
 def test_a_loop_may_say_how_often_it_runs():
     assert max(one.times for one in read(known=', backend_config={"known_trip_count":{"n":"7"}}')) == 7
+
+
+def test_an_unrolled_loop_runs_less_often():
+    text = MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("constant(1)", "constant(5)")
+    assert max(one.times for one in collectives(text, MESH)) == 8  # 0, 5, ... 35
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_INTEGER = re.compile(r"[su]\d+\[\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
@@ -68,6 +69,12 @@ class _Instruction:
         """Of a collective that runs piece by piece inside several fusions, each of which prints the whole of it."""
         chain, channel = re.search(r'chain_id="(\d+)"', self.rest), re.search(r"channel_id=(\d+)", self.rest)
         return f"{chain.group(1)} of {channel.group(1)}" if chain and channel else None
+
+    @property
+    def constant(self) -> int | None:
+        """Its value, if it is a whole number."""
+        whole = self.opcode == "constant" and re.match(_INTEGER, self.shape)
+        return int(self.rest.partition(")")[0]) if whole else None
 
     @property
     def operands(self) -> list[str]:
@@ -154,21 +161,30 @@ def _runs(name: str, computations: Mapping[str, _Computation], times: int) -> It
 
 
 def _trips(loop: _Instruction, computations: Mapping[str, _Computation]) -> int:
-    """How often a loop that counts from 0 runs: as its annotation says, else the constant its condition compares with."""
+    """How often a loop that counts from 0 runs: as its annotation says, else by the constant its condition compares with."""
     if known := _TRIPS.search(loop.rest):
         return int(known.group(1))
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-    if condition is None:
-        raise HloError(f"loop {loop.name} has no condition")
-    ends = {
-        int(one.rest.partition(")")[0])
-        for name, _ in _runs(condition.group(1), computations, 1)
-        for one in computations[name].instructions
-        if one.opcode == "constant" and re.match(r"[su]\d+\[\]", one.shape)
-    }
+    condition, body = (re.search(rf"{part}=%?([\w.\-]+)", loop.rest) for part in ("condition", "body"))
+    if condition is None or body is None:
+        raise HloError(f"loop {loop.name} has no condition or no body")
+    inside = [one for name, _ in _runs(condition.group(1), computations, 1) for one in computations[name].instructions]
+    ends = {one.constant for one in inside if one.constant is not None}
     if len(ends) != 1:
         raise HloError(f"expected one constant in the condition of loop {loop.name}, which has collectives, got {sorted(ends)}")
-    return ends.pop()
+    places = [int(place) for one in inside for place in re.findall(r"index=(\d+)", one.rest) if re.match(_INTEGER, one.shape)]
+    return -(-ends.pop() // _step(computations[body.group(1)], places[0] if len(places) == 1 else None))
+
+
+def _step(body: _Computation, place: int | None) -> int:
+    """What a loop adds to its counter, at this place of what it carries; 1 where that cannot be read. Unrolled ones add more."""
+    if place is None:
+        return 1
+    by_name = {one.name: one for one in body.instructions}
+    carried = by_name.get(body.instructions[-1].operands[place])
+    if carried is None or carried.opcode != "add":
+        return 1
+    added = [constant for name in carried.operands if name in by_name and (constant := by_name[name].constant)]
+    return added[0] if len(added) == 1 else 1
 
 
 def _payload(one: _Instruction, shapes: Mapping[str, str]) -> dict[str, int]:
