@@ -12,10 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from records import write_sources
+from records import with_noise, write_sources
 
 from lclm_jax import sharding
 from lclm_jax.command import run as run_command
@@ -100,9 +98,7 @@ def params(model_config, one_device):
 
 @pytest.fixture(scope="session")
 def noisy(params):
-    """Residual branches start at zero; with noise on every parameter, each of them matters to the loss."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return with_noise(params)
 
 
 @pytest.fixture(scope="session")

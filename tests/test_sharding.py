@@ -3,16 +3,18 @@
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import jax
 import numpy as np
 import pytest
+from records import with_noise
 
 from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import flatten, split_trained
 from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows
-from lclm_jax.state import abstract_params, abstract_state, begin_stage
+from lclm_jax.state import abstract_params, abstract_state, begin_stage, init_params
 from lclm_jax.train import objective, train_step
 
 
@@ -39,27 +41,44 @@ def assert_close(result, expected):
         assert error <= 1e-4, (path, error)
 
 
-def test_eight_devices_equal_one(config, noisy, batch, one_device, subtests):
-    expected = loss_and_gradients(config, noisy, batch, one_device)
-    for shape in ((8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (2, 1, 2, 2), (1, 1, 1, 2)):
+SHAPES = [shape for shape in product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]
+
+
+@pytest.fixture
+def wide(config):
+    """Eight heads of every kind, which any mesh of eight devices divides."""
+    towers = {
+        name: replace(tower, heads=8, kv_heads=8, head_dim=4, layers=2)
+        for name, tower in (("encoder", config.model.encoder), ("decoder", config.model.decoder))
+    }
+    return replace(config, model=replace(config.model, **towers))
+
+
+def test_every_mesh_of_eight_devices_equals_one(wide, batch, one_device, subtests):
+    params = with_noise(init_params(wide.model, one_device, seed=0))
+    expected = loss_and_gradients(wide, params, batch, one_device)
+    for shape in [*SHAPES, (1, 1, 1, 2)]:  # a mesh that splits no rows is a case of its own
         with subtests.test(mesh=shape):
-            count = math.prod(shape)
-            result = loss_and_gradients(config, noisy, batch, make_mesh(MeshConfig(*shape), jax.devices()[:count]))
-            assert result[1].keys() == flatten(noisy).keys()
+            mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+            result = loss_and_gradients(wide, params, batch, mesh)
+            assert result[1].keys() == flatten(params).keys()
             assert_close(result, expected)
-    with subtests.test("a whole step", mesh=(1, 2, 2, 2)):
-        mesh, stage = make_mesh(MeshConfig(fsdp=4, tensor=2)), config.stages[0]
-        with jax.set_mesh(mesh):
-            state = begin_stage(noisy, config, stage, mesh)
-            step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
-            after, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
-        assert int(after.step) == 1 and int(after.skipped) == 0
-        means = jax.device_get(after.moments["adapter/0"][0].mu)  # after one step: the clipped gradient, by 1 - beta1
-        scale = (1 - config.optimizer.beta1) * min(1.0, config.optimizer.clip / float(metrics["gradient_norm"]))
-        assert_close((metrics["loss"], {path: mean / scale for path, mean in means.items()}), expected)
-        # Where the state lies must not change: the second step would be compiled anew.
-        for x, before in zip(jax.tree.leaves(after), jax.tree.leaves(abstract_state(config, stage, mesh)), strict=True):
-            assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
+
+
+def test_a_whole_step_equals_that_of_one_device(config, noisy, batch, one_device):
+    expected = loss_and_gradients(config, noisy, batch, one_device)
+    mesh, stage = make_mesh(MeshConfig(fsdp=4, tensor=2)), config.stages[0]
+    with jax.set_mesh(mesh):
+        state = begin_stage(noisy, config, stage, mesh)
+        step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+        after, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+    assert int(after.step) == 1 and int(after.skipped) == 0
+    means = jax.device_get(after.moments["adapter/0"][0].mu)  # after one step: the clipped gradient, by 1 - beta1
+    scale = (1 - config.optimizer.beta1) * min(1.0, config.optimizer.clip / float(metrics["gradient_norm"]))
+    assert_close((metrics["loss"], {path: mean / scale for path, mean in means.items()}), expected)
+    # Where the state lies must not change: the second step would be compiled anew.
+    for x, before in zip(jax.tree.leaves(after), jax.tree.leaves(abstract_state(config, stage, mesh)), strict=True):
+        assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
 
 
 def test_parameters_are_split_over_the_mesh(model_config):
