@@ -2,16 +2,19 @@
 # make test   the tests
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
+# make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
+#             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; ACCEPT=1 writes docs/fit.md anew)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= demo,test,check
 RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test check parity bench-data bench-convert clean
+.PHONY: demo test check parity fit-report bench-data bench-convert clean
 
 demo: $(VENV)/installed
 	$(RUN) -m launch.demo --config configs/tiny.py
@@ -21,6 +24,11 @@ test: $(VENV)/installed
 
 parity: .parity/installed
 	.parity/bin/python -m pytest -q tests/parity
+
+# Interrupted, `.fit/bin/python -m launch.fit_report` goes on.
+fit-report: .fit/installed .gpu/installed
+	rm -rf runs/fit
+	.fit/bin/python -m launch.fit_report $(if $(ACCEPT),--accept)
 
 bench-data: $(VENV)/installed
 	$(RUN) -m launch.bench_data runs/bench-data
@@ -36,7 +44,7 @@ check: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -e '.[demo,test,check]' | grep -v 'already satisfied' || true
+	$(RUN) -m pip install --disable-pip-version-check --progress-bar on -e '.[$(EXTRAS)]' | grep -v 'already satisfied' || true
 	$(RUN) -c 'import lclm_jax'
 	touch $@
 
@@ -46,5 +54,11 @@ $(VENV)/installed: pyproject.toml
 	.parity/bin/python -c 'import torch, lclm_jax'
 	touch $@
 
+.fit/installed .gpu/installed: .%/installed: pyproject.toml
+	$(PYTHON) -m venv .$*
+	.$*/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$*]' | grep -v 'already satisfied' || true
+	.$*/bin/python -c 'import lclm_jax'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .parity runs
+	rm -rf $(VENV) .parity .fit .gpu runs

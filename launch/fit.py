@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -31,7 +32,10 @@ def main():
     parser.add_argument("--config", required=True, help="a file in configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
     parser.add_argument("--slice", required=True, type=parse_slice, help="CHIP:SHAPE, as v5p:4x4x4, v6e:2x4 or h100:8")
-    parser.add_argument("--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)")
+    parser.add_argument("--slices", type=int, default=1, help="so many of them; mesh.data is a multiple of it (default: 1)")
+    parser.add_argument(
+        "--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)"
+    )
     parser.add_argument("--stage", help="trained in; by default the one that costs most")
     parser.add_argument("--context", type=int, default=1_000_000, help="tokens that are served (default: %(default)s)")
     parser.add_argument("--mfu", type=float, default=MFU, help="share of its peak reached in training (default: %(default)s)")
@@ -41,12 +45,13 @@ def main():
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, with --search a list of them")
     arguments = parser.parse_args()
     config, _ = read_config(arguments.config, arguments.set)
-    program = Program(config, find_stage(config, arguments.stage), arguments.slice, arguments.job, arguments.context)
+    where = replace(arguments.slice, count=arguments.slices)
+    program = Program(config, find_stage(config, arguments.stage), where, arguments.job, arguments.context)
     if arguments.job != "train" and not any(one.startswith("mesh.") for one in arguments.set):
         program = serve(program)
     tried = search(program, arguments.tries, arguments.mfu) if arguments.search else [measure(program, arguments.mfu)]
     if not tried:
-        raise ConfigError(f"no mesh of {arguments.slice} divides {config.data.rows} rows; set data.rows")
+        raise ConfigError(f"no mesh of {where} divides {config.data.rows} rows; set data.rows")
     first = tried[0]
     advice = advise(program, first)
     if arguments.json:

@@ -20,43 +20,51 @@ class Chip:
     flops: float  # a second
     memory: float  # bytes a program may use
     memory_speed: float  # bytes a second
-    link_speed: float  # bytes a second to other chips of the slice
+    link_speed: float  # bytes a second to other chips of the slice, of GPUs to those of the host
+    network_speed: float  # bytes a second to other slices, of GPUs to other hosts
     per_host: int
     kind: str = "tpu"
     dimensions: int = 2  # of a slice
 
 
 # Sources: Google's pages of each TPU version, NVIDIA's data sheets of H100 and H200 SXM. Usable memory of TPUs: libtpu 0.0.52.
+# Networks are assumptions: 25 GB/s a host of v4 and v5p, half and twice of it for v5e and v6e, one 400 Gbit/s port a GPU.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 4, dimensions=3),
-        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 4),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 4, dimensions=3),
-        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 4),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 8, kind="gpu", dimensions=1),
-        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 8, kind="gpu", dimensions=1),
+        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 6.25e9, 4, dimensions=3),
+        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 4),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 4, dimensions=3),
+        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9, 4),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9, 8, kind="gpu", dimensions=1),
+        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 50e9, 8, kind="gpu", dimensions=1),
     )
 }
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips that are linked to each other."""
+    """Chips that are linked to each other, or several such slices in one data center."""
 
     chip: Chip
     shape: tuple[int, ...]
+    count: int = 1
 
     @property
     def chips(self) -> int:
-        return math.prod(self.shape)
+        return self.count * math.prod(self.shape)
 
     @property
     def hosts(self) -> int:
         return -(-self.chips // self.chip.per_host)
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """Of one of them."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    def __str__(self) -> str:
+        return self.name if self.count == 1 else f"{self.count} x {self.name}"
 
 
 def parse_slice(name: str) -> Slice:

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lclm_jax.checkpoint import load_params, read_model_files
 from lclm_jax.config import ModelConfig
@@ -18,7 +20,7 @@ from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
 from lclm_jax.model.lclm import LCLM, apply, cast
 from lclm_jax.model.masks import Places
-from lclm_jax.sharding import one_device
+from lclm_jax.sharding import make_mesh, one_device, serving_mesh, splits
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
 
@@ -38,10 +40,10 @@ class Latents:
 
 
 class LanguageModel:
-    """An LCLM with its tokenizer. Parameters are an ordinary nested dict and may be replaced."""
+    """An LCLM with its tokenizer. Parameters are an ordinary nested dict and may be replaced; they lie on `mesh`."""
 
-    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer):
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None):
+        self.config, self.tokenizer, self.mesh = config, tokenizer, mesh or one_device()
         self.params = cast(params, config.dtype)
 
     def compress(self, text: str, ratio: int | None = None) -> Latents:
@@ -63,15 +65,17 @@ class LanguageModel:
     def _pool_context(self, context: Context) -> list[np.ndarray]:
         """Pooled encoder states [n, X] of a context, as the adapter gets them, a few windows at a time."""
         pieces = split_windows(context, self.config, self.tokenizer.memory.marker)
-        count = WINDOWS_AT_ONCE if len(pieces) > WINDOWS_AT_ONCE else _bucket(len(pieces), 1)
+        at_once = self._divided(WINDOWS_AT_ONCE)
+        count = at_once if len(pieces) > at_once else self._divided(_bucket(len(pieces), 1))
         room = self.config.compression.window // resolve_ratio(context.ratio, self.config)
         pooled = []
-        for start in range(0, len(pieces), WINDOWS_AT_ONCE):
-            some = pieces[start : start + WINDOWS_AT_ONCE]
+        for start in range(0, len(pieces), at_once):
+            some = pieces[start : start + at_once]
             windows = empty_windows(1, count, self.config.window_length, room)
             for i, piece in enumerate(some):
                 seat_piece(windows, (0, i, 0, 0), piece, segment=1, context=1)
-            vectors = np.asarray(pool_windows(self.params, windows, self.config)[0]).reshape(count, room, -1)
+            with jax.set_mesh(self.mesh):
+                vectors = np.asarray(pool_windows(self.params, windows, self.config)[0]).reshape(count, room, -1)
             pooled.append(np.concatenate([vectors[i, : piece.latents] for i, piece in enumerate(some)]))
         return pooled
 
@@ -81,7 +85,13 @@ class LanguageModel:
         columns = np.arange(padded, dtype=np.int32)[None]
         places = Places((columns < n).astype(np.int32), columns)
         vectors = np.pad(pooled, ((0, padded - n), (0, 0)))[None]
-        return np.asarray(project_pooled(self.params, vectors, places, self.config)[0, :n])
+        with jax.set_mesh(self.mesh):
+            return np.asarray(project_pooled(self.params, vectors, places, self.config)[0, :n])
+
+    def _divided(self, windows: int) -> int:
+        """So many windows or a few more: as many for each part of the mesh."""
+        with jax.set_mesh(self.mesh):
+            return -(-windows // splits("windows")) * splits("windows")
 
     def generate(self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
         """The assistant's answer to one user turn made of text and latents.
@@ -145,7 +155,8 @@ class LanguageModel:
             )
         stop = (self.tokenizer.id(TURN_END),)
         rng = jax.random.key(seed)
-        tokens, counts = generate_tokens(self.params, prompt, self.config, steps, stop, rng, sampling)
+        with jax.set_mesh(self.mesh):
+            tokens, counts = generate_tokens(self.params, prompt, self.config, steps, stop, rng, sampling)
         return [
             self.tokenizer.decode(row[:count], control=False)
             for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
@@ -155,7 +166,7 @@ class LanguageModel:
         examples = [lay_out(record, self.config, self.tokenizer.memory) for record in records]
         if not all(len(example) for example in examples):
             raise TextError("expected a prompt, got an empty one")
-        length = _bucket(max(map(len, examples)), 32)
+        length = _bucket(max(map(len, examples)), max(32, self.mesh.shape["context"]))
         room = _bucket(max(sum(map(len, some)) for some in latents), 8)
         tokens = np.zeros((len(examples), length), np.int32)
         slots = np.full((len(examples), length), -1, np.int32)
@@ -168,11 +179,15 @@ class LanguageModel:
         return Prompt(tokens, slots, vectors, np.array([len(example) for example in examples], np.int32))
 
 
-def load(directory: str | Path, step: int | None = None) -> LanguageModel:
-    """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless one is named."""
+def load(directory: str | Path, step: int | None = None, devices: Sequence[Any] | None = None) -> LanguageModel:
+    """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless one is named.
+
+    Onto one device, or split over several: `lclm_jax.load("runs/tiny", devices=jax.devices())`.
+    """
     config, tokenizer = read_model_files(directory)
-    abstract = abstract_params(config, one_device(), config.dtype)  # no float32 copy on the way
-    return LanguageModel(config, load_params(directory, abstract, step), tokenizer)
+    mesh = make_mesh(serving_mesh(config, len(devices)), devices) if devices else one_device()
+    abstract = abstract_params(config, mesh, config.dtype)  # no float32 copy on the way
+    return LanguageModel(config, load_params(directory, abstract, step), tokenizer, mesh)
 
 
 @partial(jax.jit, static_argnames=("config",))

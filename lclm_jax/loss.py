@@ -26,10 +26,11 @@ def token_losses(
     entries = len(table)
     table = constrain(table, "vocab", "table")  # as it lies, or the compiler gathers the float32 master and casts it after
     table = jnp.pad(table, ((0, -entries % splits("logits")), (0, 0)))
-    score = partial(_score, chunk=chunk, entries=entries)
-    rows = mesh_axes("batch", "length")
+    # On a mesh that splits no positions XLA refuses a reduction over those axes (RET_CHECK of its partitioner).
+    rows = mesh_axes("batch", "length") if splits("batch") * splits("length") > 1 else ()
+    score = partial(_score, chunk=chunk, entries=entries, rows=rows)
     if not rows:
-        return score(hidden, table, targets, weights)
+        return score(hidden, constrain(table, "logits", None), targets, weights)
     positions = to_spec(("batch", "length"))
     specs = (positions, jax.P(), positions, positions)
     split = jax.shard_map(score, in_specs=specs, out_specs=(positions, positions), axis_names=set(rows), check_vma=False)
@@ -37,8 +38,8 @@ def token_losses(
 
 
 @jax.named_scope("loss")
-def _score(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int, entries: int) -> tuple[Array, Array]:
-    """`token_losses` of one device's positions; entries of the table from `entries` on are padding."""
+def _score(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int, entries: int, rows: tuple[str, ...]):
+    """`token_losses` of one device's positions, which `rows` split; entries of the table from `entries` on are padding."""
     shape, count = targets.shape, targets.size
     size = min(count, chunk)
     pieces = -(-count // size)
@@ -68,7 +69,7 @@ def _score(hidden: Array, table: Array, targets: Array, weights: Array, chunk: i
 
     weighted = chunks(weights)
     # All devices score a chunk or none does: where the vocabulary is split, they must meet.
-    some = jax.lax.pmax(jnp.any(weighted > 0, axis=1), mesh_axes("batch", "length"))
+    some = jax.lax.pmax(jnp.any(weighted > 0, axis=1), rows)
     _, results = jax.lax.scan(one_chunk, None, (some, chunks(hidden), chunks(targets), weighted))
     back = jnp.argsort(order)
     nll, correct = (x.reshape(-1)[:count][back].reshape(shape) for x in results)

@@ -164,6 +164,22 @@ def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
     return figure
 
 
+def plot_growth(lines: Mapping[str, Mapping[int, float]], xlabel: str, ylabel: str) -> "Figure":
+    """Quantities over a size, both axes logarithmic: {name: {size: quantity}}."""
+    figure, axes = _figure(5.6, 3.8)
+    for (name, line), colour in zip(lines.items(), (*VIEWS.values(), *STREAMS), strict=False):
+        axes.plot(list(line), list(line.values()), color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+    sizes = sorted({size for line in lines.values() for size in line})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [short_count(size) for size in sizes], fontsize=FONT)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(xlabel, fontsize=FONT)
+    axes.set_ylabel(ylabel, fontsize=FONT)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=FONT)
+    return figure
+
+
 def plot_memory(figures: Mapping[str, Any]) -> "Figure":
     """What a program takes of a chip beside what the chip has, in GiB."""
     parts = {"arguments": "argument_bytes", "temporaries": "temp_bytes", "peak": "peak_bytes"}

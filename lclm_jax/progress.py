@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(label: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[int, str], None]]:
     """Yields `show(done, note)`."""
     columns = (
         TextColumn("{task.description:<24}"),
@@ -21,7 +21,7 @@ def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[in
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
         task = bars.add_task(label, total=total, completed=done, note="")
         yield lambda done, note="": bars.update(task, completed=done, note=note)
 

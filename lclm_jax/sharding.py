@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lclm_jax.config import ConfigError, MeshConfig
+from lclm_jax.config import Config, ConfigError, MeshConfig, ModelConfig
+
+Tree = TypeVar("Tree")
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")  # the first may cross slices, the last moves most
+SPLIT_AXES = ("TPU v5 lite", "TPU v5e")  # chips whose two dimensions carry more axes than two
 
 # Logical axis of a parameter or an activation -> mesh axes that split it.
 RULES = (
@@ -31,9 +35,10 @@ RULES = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh; one axis may be -1 and takes the devices the others leave.
+    """The device mesh; one axis may be -1 and takes the devices the others leave. Of several slices, each has its own part of
+    the axis data, and every other axis stays within a slice.
 
-    Raises ConfigError when the axes do not multiply to the number of devices.
+    Raises ConfigError when the axes do not multiply to the number of devices, or the slices do not divide data.
     """
     devices = devices or jax.devices()
     shape = [getattr(config, axis) for axis in MESH_AXES]
@@ -43,12 +48,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
         )
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if shape[0] % slices:
+        raise ConfigError(f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices")
+    # As jax.make_mesh, which refuses several slices, and takes the hosts of a GPU cluster for some.
+    split = devices[0].device_kind in SPLIT_AXES
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+    else:
+        within, across = [shape[0] // slices, *shape[1:]], [slices, 1, 1, 1]
+        arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def serving_mesh(config: ModelConfig, chips: int) -> MeshConfig:
+    """Heads over as many chips as there are key heads to split, positions of the cache over the rest."""
+    tensor = math.gcd(chips, config.decoder.kv_heads, config.encoder.kv_heads)
+    return MeshConfig(data=1, fsdp=1, context=chips // tensor, tensor=tensor)
 
 
 def one_device() -> Mesh:
     """The mesh of this process's first device."""
-    return make_mesh(MeshConfig(), jax.devices()[:1])
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])
 
 
 def platform() -> str:
@@ -104,3 +125,52 @@ def shardings(boxed, mesh: Mesh):
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch over all batch axes."""
     return NamedSharding(mesh, to_spec(("batch",)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def own_rows(sharding: NamedSharding, rows: int) -> list[int]:
+    """Which of a global batch's rows the devices of this process hold, in order; processes that split a row all hold it."""
+    held = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in held if index for row in range(*index[0].indices(rows))})
+
+
+def global_batch(own: Tree, sharding: NamedSharding, rows: int) -> Tree:
+    """A tree of global arrays of `rows` rows, put together from the `own_rows` that each process gives."""
+    where = own_rows(sharding, rows)
+
+    def one(x):
+        def part(index: tuple[slice, ...]):
+            start, stop, _ = index[0].indices(rows)
+            begin = where.index(start)
+            return x[begin : begin + stop - start]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(one, own)
+
+
+def check_batches(config: Config):
+    """Raises ConfigError unless the mesh in scope divides the batches of every stage, and names the settings."""
+    data, parts = config.data, config.run.micro_batches
+    rows = data.rows // parts
+    mesh = ", ".join(f"{axis}={size}" for axis, size in jax.sharding.get_abstract_mesh().shape.items())
+    if data.rows % (parts * splits("batch")):
+        raise ConfigError(
+            f"data.rows must divide over mesh.data * mesh.fsdp, in each of run.micro_batches; got data.rows={data.rows}, "
+            f"run.micro_batches={parts} on the mesh {mesh}; set data.rows to a multiple of {parts * splits('batch')}"
+        )
+    if data.positions % splits("length"):
+        raise ConfigError(f"data.positions must divide over mesh.context, got data.positions={data.positions} on the mesh {mesh}")
+    for stage in config.stages:
+        windows = stage.windows or data.windows
+        if rows * windows % splits("windows"):
+            name = "data.windows" if stage.windows is None else f"stages.{stage.name}.windows"
+            raise ConfigError(
+                f"windows must divide over mesh.data * mesh.fsdp * mesh.context; stage {stage.name} reads {rows} rows at once of "
+                f"{windows} windows on the mesh {mesh}; set data.rows or {name} so that their product is a multiple of "
+                f"{splits('windows') * parts}"
+            )

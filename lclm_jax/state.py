@@ -7,13 +7,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh
 
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from lclm_jax.data.batch import empty_batch, empty_windows
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.optim import flatten, init_moments
-from lclm_jax.sharding import shardings
+from lclm_jax.sharding import replicated, shardings
 from lclm_jax.typing import Array, Int, Params
 
 
@@ -64,11 +64,10 @@ def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState
     params = abstract_params(config.model, mesh)
     flat = flatten(params)
     shapes = jax.eval_shape(partial(init_state, stage=stage, optimizer=config.optimizer), params)
-    replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(path, leaf):
         name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        sharding = flat[name].sharding if name in flat and leaf.shape == flat[name].shape else replicated
+        sharding = flat[name].sharding if name in flat and leaf.shape == flat[name].shape else replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, shapes).replace(params=params)

@@ -5,8 +5,7 @@
 
 import json
 import logging
-import signal
-import threading
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +26,11 @@ from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, split_trained, unflatten, update
+from lclm_jax.processes import check_shared, is_first, once
 from lclm_jax.progress import progress_bar
-from lclm_jax.sharding import batch_sharding, constrain, make_mesh
+from lclm_jax.sharding import batch_sharding, check_batches, constrain, global_batch, make_mesh, own_rows, replicated
 from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
+from lclm_jax.stopping import StopRequest, stop_requests
 from lclm_jax.typing import Array
 
 log = logging.getLogger(__name__)
@@ -39,26 +40,33 @@ Metrics = dict[str, Any]
 def train(config: Config) -> Path:
     """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
 
-    Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included.
+    Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included. In a run of several
+    processes all call this, the directories of run and data are the same for all, and a request to one of them stops all.
     """
+    for name, path in (("run", config.run.directory), ("data", config.data.directory)):
+        if "://" in path:
+            raise ConfigError(f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse")
     directory = Path(config.run.directory)
     tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
-    write_model_files(directory, config.model, tokenizer)
-    (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), Checkpoints(directory, config.run.keep) as checkpoints, (directory / "log.jsonl").open("a") as lines:
-        position = _position(checkpoints, config)
+    with (
+        jax.set_mesh(mesh),
+        _begin(directory, config, tokenizer) as lines,
+        Checkpoints(directory, config.run.keep) as checkpoints,
+        stop_requests() as stop,
+    ):
+        rows, position = own_rows(batch_sharding(mesh), config.data.rows), _position(checkpoints, config)
         start = 0 if position is None else [stage.name for stage in config.stages].index(position["stage"])
         params = init_params(config.model, mesh, config.run.seed) if position is None else {}
         for stage in config.stages[start:]:
-            batches = iter(stage_batches(config, stage, tokenizer, jax.process_index(), jax.process_count()))
+            batches = iter(stage_batches(config, stage, tokenizer, rows))
             if position is None:
                 state = begin_stage(params, config, stage, mesh)
             else:
                 state = _restore(checkpoints, abstract_state(config, stage, mesh))
                 batches.set_state(position["data"])
                 position = None
-            params = _run_stage(config, stage, state, batches, checkpoints, lines).params
+            params = _run_stage(config, stage, state, batches, checkpoints, lines, stop).params
     return directory
 
 
@@ -129,29 +137,48 @@ def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: 
     return jnp.sum(nll * batch.weights) / total, (nll, correct)
 
 
+def _begin(directory: Path, config: Config, tokenizer: Tokenizer) -> TextIO:
+    """Writes what a run's directory holds beside its steps and opens its log, in process 0. Needs a mesh in scope."""
+    check_batches(config)
+
+    def write():
+        write_model_files(directory, config.model, tokenizer)
+        (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
+
+    once("write the files of the model", write)
+    check_shared(directory)
+    return (directory / "log.jsonl" if is_first() else Path(os.devnull)).open("a")
+
+
 def _run_stage(
-    config: Config, stage: StageConfig, state: TrainState, batches: Iterator[Batch], checkpoints: Checkpoints, lines: TextIO
+    config: Config,
+    stage: StageConfig,
+    state: TrainState,
+    batches: Iterator[Batch],
+    checkpoints: Checkpoints,
+    lines: TextIO,
+    stop: StopRequest,
 ) -> TrainState:
     first = config.stages.index(stage)
     before = sum(earlier.steps for earlier in config.stages[:first])
-    step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
-    rows = batch_sharding(make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    where = jax.tree.map(lambda x: x.sharding, state), replicated(mesh)  # so that every process can read the metrics
+    step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0, out_shardings=where)
     recorder = Recorder(config, stage, lines, batches)
     begun = int(state.step)
-    with stop_requests() as stopping, progress_bar(stage.name, stage.steps, begun) as bar:
+    with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar:
         for step in range(begun + 1, stage.steps + 1):
             with recorder.waiting():
                 own = next(batches)
-            batch = jax.tree.map(partial(jax.make_array_from_process_local_data, rows), own)
-            state, metrics = step_function(state, batch)
+            state, metrics = step_function(state, global_batch(own, batch_sharding(mesh), config.data.rows))
             recorder.add(step, metrics)
             bar(step, recorder.summary)
-            last = step == stage.steps
-            if last or stopping.is_set() or step % config.run.save_every == 0:
+            last, stopping = step == stage.steps, stop.agreed(mesh)
+            if last or stopping or step % config.run.save_every == 0:
                 recorder.flush()
                 position = {"stage": stage.name, "stage_step": step, "data": batches.get_state()}
                 checkpoints.save(before + step, {"params": state.params, "training": _training(state)}, position)
-            if stopping.is_set():
+            if stopping:
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
@@ -240,24 +267,3 @@ class Recorder:
         log.info("%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"])
         self.pending.clear()
         self.since, self.waited = time.perf_counter(), 0.0
-
-
-@contextmanager
-def stop_requests():
-    """An event that the first Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def ask(number, frame):
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from records import write_sources
+from records import with_noise, write_sources
 
 from lclm_jax import sharding
 from lclm_jax.command import run as run_command
@@ -94,6 +94,11 @@ def one_device():
 @pytest.fixture(scope="session")
 def params(model_config, one_device):
     return init_params(model_config, one_device, seed=0)
+
+
+@pytest.fixture(scope="session")
+def noisy(params):
+    return with_noise(params)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,12 @@ def same(first, second) -> bool:
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
+def with_noise(params):
+    """Residual branches start at zero; with noise on every parameter, each of them matters to what is computed."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
 SPANS = st.lists(st.tuples(st.sampled_from(["context", "plain", "trained"]), st.integers(0, 11)), min_size=1, max_size=5)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import partial
 
 import jax
@@ -14,10 +15,11 @@ from lclm_jax import hardware
 from lclm_jax.config import MeshConfig
 from lclm_jax.fit import measure as measuring
 from lclm_jax.fit.flops import matmul_flops
-from lclm_jax.fit.programs import Program, serving_mesh, trained_parts
+from lclm_jax.fit.programs import Program, trained_parts
 from lclm_jax.fit.search import choices, rank
+from lclm_jax.fit.topology import TopologyError, slice_devices
 from lclm_jax.hardware import parse_slice
-from lclm_jax.sharding import make_mesh
+from lclm_jax.sharding import make_mesh, serving_mesh
 
 PODS = parse_slice("v5p:4x4x4")
 
@@ -175,11 +177,16 @@ def test_search(here, small, tmp_path, command, capsys):
     assert "Choices, the best first" in (tmp_path / "p.html").read_text()
 
 
-def test_a_slice_without_its_compiler(command, small, capsys, monkeypatch):
+@pytest.mark.parametrize(("name", "remedy"), [("v5e:2x2", "'.[fit]'"), ("h100:8", "'.[gpu]'")])
+def test_a_slice_without_its_compiler(name, remedy, monkeypatch):
     def broken(**_):
         raise RuntimeError("no such platform")
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", broken)
-    for name, remedy in (("v5e:2x2", "[fit]"), ("h100:8", "[gpu]")):
-        assert command(fit, "--config", small, "--slice", name) == 2
+    with pytest.raises(TopologyError, match=f"no such platform.*{re.escape(remedy)}"):
+        slice_devices(parse_slice(name))
+
+
+def test_a_stage_that_is_not_there(small, command, capsys):
     assert command(fit, "--config", small, "--slice", "v5e:2x2", "--stage", "nothing") == 2
+    assert "expected a stage of adapter, all, got --stage nothing" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lclm_jax import language_model
+from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
 from lclm_jax.generate import Prompt, Sampling, choose, generate_tokens
-from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents
+from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
 
@@ -20,10 +21,7 @@ TEXT = "Ada likes pears. Ben likes figs."
 
 
 @pytest.fixture(scope="module")
-def model(model_config, params, tokenizer):
-    """Residual branches start at zero; with noise on every parameter, what is read decides what is written."""
-    rng = np.random.default_rng(0)
-    noisy = jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+def model(model_config, noisy, tokenizer):
     return LanguageModel(model_config, noisy, tokenizer)
 
 
@@ -128,6 +126,17 @@ def test_generate_chat_and_complete_run(model):
     assert model.complete([latents, "Who?"], max_tokens=STEPS) != answer
     record = [Context(model.tokenizer.encode(TEXT)), Plain(model.tokenizer.encode("Who?"))]
     assert model.complete_records([record], STEPS) == [model.complete([latents, "Who?"], max_tokens=STEPS)]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_on_several_devices_as_on_one(model, tmp_path, count):
+    """Heads and the cache's positions are split; three windows do not divide over the four parts of sequences."""
+    save_model(tmp_path, model.config, model.tokenizer, model.params)
+    spread = load(tmp_path, devices=jax.devices()[:count])
+    assert spread.mesh.shape["tensor"] == 2 and spread.mesh.shape["context"] == count // 2
+    latents, split = model.compress(TEXT * 2), spread.compress(TEXT * 2)
+    np.testing.assert_allclose(split.vectors, latents.vectors, atol=1e-5)
+    assert spread.generate([split, "Who?"], max_tokens=STEPS) == model.generate([latents, "Who?"], max_tokens=STEPS)
 
 
 @pytest.fixture

@@ -26,8 +26,11 @@ MODULE = """HloModule step
 }} // not the end of anything
 "}
   %part = bf16[8]{0:T(256)(128)(2,1)} get-tuple-element(%carry), index=1
-  %whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups=GROUPS, dimensions={0}, metadata={op_name="jit(step)/decoder/gather" stack_frame_id=1}
-  ROOT %next = (s32[], bf16[8]) tuple(%carry, %part)
+  %whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups=GROUPS, metadata={op_name="step/gather"}
+  %one = s32[]{:T(128)} constant(1)
+  %count = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  %more = s32[]{:T(128)} add(%count, %one)
+  ROOT %next = (s32[], bf16[8]) tuple(%more, %part)
 }
 
 %condition (carry: (s32[], bf16[8])) -> pred[] {
@@ -56,7 +59,7 @@ def test_collectives_of_loops_count_as_often_as_the_loop_runs():
     by_kind = {(one.kind, one.axes): one for one in read()}
     gathered = by_kind["all-gather", ("fsdp",)]
     assert (gathered.times, gathered.bytes, gathered.total) == (36, {"bf16": 64}, 36 * 64)
-    assert gathered.name == "jit(step)/decoder/gather"
+    assert gathered.name == "step/gather"
     assert by_kind["all-gather", ("data",)].bytes == {"f32": 160}, "a started operation's result holds its operand, too"
     assert by_kind["all-reduce", ("data", "fsdp")].total == 40
     assert len(by_kind) == 3
@@ -64,6 +67,11 @@ def test_collectives_of_loops_count_as_often_as_the_loop_runs():
 
 def test_a_loop_may_say_how_often_it_runs():
     assert max(one.times for one in read(known=', backend_config={"known_trip_count":{"n":"7"}}')) == 7
+
+
+def test_an_unrolled_loop_runs_less_often():
+    text = MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("constant(1)", "constant(5)")
+    assert max(one.times for one in collectives(text, MESH)) == 8  # 0, 5, ... 35
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,28 @@ def test_groups_in_every_spelling(groups, axes):
 def test_a_collective_that_cannot_be_reached_is_an_error():
     with pytest.raises(HloError, match="expected all 3 printed collectives in computations that run, found 2"):
         collectives(MODULE.replace("GROUPS", "[1,8]<=[8]").replace("body=%bodyKNOWN", "body=%add"), MESH)
+
+
+def test_a_collective_in_pieces_counts_once():
+    """Inside fusions a TPU gathers step by step, and prints the whole at every step."""
+    whole = '%whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups={}, frontend_attributes={chain_id="3"}\n'
+    text = (
+        MODULE.replace("GROUPS", "{}")
+        .replace("KNOWN", "")
+        .replace("  %started", f"  {whole}  {whole.replace('whole', 'again')}  %started")
+    )
+    assert [one.total for one in collectives(text, MESH) if one.times == 1 and one.bytes.get("bf16")] == [64]
+
+
+def test_what_goes_to_other_slices():
+    """The host sends it: of a tensor of 10, and of nothing else."""
+    attributes = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    lines = (
+        f"  %token = token[] after-all()\n  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
+        f"  %got = (f32[10], u32[], token[]) recv(%token), {attributes}\n  %done"
+    )
+    found = collectives(MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("  %done", lines), MESH)
+    assert [(one.kind, one.total) for one in found if one.axes == ("data",) and one.kind == "all-reduce"] == [("all-reduce", 40)]
 
 
 def test_groups_in_another_spelling():

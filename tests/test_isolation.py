@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from records import with_noise
 
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
 from lclm_jax.data.chat import render_chat
@@ -42,17 +43,6 @@ def records(tokenizer):
 @pytest.fixture(scope="module")
 def batch(records, model_config, tokenizer):
     return pack(records, model_config, tokenizer)
-
-
-def with_noise(params):
-    """Residual branches start at zero; with noise on every parameter, what may flow between positions does."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-
-
-@pytest.fixture(scope="module")
-def noisy(params):
-    return with_noise(params)
 
 
 def change(config: ModelConfig, adapter="mlp", causal=True, qk_norm=True) -> ModelConfig:

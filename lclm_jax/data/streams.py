@@ -25,9 +25,11 @@ MOST_LEFT_OUT = 1000  # examples in a row that may be too long or too short befo
 SAMPLE = 512  # examples of a stream that its trained tokens are estimated from
 
 
-def stage_batches(config: Config, stage: StageConfig, tokenizer: Tokenizer, host: int = 0, hosts: int = 1) -> grain.IterDataset:
-    """This host's share of every global batch of a stage, prefetched; the iterator's state is the same on all hosts."""
-    batches = PackedBatches(stage_order(config, stage, tokenizer), config, host, hosts)
+def stage_batches(
+    config: Config, stage: StageConfig, tokenizer: Tokenizer, rows: Sequence[int] | None = None
+) -> grain.IterDataset:
+    """These rows of every global batch of a stage, or all, prefetched; the iterator's state is the same on all hosts."""
+    batches = PackedBatches(stage_order(config, stage, tokenizer), config, rows)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
 
 
@@ -137,15 +139,15 @@ def budget(config: Config, stage: StageConfig) -> Budget:
 
 
 class PackedBatches(grain.IterDataset[Batch]):
-    """Packs an endless order of examples into global batches and yields one host's rows of each."""
+    """Packs an endless order of examples into global batches and yields some rows of each: those a host needs, or all."""
 
-    def __init__(self, order: Order, config: Config, host: int = 0, hosts: int = 1):
+    def __init__(self, order: Order, config: Config, rows: Sequence[int] | None = None):
         super().__init__()
-        if config.data.rows % hosts:
-            raise ConfigError(f"data.rows must divide over the hosts, got data.rows={config.data.rows} on {hosts} hosts")
+        self.order, self.config = order, config
+        self.rows = range(config.data.rows) if rows is None else rows
+        hosts = config.data.rows // len(self.rows)
         if order.records < hosts:
             raise ConfigError(f"expected at least one example for each of {hosts} hosts, got {order.records}; prepare more")
-        self.order, self.config, self.host, self.hosts = order, config, host, hosts
 
     def __iter__(self) -> "PackedIterator":
         return PackedIterator(self)
@@ -166,9 +168,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
     def __next__(self) -> Batch:
         source = self.source
         planned = [self.plan_row() for _ in range(source.config.data.rows)]
-        share = len(planned) // source.hosts
-        own = planned[source.host * share : (source.host + 1) * share]
-        examples = source.order.examples
+        own, examples = [planned[row] for row in source.rows], source.order.examples
         return assemble([Row(self._budget, [examples[i] for i in numbers], seats) for numbers, seats in own])
 
     def plan_row(self) -> tuple[list[int], list[list[Seat]]]:

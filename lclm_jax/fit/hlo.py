@@ -29,7 +29,9 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_INTEGER = re.compile(r"[su]\d+\[\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*\})\}")
@@ -63,6 +65,18 @@ class _Instruction:
     rest: str  # operands and attributes
 
     @property
+    def chain(self) -> str | None:
+        """Of a collective that runs piece by piece inside several fusions, each of which prints the whole of it."""
+        chain, channel = re.search(r'chain_id="(\d+)"', self.rest), re.search(r"channel_id=(\d+)", self.rest)
+        return f"{chain.group(1)} of {channel.group(1)}" if chain and channel else None
+
+    @property
+    def constant(self) -> int | None:
+        """Its value, if it is a whole number."""
+        whole = self.opcode == "constant" and re.match(_INTEGER, self.shape)
+        return int(self.rest.partition(")")[0]) if whole else None
+
+    @property
     def operands(self) -> list[str]:
         depth, end = 1, 0
         while depth and end < len(self.rest):
@@ -72,8 +86,9 @@ class _Instruction:
 
     @property
     def kind(self) -> str | None:
-        """Of a collective; its second half, which sends nothing more, is none."""
-        kind = self.opcode.removesuffix("-start")
+        """Of a collective; its second half, which sends nothing more, is none. What goes to other slices is sent by the host."""
+        between = _BETWEEN.search(self.rest) if self.opcode == "send" else None
+        kind = between.group(1).lower().replace("_", "-") if between else self.opcode.removesuffix("-start")
         return kind if kind in KINDS else None
 
 
@@ -86,22 +101,30 @@ class _Computation:
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Every collective of a module on a mesh of these axes. Raises HloError where the text is not understood."""
+    """Every collective of a module on a mesh of these axes, of which the first crosses slices.
+
+    Raises HloError where the text is not understood.
+    """
     computations, entry = _parse(text)
     printed = sum(
         len(re.findall(rf"^\s+(?:ROOT )?%?\S+ = .*? {kind}(?:-start)?\(", text, re.M)) for kind in KINDS if kind in text
     )
+    printed += len(re.findall(r"^\s+(?:ROOT )?%?\S+ = .*? send\(.*_xla_megascale_transfer_type", text, re.M))
     found: list[Collective] = []
     seen: set[tuple[str, str]] = set()
+    chains: set[str | None] = set()
     for computation, times in _runs(entry, computations, 1):
         shapes = computations[computation].shapes()
         for one in computations[computation].instructions:
             if one.kind is None:
                 continue
             seen.add((computation, one.name))
+            if one.chain in chains:
+                continue
+            chains |= {one.chain} - {None}
             name = re.search(r'op_name="([^"]*)"', one.rest)
             found.append(
-                Collective(one.kind, _payload(one, shapes), _axes(one.rest, mesh), times, name.group(1) if name else one.name)
+                Collective(one.kind, _payload(one, shapes), _axes(one, mesh), times, name.group(1) if name else one.name)
             )
     if len(seen) != printed:
         raise HloError(f"expected all {printed} printed collectives in computations that run, found {len(seen)}")
@@ -138,21 +161,30 @@ def _runs(name: str, computations: Mapping[str, _Computation], times: int) -> It
 
 
 def _trips(loop: _Instruction, computations: Mapping[str, _Computation]) -> int:
-    """How often a loop that counts from 0 runs: as its annotation says, else the constant its condition compares with."""
+    """How often a loop that counts from 0 runs: as its annotation says, else by the constant its condition compares with."""
     if known := _TRIPS.search(loop.rest):
         return int(known.group(1))
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-    if condition is None:
-        raise HloError(f"loop {loop.name} has no condition")
-    ends = {
-        int(one.rest.partition(")")[0])
-        for name, _ in _runs(condition.group(1), computations, 1)
-        for one in computations[name].instructions
-        if one.opcode == "constant" and re.match(r"[su]\d+\[\]", one.shape)
-    }
+    condition, body = (re.search(rf"{part}=%?([\w.\-]+)", loop.rest) for part in ("condition", "body"))
+    if condition is None or body is None:
+        raise HloError(f"loop {loop.name} has no condition or no body")
+    inside = [one for name, _ in _runs(condition.group(1), computations, 1) for one in computations[name].instructions]
+    ends = {one.constant for one in inside if one.constant is not None}
     if len(ends) != 1:
         raise HloError(f"expected one constant in the condition of loop {loop.name}, which has collectives, got {sorted(ends)}")
-    return ends.pop()
+    places = [int(place) for one in inside for place in re.findall(r"index=(\d+)", one.rest) if re.match(_INTEGER, one.shape)]
+    return -(-ends.pop() // _step(computations[body.group(1)], places[0] if len(places) == 1 else None))
+
+
+def _step(body: _Computation, place: int | None) -> int:
+    """What a loop adds to its counter, at this place of what it carries; 1 where that cannot be read. Unrolled ones add more."""
+    if place is None:
+        return 1
+    by_name = {one.name: one for one in body.instructions}
+    carried = by_name.get(body.instructions[-1].operands[place])
+    if carried is None or carried.opcode != "add":
+        return 1
+    added = [constant for name in carried.operands if name in by_name and (constant := by_name[name].constant)]
+    return added[0] if len(added) == 1 else 1
 
 
 def _payload(one: _Instruction, shapes: Mapping[str, str]) -> dict[str, int]:
@@ -161,6 +193,8 @@ def _payload(one: _Instruction, shapes: Mapping[str, str]) -> dict[str, int]:
     for operand in one.operands:
         for kind, size in _sizes(shapes.get(operand, "")).items():
             taken[kind] = taken.get(kind, 0) + size
+    if one.opcode == "send":
+        return taken
     given = _sizes(one.shape)
     if one.opcode.endswith("-start"):
         given = {kind: size - taken.get(kind, 0) for kind, size in given.items()}
@@ -171,16 +205,20 @@ def _sizes(shape: str) -> dict[str, int]:
     """Bytes by type of a printed shape, a tuple's added up."""
     sizes: dict[str, int] = {}
     for kind, dimensions in _SHAPE.findall(shape):
-        bits = BITS.get(kind) or int(re.match(r"[a-z]+(\d+)", kind)[1])
+        if kind == "token":
+            continue
+        bits = BITS.get(kind) or int(re.sub(r"^[a-z]+(\d+).*", r"\1", kind))
         count = math.prod(int(d) for d in dimensions.split(",") if d)
         sizes[kind] = sizes.get(kind, 0) + -(-count * bits // 8)
     return sizes
 
 
-def _axes(attributes: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
+def _axes(one: _Instruction, mesh: Mapping[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the members of a group differ."""
+    if one.opcode == "send":
+        return (next(iter(mesh)),)
     shape = tuple(mesh.values())
-    groups = _groups(attributes, math.prod(shape))
+    groups = _groups(one.rest, math.prod(shape))
     crossed: set[int] = set()
     for group in groups:
         places = np.array(np.unravel_index(np.asarray(group), shape))

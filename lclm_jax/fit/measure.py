@@ -12,6 +12,7 @@ from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.fit.hlo import Collective, collectives
 from lclm_jax.fit.programs import Program
 from lclm_jax.fit.topology import compiler, slice_devices
+from lclm_jax.hardware import Slice
 from lclm_jax.language_model import WINDOWS_AT_ONCE
 from lclm_jax.state import count_parameters
 
@@ -118,7 +119,7 @@ def estimate(program: Program, figures: Figures, mfu: float) -> Figures:
     parts = {
         "compute_seconds": (figures["matmul_flops"] + attention) / program.where.chips / chip.flops,
         "memory_seconds": figures["argument_bytes"] / chip.memory_speed,
-        "network_seconds": (figures["collective_bytes"] or 0) / chip.link_speed,
+        "network_seconds": sum(one["bytes"] / _speed(program.where, one["axes"]) for one in figures["collectives"] or ()),
     }
     told = {
         **parts,
@@ -127,6 +128,7 @@ def estimate(program: Program, figures: Figures, mfu: float) -> Figures:
             "peak_flops": chip.flops,
             "memory_bytes_per_second": chip.memory_speed,
             "link_bytes_per_second": chip.link_speed,
+            "network_bytes_per_second": chip.network_speed,
         },
     }
     if not train:
@@ -145,6 +147,12 @@ def estimate(program: Program, figures: Figures, mfu: float) -> Figures:
         "stage_days": program.stage.steps * step / 86400,
         "stage_chip_hours": program.stage.steps * step / 3600 * program.where.chips,
     }
+
+
+def _speed(where: Slice, axes: str) -> float:
+    """Bytes a second over these axes: of slices only `data` leaves one, of GPUs any may leave a host."""
+    leaves = "data" in axes.split("+") if where.chip.kind == "tpu" else where.hosts > 1
+    return where.chip.network_speed if leaves and (where.count > 1 or where.chip.kind == "gpu") else where.chip.link_speed
 
 
 def advise(program: Program, figures: Figures) -> list[str]:

@@ -37,13 +37,16 @@ def _program(figures: Figures) -> Section:
     names = ("stage", "rows", "positions", "windows", "ratio", "micro_batches", "remat", "context", "latents")
     told = [(name.replace("_", " "), f"{figures[name]:,}" if isinstance(figures[name], int) else figures[name])
             for name in names if name in figures]  # fmt: skip
-    mesh = ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip"
-    return [*told, ("mesh", mesh), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
+    return [*told, ("mesh", _mesh(figures)), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
+
+
+def _mesh(figures: Figures) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip"
 
 
 def _memory(figures: Figures) -> Section:
-    parts = ("argument", "temp", "peak", "hbm")
-    return [(name, f"{figures[f'{name}_bytes'] / GIB:.2f} GiB") for name in parts]
+    parts = {"arguments": "argument", "temporaries": "temp", "peak": "peak", "what it has (HBM)": "hbm"}
+    return [(name, f"{figures[f'{part}_bytes'] / GIB:.2f} GiB") for name, part in parts.items()]
 
 
 def _products(figures: Figures) -> Section:
@@ -75,8 +78,7 @@ def _estimate(figures: Figures) -> Section:
     told, assumed = figures["estimate"], figures["estimate"]["assumptions"]
     low, high = told["call_seconds"]
     rows = [
-        ("assumed of a chip", f"{assumed['peak_flops'] / 1e12:.0f} TFLOP/s, {assumed['memory_bytes_per_second'] / 1e9:.0f} GB/s "
-         f"memory, {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s links"),
+        ("assumed of a chip", _assumed(assumed)),
         ("computing", _seconds(told["compute_seconds"])),
         ("reading its arguments once", _seconds(told["memory_seconds"])),
         ("sending", _seconds(told["network_seconds"])),
@@ -94,16 +96,22 @@ def _estimate(figures: Figures) -> Section:
     ]
 
 
+def _assumed(speeds: Figures) -> str:
+    giga = {name: speeds[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "link", "network")}
+    told = ", ".join(f"{name} {speed:.4g}" for name, speed in giga.items())
+    return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {told}"
+
+
 def _seconds(seconds: float) -> str:
     return duration(seconds) if seconds >= 100 else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def choice(figures: Figures) -> dict[str, str]:
     """One of several choices, as a row of a table."""
+    trained = {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]} if figures["job"] == "train" else {}
     return {
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip",
-        "micro-batches": str(figures.get("micro_batches", "")),
-        "remat": figures.get("remat", ""),
+        "mesh": _mesh(figures),
+        **trained,
         "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
         "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
         "a call at peak speeds": " to ".join(map(_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
@@ -143,4 +151,6 @@ def _choices(tried: Sequence[Figures]) -> list[Html]:
     if len(tried) == 1:
         return []
     rows = [choice(figures) for figures in tried]
-    return [element("section", element("h2", "Choices, the best first"), table(list(rows[0]), [list(row.values()) for row in rows]))]
+    return [
+        element("section", element("h2", "Choices, the best first"), table(list(rows[0]), [list(row.values()) for row in rows]))
+    ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lclm_jax.config import Config, MeshConfig, ModelConfig, StageConfig
+from lclm_jax.config import Config, ModelConfig, StageConfig
 from lclm_jax.cost import Flops, layer_flops, training_flops
 from lclm_jax.data.batch import empty_batch, empty_windows
 from lclm_jax.data.spans import count_latents
@@ -24,7 +24,7 @@ from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import cache_length
 from lclm_jax.optim import component, split_trained
-from lclm_jax.sharding import batch_sharding, make_mesh, to_spec
+from lclm_jax.sharding import batch_sharding, make_mesh, serving_mesh, to_spec
 from lclm_jax.state import abstract_params, abstract_state, init_boxed
 from lclm_jax.train import train_step
 
@@ -89,12 +89,6 @@ class Program:
         c = model.decoder
         attention = 4.0 * c.layers * (latents + ROOM) * c.heads * c.head_dim
         return Flops(layer_flops(c, 1).products, attention) + head
-
-
-def serving_mesh(config: ModelConfig, chips: int) -> MeshConfig:
-    """Heads over as many chips as there are key heads to split, positions of the cache over the rest."""
-    tensor = math.gcd(chips, config.decoder.kv_heads)
-    return MeshConfig(data=1, fsdp=1, context=chips // tensor, tensor=tensor)
 
 
 def serve(program: Program) -> Program:

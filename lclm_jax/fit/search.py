@@ -41,15 +41,16 @@ def sum_of_times(figures: Figures) -> float:
 
 def choices(program: Program) -> Iterator[Choice]:
     """Every way to split the model and its batch over the slice that divides evenly."""
-    model, chips = program.config.model, program.where.chips
+    model, slices = program.config.model, program.where.count
+    chips = program.where.chips // slices
     for tensor in _divisors(chips):
         if model.decoder.kv_heads % tensor or model.encoder.kv_heads % tensor or model.decoder.mlp % tensor:
             continue
         for context in _divisors(chips // tensor):
-            mesh = MeshConfig(data=1, fsdp=chips // tensor // context, context=context, tensor=tensor)
+            mesh = MeshConfig(data=slices, fsdp=chips // tensor // context, context=context, tensor=tensor)
             if program.job == "train":
                 yield from _training(program, mesh)
-            elif mesh.fsdp == 1:
+            elif mesh.fsdp == mesh.data == 1:
                 config = replace(program.config, mesh=mesh)
                 yield Choice(replace(program, config=config), tensor, 0)  # fewer, larger messages first
 
@@ -57,10 +58,11 @@ def choices(program: Program) -> Iterator[Choice]:
 def _training(program: Program, mesh: MeshConfig) -> Iterator[Choice]:
     config, data = program.config, program.config.data
     windows = data.rows * (program.stage.windows or data.windows)
-    if data.rows % mesh.fsdp or data.positions % (mesh.context * TILE) or windows % (mesh.fsdp * mesh.context):
+    parts = mesh.data * mesh.fsdp
+    if data.rows % parts or data.positions % (mesh.context * TILE):
         return
-    for micro in _divisors(data.rows // mesh.fsdp):
-        if windows // micro % (mesh.fsdp * mesh.context):
+    for micro in _divisors(data.rows // parts):
+        if windows // micro % (parts * mesh.context):
             continue
         for remat in REMATS:
             changed = replace(
@@ -77,7 +79,7 @@ def _guess(program: Program) -> Choice:
     config, mesh, chip = program.config, program.config.mesh, program.where.chip
     parameters = count_parameters(config.model)
     tower, micro = config.model.decoder, config.run.micro_batches
-    tokens = config.data.rows * config.data.positions / (mesh.fsdp * mesh.context)  # of a chip, in a step
+    tokens = config.data.rows * config.data.positions / (mesh.data * mesh.fsdp * mesh.context)  # of a chip, in a step
     full = config.model.remat == "full"
     sent = FSDP_BYTES * micro * parameters / mesh.tensor
     if mesh.tensor > 1:  # sums of activations after attention and after the MLP, forward, again, and backward
@@ -87,7 +89,7 @@ def _guess(program: Program) -> Choice:
     flops = program.model_flops().total * (4 / 3 if full else 1.05) / program.where.chips
     inner = tower.heads * tower.head_dim + 2 * tower.kv_heads * tower.head_dim + 3 * tower.mlp
     kept = tower.width if full else 2 * tower.width + inner / mesh.tensor  # of a token in every layer
-    held = STATE_BYTES * parameters / program.where.chips + 2 * tower.layers * tokens / micro * kept
+    held = STATE_BYTES * parameters * mesh.data / program.where.chips + 2 * tower.layers * tokens / micro * kept
     return Choice(program, flops / chip.flops + sent / chip.link_speed, held)
 
 

@@ -57,19 +57,21 @@ def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
     devices = _gpus(where) if where.chip.kind == "gpu" else _tpus(where)
     if len(devices) != where.chips:
-        raise TopologyError(f"expected {where.chips} devices of {where}, its compiler has {len(devices)}: it sees cores, not chips")
+        raise TopologyError(f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}")
     return devices
 
 
 def _tpus(where: Slice) -> list[Any]:
     os.environ.update(TPU_ENVIRONMENT)
     per_host = tuple(min(2, side) for side in (*where.shape, 1)[:2])
-    bounds = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # a slice smaller than a host
+    more: dict[str, Any] = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # a slice smaller than a host
+    if where.count > 1:
+        more["num_slices"] = where.count
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=str(where), **bounds).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=where.name, **more).devices)
     except Exception as error:  # whatever the plugin raises
         raise TopologyError(
-            f"cannot compile for {where}: {_first_line(error)}. For TPUs install libtpu, beside any jax: pip install -e '.[fit]'; "
+            f"cannot compile for {where}: {_first_line(error)}. TPUs need libtpu, beside any jax: pip install -e '.[fit]'; "
             "slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e and v6e and 16x16x16 for v4 and v5p"
         ) from error
 

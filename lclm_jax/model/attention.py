@@ -27,25 +27,28 @@ class Cache:
     places: Places  # [B S] of every cached token; segment 0 is not written yet
     end: Int[Array, ""]  # where the next tokens are written
 
-    def layer(self, *read: Float[Array, "B K T H"]) -> tuple[Array, ...]:
+    def layer(self, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"]) -> tuple[Array, Array]:
         """What one layer hands on of the tokens just read: their part of the cache, the whole of it where there was none."""
         if self.keys is not None:
-            return read
-        room = ((0, 0), (0, 0), (0, self.places.segments.shape[1] - read[0].shape[2]), (0, 0))
-        return tuple(constrain(jnp.pad(x, room), *CACHE_AXES[1:]) for x in read)
+            return keys, values
+        room = self.places.segments.shape[1] - keys.shape[2]
+        return _widen(keys, room), _widen(values, room)
 
-    def write(self, read: tuple[Array, Array], places: Places) -> "Cache":
-        """The cache with the tokens just read in it; `read` is what its layers handed on."""
+    def write(self, keys: Array, values: Array, places: Places) -> "Cache":
+        """The cache with the tokens just read in it; keys and values are what its layers handed on, stacked."""
+        if self.keys is not None and self.values is not None:
+            keys, values = _put(self.keys, keys, self.end, 3), _put(self.values, values, self.end, 3)
         count = places.segments.shape[1]
-        if self.keys is not None:
-            both = (self.keys, self.values)
-            read = tuple(_put(old, new.astype(old.dtype), self.end, 3) for old, new in zip(both, read, strict=True))
         places = jax.tree.map(lambda old, new: _put(old, new, self.end, 1), self.places, places)
-        return Cache(*read, places, self.end + count)
+        return Cache(keys, values, places, self.end + count)
+
+
+def _widen(read: Array, room: int) -> Array:
+    return constrain(jnp.pad(read, ((0, 0), (0, 0), (0, room), (0, 0))), *CACHE_AXES[1:])
 
 
 def _put(old: Array, new: Array, start: Array, axis: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis)
 
 
 class Attention(nn.Module):

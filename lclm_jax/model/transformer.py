@@ -82,7 +82,7 @@ class Transformer(nn.Module):
             return self.norm(x), None
         held = None if cache.keys is None else (cache.keys, cache.values)
         x, read = self.layers(x, queries, (cache.places, cache.end), held)
-        return self.norm(x), cache.write(read, queries)
+        return self.norm(x), cache.write(*read, queries)
 
 
 def empty_cache(batch: int, length: int) -> Cache:

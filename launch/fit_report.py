@@ -1,0 +1,163 @@
+"""Fits the published recipe on the slices people rent, and says where a figure has grown: python -m launch.fit_report
+
+Each run is a `launch.fit` command of its own; one that is done (DIRECTORY/NAME.json) is not done again. Compared with the
+figures in docs/fit.json, memory, products or bytes that grew by more than --growth end with exit status 1; --accept writes the
+new ones there, docs/fit.md and its picture.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.lclm_0p6b_4b import config as published
+from lclm_jax.command import run
+from lclm_jax.errors import UserError
+from lclm_jax.fit.measure import Figures
+from lclm_jax.fit.report import write_report
+from lclm_jax.hardware import parse_slice
+from lclm_jax.progress import track
+
+CONFIG = "configs/lclm_0p6b_4b.py"
+DOCS = Path("docs")
+WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes")
+SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
+CONTEXTS = [2**power for power in range(12, 21, 2)]
+PODS = ("v5p:1x1x1", "v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8", "v5p:16x16x16")
+ROWS_OF_A_CHIP = 4
+
+
+class GrownError(UserError):
+    """Figures that are worse than those in docs/fit.json."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One run of `launch.fit`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    theme: str  # section of the report
+
+    @property
+    def gpu(self) -> bool:
+        return any(one.startswith("h") for one in self.arguments)
+
+
+def fittings() -> list[Fitting]:
+    """Everything in the report, the dearest last."""
+    serving = [
+        *(("v6e:1x1", job, 16) for job in ("compress", "prefill", "decode")),
+        ("v6e:1x1", "decode", 8),
+        ("v6e:1x1", "decode", 4),
+        ("v6e:2x2", "decode", 4),
+        ("v5e:1x1", "decode", 16),
+        ("v5e:2x2", "prefill", 16),
+        ("v5e:2x2", "decode", 16),
+        ("v5p:1x1x1", "prefill", 16),
+        ("v5p:1x1x1", "decode", 16),
+        ("h100:1", "prefill", 16),
+        ("h100:1", "decode", 16),
+    ]
+    found = []
+    for where, job, ratio in serving:
+        asked = ("--job", job, "--context", str(2**20), *settings(f"model.compression.ratio={ratio}"))
+        found.append(Fitting(f"{job}-{ratio}x-{where}", (where, *asked), "serving"))
+    found += [
+        Fitting(f"decode-{context}", ("v6e:1x1", "--job", "decode", "--context", str(context)), "contexts")
+        for context in CONTEXTS
+    ]
+    half = settings("data.rows=128", "data.windows=128")
+    training = {
+        "v5p:4x4x4": ("v5p:4x4x4",),
+        "v5p:4x4x4-half-latents": ("v5p:4x4x4", *half),
+        "2-slices-v5p:4x4x4": ("v5p:4x4x4", "--slices", "2", *settings("mesh.data=2")),
+        "v5e:16x16": ("v5e:16x16",),
+        "v6e:8x8": ("v6e:8x8",),
+        "h100:8": ("h100:8", *settings("data.rows=8")),
+        "h100:8-half-latents": ("h100:8", *settings("data.rows=8", "data.windows=128")),
+    }
+    found += [Fitting(f"train-{name}", arguments, "training") for name, arguments in training.items()]
+    for where in PODS:
+        rows = ROWS_OF_A_CHIP * parse_slice(where).chips
+        found.append(Fitting(f"train-{rows}-rows-{where}", (where, *settings(f"data.rows={rows}")), "chips"))
+    return found
+
+
+def settings(*assignments: str) -> tuple[str, ...]:
+    return tuple(part for one in assignments for part in ("--set", one))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("runs/fit"), help="of finished runs (default: %(default)s)")
+    parser.add_argument(
+        "--gpu-python", default=".gpu/bin/python", help="of an environment with jax's CUDA plugin (default: %(default)s)"
+    )
+    parser.add_argument("--growth", type=float, default=0.02, help="that is let pass, as a share (default: %(default)s)")
+    parser.add_argument("--accept", action="store_true", help="make these figures the ones in docs/")
+    parser.add_argument("--only", help="run only those whose name has this in it, and write nothing")
+    arguments = parser.parse_args()
+    chosen = [one for one in fittings() if not arguments.only or arguments.only in one.name]
+    figures = {}
+    for one in track(chosen, "fitting", len(chosen)):
+        if one.gpu and not Path(arguments.gpu_python).exists():
+            logging.warning("%s is left out: no %s; make .gpu/installed", one.name, arguments.gpu_python)
+            continue
+        figures[one.name] = fit(one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable)
+    before = DOCS / "fit.json"
+    grown = compare(json.loads(before.read_text()) if before.exists() else {}, figures, arguments.growth)
+    if arguments.accept and not arguments.only:
+        accept(figures)
+    elif grown:
+        raise GrownError("worse than docs/fit.json; mend it, or say --accept:\n  " + "\n  ".join(grown))
+
+
+def fit(one: Fitting, directory: Path, python: str) -> Figures:
+    """The figures of a run, made unless they are there."""
+    found = directory / f"{one.name}.json"
+    if not found.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished, log = found.with_suffix(".partial"), found.with_suffix(".log")
+        command = [python, "-m", "launch.fit", "--json", str(unfinished), *told(one)]
+        with log.open("w") as output:
+            status = subprocess.run(command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode
+        if status not in (0, 3):
+            raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
+        unfinished.rename(found)
+    return json.loads(found.read_text())
+
+
+def told(one: Fitting) -> list[str]:
+    """Arguments of `launch.fit`."""
+    return ["--config", CONFIG, "--slice", *one.arguments]
+
+
+def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float) -> list[str]:
+    """What has grown, a line each."""
+    lines = []
+    for name in before.keys() & after.keys():
+        for key in WATCHED:
+            old, new = before[name][key], after[name][key]
+            if old is not None and new is not None and new > old * (1 + growth) + SLACK:
+                lines.append(f"{name}: {key} {new:.4g}, was {old:.4g}")
+        if before[name]["fits"] and not after[name]["fits"]:
+            lines.append(f"{name} does not fit any more")
+    return lines
+
+
+def accept(figures: dict[str, Figures]):
+    """Makes these the figures in docs/."""
+    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    found = [(one.theme, shlex.join(one.arguments), figures[one.name]) for one in fittings() if one.name in figures]
+    themes = {theme: [(command, told) for its, command, told in found if its == theme] for theme, _, _ in found}
+    write_report(DOCS, themes, published().model)
+
+
+if __name__ == "__main__":
+    run(main)

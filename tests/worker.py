@@ -1,0 +1,85 @@
+"""What the processes of test_processes.py run.
+
+`python tests/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients of the parameters in
+DIRECTORY on these meshes; process 0 writes them, every process its rows. As `--config tests/worker.py` it is the config in
+$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from launch.job import join
+from lclm_jax import stopping
+from lclm_jax.config import Config, MeshConfig, from_dict
+from lclm_jax.data.streams import PackedBatches, stage_order
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.optim import split_trained, unflatten
+from lclm_jax.sharding import batch_sharding, global_batch, make_mesh, own_rows, replicated
+from lclm_jax.state import abstract_params
+from lclm_jax.train import Recorder, objective
+
+
+def read(path: str) -> Config:
+    return from_dict(Config, json.loads(Path(path).read_text()))
+
+
+def config() -> Config:
+    if disturbance := os.environ.get("TEST_SIGNAL"):
+        process, *when, name = disturbance.split(":")
+        if process == os.environ["JAX_PROCESS_ID"]:
+            _disturb(when, signal.Signals[name])
+    return read(os.environ["TEST_CONFIG"])
+
+
+def _disturb(when: list[str], number: signal.Signals):
+    """Sends a signal at a stage's step. What asks to stop goes to the parent, as from a cluster, and has arrived on return."""
+    requests, add, init = [], Recorder.add, stopping.StopRequest.__init__
+
+    def remember(self):
+        init(self)
+        requests.append(self)
+
+    def add_and_disturb(self, step, metrics):
+        add(self, step, metrics)
+        if [self.stage.name, str(step)] == when:
+            Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(str(time.time()))
+            os.kill(os.getpid() if number == signal.SIGKILL else os.getppid(), number)
+            while not requests[-1].asked:
+                time.sleep(0.01)
+
+    Recorder.add, stopping.StopRequest.__init__ = add_and_disturb, remember
+
+
+def compute(config: Config, directory: Path, shape: tuple[int, ...]):
+    stage, tokenizer = config.stages[1], Tokenizer.load(Path(config.data.directory) / "tokenizer")
+    mesh = make_mesh(MeshConfig(*shape))
+    where, name = batch_sharding(mesh), "-".join(map(str, shape))
+    rows = own_rows(where, config.data.rows)
+    own = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config, rows)))
+    np.savez(directory / f"{name}.rows{jax.process_index()}.npz", rows=rows, tokens=own.tokens)
+    values = unflatten(dict(np.load(directory / "params.npz")))
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index]),
+            values,
+            abstract_params(config.model, mesh),
+        )
+        trained, frozen = split_trained(params, stage)
+        run = jax.jit(jax.value_and_grad(partial(objective, config=config), has_aux=True), out_shardings=replicated(mesh))
+        (loss, _), gradients = jax.device_get(run(trained, frozen, global_batch(own, where, config.data.rows)))
+    if jax.process_index() == 0:
+        np.savez(directory / f"{name}.npz", **gradients, loss=loss)
+
+
+if __name__ == "__main__":
+    join()
+    for text in sys.argv[3:]:
+        compute(read(sys.argv[1]), Path(sys.argv[2]), tuple(map(int, text.split(","))))
