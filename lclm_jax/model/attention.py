@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
 from lclm_jax.model.attend import RowAxes, attend, attend_after
-from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, residual_init, rotate
+from lclm_jax.model.layers import RMSNorm, matrix_init, parameter, product, residual_init, rotate
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import constrain
 from lclm_jax.typing import Array, Float, Int, typed
@@ -70,15 +70,14 @@ class Attention(nn.Module):
         k = parameter(self, "k", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), matrix_init(c))
         v = parameter(self, "v", (c.width, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), matrix_init(c))
         o = parameter(self, "o", (c.heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), residual_init(c))
-        q, k = jnp.einsum("BTD,DNH->BTNH", x, q), jnp.einsum("BTD,DKH->BTKH", x, k)
+        q, k, v = product(x, q), product(x, k), product(x, v).swapaxes(1, 2)
         if c.qk_norm:
             q = RMSNorm(c.norm_eps, "head_dim", name="q_norm")(q)
             k = RMSNorm(c.norm_eps, "head_dim", name="k_norm")(k)
         q = rotate(q, queries.positions, c.rope_theta, c.rounded_rope)
         k = rotate(k, queries.positions, c.rope_theta, c.rounded_rope).swapaxes(1, 2)
-        v = jnp.einsum("BTD,DKH->BKTH", x, v)
         if cache is None or cache.keys is None or cache.values is None:
             attended = attend(q, k, v, queries, c.causal, self.axes)
         else:
             attended = attend_after(q, (k, v), queries, (cache.keys, cache.values), cache.places, c.causal)
-        return jnp.einsum("BTNH,NHD->BTD", attended, o), None if cache is None else cache.layer(k, v)
+        return product(attended, o, 2), None if cache is None else cache.layer(k, v)

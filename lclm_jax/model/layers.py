@@ -1,5 +1,6 @@
 """The small parts of a Qwen3 layer: norm, rotary positions, gated MLP. Each computes in the dtype of its input."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
+from lclm_jax.sharding import platform, splits
 from lclm_jax.typing import Array, Float, Int, typed
 
 
@@ -25,6 +27,18 @@ def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[
     """A float32 parameter that carries its logical axes."""
     boxed: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return boxed
+
+
+def product(x: Array, matrix: Array, inputs: int = 1) -> Array:
+    """[B T in...] times [in... out...] -> [B T out...]; `inputs` axes are summed over.
+
+    On a CPU as one plain matrix product: summed over two axes, as a matrix's gradient otherwise is, it is transposed by hand.
+    """
+    if platform() != "cpu" or splits("length") > 1:  # a merged axis would have to be gathered
+        return jnp.tensordot(x, matrix, inputs)
+    size = math.prod(matrix.shape[:inputs])
+    flat = jnp.reshape(x, (-1, size)) @ jnp.reshape(matrix, (size, -1))
+    return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
 
 
 class RMSNorm(nn.Module):
@@ -72,5 +86,5 @@ class MLP(nn.Module):
         gate = parameter(self, "gate", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
         up = parameter(self, "up", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
         down = parameter(self, "down", (c.mlp, c.width), ("mlp", "embed"), residual_init(c))
-        hidden = jax.nn.silu(jnp.einsum("BTD,DF->BTF", x, gate)) * jnp.einsum("BTD,DF->BTF", x, up)
-        return jnp.einsum("BTF,FD->BTD", hidden, down)
+        hidden = jax.nn.silu(product(x, gate)) * product(x, up)
+        return product(hidden, down)
