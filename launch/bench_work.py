@@ -79,7 +79,7 @@ def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
     full: list[Span] = [Context(tokens(WINDOWS_AT_ONCE * window))]
     prompt: list[Span] = [Context(tokens(sizes.context * window)), Plain(tokens(sizes.question))]
     return Work(
-        Config(model, (stage,)),
+        Config(model, (stage,), run=RunConfig(loss_chunk=512)),
         pack(row, sizes.positions, sizes.windows),
         pack([full], WINDOWS_AT_ONCE * window, WINDOWS_AT_ONCE).windows,
         prompt,
