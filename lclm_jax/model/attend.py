@@ -135,26 +135,29 @@ def stretched(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _read_row(causal: bool, q: Array, k: Array, v: Array, queries: Places, keys: Places) -> Array:
     """What blocks of one row's queries [I K X H] read of k and v [K S H]; X is the queries of all heads that share a key."""
-
-    def read(start, length, q, queries):
-        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
-        shares = _shares(q, stretch(k), queries, keys, start, causal)
-        return jnp.einsum("KXS,KSH->KXH", shares.astype(v.dtype), stretch(v))
-
-    return jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
+    return _read_row_forward(causal, q, k, v, queries, keys)[0]
 
 
 def _read_row_forward(causal, q, k, v, queries, keys):
-    attended = _read_row(causal, q, k, v, queries, keys)
-    return attended, (q, k, v, queries, keys, attended)
+    def read(start, length, q, queries):
+        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
+        scores = _scores(q, stretch(k), queries, keys, start, causal)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        attended = jnp.einsum("KXS,KSH->KXH", weights.astype(v.dtype), stretch(v), preferred_element_type=jnp.float32) / total
+        return attended.astype(q.dtype), top + jnp.log(total)
+
+    attended, norms = jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
+    return attended, (q, k, v, queries, keys, attended, norms)
 
 
 def _read_row_backward(causal, kept, gradient):
-    q, k, v, queries, keys, attended = kept
+    q, k, v, queries, keys, attended, norms = kept
 
-    def read(start, length, sums, q, queries, attended, gradient):
+    def read(start, length, sums, q, queries, attended, norms, gradient):
         stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
-        shares = _shares(q, stretch(k), queries, keys, start, causal)
+        shares = jnp.exp(_scores(q, stretch(k), queries, keys, start, causal) - norms)
         by_share = jnp.einsum("KXH,KSH->KXS", gradient, stretch(v), preferred_element_type=jnp.float32)
         mean = jnp.sum(gradient.astype(jnp.float32) * attended.astype(jnp.float32), axis=-1, keepdims=True)
         by_score = (shares * (by_share - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -170,7 +173,7 @@ def _read_row_backward(causal, kept, gradient):
         return _on_stretch(read, block[1], keys, causal, sums, *block)
 
     nothing = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (by_key, by_value), by_query = jax.lax.scan(one, nothing, (q, queries, attended, gradient))
+    (by_key, by_value), by_query = jax.lax.scan(one, nothing, (q, queries, attended, norms, gradient))
     return by_query, by_key.astype(k.dtype), by_value.astype(v.dtype), None, None
 
 
@@ -188,12 +191,13 @@ def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *in
     return jax.lax.switch(needed, ways, *inputs)
 
 
-def _shares(q: Array, k: Array, queries: Places, keys: Places, start: Array, causal: bool) -> Array:
-    """What part of each key's value [K X S] goes to a query; `k` is the stretch of keys from `start` on."""
-    scores = jnp.einsum("KXH,KSH->KXS", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _scores(q: Array, k: Array, queries: Places, keys: Places, start: Array, causal: bool) -> Array:
+    """Scores [K X S] in float32, least where a query may not read; `k` is the stretch of keys from `start` on."""
+    scores = jnp.einsum("KXH,KSH->KXS", q, k, preferred_element_type=jnp.float32)
     here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, k.shape[1]), keys)
-    mask = jnp.tile(_row_mask(queries, here, causal), (q.shape[1] // len(queries.segments), 1))
-    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    mask = _row_mask(queries, here, causal)
+    by_head = scores.reshape(len(scores), -1, *mask.shape) * q.shape[-1] ** -0.5
+    return jnp.where(mask, by_head, jnp.finfo(jnp.float32).min).reshape(scores.shape)
 
 
 def _row_mask(queries: Places, keys: Places, causal: bool) -> Array:
