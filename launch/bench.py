@@ -7,6 +7,7 @@ torch and at once in ours, and a ratio is of such a pair, so that what else the 
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -93,7 +94,12 @@ class Ours:
     def results(self) -> dict[str, np.ndarray]:
         loss, _ = jax.jit(partial(objective, frozen={}, config=self.work.config))(flatten(self.params), batch=self.work.batch)
         logits, _, _ = self.prefill()
-        return {"loss": np.asarray(loss), "pooled": self.encode()(), "first scores": np.asarray(logits), "answer": self.decode()()}
+        return {
+            "loss": np.asarray(loss),
+            "pooled": self.encode()(),
+            "first scores": np.asarray(logits),
+            "answer": self.decode()(),
+        }
 
 
 def prepare(sizes: Sizes) -> tuple[Work, Ours, Theirs]:
@@ -180,8 +186,8 @@ def main():
     flops = needed_flops(work)
     show_table(tabulate(figures, flops, peak))
     sys.stdout.write(
-        f"{arguments.rounds} rounds, median (least-most); {torch.get_num_threads()} threads; matmul peak {peak / 1e9:.0f} GFLOP/s in "
-        f"float32; {work.answer / median(figures['decode'].ours):.0f} tokens a second decoded, "
+        f"{arguments.rounds} rounds, median (least-most), load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
+        f"matmul peak {peak / 1e9:.0f} GFLOP/s in float32; {work.answer / median(figures['decode'].ours):.0f} tokens a second decoded, "
         f"{work.answer / median(figures['decode'].torch):.0f} in torch; sides differ by at most {max(differences.values()):.1g}\n"
     )
     if arguments.json:

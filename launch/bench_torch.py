@@ -55,8 +55,7 @@ class PlainLCLM(torch.nn.Module):
 
     def pooled(self, windows: Tensors) -> torch.Tensor:
         """The mean [B M E] of each latent's tokens in windows [B C W]; tokens of group -1 are in no latent."""
-        b, c, w = windows["tokens"].shape
-        p = windows["latent_segments"].shape[-1]
+        b, c, p = windows["latent_segments"].shape
         rows = {name: x.reshape(b * c, -1) for name, x in windows.items()}
         hidden = self.encoder(
             input_ids=rows["tokens"],
@@ -111,7 +110,11 @@ class Theirs:
         self.tokens, self.slots = (torch.from_numpy(x.astype(np.int64))[None] for x in (work.asked.tokens, work.asked.slots))
         optimizer, (stage,) = work.config.optimizer, work.config.stages
         groups = [
-            {"params": getattr(self.model, group.pattern.split("/")[0]).parameters(), "lr": group.rate, "weight_decay": group.decay}
+            {
+                "params": getattr(self.model, group.pattern.split("/")[0]).parameters(),
+                "lr": group.rate,
+                "weight_decay": group.decay,
+            }
             for group in stage.groups
         ]
         betas = (optimizer.beta1, optimizer.beta2)

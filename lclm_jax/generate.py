@@ -121,7 +121,7 @@ def continue_tokens(
     rng: Array,
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[Array, "B steps"], Int[Array, "B"]]:
-    """`generate_tokens` after a prefill: from the scores and the cache it left, with room for `steps`, and the prompts' lengths."""
+    """`generate_tokens` after a prefill: from the scores it gave, the prompts' lengths, and the cache with room for `steps`."""
     rows, layers = len(logits), separate(params["decoder"]["layers"])
 
     def unfinished(carry):
