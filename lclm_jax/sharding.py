@@ -117,8 +117,8 @@ def shardings(boxed, mesh: Mesh):
             sharding.shard_shape(shape)
         except ValueError as error:
             raise ConfigError(
-                f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}; set mesh.data to keep copies of the "
-                f"model on parts of the devices, or other axes: {error}"
+                f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}; set mesh.data "
+                f"to keep copies of the model on parts of the devices, or other axes: {error}"
             ) from error
         return sharding
 
