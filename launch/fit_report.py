@@ -28,7 +28,7 @@ DOCS = Path("docs")
 WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
 CONTEXTS = [2**power for power in range(12, 21, 2)]
-PODS = ("v5p:1x1x1", "v5p:2x2x2", "v5p:4x4x4", "v5p:8x8x8", "v5p:16x16x16")
+PODS = {"v5p:1x1x1": 1, "v5p:2x2x2": 1, "v5p:4x4x4": 1, "v5p:8x8x8": 1, "v5p:16x16x16": 8}  # copies of the model
 ROWS_OF_A_CHIP = 4
 
 
@@ -83,9 +83,10 @@ def fittings() -> list[Fitting]:
         "h100:8-half-latents": ("h100:8", *settings("data.rows=8", "data.windows=128")),
     }
     found += [Fitting(f"train-{name}", arguments, "training") for name, arguments in training.items()]
-    for where in PODS:
+    for where, copies in PODS.items():
         rows = ROWS_OF_A_CHIP * parse_slice(where).chips
-        found.append(Fitting(f"train-{rows}-rows-{where}", (where, *settings(f"data.rows={rows}")), "chips"))
+        changed = [f"data.rows={rows}", *([f"mesh.data={copies}"] if copies > 1 else [])]
+        found.append(Fitting(f"train-{rows}-rows-{where}", (where, *settings(*changed)), "chips"))
     return found
 
 

@@ -116,7 +116,10 @@ def shardings(boxed, mesh: Mesh):
         try:
             sharding.shard_shape(shape)
         except ValueError as error:
-            raise ConfigError(f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}: {error}") from error
+            raise ConfigError(
+                f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}; set mesh.data "
+                f"to keep copies of the model on parts of the devices, or other axes: {error}"
+            ) from error
         return sharding
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
