@@ -4,6 +4,7 @@
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
 #             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; ACCEPT=1 writes docs/fit.md anew)
+# make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
@@ -14,7 +15,7 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test check parity fit-report bench-data bench-convert clean
+.PHONY: demo test check parity fit-report bench bench-data bench-convert clean
 
 demo: $(VENV)/installed
 	$(RUN) -m launch.demo --config configs/tiny.py
@@ -29,6 +30,9 @@ parity: .parity/installed
 fit-report: .fit/installed .gpu/installed
 	rm -rf runs/fit
 	.fit/bin/python -m launch.fit_report $(if $(ACCEPT),--accept)
+
+bench: .parity/installed
+	.parity/bin/python -m launch.bench
 
 bench-data: $(VENV)/installed
 	$(RUN) -m launch.bench_data runs/bench-data
