@@ -187,7 +187,7 @@ def main():
     show_table(tabulate(figures, flops, peak))
     decoded = [work.answer / median(seconds) for seconds in (figures["decode"].torch, figures["decode"].ours)]
     sys.stdout.write(
-        f"{arguments.rounds} rounds, median (least-most); load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
+        f"{arguments.rounds} rounds, median (least-most); load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
         f"matmul peak {peak / 1e9:.0f} GFLOP/s in float32\n"
         f"tokens a second decoded: {decoded[1]:.0f}, in torch {decoded[0]:.0f}; sides differ by {max(differences.values()):.1g}\n"
     )
