@@ -28,7 +28,7 @@ DOCS = Path("docs")
 WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
 CONTEXTS = [2**power for power in range(12, 21, 2)]
-PODS = {"v5p:1x1x1": 1, "v5p:2x2x2": 1, "v5p:4x4x4": 1, "v5p:8x8x8": 1, "v5p:16x16x16": 8}  # copies of the model
+PODS = {"v5p:1x1x1": 1, "v5p:2x2x2": 1, "v5p:4x4x4": 1, "v5p:8x8x8": 1, "v5p:16x16x16": 16}  # copies of the model
 ROWS_OF_A_CHIP = 4
 
 

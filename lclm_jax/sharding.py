@@ -53,11 +53,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices")
     # As jax.make_mesh, which refuses several slices, and takes the hosts of a GPU cluster for some.
     split = devices[0].device_kind in SPLIT_AXES
-    if slices == 1:
-        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
-    else:
-        within, across = [shape[0] // slices, *shape[1:]], [slices, 1, 1, 1]
-        arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+    try:
+        if slices == 1:
+            arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+        else:
+            within, across = [shape[0] // slices, *shape[1:]], [slices, 1, 1, 1]
+            arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+    except NotImplementedError as error:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
+        raise ConfigError(f"each of mesh {sizes} must be a product of sides of the slice; set mesh.<axis>: {error}") from error
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 

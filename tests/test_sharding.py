@@ -126,6 +126,12 @@ def test_slices_must_divide_the_axis_data():
         make_mesh(MeshConfig(data=2), [Chip(i, i // 4) for i in range(16)])
 
 
+def test_axes_must_be_products_of_sides_of_the_slice():
+    chips = [Chip(i, 0, coords=(i % 4, i // 4 % 4, i // 16), device_kind="TPU v5") for i in range(64)]
+    with pytest.raises(ConfigError, match="data=2, fsdp=32.* must be a product of sides of the slice"):
+        make_mesh(MeshConfig(data=2, fsdp=32), chips)
+
+
 def test_nodes_of_gpus_are_no_slices():
     gpus = [Chip(i, i // 8, "gpu", "H100") for i in range(16)]
     assert make_mesh(MeshConfig(fsdp=16), gpus).devices.flatten().tolist() == gpus

@@ -46,7 +46,7 @@ GiB. The weights are part of the peak; the caches are by themselves.
 
 {chips}
 
-GiB of a chip of a v5p, four rows each; 4,096 chips hold eight copies of the model (`mesh.data=8`).
+GiB of a chip of a v5p, four rows each; 4,096 chips hold 16 copies of the model (`mesh.data=16`).
 """
 
 
