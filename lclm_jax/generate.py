@@ -14,7 +14,7 @@ from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
-from lclm_jax.model.transformer import empty_cache, separate
+from lclm_jax.model.transformer import empty_cache
 from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
 
 
@@ -79,18 +79,13 @@ def prefill(params: Params, prompt: Prompt, config: ModelConfig, room: int) -> t
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def decode_step(
-    params: Params,
-    tokens: Int[Array, "B"],
-    positions: Int[Array, "B"],
-    cache: Cache,
-    config: ModelConfig,
-    layers: tuple[Params, ...] | None = None,
+    params: Params, tokens: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache, config: ModelConfig
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads one more token of every row and returns the scores of the next; `layers` as the decoder takes them."""
+    """Reads one more token of every row and returns the scores of the next."""
     nothing = jnp.zeros((len(tokens), 1, config.decoder.width), params["decoder"]["table"].dtype)
     places = Places(jnp.ones_like(tokens)[:, None], positions[:, None])
     unslotted = jnp.full_like(tokens, -1)[:, None]
-    hidden, cache = apply(config, params, tokens[:, None], unslotted, nothing, places, cache, layers, method=LCLM.decode)
+    hidden, cache = apply(config, params, tokens[:, None], unslotted, nothing, places, cache, method=LCLM.decode)
     return apply(config, params, hidden, method=LCLM.logits)[:, 0], cache
 
 
@@ -122,7 +117,7 @@ def continue_tokens(
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[Array, "B steps"], Int[Array, "B"]]:
     """`generate_tokens` after a prefill: from the scores it gave, the prompts' lengths, and the cache with room for `steps`."""
-    rows, layers = len(logits), separate(params["decoder"]["layers"])
+    rows = len(logits)
 
     def unfinished(carry):
         step, _, _, _, _, _, ended, _ = carry
@@ -138,7 +133,7 @@ def continue_tokens(
         ended = ended | jnp.isin(token, jnp.array(stop))
         out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
         seen = seen.at[jnp.arange(rows), token].set(True)
-        logits, cache = decode_step(params, token, lengths + step, cache, config, layers)
+        logits, cache = decode_step(params, token, lengths + step, cache, config)
         return step + 1, logits, cache, out, counts + ~ended, seen, ended, rng
 
     out = jnp.zeros((rows, steps), jnp.int32)

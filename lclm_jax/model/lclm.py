@@ -1,6 +1,6 @@
 """The model: encode -> pool -> project -> place -> decode, five small functions and the call that joins them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -75,13 +75,9 @@ class LCLM(nn.Module):
         latents: Float[Array, "B M D"],
         places: Places,
         cache: Cache | None = None,
-        layers: Sequence[Params] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states of decoder positions, slots read from `latents`, and the cache they leave when one is given.
-
-        `layers` as the transformer takes them.
-        """
-        return self.decoder(place(self.decoder.embed(tokens), latents, slots), places, cache, layers)
+        """Hidden states of decoder positions, slots read from `latents`, and the cache they leave when one is given."""
+        return self.decoder(place(self.decoder.embed(tokens), latents, slots), places, cache)
 
     @typed
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -1,7 +1,5 @@
 """The Qwen3 transformer: one stack, scanned over layers and rematerialised, that serves both towers."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ from lclm_jax.model.attend import TILE, RowAxes
 from lclm_jax.model.attention import Attention, Cache
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
-from lclm_jax.sharding import constrain, platform, splits
-from lclm_jax.typing import Array, Float, Int, Params, typed
+from lclm_jax.sharding import constrain, splits
+from lclm_jax.typing import Array, Float, Int, typed
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -76,41 +74,15 @@ class Transformer(nn.Module):
 
     @typed
     def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        queries: Places,
-        cache: Cache | None = None,
-        layers: Sequence[Params] | None = None,
+        self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states after the final norm and, given a cache with room, the cache with these tokens in it.
-
-        `layers` are the parameters of every layer as arrays of their own, see `separate`; they replace the stacked ones.
-        """
+        """Hidden states after the final norm and, given a cache with room, the cache with these tokens in it."""
         if cache is None:
             x, _ = self.layers(x, queries, None, None)
             return self.norm(x), None
-        written = (cache.places, cache.end)
         held = None if cache.keys is None else (cache.keys, cache.values)
-        if layers is None:
-            x, read = self.layers(x, queries, written, held)
-            return self.norm(x), cache.write(*read, queries)
-        each = []
-        for i, own in enumerate(layers):
-            block = Block(self.config, self.axes, parent=None)
-            x, one = block.apply({"params": own}, x, queries, written, jax.tree.map(lambda y, i=i: y[i], held))
-            each.append(one)
-        read = jax.tree.map(lambda *some: jnp.stack(some), *each)
+        x, read = self.layers(x, queries, (cache.places, cache.end), held)
         return self.norm(x), cache.write(*read, queries)
-
-
-def separate(stacked: Params) -> tuple[Params, ...] | None:
-    """Each layer's parameters as arrays of its own where a scan copies a layer before it uses it: on a CPU, else None.
-
-    Reading one token is little more than reading the weights, so that a copy costs as much again. Takes their memory twice.
-    """
-    if platform() != "cpu":
-        return None
-    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(jax.tree.leaves(stacked)[0])))
 
 
 def empty_cache(batch: int, length: int) -> Cache:
