@@ -47,6 +47,10 @@ def main():
     config, _ = read_config(arguments.config, arguments.set)
     where = replace(arguments.slice, count=arguments.slices)
     program = Program(config, find_stage(config, arguments.stage), where, arguments.job, arguments.context)
+    told = read_config(arguments.config, [])[0]  # --set changes the batch, not what a stage is to read
+    budget = find_stage(told, arguments.stage).steps * told.data.rows * told.data.positions
+    if not any(one.startswith("stages.") for one in arguments.set):
+        program = replace(program, budget=budget)
     if arguments.job != "train" and not any(one.startswith("mesh.") for one in arguments.set):
         program = serve(program)
     tried = search(program, arguments.tries, arguments.mfu) if arguments.search else [measure(program, arguments.mfu)]

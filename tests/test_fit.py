@@ -158,6 +158,16 @@ def test_the_command(here, small, tmp_path, command, capsys):
         assert figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
 
 
+def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, command):
+    output, found = tmp_path / "fit.json", []
+    for rows in (8, 16):
+        assert command(fit, "--config", small, "--slice", "v5e:1x1", "--json", output, "--set", f"data.rows={rows}") == 0
+        found.append(json.loads(output.read_text())["estimate"])
+    assert [one["stage_positions"] for one in found] == [4 * 8 * 96] * 2
+    assert [one["stage_steps"] for one in found] == [4, 2]
+    assert found[0]["stage_chip_hours"] == pytest.approx(found[1]["stage_chip_hours"], rel=0.01)
+
+
 def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypatch):
     tiny = dataclasses.replace(hardware.CHIPS["v5e"], memory=1e5)
     monkeypatch.setitem(hardware.CHIPS, "v5e", tiny)

@@ -136,16 +136,17 @@ def estimate(program: Program, figures: Figures, mfu: float) -> Figures:
         return told | {"tokens_per_second": tokens[program.job] / sum(parts.values())}
     step = (figures["model_flops"] + figures["attention_flops"]["model"]) / (program.where.chips * chip.flops * mfu)
     positions = figures["rows"] * figures["positions"]
+    steps = (program.budget or program.stage.steps * positions) / positions
     text = figures["rows"] * figures["windows"] * program.config.model.compression.window
     return told | {
         "mfu": mfu,
         "step_seconds": step,
         "positions_per_second_per_chip": positions / step / program.where.chips,
         "encoder_tokens_per_second_per_chip": text / step / program.where.chips,
-        "stage_steps": program.stage.steps,
-        "stage_positions": program.stage.steps * positions,
-        "stage_days": program.stage.steps * step / 86400,
-        "stage_chip_hours": program.stage.steps * step / 3600 * program.where.chips,
+        "stage_steps": round(steps),
+        "stage_positions": round(steps * positions),
+        "stage_days": steps * step / 86400,
+        "stage_chip_hours": steps * step / 3600 * program.where.chips,
     }
 
 

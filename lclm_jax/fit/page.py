@@ -79,16 +79,16 @@ def _estimate(figures: Figures) -> Section:
     low, high = told["call_seconds"]
     rows = [
         ("assumed of a chip", _assumed(assumed)),
-        ("computing", _seconds(told["compute_seconds"])),
-        ("reading its arguments once", _seconds(told["memory_seconds"])),
-        ("sending", _seconds(told["network_seconds"])),
-        ("a call at peak speeds", f"{_seconds(low)} (all overlaps) to {_seconds(high)} (nothing does)"),
+        ("computing", in_seconds(told["compute_seconds"])),
+        ("reading its arguments once", in_seconds(told["memory_seconds"])),
+        ("sending", in_seconds(told["network_seconds"])),
+        ("a call at peak speeds", f"{in_seconds(low)} (all overlaps) to {in_seconds(high)} (nothing does)"),
     ]  # fmt: skip
     if "mfu" not in told:
         return [*rows, ("tokens a second", f"{told['tokens_per_second']:,.0f}")]
     return [
         *rows,
-        (f"a step at {told['mfu']:.0%} of peak", _seconds(told["step_seconds"])),
+        (f"a step at {told['mfu']:.0%} of peak", in_seconds(told["step_seconds"])),
         ("decoder positions a second and chip", f"{told['positions_per_second_per_chip']:,.0f}"),
         ("encoder tokens a second and chip", f"{told['encoder_tokens_per_second_per_chip']:,.0f}"),
         ("the stage", f"{told['stage_steps']:,} steps, {told['stage_positions'] / 1e9:.2f}B positions"),
@@ -102,7 +102,7 @@ def _assumed(speeds: Figures) -> str:
     return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {told}"
 
 
-def _seconds(seconds: float) -> str:
+def in_seconds(seconds: float) -> str:
     return duration(seconds) if seconds >= 100 else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
@@ -114,7 +114,7 @@ def choice(figures: Figures) -> dict[str, str]:
         **trained,
         "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
         "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
-        "a call at peak speeds": " to ".join(map(_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
+        "a call at peak speeds": " to ".join(map(in_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
     }
 
 
@@ -125,7 +125,7 @@ def write_page(path: Path, command: str, tried: Sequence[Figures], advice: Seque
         (f"{first['peak_bytes'] / GIB:.1f}", f"of {first['hbm_bytes'] / GIB:.1f} GiB at the peak"),
         (f"{first['matmul_flops'] / first['model_flops']:.2f}", "matrix products over the model's"),
         ("–" if first["collective_bytes"] is None else f"{first['collective_bytes'] / GIB:.1f}", "GiB sent by a chip in a call"),
-        (_seconds(first["estimate"]["call_seconds"][1]), "a call at peak speeds, nothing overlapping"),
+        (in_seconds(first["estimate"]["call_seconds"][1]), "a call at peak speeds, nothing overlapping"),
     ]
     boxes = [element("div", element("b", figure), element("span", label), class_="card") for figure, label in cards]
     picture = plots.as_data_uri(plots.plot_memory(first))

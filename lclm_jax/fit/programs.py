@@ -61,6 +61,7 @@ class Program:
     where: Slice
     job: Job = "train"
     context: int = 1_000_000  # tokens that are served, compressed
+    budget: int | None = None  # decoder positions the stage reads in all; None: those of its steps
 
     def mesh(self, devices: Sequence[Any]) -> Mesh:
         return make_mesh(self.config.mesh, devices)

@@ -7,7 +7,7 @@ from lclm_jax import plots
 from lclm_jax.config import ModelConfig
 from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.fit.measure import Figures
-from lclm_jax.fit.page import GIB, NOTE
+from lclm_jax.fit.page import GIB, NOTE, in_seconds
 
 Fits = Sequence[tuple[str, Figures]]  # arguments of `launch.fit` after --slice, and what it found
 Growth = dict[str, dict[int, float]]  # name of a line -> size -> GiB
@@ -17,6 +17,7 @@ UNKNOWN = "–"
 PAGE = """# Does it fit?
 
 Made by `make fit-report`, which runs the commands below ({compilers}). **{note}**
+
 Peak is the larger of the compiler's and what is handed in and out. Products are matrix products, attention excluded from both
 sides; bytes sent are those of one chip in a step, each collective counted by the larger of its operand and its result; the FSDP
 budget is 6 bytes a parameter.
@@ -26,7 +27,7 @@ budget is 6 bytes a parameter.
 {training}
 
 A row is 16,384 decoder positions and 14 encoder windows of 1,024 tokens, as the recipe's token counts have it; with 128 windows
-half of the positions are latents. Days and chip-hours are of the stage's own number of steps.
+half of the positions are latents. Days and chip-hours are of the stage's token budget, 100.08B positions, whatever the batch.
 
 ## Serving a million tokens
 
@@ -88,7 +89,7 @@ def training_row(arguments: str, figures: Figures) -> dict[str, str]:
 def serving_row(arguments: str, figures: Figures) -> dict[str, str]:
     low, high = figures["estimate"]["call_seconds"]
     return _fits(arguments, figures) | {
-        "a call at peak speeds": f"{1e3 * low:.3g} to {1e3 * high:.3g} ms" if figures["fits"] else UNKNOWN,
+        "a call at peak speeds": f"{in_seconds(low)} to {in_seconds(high)}" if figures["fits"] else UNKNOWN,
         "compiled in": f"{figures['compile_seconds']:.0f} s",
     }
 
