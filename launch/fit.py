@@ -46,16 +46,13 @@ def main():
     arguments = parser.parse_args()
     config, _ = read_config(arguments.config, arguments.set)
     where = replace(arguments.slice, count=arguments.slices)
-    program = Program(config, find_stage(config, arguments.stage), where, arguments.job, arguments.context)
-    told = read_config(arguments.config, [])[0]  # --set changes the batch, not what a stage is to read
-    budget = find_stage(told, arguments.stage).steps * told.data.rows * told.data.positions
-    if not any(one.startswith("stages.") for one in arguments.set):
-        program = replace(program, budget=budget)
+    stage, budget = find_stage(config, arguments.stage), find_budget(arguments)
+    program = Program(config, stage, where, arguments.job, arguments.context, budget)
     if arguments.job != "train" and not any(one.startswith("mesh.") for one in arguments.set):
         program = serve(program)
     tried = search(program, arguments.tries, arguments.mfu) if arguments.search else [measure(program, arguments.mfu)]
     if not tried:
-        raise ConfigError(f"no mesh of {where} divides {config.data.rows} rows; set data.rows")
+        raise ConfigError(f"no mesh of {where} divides {config.data.rows} rows and the model; set data.rows")
     first = tried[0]
     advice = advise(program, first)
     if arguments.json:
@@ -79,6 +76,12 @@ def find_stage(config: Config, name: str | None) -> StageConfig:
     if not named:
         raise ConfigError(f"expected a stage of {', '.join(stage.name for stage in config.stages)}, got --stage {name}")
     return named[0]
+
+
+def find_budget(arguments: argparse.Namespace) -> int:
+    """Decoder positions the stage is to read in all, whatever batch --set asks for."""
+    config, _ = read_config(arguments.config, [one for one in arguments.set if one.startswith("stages.")])
+    return find_stage(config, arguments.stage).steps * config.data.rows * config.data.positions
 
 
 def show(figures: page.Figures):

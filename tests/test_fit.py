@@ -14,6 +14,7 @@ from launch import fit
 from lclm_jax import hardware
 from lclm_jax.config import MeshConfig
 from lclm_jax.fit import measure as measuring
+from lclm_jax.fit import search as searching
 from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.fit.programs import Program, trained_parts
 from lclm_jax.fit.search import choices, rank
@@ -93,8 +94,8 @@ def test_choices_divide_evenly_and_are_all_different():
     assert len({(one.program.config.mesh, one.program.config.run, one.program.config.model) for one in found}) == len(found)
     for one in found:
         mesh, run = one.program.config.mesh, one.program.config.run
-        assert mesh.fsdp * mesh.context * mesh.tensor == 64
-        assert 256 % (mesh.fsdp * run.micro_batches) == 0
+        assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 64
+        assert 256 % (mesh.data * mesh.fsdp * run.micro_batches) == 0
     assert {one.program.config.model.remat for one in found} == {"full", "dots"}
     serving = list(choices(dataclasses.replace(program, job="decode")))
     assert {(one.program.config.mesh.context, one.program.config.mesh.tensor) for one in serving} == {
@@ -126,7 +127,8 @@ def test_what_the_compiler_needed(message):
 @pytest.fixture
 def here(monkeypatch):
     """Slices of v5e are this machine's eight devices."""
-    monkeypatch.setattr(measuring, "slice_devices", lambda where: jax.devices()[: where.chips])
+    for module in (measuring, searching):
+        monkeypatch.setattr(module, "slice_devices", lambda where: jax.devices()[: where.chips])
 
 
 @pytest.fixture
@@ -195,6 +197,14 @@ def test_a_slice_without_its_compiler(name, remedy, monkeypatch):
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", broken)
     with pytest.raises(TopologyError, match=f"no such platform.*{re.escape(remedy)}"):
         slice_devices(parse_slice(name))
+
+
+def test_search_leaves_out_what_does_not_divide_the_model(here, small, tmp_path, command):
+    """A width of 20 has four parts, not eight: copies of the model are left."""
+    output = tmp_path / "fit.json"
+    changed = ("--set", "model.encoder.width=20", "--search", "--tries", 1)
+    assert command(fit, "--config", small, "--slice", "v5e:2x4", "--json", output, *changed) == 0
+    assert json.loads(output.read_text())[0]["mesh"]["data"] == 2
 
 
 def test_a_stage_that_is_not_there(small, command, capsys):

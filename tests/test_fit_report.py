@@ -53,22 +53,32 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
 
 
 def test_the_page(tmp_path):
-    estimate = {"mfu": 0.4, "step_seconds": 9.5, "stage_days": 2.0, "stage_chip_hours": 3000.0, "call_seconds": [0.01, 0.02]}
+    estimate = {
+        "mfu": 0.4,
+        "step_seconds": 9.5,
+        "stage_days": 2.0,
+        "stage_chip_hours": 3000.0,
+        "stage_positions": 5e9,
+        "call_seconds": [0.01, 0.02],
+    }
     known = FIGURES | {
         "compiler": "libtpu 1", "compile_seconds": 7.0, "estimate": estimate, "hbm_bytes": 95 * 2**30, "argument_bytes": 2**30,
-        "model_flops": 8e16, "fsdp_budget_bytes": 2e10, "collectives": [{"type": "f32", "bytes": 2**29}],
+        "model_flops": 8e16, "positions": 16384, "windows": 14, "rows": 4,
+        "fsdp_budget_bytes": 2e10, "collectives": [{"type": "f32", "bytes": 2**29}],
     }  # fmt: skip
     refused = known | {"fits": False, "collective_bytes": None, "collectives": None}
     themes = {
         "training": [("v5p:4x4x4", known), ("v5e:1x1", refused)],
         "serving": [("v6e:1x1 --job decode", known)],
         "contexts": [("", known | {"context": 2**power}) for power in (12, 20)],
-        "chips": [("", known | {"chips": chips}) for chips in (1, 64)],
+        "chips": [("", known | {"chips": chips, "rows": 4 * chips, "mesh": {"data": 2}}) for chips in (1, 64)],
     }
     write_report(tmp_path, themes, published().model)
     page = (tmp_path / "fit.md").read_text()
     assert "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |" in page
     assert "| `v5e:1x1` | **no** |" in page and "nothing was executed" in page
+    assert "14 encoder windows" in page and "token budget, 5.00B positions" in page
+    assert "a v5p, 4 rows each" in page and "2 on 1, 2 on 64" in page
     assert "| 1,048,576 | 9.31 | 9.00 | 144.00 |" in page
     assert (tmp_path / "fit_chips.png").stat().st_size > 1000 < (tmp_path / "fit_contexts.png").stat().st_size
 

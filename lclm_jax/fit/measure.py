@@ -151,9 +151,10 @@ def estimate(program: Program, figures: Figures, mfu: float) -> Figures:
 
 
 def _speed(where: Slice, axes: str) -> float:
-    """Bytes a second over these axes: of slices only `data` leaves one, of GPUs any may leave a host."""
-    leaves = "data" in axes.split("+") if where.chip.kind == "tpu" else where.hosts > 1
-    return where.chip.network_speed if leaves and (where.count > 1 or where.chip.kind == "gpu") else where.chip.link_speed
+    """Bytes a second over these axes: of TPUs only `data` leaves a slice, of GPUs any may leave a host."""
+    tpu = where.chip.kind == "tpu"
+    leaves = where.count > 1 and "data" in axes.split("+") if tpu else where.hosts > 1
+    return where.chip.network_speed if leaves else where.chip.link_speed
 
 
 def advise(program: Program, figures: Figures) -> list[str]:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from lclm_jax.config import Config, ModelConfig, StageConfig
 from lclm_jax.cost import Flops, layer_flops, training_flops
@@ -24,7 +24,7 @@ from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import cache_length
 from lclm_jax.optim import component, split_trained
-from lclm_jax.sharding import batch_sharding, make_mesh, serving_mesh, to_spec
+from lclm_jax.sharding import batch_sharding, check_batches, make_mesh, replicated, serving_mesh, to_spec
 from lclm_jax.state import abstract_params, abstract_state, init_boxed
 from lclm_jax.train import train_step
 
@@ -105,7 +105,8 @@ def trained_parts(config: Config, stage: StageConfig) -> set[str]:
 
 
 def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:
-    """A step of a stage on a global batch."""
+    """A step of a stage on a global batch. Raises ConfigError, as training does, where the mesh in scope does not divide it."""
+    check_batches(config)
     room = budget(config, stage)
     row = empty_batch(1, room.positions, empty_windows(1, room.windows, room.window_length, room.window_latents))
     batch = jax.tree.map(lambda x: _shape((config.data.rows, *x.shape[1:]), x.dtype, batch_sharding(mesh)), row)
@@ -116,13 +117,13 @@ def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:
 def compress_call(config: ModelConfig, mesh: Mesh) -> Call:
     """The encoder over as many windows as `LanguageModel.compress` reads at once."""
     windows = empty_windows(1, WINDOWS_AT_ONCE, config.window_length, config.compression.latents_per_window)
-    everywhere = jax.tree.map(lambda x: _shape(x.shape, x.dtype, _replicated(mesh)), windows)
+    everywhere = jax.tree.map(lambda x: _shape(x.shape, x.dtype, replicated(mesh)), windows)
     return Call(pool_windows, (abstract_params(config, mesh, config.dtype), everywhere), {"config": config})
 
 
 def prefill_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
     """The decoder reads the latents of a context of so many tokens, into a cache with ROOM more positions."""
-    latents, where = count_latents(context, config), _replicated(mesh)
+    latents, where = count_latents(context, config), replicated(mesh)
     positions = _shape((1, latents), jnp.int32, where)
     vectors = _shape((1, latents, config.decoder.width), config.dtype, where)
     prompt = Prompt(positions, positions, vectors, _shape((1,), jnp.int32, where))
@@ -131,7 +132,7 @@ def prefill_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
 
 def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
     """One more token after a context of so many tokens."""
-    c, where = config.decoder, _replicated(mesh)
+    c, where = config.decoder, replicated(mesh)
     length = cache_length(count_latents(context, config) + ROOM)
     split = NamedSharding(mesh, to_spec(CACHE_AXES))
     cached = _shape((c.layers, 1, c.kv_heads, length, c.head_dim), config.dtype, split)
@@ -143,7 +144,3 @@ def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
 
 def _shape(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
-
-
-def _replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())

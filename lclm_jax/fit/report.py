@@ -26,8 +26,9 @@ budget is 6 bytes a parameter.
 
 {training}
 
-A row is 16,384 decoder positions and 14 encoder windows of 1,024 tokens, as the recipe's token counts have it; with 128 windows
-half of the positions are latents. Days and chip-hours are of the stage's token budget, 100.08B positions, whatever the batch.
+A row is {positions:,} decoder positions and, as the recipe's token counts have it, {windows} encoder windows of 1,024 tokens;
+with 128 windows half of the positions are latents. Days and chip-hours are of the stage's token budget, {budget:.2f}B positions,
+whatever the batch.
 
 ## Serving a million tokens
 
@@ -47,7 +48,7 @@ GiB. The weights are part of the peak; the caches are by themselves.
 
 {chips}
 
-GiB of a chip of a v5p, four rows each; 4,096 chips hold 16 copies of the model (`mesh.data=16`).
+GiB of a chip of a v5p, {rows} rows each. Copies of the model (`mesh.data`): {copies}.
 """
 
 
@@ -56,6 +57,7 @@ def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig
     contexts, chips = contexts_growth(themes["contexts"], model), chips_growth(themes["chips"])
     plots.plot_growth(contexts, "context, tokens", "GiB of a chip").savefig(directory / "fit_contexts.png", dpi=140)
     plots.plot_growth(chips, "chips", "GiB of a chip").savefig(directory / "fit_chips.png", dpi=140)
+    recipe, sizes = themes["training"][0][1], [figures for _, figures in themes["chips"]]
     text = PAGE.format(
         note=NOTE,
         compilers="; ".join(sorted({figures["compiler"] for some in themes.values() for _, figures in some})),
@@ -63,6 +65,11 @@ def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig
         serving=markdown([serving_row(*one) for one in themes["serving"]]),
         contexts=markdown(growth_rows(contexts)),
         chips=markdown(growth_rows(chips)),
+        positions=recipe["positions"],
+        windows=recipe["windows"],
+        budget=recipe["estimate"]["stage_positions"] / 1e9,
+        rows=" or ".join(sorted({str(one["rows"] // one["chips"]) for one in sizes})),
+        copies=", ".join(f"{one['mesh']['data']} on {one['chips']:,}" for one in sizes),
     )
     (directory / "fit.md").write_text(text)
 

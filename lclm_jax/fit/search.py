@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import Any
 
-from lclm_jax.config import MeshConfig
+import jax
+
+from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.fit.measure import FSDP_BYTES, Figures, measure
 from lclm_jax.fit.programs import Program
-from lclm_jax.model.attend import TILE
+from lclm_jax.fit.topology import slice_devices
 from lclm_jax.progress import track
 from lclm_jax.state import count_parameters
 
@@ -25,9 +29,22 @@ class Choice:
 
 def search(program: Program, tries: int, mfu: float) -> list[Figures]:
     """Figures of the most promising `tries` choices, those that fit first, the fastest by estimate at the top."""
-    promising = sorted(choices(program), key=lambda one: (one.bytes > program.where.chip.memory, one.seconds))[:tries]
+    devices = slice_devices(program.where)
+    ordered = sorted(choices(program), key=lambda one: (one.bytes > program.where.chip.memory, one.seconds, one.bytes))
+    promising = list(islice((one for one in ordered if holds(one.program, devices)), tries))
     tried = [measure(one.program, mfu) for one in track(promising, "compiling", len(promising))]
     return rank(tried)
+
+
+def holds(program: Program, devices: Sequence[Any]) -> bool:
+    """Whether the slice has the mesh, and the mesh divides the batch and every parameter."""
+    try:
+        mesh = program.mesh(devices)
+        with jax.set_mesh(mesh):
+            program.call(mesh)
+    except ConfigError:
+        return False
+    return True
 
 
 def rank(tried: Sequence[Figures]) -> list[Figures]:
@@ -40,42 +57,30 @@ def sum_of_times(figures: Figures) -> float:
 
 
 def choices(program: Program) -> Iterator[Choice]:
-    """Every way to split the model and its batch over the slice that divides evenly."""
-    model, slices = program.config.model, program.where.count
-    chips = program.where.chips // slices
-    for tensor in _divisors(chips):
+    """Every way to split the batch and the heads over the slice that divides evenly; some no slice may hold (see `holds`)."""
+    model, chips = program.config.model, program.where.chips
+    flops = program.model_flops().total / chips
+    for data, tensor, context in product(_divisors(chips), repeat=3):
+        if data % program.where.count or chips % (data * tensor * context):
+            continue
         if model.decoder.kv_heads % tensor or model.encoder.kv_heads % tensor or model.decoder.mlp % tensor:
             continue
-        for context in _divisors(chips // tensor):
-            mesh = MeshConfig(data=slices, fsdp=chips // tensor // context, context=context, tensor=tensor)
-            if program.job == "train":
-                yield from _training(program, mesh)
-            elif mesh.fsdp == mesh.data == 1:
-                config = replace(program.config, mesh=mesh)
-                yield Choice(replace(program, config=config), tensor, 0)  # fewer, larger messages first
+        mesh = MeshConfig(data=data, fsdp=chips // data // tensor // context, context=context, tensor=tensor)
+        if program.job == "train":
+            yield from _training(program, mesh, flops)
+        elif mesh.fsdp == mesh.data == 1:
+            yield Choice(replace(program, config=replace(program.config, mesh=mesh)), tensor, 0)  # fewer, larger messages first
 
 
-def _training(program: Program, mesh: MeshConfig) -> Iterator[Choice]:
-    config, data = program.config, program.config.data
-    windows = data.rows * (program.stage.windows or data.windows)
-    parts = mesh.data * mesh.fsdp
-    if data.rows % parts or data.positions % (mesh.context * TILE):
-        return
-    for micro in _divisors(data.rows // parts):
-        if windows // micro % (parts * mesh.context):
-            continue
-        for remat in REMATS:
-            changed = replace(
-                config,
-                mesh=mesh,
-                model=replace(config.model, remat=remat),
-                run=replace(config.run, micro_batches=micro),
-            )
-            yield _guess(replace(program, config=changed))
+def _training(program: Program, mesh: MeshConfig, flops: float) -> Iterator[Choice]:
+    config, parts = program.config, mesh.data * mesh.fsdp
+    for micro, remat in product(_divisors(config.data.rows // parts), REMATS):
+        model, run = replace(config.model, remat=remat), replace(config.run, micro_batches=micro)
+        yield _guess(replace(program, config=replace(config, mesh=mesh, model=model, run=run)), flops)
 
 
-def _guess(program: Program) -> Choice:
-    """Seconds of computing and sending, and bytes of a chip, from sizes alone."""
+def _guess(program: Program, flops: float) -> Choice:
+    """Seconds of computing and sending, and bytes of a chip, from sizes alone; `flops` are the model's on a chip."""
     config, mesh, chip = program.config, program.config.mesh, program.where.chip
     parameters = count_parameters(config.model)
     tower, micro = config.model.decoder, config.run.micro_batches
@@ -86,11 +91,10 @@ def _guess(program: Program) -> Choice:
         sent += tower.layers * (6 if full else 4) * 2 * tokens * tower.width
     if mesh.context > 1:  # keys and values of whole sequences, forward and again, their gradients back
         sent += tower.layers * 4 * 2 * tokens * mesh.context * tower.kv_heads * tower.head_dim / mesh.tensor
-    flops = program.model_flops().total * (4 / 3 if full else 1.05) / program.where.chips
     inner = tower.heads * tower.head_dim + 2 * tower.kv_heads * tower.head_dim + 3 * tower.mlp
     kept = tower.width if full else 2 * tower.width + inner / mesh.tensor  # of a token in every layer
     held = STATE_BYTES * parameters * mesh.data / program.where.chips + 2 * tower.layers * tokens / micro * kept
-    return Choice(program, flops / chip.flops + sent / chip.link_speed, held)
+    return Choice(program, flops * (4 / 3 if full else 1.05) / chip.flops + sent / chip.link_speed, held)
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Devices of a slice that is not here, for compilers that need none: libtpu for TPUs, jax's CUDA plugin for GPUs."""
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -48,6 +49,15 @@ device_description_str: "{name}"
 """
 CARDS = {"h100": ("NVIDIA H100 80GB HBM3", 84942979072), "h200": ("NVIDIA H200 141GB HBM3e", 151397597184)}
 
+TPU_HELP = (
+    "TPUs need libtpu, beside any jax: pip install -e '.[fit]'; slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e "
+    "and v6e and 16x16x16 for v5p"
+)
+GPU_HELP = (
+    "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', and JAX_PLATFORMS=cpu where there is "
+    "no card"
+)
+
 
 class TopologyError(UserError):
     """A slice for which there is no compiler here, or that the compiler does not know."""
@@ -55,55 +65,35 @@ class TopologyError(UserError):
 
 def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
-    devices = _gpus(where) if where.chip.kind == "gpu" else _tpus(where)
-    if len(devices) != where.chips:
+    gpu = where.chip.kind == "gpu"
+    try:
+        devices = list(topologies.get_topology_desc(**(_gpus(where) if gpu else _tpus(where))).devices)
+    except RuntimeError as error:  # no compiler, one without topologies, or a slice it does not know
+        raise TopologyError(
+            f"cannot compile for {where}: {str(error).partition(chr(10))[0]}. {GPU_HELP if gpu else TPU_HELP}"
+        ) from error
+    if len(devices) != where.chips:  # cores, of a chip that has two
         raise TopologyError(f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}")
     return devices
 
 
-def _tpus(where: Slice) -> list[Any]:
+def _tpus(where: Slice) -> dict[str, Any]:
     os.environ.update(TPU_ENVIRONMENT)
     per_host = tuple(min(2, side) for side in (*where.shape, 1)[:2])
-    more: dict[str, Any] = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # a slice smaller than a host
-    if where.count > 1:
-        more["num_slices"] = where.count
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=where.name, **more).devices)
-    except Exception as error:  # whatever the plugin raises
-        raise TopologyError(
-            f"cannot compile for {where}: {_first_line(error)}. TPUs need libtpu, beside any jax: pip install -e '.[fit]'; "
-            "slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e and v6e and 16x16x16 for v4 and v5p"
-        ) from error
+    smaller = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # than a host
+    several = {"num_slices": where.count} if where.count > 1 else {}
+    return {"platform": "tpu", "topology_name": where.name, **smaller, **several}
 
 
-def _gpus(where: Slice) -> list[Any]:
+def _gpus(where: Slice) -> dict[str, Any]:
     name, memory = CARDS[where.chip.name]
     card = HOPPER.format(name=name, memory=memory, bandwidth=int(where.chip.memory_speed))
-    hosts = where.hosts
-    try:
-        return list(
-            topologies.get_topology_desc(
-                platform="cuda",
-                topology_name=where.chip.name,
-                topology=f"1x{hosts}x{where.chips // hosts}",
-                target_config=card,
-            ).devices
-        )
-    except Exception as error:
-        raise TopologyError(
-            f"cannot compile for {where}: {_first_line(error)}. GPUs need jax's CUDA plugin, in an environment of its own: "
-            "pip install -e '.[gpu]', and JAX_PLATFORMS=cpu where there is no card"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    nodes = f"1x{where.hosts}x{where.chips // where.hosts}"
+    return {"platform": "cuda", "topology_name": where.chip.name, "topology": nodes, "target_config": card}
 
 
 def compiler(where: Slice) -> str:
     """Name and version of what compiles for a slice, as figures of it should say."""
-    from importlib.metadata import PackageNotFoundError, version
-
     for package in ("libtpu",) if where.chip.kind == "tpu" else ("jax-cuda13-pjrt", "jax-cuda12-pjrt"):
         try:
             return f"jax {jax.__version__}, {package} {version(package)}"

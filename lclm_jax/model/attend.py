@@ -185,4 +185,4 @@ def _on_shards(local: Callable[..., Array], specs: tuple, out: PartitionSpec) ->
     return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)
 
 
-BACKENDS: dict[str, Backend] = {"cpu": stretched, "tpu": splash, "gpu": blocked, "cuda": blocked}
+BACKENDS: dict[str, Backend] = {"cpu": stretched, "tpu": splash, "gpu": blocked}
