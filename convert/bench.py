@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from configs.lclm_0p6b_4b import config as published_config
+from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.hf_config import write_compression, write_tower
 from convert.hf_files import NewTensor, new_directory, read_json, write_json
 from convert.mapping import NUMPY, parameter_shapes, published_tensors

@@ -35,7 +35,7 @@ from lclm_jax.optim import flatten
 from lclm_jax.progress import track
 from lclm_jax.sharding import one_device
 from lclm_jax.state import begin_stage, init_params
-from lclm_jax.train import objective, train_step
+from lclm_jax.step import objective, train_step
 from lclm_jax.typing import Array, Params
 
 AIMS = {"train step": 1.3, "encode": 1.3, "first token": 1.3, "decode": 2.0}  # times torch's speed

@@ -46,7 +46,7 @@ class Loading:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="for input and prepared data; what is there is removed")
-    parser.add_argument("--config", default="configs/lclm_0p6b_4b.py", help="model and budgets (default: %(default)s)")
+    parser.add_argument("--config", default="configs/lclm_0p6b_4b_16x.py", help="model and budgets (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
     parser.add_argument("--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of its peak it reaches (default: %(default)s)")

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs.lclm_0p6b_4b import config as published
+from configs.lclm_0p6b_4b_16x import config as published
 from convert.from_hf import from_hf
 from convert.to_hf import to_hf
 from lclm_jax.checkpoint import Checkpoints

@@ -1,7 +1,7 @@
 """Whether a program fits a slice, and what it would cost, before anyone pays: compiled for chips that need not be here.
 
-    python -m launch.fit --config configs/lclm_0p6b_4b.py --slice v5p:4x4x4
-    python -m launch.fit --config configs/lclm_0p6b_4b.py --slice v6e:1x1 --job decode --context 1000000
+    python -m launch.fit --config configs/lclm_0p6b_4b_16x.py --slice v5p:4x4x4
+    python -m launch.fit --config configs/lclm_0p6b_4b_16x.py --slice v6e:1x1 --job decode --context 1000000
 
 Exit status 0 where it fits, 3 where it does not. Serving jobs split heads and cache over the slice unless mesh.* is set.
 TPUs are compiled for by libtpu (pip install -e '.[fit]'), H100 and H200 by jax's CUDA plugin (pip install -e '.[gpu]').

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.lclm_0p6b_4b import config as published
+from configs.lclm_0p6b_4b_16x import config as published
 from lclm_jax.command import run
 from lclm_jax.errors import UserError
 from lclm_jax.fit.measure import Figures
@@ -23,7 +23,7 @@ from lclm_jax.fit.report import write_report
 from lclm_jax.hardware import parse_slice
 from lclm_jax.progress import track
 
-CONFIG = "configs/lclm_0p6b_4b.py"
+CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
 WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size

@@ -21,7 +21,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="what launch.prepare wrote")
     parser.add_argument(
-        "--config", default="configs/lclm_0p6b_4b.py", help="whose model and budgets to use (default: %(default)s)"
+        "--config", default="configs/lclm_0p6b_4b_16x.py", help="whose model and budgets to use (default: %(default)s)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

@@ -1,10 +1,15 @@
 """Trains, or continues to train, what a config describes.
 
 python -m launch.train --config configs/tiny.py --set stages.adapter.steps=100
+python -m launch.train --config configs/tiny.py --stage adapter       # that stage alone, by name or number from 0
+echo 5 > RUN_DIR/profile                                              # while it runs: traces the next 5 steps
 """
 
 import argparse
 import logging
+from pathlib import Path
+
+import jax
 
 from launch.job import join
 from lclm_jax.command import read_config, run
@@ -12,16 +17,25 @@ from lclm_jax.processes import once
 from lclm_jax.train import train
 
 
+def keep_programs(directory: str):
+    """Compiled programs stay in the run's directory, for when it is started again, unless JAX is told another place."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).resolve() / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a file in configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--stage", help="run this stage alone")
     arguments = parser.parse_args()
     join()
     config, names = read_config(arguments.config, arguments.set)
     if "prepare" in names:
         once("prepare the data", lambda: names["prepare"](config))
-    directory = train(config)
+    keep_programs(config.run.directory)
+    directory = train(config, arguments.stage)
     logging.info("trained; the checkpoint is %s", directory)
 
 

@@ -3,21 +3,27 @@
 A checkpoint directory is complete in itself: `model.json` (the ModelConfig), `tokenizer/`, `checkpoints/<step>/`.
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from lclm_jax.checksums import damage, write_checksums
 from lclm_jax.config import ModelConfig, from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
+from lclm_jax.processes import gather, is_first, once
 from lclm_jax.streaming import SavedTree, saving
 from lclm_jax.typing import Params
+from lclm_jax.writing import write_whole
 
 STEPS = "checkpoints"
 
@@ -26,18 +32,36 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, unfinished, or of another shape than asked for."""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Which steps stay: the newest, every so many, and some always; what Orbax calls a preservation policy."""
+
+    newest: int
+    every: int | None
+    always: frozenset[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [one.step for one in checkpoints]
+        newest = sorted(steps)[-self.newest :]
+        return [step in newest or step in self.always or bool(self.every and step % self.every == 0) for step in steps]
+
+
 class Checkpoints:
     """The saved steps of one directory. Each holds named trees, `params` always among them, and JSON metadata.
 
-    Opened with `keep`, for writing, it removes older steps and what an interrupted save left; without, it removes nothing,
-    so that a run can be read while it trains.
+    Opened with `keep`, for writing, it removes older steps but multiples of `keep_every` and those `always` kept, and what an
+    interrupted save left; without, it removes nothing, so that a run can be read while it trains.
     """
 
-    def __init__(self, directory: str | Path, keep: int | None = None):
+    def __init__(
+        self, directory: str | Path, keep: int | None = None, keep_every: int | None = None, always: Collection[int] = ()
+    ):
         self.directory = Path(directory).resolve() / STEPS
-        policy = None if keep is None else ocp.training.preservation_policies.LatestN(keep)
+        policy = None if keep is None else _Kept(keep, keep_every, frozenset(always))
         clean = keep is not None
         self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=clean)
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
 
     @property
     def latest(self) -> int | None:
@@ -48,18 +72,32 @@ class Checkpoints:
         return found or {}
 
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
-        """Begins to save in the background. A failure is raised by the next `save` or `wait`; older steps stay good."""
+        """Begins to save in the background. A failure is raised by the next `save`, `check` or `wait`; older steps stay good."""
         self.wait()
         try:
             with saving(trees):
                 self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
         except OSError as error:
             raise self._failed(error) from error
+        self._saving = self._background.submit(self._finish, step)
+
+    def _finish(self, step: int):
+        """Waits until a step is whole, and writes its checksums."""
+        self._steps.wait()
+        if is_first():
+            write_checksums(self.directory / str(step))
+
+    def check(self):
+        """Raises CheckpointError if the last save has failed; waits for nothing."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
 
     def wait(self):
         """Returns when everything is on disk."""
+        saving, self._saving = self._saving, None
         try:
-            self._steps.wait()
+            if saving is not None:
+                saving.result()
         except Exception as error:  # whatever a storage backend raises, the remedy is the same
             raise self._failed(error) from error
 
@@ -70,11 +108,19 @@ class Checkpoints:
         )
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The trees named in `abstract` (of ShapeDtypeStructs with shardings). Raises CheckpointError on another shape."""
-        self.check(step, abstract)
-        return self._steps.load_checkpointables(step, abstract)
+        """The trees named in `abstract` (of ShapeDtypeStructs with shardings).
 
-    def check(self, step: int, abstract: dict[str, Any]):
+        Raises CheckpointError on another shape, and on files that cannot be read.
+        """
+        self.expect(step, abstract)
+        try:
+            return self._steps.load_checkpointables(step, abstract)
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            raise CheckpointError(
+                f"{self.directory}/{step} cannot be read: {error}; move it away to continue from the step before it"
+            ) from error
+
+    def expect(self, step: int, abstract: dict[str, Any]):
         """Raises CheckpointError unless the step is there and holds these trees, in these shapes."""
         steps = [saved.step for saved in self._steps.checkpoints]
         if step not in steps:
@@ -88,14 +134,48 @@ class Checkpoints:
             check_shapes(tree, saved[name], f"{self.directory}/{step}")
 
     def close(self):
-        self.wait()
-        self._steps.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._steps.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
+    """Moves saved steps that are not as they were written out of the way, and says which and why, until the newest is good.
+
+    They go to `damaged/` beside the steps, so that nothing is lost. All processes look, each at a share of the files.
+    """
+    directory = Path(directory)
+    found = []
+    for step in saved_steps(directory / STEPS):
+        own = damage(directory / STEPS / str(step), jax.process_index(), jax.process_count())
+        reasons = [reason for said in gather("\n".join(own)) if said for reason in said.split("\n")]
+        if not reasons:
+            break
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        found.append((step, ", ".join(reasons[:3]) + more))
+        once("set a damaged checkpoint aside", partial(_set_aside, directory, step))
+    return found
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The numbers of a directory's finished steps, the newest first."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+
+
+def _set_aside(directory: Path, step: int):
+    place = directory / "damaged"
+    place.mkdir(exist_ok=True)
+    number = next(n for n in itertools.count(1) if not (place / f"{step}.{n}").exists())
+    (directory / STEPS / str(step)).rename(place / f"{step}.{number}")
 
 
 def check_shapes(expected: Any, saved: Any, where: str):
@@ -139,8 +219,7 @@ def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tok
 
 
 def write_config(directory: str | Path, config: ModelConfig):
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    (Path(directory) / "model.json").write_text(json.dumps(to_dict(config), indent=2))
+    write_whole(Path(directory) / "model.json", json.dumps(to_dict(config), indent=2))
 
 
 def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
@@ -177,7 +256,7 @@ def load_params(directory: str | Path, abstract: Params, step: int | None = None
 def saved_params(directory: str | Path, abstract: Params, step: int | None = None) -> SavedTree:
     """The same parameters unread, in their saved dtypes: each is read from disk when asked for."""
     with _opened(directory, step) as (checkpoints, found):
-        checkpoints.check(found, {"params": abstract})
+        checkpoints.expect(found, {"params": abstract})
         return SavedTree(checkpoints.directory / str(found) / "params")
 
 

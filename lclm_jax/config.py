@@ -251,9 +251,16 @@ class RunConfig:
     """The loop around the stages."""
 
     directory: str = "runs/lclm"
+    begin: str | None = None  # the checkpoint whose parameters the first stage begins with; None: random ones
     save_every: int = 500  # steps
-    keep: int = 2  # newest checkpoints to keep
+    keep: int = 2  # newest checkpoints to keep, beside the last of every stage
+    keep_every: int | None = None  # and those of steps that are a multiple of it
     log_every: int = 20  # steps
+    validate_every: int = 500  # steps between looks at held-out examples, also taken after a stage's last step; 0: never
+    validation_examples: int = 64  # of every stream
+    most_skipped: int = 10  # steps in a row that are not finite until training stops
+    tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
+    wandb: str | None = None  # the project of Weights & Biases to send the log to, too
     loss_chunk: int = 1024  # positions of a device whose logits exist at once
     micro_batches: int = 1  # parts of a batch whose gradients add up, one part in memory at a time
     seed: int = 0
@@ -289,6 +296,22 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
         return kind(**parsed)
     except TypeError as error:
         raise ConfigError(f"{path or kind.__name__}: {error}") from error
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
+    """[old, new] of every setting that differs between two configs as nested dicts, by its path; elements of lists by name.
+
+    >>> differences({"data": {"rows": 8}}, {"data": {"rows": 16}})
+    {'data.rows': [8, 16]}
+    """
+    if isinstance(old, list) and isinstance(new, list) and all(isinstance(one, dict) for one in (*old, *new)):
+        old, new = ({one.get("name", str(i)): one for i, one in enumerate(items)} for items in (old, new))
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {path[:-1]: [old, new]}
+    changed: dict[str, list[Any]] = {}
+    for key in dict.fromkeys((*old, *new)):
+        changed |= differences(old.get(key), new.get(key), f"{path}{key}.")
+    return changed
 
 
 def override(config: T, assignment: str) -> T:

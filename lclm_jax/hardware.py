@@ -25,6 +25,7 @@ class Chip:
     per_host: int
     kind: str = "tpu"
     dimensions: int = 2  # of a slice
+    reports: tuple[str, ...] = ()  # how JAX names such a device, its first letters
 
 
 # Sources: Google's pages of each TPU version, NVIDIA's data sheets of H100 and H200 SXM. Usable memory of TPUs: libtpu 0.0.52.
@@ -32,14 +33,23 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 6.25e9, 4, dimensions=3),
-        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 4),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 4, dimensions=3),
-        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9, 4),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9, 8, kind="gpu", dimensions=1),
-        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 50e9, 8, kind="gpu", dimensions=1),
+        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 6.25e9, 4, dimensions=3, reports=("TPU v4",)),
+        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 4, reports=("TPU v5 lite", "TPU v5e")),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 4, dimensions=3, reports=("TPU v5p", "TPU v5")),
+        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9, 4, reports=("TPU v6 lite", "TPU v6e")),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9, 8, kind="gpu", dimensions=1, reports=("NVIDIA H100",)),
+        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 50e9, 8, kind="gpu", dimensions=1, reports=("NVIDIA H200",)),
     )
 }
+
+
+def find_chip(kind: str) -> Chip | None:
+    """The chip that JAX calls by this `device_kind`; None for one whose speed is not in the table, as a CPU.
+
+    >>> find_chip("TPU v5 lite").name
+    'v5e'
+    """
+    return next((chip for chip in CHIPS.values() if kind.startswith(chip.reports)), None)
 
 
 @dataclass(frozen=True)

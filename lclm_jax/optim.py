@@ -81,6 +81,15 @@ def init_moments(params: Params, stage: StageConfig, config: OptimizerConfig) ->
     return {label: made[label].init({path: flat[path] for path in members}) for label, members in groups.items()}
 
 
+def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> dict[str, Array]:
+    """The rate of the next update by component; of its first group where it has several."""
+    rates: dict[str, Array] = {}
+    for label in sorted(moments):
+        rate = stage.groups[int(label.partition("/")[2])].rate or 0.0
+        rates.setdefault(component(label), jnp.asarray(schedule(stage, rate)(optax.tree.get(moments[label][0], "count"))))
+    return rates
+
+
 def update(
     params: Params,
     moments: dict[str, optax.OptState],

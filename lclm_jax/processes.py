@@ -1,6 +1,7 @@
 """What the processes of a run do together beside computing. In a run of one process nothing here waits for anybody."""
 
 import itertools
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -49,20 +50,29 @@ def once(name: str, task: Callable[[], str | None]) -> str | None:
     return result
 
 
-def check_shared(directory: Path):
-    """Raises ProcessError in all processes unless all see what process 0 writes to `directory`: their checkpoints would hang."""
+def gather(text: str) -> list[str]:
+    """What every process says, in their order; all of them hear it."""
     client, count = global_state.client, jax.process_count()
     if client is None or count == 1:
+        return [text]
+    key = f"lclm_jax/gather/{next(_tasks)}"
+    client.key_value_set(f"{key}/{jax.process_index()}", text)
+    heard = once(
+        "hear from all processes",
+        lambda: json.dumps([client.blocking_key_value_get(f"{key}/{process}", _PATIENCE) for process in range(count)]),
+    )
+    assert heard is not None
+    return json.loads(heard)
+
+
+def check_shared(directory: Path):
+    """Raises ProcessError in all processes unless all see what process 0 writes to `directory`: their checkpoints would hang."""
+    if jax.process_count() == 1:
         return
     mark, token = directory / ".shared", uuid.uuid4().hex
     token = once(f"write to {directory}", lambda: mark.write_text(token) and token)
-    client.key_value_set(f"lclm_jax/{token}/{jax.process_index()}", "sees" if _sees(mark, token) else "blind")
-
-    def ask() -> str:
-        told = [client.blocking_key_value_get(f"lclm_jax/{token}/{process}", _PATIENCE) for process in range(count)]
-        return ", ".join(str(process) for process, word in enumerate(told) if word == "blind")
-
-    if blind := once("ask who sees its files", ask):
+    told = gather("sees" if _sees(mark, token) else "blind")
+    if blind := ", ".join(str(process) for process, word in enumerate(told) if word == "blind"):
         raise ProcessError(
             f"process {blind} does not see what process 0 writes to {directory}; set run.directory to one that all hosts share"
         )

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from lclm_jax.data.batch import empty_batch, empty_windows
 from lclm_jax.model.lclm import LCLM
-from lclm_jax.optim import flatten, init_moments
+from lclm_jax.optim import component, flatten, init_moments, split_trained
 from lclm_jax.sharding import replicated, shardings
 from lclm_jax.typing import Array, Int, Params
 
@@ -23,6 +23,7 @@ class TrainState:
     moments: dict[str, Any]  # optax state of trained parameters, by label
     step: Int[Array, ""]  # within the stage
     skipped: Int[Array, ""]  # steps of the stage not taken because something was not finite
+    failing: Int[Array, ""]  # of these, the ones in a row up to now
 
 
 def init_boxed(config: ModelConfig, rng: Array) -> Params:
@@ -52,6 +53,12 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))))
 
 
+def trained_parts(config: Config, stage: StageConfig) -> set[str]:
+    """Which of encoder, adapter and decoder a stage trains."""
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
+    return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
+
+
 def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
     """Random parameters, born sharded."""
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
@@ -75,7 +82,7 @@ def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState
 
 def init_state(params: Params, stage: StageConfig, optimizer: OptimizerConfig) -> TrainState:
     """The state in which a stage begins: these parameters, fresh moments."""
-    return TrainState(params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0))
+    return TrainState(params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
 def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:

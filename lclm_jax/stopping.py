@@ -1,7 +1,10 @@
-"""Requests to stop: a signal to any process of a run stops all of them at the same step."""
+"""Requests to stop: a signal or a notice of maintenance to any process of a run stops all of them at the same step."""
 
+import logging
+import os
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +15,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.sharding import replicated
 
+log = logging.getLogger(__name__)
+METADATA = "metadata.google.internal"  # what a machine of Google Cloud asks about itself; $GCE_METADATA_HOST names another
+NOTICES = {"maintenance-event": ("NONE",), "preempted": ("FALSE",)}  # what it is asked, and what says that all is well
+PATIENCE = 300  # seconds until an answer that has not changed is given all the same
+
 
 class StopRequest:
     """Whether this process was asked to stop, and whether any was."""
 
     def __init__(self):
         self.asked = False
+        self.reason = "another process was asked to"
         self._any: jax.Array | None = None
 
     def agreed(self, mesh: Mesh) -> bool:
@@ -38,10 +47,33 @@ def _any(asked: bool, mesh: Mesh) -> jax.Array:
     return jax.jit(jnp.any, out_shardings=replicated(mesh))(each)
 
 
+def _heed(request: StopRequest, name: str, well: tuple[str, ...]):
+    """Waits for a notice of Google Cloud to this machine; ends at once on any other machine."""
+    url = f"http://{os.environ.get('GCE_METADATA_HOST', METADATA)}/computeMetadata/v1/instance/{name}"
+    said = _ask(url, 5)
+    while said in well:
+        said = _ask(f"{url}?wait_for_change=true&timeout_sec={PATIENCE}", PATIENCE + 10) or said
+    if said:
+        log.warning("Google Cloud says %s: %s; stopping", name, said)
+        request.asked, request.reason = True, f"{name}: {said}"
+
+
+def _ask(url: str, timeout: float) -> str | None:
+    """The answer of the metadata server; None without one."""
+    try:
+        question = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(question, timeout=timeout) as answer:
+            return answer.read().decode().strip()
+    except OSError:
+        return None
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """A request that Ctrl-C or SIGTERM makes; a second Ctrl-C interrupts at once."""
+    """A request that Ctrl-C, SIGTERM or a notice of maintenance makes; a second Ctrl-C interrupts at once."""
     request = StopRequest()
+    for name, well in NOTICES.items():
+        threading.Thread(target=_heed, args=(request, name, well), name=name, daemon=True).start()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -49,7 +81,7 @@ def stop_requests() -> Iterator[StopRequest]:
     def ask(number, frame):
         if request.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.asked = True
+        request.asked, request.reason = True, signal.Signals(number).name
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -5,207 +5,257 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from jax.sharding import Mesh
 
-from lclm_jax.checkpoint import Checkpoints, write_model_files
-from lclm_jax.config import Config, ConfigError, StageConfig, to_dict
+from lclm_jax.checkpoint import Checkpoints, load_params, read_model_files, set_aside_damaged, write_model_files
+from lclm_jax.config import Config, ConfigError, StageConfig, differences, to_dict
 from lclm_jax.data.batch import Batch
-from lclm_jax.data.streams import stage_batches
+from lclm_jax.data.streams import Order, batch_at, batch_records, stage_batches, stage_order
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.loss import token_losses
-from lclm_jax.model.lclm import apply, cast, output_table
-from lclm_jax.optim import Flat, component, split_trained, unflatten, update
+from lclm_jax.errors import UserError
+from lclm_jax.journal import Journal, open_journal
 from lclm_jax.processes import check_shared, is_first, once
+from lclm_jax.profiling import Profiler
 from lclm_jax.progress import progress_bar
-from lclm_jax.sharding import batch_sharding, check_batches, constrain, global_batch, make_mesh, own_rows, replicated
-from lclm_jax.state import TrainState, abstract_state, begin_stage, init_params
+from lclm_jax.recorder import Recorder
+from lclm_jax.replay import keep_batch
+from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows, replicated
+from lclm_jax.state import TrainState, abstract_params, abstract_state, begin_stage, init_params
+from lclm_jax.step import train_step
 from lclm_jax.stopping import StopRequest, stop_requests
-from lclm_jax.typing import Array
+from lclm_jax.typing import Params
+from lclm_jax.validation import Validation
+from lclm_jax.version import code_version
+from lclm_jax.writing import write_whole
 
 log = logging.getLogger(__name__)
-Metrics = dict[str, Any]
-
-
-def train(config: Config) -> Path:
-    """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
-
-    Ctrl-C or SIGTERM saves and raises `Interrupted`; calling again continues from there, data included. In a run of several
-    processes all call this, the directories of run and data are the same for all, and a request to one of them stops all.
-    """
-    for name, path in (("run", config.run.directory), ("data", config.data.directory)):
-        if "://" in path:
-            raise ConfigError(f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse")
-    directory = Path(config.run.directory)
-    tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
-    mesh = make_mesh(config.mesh)
-    with (
-        jax.set_mesh(mesh),
-        _begin(directory, config, tokenizer) as lines,
-        Checkpoints(directory, config.run.keep) as checkpoints,
-        stop_requests() as stop,
-    ):
-        rows, position = own_rows(batch_sharding(mesh), config.data.rows), _position(checkpoints, config)
-        start = 0 if position is None else [stage.name for stage in config.stages].index(position["stage"])
-        params = init_params(config.model, mesh, config.run.seed) if position is None else {}
-        for stage in config.stages[start:]:
-            batches = iter(stage_batches(config, stage, tokenizer, rows))
-            if position is None:
-                state = begin_stage(params, config, stage, mesh)
-            else:
-                state = _restore(checkpoints, abstract_state(config, stage, mesh))
-                batches.set_state(position["data"])
-                position = None
-            params = _run_stage(config, stage, state, batches, checkpoints, lines, stop).params
-    return directory
+Position = dict[str, Any]  # what a checkpoint says of itself: stage, step of it, data, config, code
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop and has saved where it was."""
 
 
-def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageConfig) -> tuple[TrainState, Metrics]:
-    """One update of a stage's trained parameters. Metrics are sums and norms, still on device."""
-    trained, frozen = split_trained(state.params, stage)
-    loss, streams, gradients = gradients_of(trained, frozen, batch, config, stage)
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    memory = jnp.any(batch.slots >= 0)
-    params, moments = update(state.params, state.moments, gradients, stage, config.optimizer, finite, memory)
-    metrics = {
-        "loss": loss,
-        "gradient_norm": norm,
-        "skipped": state.skipped + ~finite,
-        **streams,
-        "fill": jnp.mean(batch.segments > 0),
-        "window_fill": jnp.mean(batch.windows.segments > 0),
-    }
-    for name in sorted({component(path) for path in gradients}):
-        members = [x for path, x in gradients.items() if component(path) == name]
-        metrics[f"gradient_norm/{name}"] = optax.tree.norm(members)
-    return TrainState(params, moments, state.step + 1, state.skipped + ~finite), metrics
+class NotFinite(UserError, ArithmeticError):
+    """Too many steps in a row whose loss or gradients were not finite."""
 
 
-def gradients_of(trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig) -> tuple[Array, Metrics, Flat]:
-    """The mean loss over the batch's trained tokens, sums by stream, and float32 gradients.
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
 
-    With `run.micro_batches`, rows are read a share at a time and gradients add up; each trained token counts the same.
+    config: Config
+    directory: Path
+    tokenizer: Tokenizer
+    mesh: Mesh
+    journal: Journal
+    checkpoints: Checkpoints
+    stop: StopRequest
+
+    def steps_before(self, stage: StageConfig) -> int:
+        """Steps of the stages before it: step s of the stage is step `steps_before + s` of the run."""
+        return sum(one.steps for one in self.config.stages[: self.config.stages.index(stage)])
+
+
+def train(config: Config, only: str | None = None) -> Path:
+    """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
+
+    With `only`, a stage's name or its number from 0, no other stage is run: the one before it must be done, or nothing yet.
+    Ctrl-C, SIGTERM or a notice of maintenance saves and raises `Interrupted`; calling again continues from there, data included.
+    In a run of several processes all call this, the directories of run and data are the same for all, and a request to one of
+    them stops all. Raises NotFinite after too many steps in a row that are not finite; `lclm_jax.replay` looks into them.
     """
-    trained, frozen = cast(trained, config.model.dtype), cast(frozen, config.model.dtype)
-    total = jnp.maximum(jnp.sum(batch.weights), 1.0)
-    differentiate = jax.value_and_grad(objective, has_aux=True)
-
-    def some(rows: Batch):
-        (loss, (nll, correct)), gradients = differentiate(trained, frozen, rows, config, total)
-        streams = jax.nn.one_hot(rows.streams, len(stage.streams)) * rows.weights[..., None]
-        sums = {
-            "stream_nll": jnp.einsum("BT,BTX->X", nll, streams),
-            "stream_correct": jnp.einsum("BT,BTX->X", correct, streams),
-            "stream_tokens": streams.sum((0, 1)),
-        }
-        return loss, sums, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
-
-    count = config.run.micro_batches
-    if count == 1:
-        return some(batch)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, batch))
-    shares = jax.tree.map(partial(_shares, count=count), batch)
-    return jax.lax.scan(lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares)[0]
+    with _open(config) as run:
+        position = _position(run)
+        stages = _chosen(config, only, position)
+        params = _first_params(run) if position is None else {}
+        for stage in stages:
+            order = stage_order(config, stage, run.tokenizer)
+            batches = iter(stage_batches(order, config, own_rows(batch_sharding(run.mesh), config.data.rows)))
+            if position is None:
+                state = begin_stage(params, config, stage, run.mesh)
+                run.journal.event("started", stage, 0, code=code_version())
+            else:
+                state = _going_on(_restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config)
+                batches.set_state(position["data"])
+                step = position["stage_step"]
+                run.journal.event("resumed", stage, step, **{"from": run.steps_before(stage) + step}, code=code_version())
+                position = None
+            params = _run_stage(run, stage, state, order, batches).params
+        return run.directory
 
 
-def _shares(x: Array, count: int) -> Array:
-    """[B ...] -> [count, B / count ...]; every device splits the rows it has."""
-    return constrain(x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1))
-
-
-def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None):
-    """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
-    params = cast(unflatten({**trained, **frozen}), config.model.dtype)
-    hidden = apply(config.model, params, batch)
-    nll, correct = token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
-    total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
-    return jnp.sum(nll * batch.weights) / total, (nll, correct)
-
-
-def _begin(directory: Path, config: Config, tokenizer: Tokenizer) -> TextIO:
-    """Writes what a run's directory holds beside its steps and opens its log, in process 0. Needs a mesh in scope."""
-    check_batches(config)
-
-    def write():
-        write_model_files(directory, config.model, tokenizer)
-        (directory / "config.json").write_text(json.dumps(to_dict(config), indent=2))
-
-    once("write the files of the model", write)
-    check_shared(directory)
-    return (directory / "log.jsonl" if is_first() else Path(os.devnull)).open("a")
-
-
-def _run_stage(
-    config: Config,
-    stage: StageConfig,
-    state: TrainState,
-    batches: Iterator[Batch],
-    checkpoints: Checkpoints,
-    lines: TextIO,
-    stop: StopRequest,
-) -> TrainState:
-    first = config.stages.index(stage)
-    before = sum(earlier.steps for earlier in config.stages[:first])
-    mesh = make_mesh(config.mesh)
-    where = jax.tree.map(lambda x: x.sharding, state), replicated(mesh)  # so that every process can read the metrics
-    step_function = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0, out_shardings=where)
-    recorder = Recorder(config, stage, lines, batches)
-    begun = int(state.step)
-    with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar:
+def _run_stage(run: Run, stage: StageConfig, state: TrainState, order: Order, batches: Iterator[Batch]) -> TrainState:
+    config, mesh, begun = run.config, run.mesh, int(state.step)
+    recorder = Recorder(config, stage, order, run.journal)
+    profiler = Profiler(run.directory, is_first())
+    validate = Validation(config, stage, run.tokenizer, mesh) if config.run.validate_every and begun < stage.steps else None
+    step_function = None
+    with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar, ExitStack() as stack:
+        stack.callback(profiler.close)
         for step in range(begun + 1, stage.steps + 1):
             with recorder.waiting():
-                own = next(batches)
-            state, metrics = step_function(state, global_batch(own, batch_sharding(mesh), config.data.rows))
-            recorder.add(step, metrics)
+                before = batches.get_state()
+                batch = global_batch(next(batches), batch_sharding(mesh), config.data.rows)
+            if step_function is None:
+                with recorder.outside():
+                    step_function = _compile(run, stage, state, batch)
+            profiler.before_step(f"{stage.name}-{step}")
+            state, metrics = step_function(state, batch)
+            recorder.add(step, metrics, before)
             bar(step, recorder.summary)
-            last, stopping = step == stage.steps, stop.agreed(mesh)
+            if trace := profiler.after_step(metrics):
+                run.journal.event("profiled", stage, step, directory=str(trace))
+            run.checkpoints.check()
+            last, stopping = step == stage.steps, run.stop.agreed(mesh)
+            if recorder.failing >= config.run.most_skipped:
+                recorder.flush()
+                raise _not_finite(run, stage, step, state, batches, recorder)
+            if validate and not stopping and (last or step % config.run.validate_every == 0):
+                recorder.flush()
+                with recorder.outside():
+                    streams = validate(state.params)
+                run.journal.validation({"stage": stage.name, "step": step, "time": time.time(), "streams": streams})
             if last or stopping or step % config.run.save_every == 0:
                 recorder.flush()
-                position = {"stage": stage.name, "stage_step": step, "data": batches.get_state()}
-                checkpoints.save(before + step, {"params": state.params, "training": _training(state)}, position)
+                with recorder.outside():
+                    _save(run, stage, step, state, batches)
             if stopping:
-                checkpoints.wait()
+                run.checkpoints.wait()
+                run.journal.event("stopped", stage, step, reason=run.stop.reason)
                 raise Interrupted(
                     f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
                 )
-    for name, reasons in recorder.left_out().items():
+    for name, reasons in recorder.left_out.items():
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         log.warning("stage %s left out examples of %s: %s", stage.name, name, told)
     return state
 
 
-def _position(checkpoints: Checkpoints, config: Config) -> dict[str, Any] | None:
-    """Stage, step and data position of the newest checkpoint, if there is one."""
-    if checkpoints.latest is None:
+def _compile(run: Run, stage: StageConfig, state: TrainState, batch: Batch) -> Any:
+    """The step as a program for these shapes and no others: it can never be compiled again in the middle of a stage."""
+    begun = time.perf_counter()
+    where = jax.tree.map(lambda x: x.sharding, state), replicated(run.mesh)  # so that every process can read the metrics
+    step = jax.jit(partial(train_step, config=run.config, stage=stage), donate_argnums=0, out_shardings=where)
+    compiled = step.lower(state, batch).compile()
+    run.journal.event("compiled", stage, int(state.step), seconds=time.perf_counter() - begun)
+    return compiled
+
+
+@contextmanager
+def _open(config: Config) -> Iterator[Run]:
+    """A run's directory, with its journal and checkpoints, and what stops it; damaged checkpoints are set aside first."""
+    for name, path in (("run", config.run.directory), ("data", config.data.directory)):
+        if "://" in path:
+            raise ConfigError(f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse")
+    directory = Path(config.run.directory)
+    tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
+    mesh = make_mesh(config.mesh)
+    ends = list(accumulate(stage.steps for stage in config.stages))
+    with jax.set_mesh(mesh):
+        check_batches(config)
+        once("write the files of the model", partial(_write_files, directory, config, tokenizer))
+        check_shared(directory)
+        damaged = set_aside_damaged(directory)
+        with (
+            open_journal(directory, config) as journal,
+            Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
+            stop_requests() as stop,
+        ):
+            for step, reason in damaged:
+                log.warning("checkpoint %d is damaged and was moved to %s: %s", step, directory / "damaged", reason)
+                journal.event("damaged", config.stages[0], 0, checkpoint=step, reason=reason)
+            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop)
+
+
+def _write_files(directory: Path, config: Config, tokenizer: Tokenizer):
+    """What a run's directory holds beside its steps."""
+    write_model_files(directory, config.model, tokenizer)
+    write_whole(directory / "config.json", json.dumps(to_dict(config), indent=2))
+
+
+def _position(run: Run) -> Position | None:
+    """What the newest checkpoint says of itself, if there is one."""
+    if run.checkpoints.latest is None:
         return None
-    position = checkpoints.metadata(checkpoints.latest)
-    names = [stage.name for stage in config.stages]
-    if position.get("stage") not in names:
+    position = run.checkpoints.metadata(run.checkpoints.latest)
+    stages = {stage.name: stage for stage in run.config.stages}
+    if position.get("stage") not in stages:
         raise ConfigError(
-            f"{checkpoints.directory} was saved in stage {position.get('stage')!r}, this config has {', '.join(names)}; "
+            f"{run.checkpoints.directory} was saved in stage {position.get('stage')!r}, this config has {', '.join(stages)}; "
             "use the config it was trained with, or another run.directory"
         )
+    if changed := differences(position.get("config", {}), json.loads(json.dumps(to_dict(run.config)))):
+        told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        log.warning("settings have changed since the checkpoint: %s", told)
+        run.journal.event("changed", stages[position["stage"]], position["stage_step"], settings=changed)
     return position
+
+
+def _chosen(config: Config, only: str | None, position: Position | None) -> tuple[StageConfig, ...]:
+    """The stages to run, from the one the position is in. Raises ConfigError where `only` cannot begin yet."""
+    names = [stage.name for stage in config.stages]
+    current = 0 if position is None else names.index(position["stage"])
+    if only is None:
+        return config.stages[current:]
+    if only not in (*names, *map(str, range(len(names)))):
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        raise ConfigError(f"expected one of the stages {listed}, got {only!r}")
+    wanted = names.index(only) if only in names else int(only)
+    if position is None:
+        if wanted and config.run.begin is None:
+            raise ConfigError(
+                f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is empty; "
+                "run the stages before it, or set run.begin to a checkpoint to begin with"
+            )
+        return (config.stages[wanted],)
+    done = position["stage_step"] >= config.stages[current].steps
+    if wanted > current + done:
+        raise ConfigError(
+            f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is at step "
+            f"{position['stage_step']} of {config.stages[current].steps} of stage {names[current]}; run that first"
+        )
+    return config.stages[current : wanted + 1]
+
+
+def _first_params(run: Run) -> Params:
+    """Random parameters, or those of the checkpoint that the config names. Raises ConfigError for one of another tokenizer."""
+    config, begin = run.config, run.config.run.begin
+    if begin is None:
+        return init_params(config.model, run.mesh, config.run.seed)
+    _, tokenizer = read_model_files(begin)
+    if tokenizer.definition != run.tokenizer.definition:
+        raise ConfigError(
+            f"expected {begin} (run.begin) and {config.data.directory} (data.directory) to have one tokenizer, got two; "
+            "prepare the data with the checkpoint's (--tokenizer)"
+        )
+    return load_params(begin, abstract_params(config.model, run.mesh))
+
+
+def _save(run: Run, stage: StageConfig, step: int, state: TrainState, batches: Iterator[Batch]):
+    position = {
+        "stage": stage.name,
+        "stage_step": step,
+        "data": batches.get_state(),
+        "config": to_dict(run.config),
+        "code": code_version(),
+    }
+    run.checkpoints.save(run.steps_before(stage) + step, {"params": state.params, "training": _training(state)}, position)
 
 
 def _training(state: TrainState) -> dict[str, Any]:
     """What a checkpoint keeps beside the parameters."""
-    return {"moments": state.moments, "step": state.step, "skipped": state.skipped}
+    return {"moments": state.moments, "step": state.step, "skipped": state.skipped, "failing": state.failing}
 
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
@@ -215,55 +265,31 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
     return TrainState(params=trees["params"], **trees["training"])
 
 
-class Recorder:
-    """Adds up metrics and writes one JSON line every `log_every` steps. Reads the step before, never the one running."""
+def _going_on(state: TrainState, config: Config) -> TrainState:
+    """The state with which a run that stopped because nothing was finite tries again."""
+    gave_up = int(state.failing) >= config.run.most_skipped
+    return state.replace(failing=jax.numpy.zeros_like(state.failing)) if gave_up else state
 
-    def __init__(self, config: Config, stage: StageConfig, lines: TextIO, batches: Iterator[Batch]):
-        self.config, self.stage, self.lines, self.batches = config, stage, lines, batches
-        self.pending: list[tuple[int, Metrics]] = []
-        self.summary = ""
-        self.since = time.perf_counter()
-        self.waited = 0.0  # seconds since then
 
-    @contextmanager
-    def waiting(self):
-        """Around what waits for data; its share of the time bounds from above how long devices stood idle for them."""
-        begun = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begun
+def _not_finite(
+    run: Run, stage: StageConfig, step: int, state: TrainState, batches: Iterator[Batch], recorder: Recorder
+) -> NotFinite:
+    """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
+    assert recorder.failed is not None
+    first, before = recorder.failed
+    _save(run, stage, step, state, batches)
+    run.checkpoints.wait()
+    told = {"stage": stage.name, "step": first, "checkpoint": run.steps_before(stage) + step}
 
-    def left_out(self) -> dict[str, dict[str, int]]:
-        """Examples that fit no row, by stream and reason, since the stage began."""
-        counts = self.batches.get_state()["left_out"]
-        return {self.stage.streams[int(number)].name: reasons for number, reasons in counts.items()}
+    def keep() -> str:
+        records = batch_records(recorder.order, run.config, dict(before))
+        batch = batch_at(recorder.order, run.config, dict(before))
+        return str(keep_batch(run.directory, batch, told | {"records": records}))
 
-    def add(self, step: int, metrics: Metrics):
-        self.pending.append((step, metrics))
-        if len(self.pending) > 1:
-            self.summary = f"loss {float(self.pending[-2][1]['loss']):.3f}"
-        if step % self.config.run.log_every == 0:
-            self.flush()
-
-    def flush(self):
-        """Writes the line of all steps since the last one."""
-        if not self.pending:
-            return
-        steps = jax.device_get([metrics for _, metrics in self.pending])
-        sums = {key: sum(metrics[key] for metrics in steps) for key in ("stream_nll", "stream_correct", "stream_tokens")}
-        seconds = time.perf_counter() - self.since
-        tokens = float(sums["stream_tokens"].sum())
-        line = {"stage": self.stage.name, "step": self.pending[-1][0], "steps": self.stage.steps}
-        line |= {"loss": float(sums["stream_nll"].sum()) / max(tokens, 1.0), "trained_tokens": tokens}
-        line |= {"positions_per_second": len(steps) * self.config.data.rows * self.config.data.positions / seconds}
-        line |= {"waiting": self.waited / seconds, "left_out": self.left_out()}
-        line |= {key: float(value) for key, value in steps[-1].items() if value.ndim == 0 and key != "loss"}
-        line["streams"] = {
-            stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
-            for stream, (nll, correct, count) in zip(self.stage.streams, np.stack(list(sums.values()), axis=1), strict=True)
-            if count
-        }
-        self.lines.write(json.dumps(line) + "\n")
-        self.lines.flush()
-        log.info("%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"])
-        self.pending.clear()
-        self.since, self.waited = time.perf_counter(), 0.0
+    file = once("keep the batch", keep)
+    run.journal.event("stopped", stage, step, reason=f"{run.config.run.most_skipped} steps in a row were not finite")
+    return NotFinite(
+        f"{run.config.run.most_skipped} steps in a row up to step {step} of stage {stage.name} had a loss or gradients that are "
+        f"not finite (run.most_skipped); saved as they were, with the first of the batches in {file}. "
+        f"Look into it by python -m launch.replay {run.directory}"
+    )

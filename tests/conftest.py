@@ -140,5 +140,5 @@ def config_once(model_config, sources) -> Config:
             shortest_segment=8,
         ),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
-        run=RunConfig(save_every=2, log_every=1, loss_chunk=256),
+        run=RunConfig(save_every=2, log_every=1, validate_every=0, loss_chunk=256),
     )

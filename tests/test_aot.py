@@ -28,7 +28,7 @@ def fit(tmp_path):
     def run(where, job, *arguments):
         figures = tmp_path / "fit.json"
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        command = [sys.executable, "-m", "launch.fit", "--config", "configs/lclm_0p6b_4b.py", "--slice", where, "--job", job]
+        command = [sys.executable, "-m", "launch.fit", "--config", "configs/lclm_0p6b_4b_16x.py", "--slice", where, "--job", job]
         done = subprocess.run(
             [*command, "--json", figures, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
         )

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import lclm_0p6b_4b, tiny
+from configs import lclm_0p6b_4b_16x, tiny
 from lclm_jax.config import CompressionConfig, Config, ConfigError, from_dict, override, to_dict
 
 
@@ -63,7 +63,7 @@ def test_window_must_be_a_multiple_of_the_ratio():
 
 
 def test_published_sizes():
-    config = lclm_0p6b_4b.config()
+    config = lclm_0p6b_4b_16x.config()
     assert config.model.decoder.vocab == 151672
     assert [stage.steps for stage in config.stages] == [5075, 10151, 23860, 5083]
     assert dataclasses.replace(config.model.compression, ratio=4).latents_per_window == 256

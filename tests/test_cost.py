@@ -3,7 +3,7 @@
 import pytest
 from records import TOWER
 
-from configs.lclm_0p6b_4b import config as published
+from configs.lclm_0p6b_4b_16x import config as published
 from lclm_jax.config import CompressionConfig, ModelConfig
 from lclm_jax.cost import compressed_cost, training_flops, uncompressed_cost
 from lclm_jax.hardware import SliceError, parse_slice

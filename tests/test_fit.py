@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.lclm_0p6b_4b import config as published
+from configs.lclm_0p6b_4b_16x import config as published
 from launch import fit
 from lclm_jax import hardware
 from lclm_jax.config import MeshConfig

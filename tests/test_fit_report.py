@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.lclm_0p6b_4b import config as published
+from configs.lclm_0p6b_4b_16x import config as published
 from launch import fit_report
 from launch.fit_report import Fitting, compare, fit, fittings
 from lclm_jax.errors import UserError
@@ -46,7 +46,7 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_report.subprocess, "run", Done)
     one = Fitting("small", ("v5e:1x1",), "serving")
     assert fit(one, tmp_path, "python") == fit(one, tmp_path, "python") == FIGURES
-    assert len(calls) == 1 and calls[0][-3:] == ["configs/lclm_0p6b_4b.py", "--slice", "v5e:1x1"]
+    assert len(calls) == 1 and calls[0][-3:] == ["configs/lclm_0p6b_4b_16x.py", "--slice", "v5e:1x1"]
     with pytest.raises(UserError, match=r"--slice v5e:2x2 ended with status 1; see .*other\.log"):
         fit(Fitting("other", ("v5e:2x2",), "serving"), tmp_path, "python")
     assert not (tmp_path / "other.json").exists()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from configs.lclm_0p6b_4b import config as published_config
+from configs.lclm_0p6b_4b_16x import config as published_config
 from configs.shapes import SHAPES
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.loss import token_losses

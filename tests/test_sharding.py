@@ -15,7 +15,7 @@ from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import flatten, split_trained
 from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows
 from lclm_jax.state import abstract_params, abstract_state, begin_stage, init_params
-from lclm_jax.train import objective, train_step
+from lclm_jax.step import objective, train_step
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def packed(config, tokenizer, host=0, hosts=1):
 
 
 def prefetched(config, tokenizer):
-    return iter(stage_batches(config, config.stages[0], tokenizer))
+    return iter(stage_batches(stage_order(config, config.stages[0], tokenizer), config))
 
 
 def take(batches, count):
@@ -175,8 +175,8 @@ def test_fewer_examples_than_hosts_are_an_error(config, tokenizer, tmp_path):
     stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
     here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
     with pytest.raises(ConfigError, match="at least one example for each of 4 hosts, got 3"):
-        stage_batches(here, stage, tokenizer, share(here, 0, 4))
-    assert len(next(iter(stage_batches(here, stage, tokenizer, share(here, 0, 2)))).tokens) == 4
+        stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 4))
+    assert len(next(iter(stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 2)))).tokens) == 4
 
 
 def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):

@@ -20,9 +20,11 @@ from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.config import ConfigError, Group, StageConfig
 from lclm_jax.data.streams import PackedBatches, stage_batches, stage_order
 from lclm_jax.optim import assign_groups, flatten, unflatten
+from lclm_jax.recorder import Recorder
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_state, begin_stage
-from lclm_jax.train import Interrupted, Recorder, train, train_step
+from lclm_jax.step import train_step
+from lclm_jax.train import Interrupted, train
 
 HERE = Path(__file__).parents[1]
 
@@ -65,7 +67,7 @@ def saved(config, directory, step):
     """Parameters, moments and counters of a step, on the host."""
     stage = config.stages[0] if step <= config.stages[0].steps else config.stages[1]
     state = abstract_state(config, stage, make_mesh(config.mesh, jax.devices()[:1]))
-    training = {"moments": state.moments, "step": state.step, "skipped": state.skipped}
+    training = {"moments": state.moments, "step": state.step, "skipped": state.skipped, "failing": state.failing}
     with Checkpoints(directory, keep=9) as checkpoints:
         return jax.device_get(checkpoints.restore(step, {"params": state.params, "training": training}))
 
@@ -152,8 +154,8 @@ def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeyp
     interrupted = replace(config, run=replace(config.run, directory=str(again)))
     add, handler = Recorder.add, signal.getsignal(signal.SIGINT)
 
-    def add_and_stop(self, step, metrics):
-        add(self, step, metrics)
+    def add_and_stop(self, step, metrics, before):
+        add(self, step, metrics, before)
         if step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -22,9 +22,10 @@ from lclm_jax.config import Config, MeshConfig, from_dict
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.optim import split_trained, unflatten
+from lclm_jax.recorder import Recorder
 from lclm_jax.sharding import batch_sharding, global_batch, make_mesh, own_rows, replicated
 from lclm_jax.state import abstract_params
-from lclm_jax.train import Recorder, objective
+from lclm_jax.step import objective
 
 
 def read(path: str) -> Config:
@@ -47,8 +48,8 @@ def _disturb(when: list[str], number: signal.Signals):
         init(self)
         requests.append(self)
 
-    def add_and_disturb(self, step, metrics):
-        add(self, step, metrics)
+    def add_and_disturb(self, step, metrics, before):
+        add(self, step, metrics, before)
         if [self.stage.name, str(step)] == when:
             Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(str(time.time()))
             os.kill(os.getpid() if number == signal.SIGKILL else os.getppid(), number)

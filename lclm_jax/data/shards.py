@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from lclm_jax.checksums import hash_file
 from lclm_jax.data.rows import Raw
 from lclm_jax.data.stretches import Stretch, flatten, split
 
@@ -75,11 +76,6 @@ class ShardWriter:
         digest = hash_file(self.unfinished)
         self.unfinished.rename(self.path)
         return {"file": self.path.name, "examples": len(self.starts) - 1, "tokens": int(table[:, 0].sum()), "sha256": digest}
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_index(shards: Iterable[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,11 @@ from lclm_jax.data.rows import Raw, tokenise
 from lclm_jax.data.shards import MANIFEST, find_shards, read_index, unpack
 from lclm_jax.data.stretches import Stretch, flatten, split
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.errors import UserError
+
+
+class DamagedError(UserError):
+    """A file of prepared data that is not as it was written."""
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -44,6 +49,8 @@ class Prepared:
         if [shard.name for shard in self.shards] != sorted(expected):
             raise ConfigError(f"expected the shards {', '.join(expected)} in {directory}, got {len(self.shards)}; prepare again")
         self.starts, self.table = read_index(self.shards)
+        counts = {shard["file"]: shard["examples"] for shard in manifest["sources"][source]["shards"]}
+        self._ends = np.cumsum([counts[shard.name] for shard in self.shards])
         self.same_tokenizer = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
 
     def __len__(self) -> int:
@@ -57,11 +64,27 @@ class Prepared:
         return records
 
     def raw(self, i: int) -> Raw:
-        return unpack(self._records[i])[0]
+        return self._read(i)[0]
+
+    def _read(self, i: int) -> tuple[Raw, list[Stretch]]:
+        try:
+            return unpack(self._records[i])
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the libraries raise
+            raise DamagedError(
+                f"{self.where(i)} cannot be read: {error}; bring the file back as it was (manifest.json has its sha256) or "
+                "prepare again, then start again to continue"
+            ) from error
 
     def __getitem__(self, i: int) -> list[Stretch]:
-        raw, stretches = unpack(self._records[int(i)])
+        raw, stretches = self._read(int(i))
         return stretches if self.same_tokenizer else tokenise(raw, self.tokenizer)
+
+    def where(self, i: int) -> str:
+        """The shard an example lies in and its number there, as `docs.train-00000.arrayrecord:17`."""
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return f"{self.shards[shard].name}:{i - int(self._ends[shard - 1]) if shard else i}"
 
     def __repr__(self) -> str:
         return f"Prepared({self.name}, {len(self)} examples)"

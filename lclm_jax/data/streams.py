@@ -25,21 +25,14 @@ MOST_LEFT_OUT = 1000  # examples in a row that may be too long or too short befo
 SAMPLE = 512  # examples of a stream that its trained tokens are estimated from
 
 
-def stage_batches(
-    config: Config, stage: StageConfig, tokenizer: Tokenizer, rows: Sequence[int] | None = None
-) -> grain.IterDataset:
-    """These rows of every global batch of a stage, or all, prefetched; the iterator's state is the same on all hosts."""
-    batches = PackedBatches(stage_order(config, stage, tokenizer), config, rows)
-    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
-
-
 @dataclass(frozen=True)
 class Order:
     """The examples of a stage by number, the same on every host and every run; endless."""
 
     sizes: grain.MapDataset  # of (stream, Size)
     examples: grain.MapDataset  # of Example
-    records: int  # in all sources
+    records: grain.MapDataset  # of str: the stream, and the shard and record an example is made of
+    distinct: int  # records, in all sources
     budget: Budget  # of a row
 
 
@@ -52,13 +45,43 @@ def stage_order(config: Config, stage: StageConfig, tokenizer: Tokenizer, split:
     trained = [trained_tokens(config, stage, number, source, tokenizer) for number, source in enumerate(sources)]
     weights = [stream.share / mean for stream, mean in zip(stage.streams, trained, strict=True)]
     examples = [part.map(_LaidOut(config, tokenizer, number)) for number, part in enumerate(read)]
+    origins = [shuffle(config, stage, number, range(len(source))) for number, source in enumerate(sources)]
+    records = [part.map(_Named(stage.streams[number].name, sources[number])) for number, part in enumerate(origins)]
+    mixed = [grain.MapDataset.mix(parts, weights) for parts in (sizes, examples, records)]
     total = sum(map(len, {source.name: source for source in sources}.values()))
-    return Order(grain.MapDataset.mix(sizes, weights), grain.MapDataset.mix(examples, weights), total, budget(config, stage))
+    return Order(*mixed, total, budget(config, stage))
+
+
+def stage_batches(order: Order, config: Config, rows: Sequence[int] | None = None) -> grain.IterDataset:
+    """These rows of every global batch of a stage, or all, prefetched; the iterator's state is the same on all hosts."""
+    return grain.experimental.ThreadPrefetchIterDataset(PackedBatches(order, config, rows), prefetch_buffer_size=4)
+
+
+def batch_records(order: Order, config: Config, state: dict[str, Any]) -> list[list[str]]:
+    """What each row of a batch was made of, by the state an iterator had before it: stream, shard and record of every example."""
+    iterator = _iterator_at(order, config, state)
+    return [[str(order.records[i]) for i in iterator.plan_row()[0]] for _ in range(config.data.rows)]
+
+
+def batch_at(order: Order, config: Config, state: dict[str, Any]) -> Batch:
+    """The whole global batch that follows the state an iterator had before it."""
+    return next(_iterator_at(order, config, state))
+
+
+def _iterator_at(order: Order, config: Config, state: dict[str, Any]) -> "PackedIterator":
+    iterator = iter(PackedBatches(order, config))
+    iterator.set_state(state)
+    return iterator
+
+
+def stage_directory(config: Config, stage: StageConfig) -> Path:
+    """Where a stage's prepared sources lie."""
+    return Path(config.data.directory) / stage.directory
 
 
 def open_sources(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str) -> list[Prepared]:
     """The source of every stream of a stage."""
-    directory = Path(config.data.directory) / stage.directory
+    directory = stage_directory(config, stage)
     opened = {stream.source: Prepared(directory, stream.source, split, tokenizer) for stream in stage.streams}
     for stream in stage.streams:
         if not len(opened[stream.source]):
@@ -108,9 +131,23 @@ def stream_records(
     tokenizer: Tokenizer,
 ) -> grain.MapDataset:
     """Records of a stream, shuffled anew at every pass, endless; of tokens or of ranges, as `examples` has them."""
-    seed = config.data.seed * 1009 + [one.name for one in config.stages].index(stage.name) * 101 + number
-    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    shuffled = shuffle(config, stage, number, examples)
     return shuffled.random_map(record_maker(config, stage, number, source, tokenizer))
+
+
+def shuffle(config: Config, stage: StageConfig, number: int, examples: Prepared | Shapes | range) -> grain.MapDataset:
+    """The examples of a stream in another order at every pass, endless."""
+    seed = config.data.seed * 1009 + [one.name for one in config.stages].index(stage.name) * 101 + number
+    return grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+
+
+@dataclass(frozen=True)
+class _Named(grain.transforms.Map):
+    stream: str
+    source: Prepared
+
+    def map(self, i: int) -> str:
+        return f"{self.stream} {self.source.where(int(i))}"
 
 
 @dataclass(frozen=True)
@@ -146,8 +183,8 @@ class PackedBatches(grain.IterDataset[Batch]):
         self.order, self.config = order, config
         self.rows = range(config.data.rows) if rows is None else rows
         hosts = config.data.rows // len(self.rows)
-        if order.records < hosts:
-            raise ConfigError(f"expected at least one example for each of {hosts} hosts, got {order.records}; prepare more")
+        if order.distinct < hosts:
+            raise ConfigError(f"expected at least one example for each of {hosts} hosts, got {order.distinct}; prepare more")
 
     def __iter__(self) -> "PackedIterator":
         return PackedIterator(self)

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.errors import UserError
+from lclm_jax.writing import write_whole
 
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
 MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
@@ -60,12 +61,11 @@ class Tokenizer:
     def save(self, directory: str | Path):
         """Writes the files `load` and Hugging Face's AutoTokenizer read."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "tokenizer.json").write_text(self.definition)
+        write_whole(directory / "tokenizer.json", self.definition)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": TURN_END, "pad_token": PAD}
-        (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        write_whole(directory / "tokenizer_config.json", json.dumps(settings, indent=2))
         if self.template:
-            (directory / "chat_template.jinja").write_text(self.template)
+            write_whole(directory / "chat_template.jinja", self.template)
 
     @cached_property
     def fingerprint(self) -> str:

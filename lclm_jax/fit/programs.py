@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal as Constant
@@ -23,10 +22,9 @@ from lclm_jax.language_model import WINDOWS_AT_ONCE, pool_windows
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import cache_length
-from lclm_jax.optim import component, split_trained
 from lclm_jax.sharding import batch_sharding, check_batches, make_mesh, replicated, serving_mesh, to_spec
-from lclm_jax.state import abstract_params, abstract_state, init_boxed
-from lclm_jax.train import train_step
+from lclm_jax.state import abstract_params, abstract_state, trained_parts
+from lclm_jax.step import train_step
 
 ROOM = 1024  # positions of a cache for what is asked and answered about a context
 Job = Literal["train", "compress", "prefill", "decode"]
@@ -96,12 +94,6 @@ def serve(program: Program) -> Program:
     """The same program on the mesh that serves best."""
     mesh = serving_mesh(program.config.model, program.where.chips)
     return replace(program, config=replace(program.config, mesh=mesh))
-
-
-def trained_parts(config: Config, stage: StageConfig) -> set[str]:
-    """Which of encoder, adapter and decoder a stage trains."""
-    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
-    return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
 
 
 def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:

@@ -11,7 +11,7 @@ from lclm_jax.fit.page import GIB, NOTE, in_seconds
 
 Fits = Sequence[tuple[str, Figures]]  # arguments of `launch.fit` after --slice, and what it found
 Growth = dict[str, dict[int, float]]  # name of a line -> size -> GiB
-COMMAND = "`python -m launch.fit --config configs/lclm_0p6b_4b.py --slice`"
+COMMAND = "`python -m launch.fit --config configs/lclm_0p6b_4b_16x.py --slice`"
 UNKNOWN = "–"
 
 PAGE = """# Does it fit?

@@ -1,6 +1,6 @@
 """The published LCLM: Qwen3-Embedding-0.6B reads, Qwen3-4B-Instruct-2507 answers, 16 tokens a latent (paper, Table 1).
 
-    python -m launch.train --config configs/lclm_0p6b_4b.py --set data.directory=DATA --set run.directory=DIR
+    python -m launch.train --config configs/lclm_0p6b_4b_16x.py --set data.directory=DATA --set run.directory=DIR
 
 DATA holds what configs/recipe_pretraining.py and configs/recipe_fine_tuning.py prepare, each in its own directory.
 Hardware: a v5p-128 slice or larger (256 rows of 16,384 positions a step). `--set model.compression.ratio=8` or 4 gives
