@@ -116,9 +116,11 @@ class Checkpoints:
         try:
             return self._steps.load_checkpointables(step, abstract)
         except Exception as error:  # whatever a damaged file makes the libraries raise
-            raise CheckpointError(
-                f"{self.directory}/{step} cannot be read: {error}; move it away to continue from the step before it"
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, reason: object) -> CheckpointError:
+        told = f"{self.directory}/{step} cannot be read: {reason}"
+        return CheckpointError(f"{told}; move it away to continue from the step before it")
 
     def expect(self, step: int, abstract: dict[str, Any]):
         """Raises CheckpointError unless the step is there and holds these trees, in these shapes."""
@@ -131,6 +133,8 @@ class Checkpoints:
                 raise CheckpointError(
                     f"{self.directory}/{step} holds {', '.join(saved)} and no {name}: it is not a training run's"
                 )
+            if saved[name] is None:  # what Orbax makes of files that are not what they should be
+                raise self._unreadable(step, f"its {name} are not whole")
             check_shapes(tree, saved[name], f"{self.directory}/{step}")
 
     def close(self):

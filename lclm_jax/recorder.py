@@ -1,6 +1,7 @@
 """The figures of steps: read a step late, so that no device waits, watched for what is not finite, and written as lines."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,17 +122,18 @@ class Recorder:
         if not self.steps:
             return
         last, (seconds, waiting) = self.steps[-1], self._pace()
-        sums = {key: sum(np.asarray(figures[key], np.float64) for figures in self.steps) for key in ADDED}
+        taken = [figures for figures in self.steps if figures["finite"]]  # what was skipped was not trained on
+        sums = {key: sum((np.asarray(figures[key], np.float64) for figures in taken), np.zeros(())) for key in ADDED}
         tokens = float(sums["stream_tokens"].sum())
         line = {"stage": self.stage.name, "step": last["step"], "steps": self.stage.steps, "time": time.time()}
-        line |= {"loss": float(sums["stream_nll"].sum()) / max(tokens, 1.0), "trained_tokens": tokens}
+        line |= {"loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan, "trained_tokens": tokens}
         line |= {key: float(sums[key]) for key in ("context_tokens", "latents", "decoder_tokens")}
         line |= {"step_seconds": seconds, "positions_per_second": self.config.data.rows * self.config.data.positions / seconds}
         line["tokens_per_second"] = (line["context_tokens"] + line["decoder_tokens"]) / (seconds * len(self.steps))
         line |= {"flops_per_second": self.flops / seconds, "mfu": self.flops / seconds / self.peak if self.peak else None}
         line |= {"waiting": waiting, "left_out": self.left_out}
         line |= {key: float(x) for key, x in last.items() if key not in line and key not in HIDDEN and np.ndim(x) == 0}
-        columns = np.stack([sums[key] for key in ("stream_nll", "stream_correct", "stream_tokens")], axis=1)
+        columns = np.stack([sums[key] + np.zeros(len(self.stage.streams)) for key in ADDED[:3]], axis=1)
         line["streams"] = {
             stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
             for stream, (nll, correct, count) in zip(self.stage.streams, columns, strict=True)

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back exactly, on any mesh, and what cannot be saved or read says why."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lclm_jax.checkpoint import CheckpointError, Checkpoints, load_params, save_model, write_model_files
+from lclm_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    load_params,
+    save_model,
+    saved_steps,
+    set_aside_damaged,
+    write_model_files,
+)
+from lclm_jax.checksums import CHECKSUMS
 from lclm_jax.config import MeshConfig
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.language_model import load
@@ -180,3 +190,96 @@ def test_reading_a_run_leaves_a_save_in_progress_alone(tmp_path, model_config, t
     while unfinished.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not unfinished.exists()
+
+
+def save_three(directory):
+    with Checkpoints(directory, keep=9) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"params": small(step)[0]}, {"step": step})
+
+
+def files_of(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def test_anyone_can_check_a_step(tmp_path):
+    save_three(tmp_path)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", CHECKSUMS], cwd=tmp_path / "checkpoints" / "3", capture_output=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.count(b": OK\n") == len(files_of(tmp_path / "checkpoints" / "3")) - 1 > 3
+    assert set_aside_damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("harm", ["a byte", "cut short", "gone", "emptied"])
+def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(tmp_path, harm):
+    """Whichever of its files it is."""
+    save_three(tmp_path / "good")
+    names = [path.relative_to(tmp_path / "good") for path in files_of(tmp_path / "good" / "checkpoints" / "3")]
+    for number, name in enumerate(names):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", directory)
+        file = directory / name
+        data = bytearray(file.read_bytes())
+        if harm == "gone" and file.name != CHECKSUMS:
+            file.unlink()
+        elif harm == "a byte":
+            data[len(data) // 2] ^= 1
+            file.write_bytes(bytes(data))
+        else:
+            file.write_bytes(bytes(data[: len(data) // 2 if harm == "cut short" else 0]))
+        ((step, reason),) = set_aside_damaged(directory)
+        assert step == 3 and (file.name in reason or file.name == CHECKSUMS), reason
+        with Checkpoints(directory) as checkpoints:
+            assert checkpoints.latest == 2 and checkpoints.metadata(2) == {"step": 2}
+            assert_equal(checkpoints.restore(2, {"params": small()[1]})["params"], small(2)[0])
+        assert (directory / "damaged" / "3.1").is_dir()
+
+
+def test_two_damaged_steps_are_set_aside_and_never_overwritten(tmp_path):
+    save_three(tmp_path)
+    for step in (2, 3):
+        files_of(tmp_path / "checkpoints" / str(step))[0].write_bytes(b"?")
+    assert [step for step, _ in set_aside_damaged(tmp_path)] == [3, 2]
+    save_three(tmp_path)
+    files_of(tmp_path / "checkpoints" / "3")[0].write_bytes(b"?")
+    assert [step for step, _ in set_aside_damaged(tmp_path)] == [3]
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2.1", "3.1", "3.2"]
+
+
+def test_an_unreadable_step_without_checksums_says_what_to_do(tmp_path):
+    """Its process was killed between the last byte and the checksums."""
+    save_three(tmp_path)
+    step = tmp_path / "checkpoints" / "3"
+    (step / CHECKSUMS).unlink()
+    assert set_aside_damaged(tmp_path) == []
+    for file in files_of(step):
+        if "d" in file.parts[-2:]:
+            file.write_bytes(file.read_bytes()[:-8])
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be read: .*move it away to continue from the step before"),
+    ):
+        checkpoints.restore(3, {"params": small()[1]})
+
+
+def test_what_is_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4, always=(3,)) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, {"params": small(step)[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [10, 9, 8, 4, 3]
+
+
+def test_a_failed_save_is_seen_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["lclm_jax.checkpoint"], "write_checksums", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with (
+        pytest.raises(CheckpointError, match=r"could not write a checkpoint to .*: full\. Step 1"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.check()
+        checkpoints.save(1, {"params": small()[0]}, {})
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            checkpoints.check()
+            time.sleep(0.01)
