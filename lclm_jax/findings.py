@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,19 +60,43 @@ class Comparison:
 
 def read_log(path: Path) -> list[Stage]:
     """The log's lines by stage, in the order of the run; the last line written for a stage's step is the one that counts."""
-    stages: dict[str, dict[int, Figures]] = {}
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            log.warning("%s:%d is not a whole line of JSON; left out", path, number)
-            continue
-        stages.setdefault(line["stage"], {})[line["step"]] = line
+    return by_stage(read_lines(path))
+
+
+def read_lines(path: Path) -> list[Figures]:
+    """The lines of a file of JSON that say a stage and a step, as they were written; one that was cut short is left out."""
+    result = []
+    with path.open(encoding="utf-8", errors="replace") if path.exists() else nullcontext(()) as texts:
+        for number, text in enumerate(texts, start=1):
+            try:
+                line = json.loads(text)
+                place = line["stage"], line["step"]
+            except (json.JSONDecodeError, TypeError, KeyError):
+                place = ()
+            if [type(part) for part in place] == [str, int]:
+                result.append(line)
+            elif text.strip():
+                log.warning("%s:%d is not a whole line with a stage and a step; left out", path, number)
+    return result
+
+
+def by_stage(lines: Iterable[Figures]) -> list[Stage]:
+    """Lines of the log by stage, in the order of the run.
+
+    A run that went back to an earlier step takes it and all that follow anew, so what was written of them before does not count.
+    """
+    stages: dict[str, list[Figures]] = {}
+    for line in lines:
+        kept = stages.setdefault(line["stage"], [])
+        while next(reversed(stages)) != line["stage"]:
+            stages.popitem()
+        while kept and kept[-1]["step"] >= line["step"]:
+            kept.pop()
+        kept.append(line)
     result: list[Stage] = []
-    for name, lines in stages.items():
-        ordered = tuple(lines[step] for step in sorted(lines))
+    for name, kept in stages.items():
         start = result[-1].start + result[-1].steps if result else 0
-        result.append(Stage(name, start, ordered[-1]["steps"], ordered))
+        result.append(Stage(name, start, kept[-1].get("steps", kept[-1]["step"]), tuple(kept)))
     return result
 
 
@@ -81,13 +106,16 @@ def training_seconds(stages: Sequence[Stage], data: Figures) -> float:
     for stage in stages:
         before = 0
         for line in stage.lines:
-            seconds += (line["step"] - before) * data["rows"] * data["positions"] / line["positions_per_second"]
+            each, pace = finite(line.get("step_seconds")), finite(line.get("positions_per_second"))
+            if each is None and pace:
+                each = data["rows"] * data["positions"] / pace
+            seconds += (line["step"] - before) * (each or 0.0)
             before = line["step"]
     return seconds
 
 
 def trained_tokens(stages: Sequence[Stage]) -> float:
-    return sum(line["trained_tokens"] for stage in stages for line in stage.lines)
+    return sum(finite(line.get("trained_tokens")) or 0.0 for stage in stages for line in stage.lines)
 
 
 def compare(evaluation: Figures) -> list[Comparison]:
@@ -222,8 +250,36 @@ def total_flops(cost: Mapping[str, float]) -> float:
     return sum(cost[f"{part}_flops"] for part in PARTS)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+def say_gap(losses: Mapping[str, float]) -> str:
+    """The share of the gap closed by losses of the three views, in a cell of a table."""
+    if any(finite(losses.get(view)) is None for view in ("latents", "text", "nothing")):
+        return "–"
+    share = gap_closed(-losses["latents"], -losses["text"], -losses["nothing"])
+    return "no gap" if share is None else "all of it" if share > 1 else percent(share)
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None where there is none or none that is finite."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def figure(value: Any, form: str = ",.3g") -> str:
+    """A number in a few characters, a dash where there is none.
+
+    >>> figure(0.01234), figure(12345), figure(float("nan"))
+    ('0.0123', '12,345', '–')
+    """
+    number = finite(value)
+    if number is None:
+        return "–"
+    if form == ",.3g" and 1000 <= abs(number) < 1e7:
+        return f"{number:,.0f}"
+    return format(number, form).replace("%", " %")
+
+
+def percent(share: float | None) -> str:
+    number = finite(share)
+    return "–" if number is None else f"{100 * number:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,12 @@ import difflib
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lclm_jax.plots import as_data_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 VOID = ("br", "img", "meta")
 
@@ -29,11 +34,28 @@ def join(children: Iterable[Any]) -> Html:
     return Html("".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table that scrolls sideways where it is too wide; cells after the first line up right."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], words: bool = False) -> Html:
+    """A table that scrolls sideways where it is too wide; cells after the first line up right, or left where they are words."""
     head = element("tr", *(element("th", text, scope="col") for text in headings))
     body = [element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest)) for first, *rest in rows]
-    return element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
+    return element(
+        "div",
+        element("table", element("thead", head), element("tbody", *body)),
+        class_="wide words" if words else "wide",
+    )
+
+
+def section(title: str, *children: Html) -> Html:
+    return element("section", element("h2", title), *children)
+
+
+def note(text: str) -> Html:
+    return element("p", text, class_="note")
+
+
+def picture(caption: str, figure: "Figure", alt: str) -> Html:
+    title = [element("figcaption", caption)] if caption else []
+    return element("figure", *title, element("img", src=as_data_uri(figure), alt=alt))
 
 
 def bullets(items: Iterable[Any]) -> Html:
@@ -86,6 +108,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 8px; p
 .card b { display: block; font-size: 1.5rem; line-height: 1.3; }
 .card span { color: var(--soft); font-size: .88rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 12px 24px; }
+.pictures.thirds { grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 12px; }
 .pictures.small { grid-template-columns: repeat(auto-fit, minmax(min(235px, 100%), 1fr)); gap: 12px; }
 figure { margin: 8px 0; }
 figure img { display: block; width: 100%; max-width: 600px; height: auto; }
@@ -97,6 +120,9 @@ th:first-child { text-align: left; padding-left: 0; }
 thead th { white-space: normal; min-width: 4.6em; vertical-align: bottom; }
 thead th { border-bottom: 2px solid var(--line); color: var(--soft); }
 tbody th { font-weight: 500; }
+.words th, .words td { text-align: left; vertical-align: top; }
+.words td { white-space: normal; overflow-wrap: anywhere; }
+.words td:not(:last-child) { min-width: 7em; }
 .sample { border-top: 1px solid var(--line); padding: 12px 0; }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 12px; }
 .label { color: var(--soft); font-size: .82rem; margin-bottom: 2px; }

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lclm_jax.findings import PARTS, ReportError, Stage, total_flops
+from lclm_jax.findings import PARTS, ReportError, total_flops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,36 +31,9 @@ def as_data_uri(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
-def plot_training(stages: Sequence[Stage], quantity: str) -> "Figure":
-    """`quantity`, "loss" or "accuracy", of every stream over the steps of all stages in a row."""
-    figure, axes = _figure(5.6, 4.2)
-    names = list(dict.fromkeys(name for stage in stages for line in stage.lines for name in line["streams"]))
-    for i, name in enumerate(names):
-        style = {"color": STREAMS[i % len(STREAMS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
-        label = name
-        for stage in stages:
-            lines = [line for line in stage.lines if name in line["streams"]]
-            if not lines:
-                continue
-            steps = [stage.start + line["step"] for line in lines]
-            values = [line["streams"][name][quantity] for line in lines]
-            axes.plot(steps, values, label=label, marker="o" if len(steps) < 3 else None, markersize=3, **style)
-            label = "_"  # one entry in the legend
-    _mark_stages(axes, stages)
-    axes.set_xlabel("step, all stages in a row", fontsize=FONT)
-    if quantity == "loss":
-        axes.set_ylabel("loss, nats per token", fontsize=FONT)
-        axes.set_ylim(bottom=0)
-    else:
-        axes.set_ylabel("best guess was right", fontsize=FONT)
-        _percent_axis(axes)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
-    return figure
-
-
 def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> "Figure":
     """Bars of the three views with 95 % intervals: {group: {view: {"value", "low", "high"}}}."""
-    figure, axes = _figure(5.6, 3.4)
+    figure, axes = new_figure(5.6, 3.4)
     for i, (view, colour) in enumerate(VIEWS.items()):
         shares = [group[view] for group in groups.values()]
         places = [place + 0.27 * (i - 1) for place in range(len(groups))]
@@ -78,7 +51,7 @@ def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], yl
     axes.set_xticks(range(len(groups)), list(groups), fontsize=FONT)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(ylabel, fontsize=FONT)
-    _percent_axis(axes, top=1.1)
+    percent_axis(axes, top=1.1)
     axes.grid(visible=False, axis="x")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
     return figure
@@ -86,7 +59,7 @@ def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], yl
 
 def plot_cost(entries: Sequence[Mapping[str, Any]], key: str, label: str) -> "Figure":
     """One cost against context length, reading the text itself and reading latents, both axes logarithmic."""
-    figure, axes = _figure(3.6, 3.3)
+    figure, axes = new_figure(3.6, 3.3)
     tokens = [entry["tokens"] for entry in entries]
     for side, name, view, mark in (("plain", "full text", "text", "s"), ("compressed", "latents", "latents", "o")):
         values = [total_flops(entry[side]) if key == "flops" else entry[side][key] for entry in entries]
@@ -104,7 +77,7 @@ def plot_cost(entries: Sequence[Mapping[str, Any]], key: str, label: str) -> "Fi
 
 def plot_flop_parts(entries: Sequence[Mapping[str, Any]]) -> "Figure":
     """Who spends the FLOPs of reading latents, as a share of reading the text; a linear axis, so that parts add up to the eye."""
-    figure, axes = _figure(3.6, 3.3)
+    figure, axes = new_figure(3.6, 3.3)
     chosen = _about_five(entries)
     bottoms = [0.0] * len(chosen)
     for part, colour in zip(PARTS, PART_COLOURS, strict=True):
@@ -125,7 +98,7 @@ def plot_flop_parts(entries: Sequence[Mapping[str, Any]]) -> "Figure":
 def plot_shares(groups: Mapping[str, Mapping[str, float]]) -> "Figure":
     """Horizontal bars of several sets of shares side by side: {set: {name: share}}."""
     names = list(next(iter(groups.values())))
-    figure, axes = _figure(5.6, 0.9 + 0.42 * len(names))
+    figure, axes = new_figure(5.6, 0.9 + 0.42 * len(names))
     for i, (label, shares) in enumerate(groups.items()):
         places = [place + 0.36 * (i - 0.5) for place in range(len(names))]
         colour = (VIEWS["nothing"], VIEWS["latents"])[i % 2]
@@ -140,7 +113,7 @@ def plot_shares(groups: Mapping[str, Mapping[str, float]]) -> "Figure":
 
 def plot_lengths(counts: Mapping[int, int]) -> "Figure":
     """How many examples have each length, in bins that double: {first length of the bin: examples}."""
-    figure, axes = _figure(3.2, 2.4)
+    figure, axes = new_figure(3.2, 2.4)
     lengths = sorted(counts)
     axes.bar(range(len(lengths)), [counts[length] for length in lengths], width=0.9, color=VIEWS["latents"])
     chosen = _about_five(range(len(lengths)))
@@ -152,7 +125,7 @@ def plot_lengths(counts: Mapping[int, int]) -> "Figure":
 
 def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
     """Histograms of the fill of rows, one above the other: {budget: share in use of every row}."""
-    figure, axes = _figure(5.6, 3.0)
+    figure, axes = new_figure(5.6, 3.0)
     lowest = min(0.9, *(min(values) for values in fills.values()))
     edges = [lowest + (1.0 - lowest) * i / 40 for i in range(41)]
     for (label, values), colour in zip(fills.items(), (VIEWS["text"], VIEWS["latents"]), strict=False):
@@ -166,7 +139,7 @@ def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
 
 def plot_growth(lines: Mapping[str, Mapping[int, float]], xlabel: str, ylabel: str) -> "Figure":
     """Quantities over a size, both axes logarithmic: {name: {size: quantity}}."""
-    figure, axes = _figure(5.6, 3.8)
+    figure, axes = new_figure(5.6, 3.8)
     for (name, line), colour in zip(lines.items(), (*VIEWS.values(), *STREAMS), strict=False):
         axes.plot(list(line), list(line.values()), color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
     sizes = sorted({size for line in lines.values() for size in line})
@@ -183,7 +156,7 @@ def plot_growth(lines: Mapping[str, Mapping[int, float]], xlabel: str, ylabel: s
 def plot_memory(figures: Mapping[str, Any]) -> "Figure":
     """What a program takes of a chip beside what the chip has, in GiB."""
     parts = {"arguments": "argument_bytes", "temporaries": "temp_bytes", "peak": "peak_bytes"}
-    figure, axes = _figure(5.6, 1.9)
+    figure, axes = new_figure(5.6, 1.9)
     axes.barh(range(len(parts)), [figures[key] / 2**30 for key in parts.values()], height=0.6, color=VIEWS["latents"])
     axes.axvline(figures["hbm_bytes"] / 2**30, color=STREAMS[0], linewidth=1.6, label="memory of a chip")
     axes.set_yticks(range(len(parts)), list(parts), fontsize=FONT)
@@ -213,7 +186,7 @@ def _about_five(items: Sequence[Any]) -> Sequence[Any]:
     return items[::-1][::every][::-1]
 
 
-def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     """An empty figure, inches wide and high, with our ink."""
     try:
         from matplotlib.figure import Figure
@@ -229,34 +202,6 @@ def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _percent_axis(axes: "Axes", top: float = 1.0):
+def percent_axis(axes: "Axes", top: float = 1.0):
     axes.set_ylim(0, top)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-
-
-def _mark_stages(axes: "Axes", stages: Sequence[Stage]):
-    """Shades every second stage and names all above the axes, names pushed apart where stages are short."""
-    end = stages[-1].start + max(line["step"] for line in stages[-1].lines)
-    axes.set_xlim(0, 1.015 * end)
-    place = -math.inf
-    for i, stage in enumerate(stages):
-        stop = min(stage.start + stage.steps, end)
-        if i % 2:
-            axes.axvspan(stage.start, stop, color="#F1F3F6", zorder=0)
-        if i:
-            axes.axvline(stage.start, color="#AAAAAA", linewidth=0.8, zorder=1)
-        middle = (stage.start + stop) / 2
-        place = max(middle, place + 0.07 * end)
-        axes.annotate(
-            stage.name,
-            xy=(middle, 1.0),
-            xytext=(place, 1.05),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords=axes.get_xaxis_transform(),
-            rotation=30,
-            rotation_mode="anchor",
-            ha="left",
-            va="bottom",
-            arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
-            fontsize=FONT,
-        )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lclm_jax import findings, plots
-from lclm_jax.findings import Figures, ReportError, Stage, percent, span
-from lclm_jax.page import Html, bullets, document, element, mark_differences, table
+from lclm_jax import course, findings, history, plots
+from lclm_jax.findings import Figures, ReportError, percent, span
+from lclm_jax.history import History
+from lclm_jax.page import Html, bullets, document, element, mark_differences, note, picture, section, table
 
 MAKES_ALL = "python -m launch.demo --config configs/tiny.py"  # reuses what is there and makes what is missing
 VIEWS = tuple(plots.VIEWS)
@@ -15,7 +16,8 @@ SHOWN = 12  # questions shown among the samples
 
 
 def write_report(run_directory: str | Path) -> Path:
-    """Writes `report.html` into the run's directory from `config.json`, `log.jsonl`, `evaluation.json` and `round_trip.json`.
+    """Writes `report.html` into the run's directory from its `config.json`, `log.jsonl`, `validation.jsonl`, `events.jsonl`,
+    `evaluation.json` and `round_trip.json`.
 
     All but the config may be missing; the page then says so. Raises ReportError without a config or without matplotlib.
     """
@@ -23,14 +25,16 @@ def write_report(run_directory: str | Path) -> Path:
     config = _read(directory / "config.json")
     if config is None:
         raise ReportError(f"{directory} is not a run: it has no config.json; give the directory that training wrote to")
-    stages = findings.read_log(directory / "log.jsonl")
+    run = history.read_history(directory, config)
     evaluation = _read(directory / "evaluation.json")
     measured = (_reconstruction, _questions, _cost, _samples) if evaluation else ()
     body = [
-        _summary(directory, config, stages, evaluation),
-        _training(config, stages),
-        *(section(evaluation) for section in measured),
-        _limits(config, stages, evaluation),
+        _summary(directory, config, run, evaluation),
+        _training(config, run),
+        _validation(run),
+        *(part(evaluation) for part in measured),
+        _limits(config, run, evaluation),
+        course.happened(run),
         _files(config, evaluation, _read(directory / "round_trip.json")),
     ]
     path = directory / "report.html"
@@ -48,13 +52,13 @@ def _read(path: Path) -> Any:
         raise ReportError(f"{path} is not JSON ({error}); delete it and run {MAKES_ALL}") from error
 
 
-def _summary(directory: Path, config: Figures, stages: Sequence[Stage], evaluation: Figures | None) -> Html:
+def _summary(directory: Path, config: Figures, run: History, evaluation: Figures | None) -> Html:
     planned = sum(stage["steps"] for stage in config["stages"])
-    done = stages[-1].start + stages[-1].last if stages else 0
+    done = run.done
     cards = [
         (f"{done:,} of {planned:,}", "training steps"),
-        (findings.duration(findings.training_seconds(stages, config["data"])), "in the training loop"),
-        (findings.big_count(findings.trained_tokens(stages)), "tokens trained on"),
+        (findings.duration(findings.training_seconds(run.stages, config["data"])), "in the training loop"),
+        (findings.big_count(findings.trained_tokens(run.stages)), "tokens trained on"),
     ]
     if evaluation is None:
         words = [_missing("evaluation.json", "the model has not been evaluated")]
@@ -66,8 +70,10 @@ def _summary(directory: Path, config: Figures, stages: Sequence[Stage], evaluati
             old = f"These figures are of step {evaluation['step']:,}; training has since reached step {done:,}."
             words.append(element("p", old, " To evaluate again: ", element("code", MAKES_ALL), class_="missing"))
     if done < planned:
-        where = f"in stage {stages[-1].name}, " if stages else ""
+        where = f"in stage {run.stages[-1].name}, " if run.stages else ""
         words.append(element("p", f"Training is not complete: {where}step {done:,} of {planned:,}.", class_="missing"))
+    if told := history.summarise(run):
+        words.append(element("p", told))
     boxes = [element("div", element("b", figure), element("span", label), class_="card") for figure, label in cards]
     name = directory.resolve().name
     return element(
@@ -75,32 +81,16 @@ def _summary(directory: Path, config: Figures, stages: Sequence[Stage], evaluati
     )
 
 
-def _training(config: Figures, stages: Sequence[Stage]) -> Html:
-    if not stages:
-        return _section("Training", _missing("log.jsonl", "no training step has been logged"))
-    ends = ", ".join(f"{name} {figures['loss']:.2f}" for name, figures in stages[-1].lines[-1]["streams"].items())
-    about = f"over {len(stages)} stages ({', '.join(stage.name for stage in stages)})"
-    pictures = [
-        _picture("Loss", plots.plot_training(stages, "loss"), f"Lines of the loss of every stream {about}. At the end: {ends}."),
-        _picture("Accuracy", plots.plot_training(stages, "accuracy"), f"Lines of the accuracy of every stream {about}."),
-    ]
-    streams = list(dict.fromkeys(name for stage in stages for line in stage.lines for name in line["streams"]))
-    rows = []
-    for stage in stages:
-        last = stage.lines[-1]["streams"]
-        cells = [f"{last[name]['loss']:.2f} ({percent(last[name]['accuracy'])})" if name in last else "–" for name in streams]
-        rows.append([stage.name, f"{stage.last:,} of {stage.steps:,}", *cells])
-    plain = [stage["name"] for stage in config["stages"] if not stage.get("compress", True)]
-    return _section(
-        "Training",
-        _note(
-            "Loss and share of trained tokens that were the model's best guess, per stream of examples, on the training batches "
-            "as they came; every point is the mean since the point before. A stage that does not train on a stream leaves a gap."
-            + (f" Contexts are plain text, not yet latents, in stage {' and '.join(plain)}." if plain else "")
-        ),
-        element("div", *pictures, class_="pictures"),
-        element("h3", "Where each stage ended: loss (accuracy)"),
-        table(["stage", "steps", *streams], rows),
+def _training(config: Figures, run: History) -> Html:
+    if not run.stages:
+        return section("Training", _missing("log.jsonl", "no training step has been logged"))
+    return section("Training", *course.training(config, run))
+
+
+def _validation(run: History) -> Html:
+    return course.validation(run) or section(
+        "Validation",
+        note("There is no validation.jsonl in this directory, or nothing in it: held-out text was not read during training."),
     )
 
 
@@ -113,13 +103,13 @@ def _reconstruction(evaluation: Figures) -> Html:
         alt = f"Bars of the reconstruction accuracy on {source}. " + " ".join(
             _in_words(name, group) for name, group in groups.items()
         )
-        pictures.append(_picture(source, plots.plot_proportions(groups, "tokens right"), alt))
+        pictures.append(picture(source, plots.plot_proportions(groups, "tokens right"), alt))
     rows = []
     for entry in entries:
         shares = [_interval(entry[view]["accuracy"]) for view in VIEWS]
         losses = [f"{entry[view]['loss']:.2f}" for view in VIEWS]
         rows.append([f"{entry['source']}, {span(entry['lengths'])} tokens", entry["passages"], *shares, *losses])
-    return _section(
+    return section(
         "Reconstruction",
         element(
             "p",
@@ -137,14 +127,14 @@ def _questions(evaluation: Figures) -> Html:
     shares = {view: questions[view] for view in VIEWS}
     alt = "Bars of the share of questions answered exactly. " + _in_words("All questions", shares)
     losses = [
-        [entry["source"], entry["documents"], *(f"{entry[view]:.3f}" for view in VIEWS), _share_cell(entry)]
+        [entry["source"], entry["documents"], *(f"{entry[view]:.3f}" for view in VIEWS), findings.say_gap(entry)]
         for entry in evaluation["continuation"]
     ]
     left = element(
         "div",
         element("h3", "Questions answered"),
         element("p", f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact."),
-        _picture("", plots.plot_proportions({"all questions": shares}, "answered exactly"), alt),
+        picture("", plots.plot_proportions({"all questions": shares}, "answered exactly"), alt),
         table(["", *plots.VIEW_NAMES.values()], [["answered", *(_interval(questions[view]) for view in VIEWS)]]),
         _about_intervals(),
     )
@@ -160,7 +150,7 @@ def _questions(evaluation: Figures) -> Html:
             ["source", "documents", *(name.replace("from", "after") for name in plots.VIEW_NAMES.values()), "gap closed"], losses
         ),
     )
-    return _section("Questions and continuation", element("div", left, right, class_="pictures"))
+    return section("Questions and continuation", element("div", left, right, class_="pictures"))
 
 
 def _cost(evaluation: Figures) -> Html:
@@ -168,11 +158,11 @@ def _cost(evaluation: Figures) -> Html:
     for name, entries in evaluation["cost"].items():
         span = f"for {entries[0]['tokens']:,} to {entries[-1]['tokens']:,} tokens of context, {name}"
         pictures = [
-            _picture("", plots.plot_cost(entries, key, label), f"Lines of {label.lower()} {span}, full text against latents.")
+            picture("", plots.plot_cost(entries, key, label), f"Lines of {label.lower()} {span}, full text against latents.")
             for key, label in (("positions", "Decoder positions"), ("cache_bytes", "KV cache, bytes"), ("flops", "Prefill FLOPs"))
         ]
         alt = f"Stacked bars of the FLOPs of encoder, adapter and decoder as a share of reading the full text, {span}."
-        pictures.append(_picture("", plots.plot_flop_parts(entries), alt))
+        pictures.append(picture("", plots.plot_flop_parts(entries), alt))
         blocks += [
             element("h3", findings.upper_first(name)),
             element("div", *pictures, class_="pictures small"),
@@ -182,7 +172,7 @@ def _cost(evaluation: Figures) -> Html:
                 [_cost_row(entry) for entry in entries],
             ),
         ]  # fmt: skip
-    return _section(
+    return section(
         "Cost of reading a context",
         element(
             "p",
@@ -212,7 +202,7 @@ def _cost_row(entry: Figures) -> list[str]:
 
 def _samples(evaluation: Figures) -> Html:
     samples = evaluation["samples"]
-    blocks = [element("h3", "Reconstruction, written from latents alone"), _note("Words that differ are marked.")]
+    blocks = [element("h3", "Reconstruction, written from latents alone"), note("Words that differ are marked.")]
     for sample in samples["reconstruction"]:
         original, written = mark_differences(sample["passage"], sample["written"])
         blocks.append(_beside(sample["source"], {"original": original, "written": written}))
@@ -224,7 +214,7 @@ def _samples(evaluation: Figures) -> Html:
     shown = questions[:SHOWN]
     blocks += [
         element("h3", "Questions"),
-        _note(f"The first {len(shown)} of {evaluation['questions']['questions']}, not chosen."),
+        note(f"The first {len(shown)} of {evaluation['questions']['questions']}, not chosen."),
     ]
     for sample in shown:
         answers = [["truth", sample["answer"]]] + [[plots.VIEW_NAMES[view], _answer(sample, view)] for view in VIEWS]
@@ -236,14 +226,14 @@ def _samples(evaluation: Figures) -> Html:
                 class_="sample",
             )
         )
-    return _section("Samples", *blocks)
+    return section("Samples", *blocks)
 
 
-def _limits(config: Figures, stages: Sequence[Stage], evaluation: Figures | None) -> Html:
+def _limits(config: Figures, run: History, evaluation: Figures | None) -> Html:
     words = []
-    if stages:
-        seconds = findings.training_seconds(stages, config["data"])
-        tokens = findings.big_count(findings.trained_tokens(stages))
+    if run.stages:
+        seconds = findings.training_seconds(run.stages, config["data"])
+        tokens = findings.big_count(findings.trained_tokens(run.stages))
         words.append(f"It was trained on {tokens} tokens in {findings.duration(seconds)}.")
     if evaluation is None:
         blocks = [_missing("evaluation.json", "what it can do has not been measured")]
@@ -258,12 +248,12 @@ def _limits(config: Figures, stages: Sequence[Stage], evaluation: Figures | None
                     *(findings.judge_continuation(entry) for entry in evaluation["continuation"]),
                 ]
             ),
-            _note(
+            note(
                 "“Clearly” means that the 95 % intervals do not overlap. The full text is the most that latents can "
                 "be expected to give this decoder: where it fails with the full text, better latents would not help it."
             ),
         ]
-    return _section("What a model of this size can and cannot do", element("p", " ".join(words)), *blocks)
+    return section("What a model of this size can and cannot do", element("p", " ".join(words)), *blocks)
 
 
 def _files(config: Figures, evaluation: Figures | None, round_trip: Figures | None) -> Html:
@@ -298,18 +288,10 @@ def _files(config: Figures, evaluation: Figures | None, round_trip: Figures | No
         sizes = evaluation["parameters"]
         blocks.append(table(["part", "parameters"], [[part, f"{count:,}"] for part, count in sizes.items()]))
         duration = findings.duration(evaluation["seconds"])
-        blocks.append(_note(f"Evaluated at step {evaluation['step']:,}, {duration} after the start of the command that did it."))
+        blocks.append(note(f"Evaluated at step {evaluation['step']:,}, {duration} after the start of the command that did it."))
     settings = element("div", json.dumps(config, indent=2), class_="quote")
     blocks.append(element("details", element("summary", "The run's config"), settings))
-    return _section("Round trip, sizes and settings", *blocks)
-
-
-def _section(title: str, *children: Html) -> Html:
-    return element("section", element("h2", title), *children)
-
-
-def _note(text: str) -> Html:
-    return element("p", text, class_="note")
+    return section("Round trip, sizes and settings", *blocks)
 
 
 def _missing(name: str, consequence: str) -> Html:
@@ -323,12 +305,7 @@ def _missing(name: str, consequence: str) -> Html:
 
 
 def _about_intervals(more: str = "") -> Html:
-    return _note(f"In brackets, and as whiskers above, 95 % Wilson intervals. {more}".strip())
-
-
-def _picture(caption: str, figure: Any, alt: str) -> Html:
-    title = [element("figcaption", caption)] if caption else []
-    return element("figure", *title, element("img", src=plots.as_data_uri(figure), alt=alt))
+    return note(f"In brackets, and as whiskers above, 95 % Wilson intervals. {more}".strip())
 
 
 def _in_words(name: str, shares: Figures) -> str:
@@ -339,11 +316,6 @@ def _interval(share: Figures) -> str:
     if not share["count"]:
         return "–"
     return f"{percent(share['value'])} ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
-
-
-def _share_cell(entry: Figures) -> str:
-    share = findings.gap_closed(-entry["latents"], -entry["text"], -entry["nothing"])
-    return "no gap" if share is None else "all of it" if share > 1 else percent(share)
 
 
 def _beside(title: str, quotes: dict[str, str]) -> Html:
