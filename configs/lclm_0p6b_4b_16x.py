@@ -1,15 +1,17 @@
 """The published LCLM: Qwen3-Embedding-0.6B reads, Qwen3-4B-Instruct-2507 answers, 16 tokens a latent (paper, Table 1).
 
-    python -m launch.train --config configs/lclm_0p6b_4b_16x.py --set data.directory=DATA --set run.directory=DIR
+    python -m convert.init --encoder HF_DIR --decoder HF_DIR --out runs/base
+    python -m launch.train --config configs/lclm_0p6b_4b_16x.py --set data.directory=DATA
 
-DATA holds what configs/recipe_pretraining.py and configs/recipe_fine_tuning.py prepare, each in its own directory.
+runs all four stages, each from where the last one ends; `--stage encoder` (or `--stage 1`) runs one. DATA holds what
+configs/recipe_pretraining.py and configs/recipe_fine_tuning.py prepare, each in its own directory.
 Hardware: a v5p-128 slice or larger (256 rows of 16,384 positions a step). `--set model.compression.ratio=8` or 4 gives
 the other two published models.
 """
 
 from configs import recipe_fine_tuning, recipe_pretraining
 from configs.shapes import QWEN3_4B_INSTRUCT_2507, QWEN3_EMBEDDING_0P6B, with_memory_tokens
-from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, Recipe, StageConfig
+from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, Recipe, RunConfig, StageConfig
 
 BATCH_TOKENS = 256 * 16384  # decoder positions of a global batch
 # Windows of a row: in fine-tuning the paper's encoder reads 29.73B tokens beside the decoder's 21.32B; in pre-training 0.82 of
@@ -38,4 +40,5 @@ def config() -> Config:
             stage("decoder", 100.08e9, 1000, (6e-5, 6e-5, 1e-5), pretraining),
             stage("sft", 21.32e9, 500, (3e-5, 3e-5, 3e-5), fine_tuning, FINE_TUNING_WINDOWS),
         ),
+        run=RunConfig(directory="runs/lclm_0p6b_4b_16x", begin="runs/base", keep_every=5000),
     )

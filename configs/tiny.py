@@ -97,7 +97,7 @@ def config() -> Config:
             StageConfig("sft", 110, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
-        run=RunConfig(directory="runs/tiny", save_every=100, loss_chunk=512),
+        run=RunConfig(directory="runs/tiny", save_every=100, validate_every=200, validation_examples=32, loss_chunk=512),
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configs import lclm_0p6b_4b_16x, tiny
+from configs import lclm_0p6b_4b_16x, scratch_0p6b, tiny
 from lclm_jax.config import CompressionConfig, Config, ConfigError, from_dict, override, to_dict
 
 
@@ -60,6 +60,26 @@ def test_unknown_key_in_file():
 def test_window_must_be_a_multiple_of_the_ratio():
     with pytest.raises(ConfigError, match="set compression.window=996"):
         CompressionConfig(ratio=12, window=1000)
+
+
+def test_published_recipe():
+    """Paper, Table 1: rates of adapter, encoder and decoder, decay, warm-up; optimizer and schedule are those of all stages."""
+    config = lclm_0p6b_4b_16x.config()
+    rates = {stage.name: tuple(group.rate for group in stage.groups) for stage in config.stages}
+    assert rates == {
+        "adapter": (1e-3, None, None),
+        "encoder": (6e-5, 6e-5, None),
+        "decoder": (6e-5, 6e-5, 1e-5),
+        "sft": (3e-5, 3e-5, 3e-5),
+    }
+    assert [stage.warmup for stage in config.stages] == [250, 500, 1000, 500]
+    assert {tuple(group.decay for group in stage.groups) for stage in config.stages} == {(0.01, 0.01, 0.0)}
+    assert {stage.final_rate for stage in config.stages} == {1e-6}
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip) == (0.9, 0.95, 1e-8, 1.0)
+    (scratch,) = scratch_0p6b.config().stages
+    assert [(group.rate, group.decay) for group in scratch.groups] == [(1e-3, 0.01), (3e-4, 0.1)]
+    assert (scratch.steps, scratch.warmup, scratch.final_rate) == (10_000, 500, 3e-5)
 
 
 def test_published_sizes():

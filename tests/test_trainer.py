@@ -14,15 +14,16 @@ from test_train import assert_equal, compiled_once, config, finished, log_of, on
 from configs.lclm_0p6b_4b_16x import config as published_config
 from launch import replay as launch_replay
 from lclm_jax.checkpoint import save_model
-from lclm_jax.config import AdapterConfig, Config, ConfigError, differences
+from lclm_jax.config import AdapterConfig, Config, ConfigError, differences, to_dict
 from lclm_jax.data.sources import Prepared
 from lclm_jax.data.streams import PackedBatches, batch_at, batch_records, stage_order
 from lclm_jax.evaluate import _score
+from lclm_jax.hardware import find_chip
 from lclm_jax.journal import Journal, numbers
 from lclm_jax.language_model import load
 from lclm_jax.optim import assign_groups, flatten, split_trained, unflatten
 from lclm_jax.recorder import Recorder
-from lclm_jax.replay import read_batch, replay
+from lclm_jax.replay import keep_batch, read_batch, replay
 from lclm_jax.state import init_params
 from lclm_jax.step import gradients_of
 from lclm_jax.train import NotFinite, train
@@ -229,6 +230,22 @@ def test_replay_is_a_command(failing, tmp_path, command, caplog, capsys):
     assert "record" in capsys.readouterr().out
 
 
+def test_gradients_alone_are_traced_to_rows(config, tmp_path, noisy, one_batch, tokenizer, monkeypatch, one_device):
+    """Losses are finite; a gradient is not, but in the rows that read no context."""
+    monkeypatch.setattr(sys.modules["lclm_jax.replay"], "make_mesh", lambda _: one_device)
+    factors = {"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}
+    flat = {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(noisy).items()}
+    save_model(tmp_path, config.model, tokenizer, unflatten(flat))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    batch = one_batch.replace(slots=np.where(np.arange(8)[:, None] < 5, one_batch.slots, -1))
+    records = [[f"{row}/{number}" for number in range(row_segments.max())] for row, row_segments in enumerate(batch.segments)]
+    keep_batch(tmp_path, batch, {"stage": "all", "step": 1, "checkpoint": 0, "records": records})
+    found = replay(tmp_path)
+    assert np.isfinite(found.loss) and not np.isfinite(found.norms["encoder"])
+    assert [np.isfinite(norm) for _, norm in found.rows] == [False] * 5 + [True] * 3
+    assert found.suspects == [name for row in records[:5] for name in row]
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_path, monkeypatch):
     module = sys.modules["lclm_jax.train"]
     calls, whole = [], module.global_batch
@@ -347,6 +364,15 @@ def test_a_line_that_was_cut_short_stays_by_itself(config, tmp_path):
     (tmp_path / "log.jsonl").write_text('{"stage": "adapter", "st')
     Journal(tmp_path, config).log({"stage": "adapter", "step": 1})
     assert (tmp_path / "log.jsonl").read_text().splitlines()[1] == '{"stage": "adapter", "step": 1}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)],
+)
+def test_a_chip_by_what_it_reports(kind, name):
+    chip = find_chip(kind)
+    assert (chip and chip.name) == name
 
 
 def test_numbers_of_a_line():
