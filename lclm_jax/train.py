@@ -61,6 +61,7 @@ class Run:
     journal: Journal
     checkpoints: Checkpoints
     stop: StopRequest
+    damaged: list[tuple[int, str]]  # checkpoints that were set aside, and why
 
     def steps_before(self, stage: StageConfig) -> int:
         """Steps of the stages before it: step s of the stage is step `steps_before + s` of the run."""
@@ -77,6 +78,7 @@ def train(config: Config, only: str | None = None) -> Path:
     """
     with _open(config) as run:
         position = _position(run)
+        _tell_damaged(run, position)
         stages = _chosen(config, only, position)
         params = _first_params(run) if position is None else {}
         for stage in stages:
@@ -172,10 +174,7 @@ def _open(config: Config) -> Iterator[Run]:
             Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
             stop_requests() as stop,
         ):
-            for step, reason in damaged:
-                log.warning("checkpoint %d is damaged and was moved to %s: %s", step, directory / "damaged", reason)
-                journal.event("damaged", config.stages[0], 0, checkpoint=step, reason=reason)
-            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop)
+            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop, damaged)
 
 
 def _write_files(directory: Path, config: Config, tokenizer: Tokenizer):
@@ -200,6 +199,15 @@ def _position(run: Run) -> Position | None:
         log.warning("settings have changed since the checkpoint: %s", told)
         run.journal.event("changed", stages[position["stage"]], position["stage_step"], settings=changed)
     return position
+
+
+def _tell_damaged(run: Run, position: Position | None):
+    """Which checkpoints were passed over, and where the run goes on instead."""
+    stages = {stage.name: stage for stage in run.config.stages}
+    stage, step = (stages[position["stage"]], position["stage_step"]) if position else (run.config.stages[0], 0)
+    for checkpoint, reason in run.damaged:
+        log.warning("checkpoint %d is damaged and was moved to %s: %s", checkpoint, run.directory / "damaged", reason)
+        run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)
 
 
 def _chosen(config: Config, only: str | None, position: Position | None) -> tuple[StageConfig, ...]:

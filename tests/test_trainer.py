@@ -1,6 +1,7 @@
 """What a run can be left alone with: stages by themselves, steps that are not finite, held-out figures, its journal."""
 
 import json
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -377,3 +378,17 @@ def test_a_chip_by_what_it_reports(kind, name):
 
 def test_numbers_of_a_line():
     assert dict(numbers({"a": 1, "b": {"c": 2.5, "d": "x"}, "e": None, "f": True})) == {"a": 1.0, "b/c": 2.5}
+
+
+def test_a_damaged_checkpoint_is_told_and_the_run_ends_as_it_would_have(finished, tmp_path, caplog):
+    config, directory = finished
+    again = tmp_path / "again"
+    shutil.copytree(directory, again)
+    for step, name in ((8, "params"), (6, "training")):
+        file = max((again / "checkpoints" / str(step) / name).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    train(moved(config, again))
+    told = events_of(again, "damaged")
+    assert [(event["checkpoint"], event["stage"], event["step"]) for event in told] == [(8, "adapter", 4), (6, "adapter", 4)]
+    assert "checkpoint 8 is damaged and was moved to" in caplog.text
+    assert_equal(saved(config, again, 8), saved(config, directory, 8))
