@@ -6,6 +6,7 @@
 #             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; ACCEPT=1 writes docs/fit.md anew)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
+# make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test check parity fit-report bench bench-data bench-convert clean
+.PHONY: demo test check parity fit-report bench bench-data soak bench-convert clean
 
 demo: $(VENV)/installed
 	$(RUN) -m launch.demo --config configs/tiny.py
@@ -36,6 +37,9 @@ bench: .parity/installed
 
 bench-data: $(VENV)/installed
 	$(RUN) -m launch.bench_data runs/bench-data
+
+soak: $(VENV)/installed
+	$(RUN) -m launch.soak runs/soak
 
 bench-convert: $(VENV)/installed
 	$(RUN) -m convert.bench runs/bench-convert

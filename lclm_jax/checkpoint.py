@@ -142,7 +142,10 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
-            self._steps.close()
+            try:
+                self._steps.close()
+            except Exception as error:  # Orbax raises the failure of the last save once more
+                raise self._failed(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

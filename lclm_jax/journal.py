@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lclm_jax.config import Config, ConfigError, StageConfig, to_dict
+from lclm_jax.errors import UserError
 from lclm_jax.processes import is_first
 
 log = logging.getLogger(__name__)
 LOG, VALIDATION, EVENTS = "log.jsonl", "validation.jsonl", "events.jsonl"
+
+
+class JournalError(UserError, OSError):
+    """A line that could not be written."""
 
 
 class Sink(Protocol):
@@ -54,10 +59,15 @@ class Journal:
         if not self.writes:
             return
         path = self.directory / name
-        with path.open("a+b") as file:
-            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                file.write(b"\n")  # a line that was cut short stays by itself
-            file.write(json.dumps(line).encode() + b"\n")
+        try:
+            with path.open("a+b") as file:
+                if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                    file.write(b"\n")  # a line that was cut short stays by itself
+                file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise JournalError(
+                f"could not write to {path}: {error}; free some space, then start again to continue from the newest checkpoint"
+            ) from error
 
 
 def numbers(line: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

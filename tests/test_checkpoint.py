@@ -138,16 +138,16 @@ import numpy as np
 
 from lclm_jax.checkpoint import CheckpointError, Checkpoints
 
-with Checkpoints(sys.argv[1]) as checkpoints:
-    first = jax.device_put({"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64), "deep": {"count": np.int32(0)}})
-    checkpoints.save(1, {"params": first}, {})
-    checkpoints.wait()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-    try:
+try:
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        first = jax.device_put({"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64), "deep": {"count": np.int32(0)}})
+        checkpoints.save(1, {"params": first}, {})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         checkpoints.save(2, {"params": jax.tree.map(lambda x: x + 1, first)}, {})
         checkpoints.wait()
-    except CheckpointError as error:
-        sys.stdout.write(str(error))
+except CheckpointError as error:
+    sys.stdout.write(str(error))
 """
 
 

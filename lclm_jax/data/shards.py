@@ -18,11 +18,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from lclm_jax.checksums import hash_file
 from lclm_jax.data.rows import Raw
 from lclm_jax.data.stretches import Stretch, flatten, split
+from lclm_jax.errors import UserError
 
 HELD_OUT = 50  # one document in so many is never trained on
 SPLITS = ("train", "held")
 MANIFEST = "manifest.json"
 REJECTIONS = "rejections.jsonl"  # every refused row of all sources
+
+
+class DamagedError(UserError, OSError):
+    """A file of prepared data that is not as it was written."""
 
 
 def shard_path(directory: str | Path, source: str, split: str, number: int = 0) -> Path:
@@ -79,7 +84,7 @@ class ShardWriter:
 
 
 def read_index(shards: Iterable[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """`starts` and `table` of several shards joined. Raises OSError for an index that is missing or damaged."""
+    """`starts` and `table` of several shards joined. Raises DamagedError for an index that is damaged."""
     starts, tables, rows = [np.zeros(1, np.int64)], [np.zeros((0, 3), np.int32)], 0
     for shard in shards:
         try:
@@ -88,5 +93,8 @@ def read_index(shards: Iterable[Path]) -> tuple[np.ndarray, np.ndarray]:
                 tables.append(index["table"])
                 rows += len(tables[-1])
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            raise OSError(f"{index_path(shard)} is damaged ({error}); remove {shard.name} and prepare again") from error
+            raise DamagedError(
+                f"{index_path(shard)} is damaged ({error}); bring it back as it was, or remove {shard.name} and prepare again, "
+                "then start again to continue"
+            ) from error
     return np.concatenate(starts), np.concatenate(tables)

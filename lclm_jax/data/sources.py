@@ -10,14 +10,11 @@ import numpy as np
 
 from lclm_jax.config import ConfigError
 from lclm_jax.data.rows import Raw, tokenise
-from lclm_jax.data.shards import MANIFEST, find_shards, read_index, unpack
+from lclm_jax.data.shards import MANIFEST, DamagedError, find_shards, read_index, unpack
 from lclm_jax.data.stretches import Stretch, flatten, split
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.errors import UserError
 
-
-class DamagedError(UserError):
-    """A file of prepared data that is not as it was written."""
+REMEDY = "bring the file back as it was (manifest.json has its sha256) or prepare again, then start again to continue"
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -58,7 +55,12 @@ class Prepared:
 
     @cached_property
     def _records(self) -> grain.sources.ArrayRecordDataSource:
-        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
+        try:
+            records = grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
+        except Exception:  # which does not say which shard
+            for shard in self.shards:
+                _check_opens(shard)
+            raise
         if len(records) != len(self):
             raise ConfigError(f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; prepare again")
         return records
@@ -69,13 +71,10 @@ class Prepared:
     def _read(self, i: int) -> tuple[Raw, list[Stretch]]:
         try:
             return unpack(self._records[i])
-        except ConfigError:
+        except (ConfigError, DamagedError):
             raise
         except Exception as error:  # whatever a damaged file makes the libraries raise
-            raise DamagedError(
-                f"{self.where(i)} cannot be read: {error}; bring the file back as it was (manifest.json has its sha256) or "
-                "prepare again, then start again to continue"
-            ) from error
+            raise DamagedError(f"{self.where(i)} cannot be read: {error}; {REMEDY}") from error
 
     def __getitem__(self, i: int) -> list[Stretch]:
         raw, stretches = self._read(int(i))
@@ -92,6 +91,14 @@ class Prepared:
     @cached_property
     def shapes(self) -> "Shapes":
         return Shapes(self)
+
+
+def _check_opens(shard: Path):
+    """Raises DamagedError for a shard that cannot be opened."""
+    try:
+        grain.sources.ArrayRecordDataSource([str(shard)])
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise DamagedError(f"{shard.name} cannot be opened: {error}; {REMEDY}") from error
 
 
 class Shapes:

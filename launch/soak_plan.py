@@ -1,0 +1,43 @@
+"""The faults of a soak, in the order they are tried: drawn from a seed, spread over the steps of a run."""
+
+import random
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal[
+    "kill: starting",
+    "kill: in a step",
+    "kill: saving",
+    "full disk: checkpoint",
+    "full disk: log",
+    "damaged checkpoint",
+    "damaged shard: records",
+    "damaged shard: cut short",
+    "damaged shard: index",
+    "data worker: slow",
+    "data worker: dead",
+    "clock: a day on",
+    "clock: a day back",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+KILLS = KINDS[:3]
+MARGIN = 3  # faults' worth of steps left after the last one, so that no run is over before it is disturbed
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one child."""
+
+    kind: Kind
+    step: int  # of the run, from which on it happens
+    moment: float  # in [0, 1): when exactly, where that is a matter of chance
+
+
+def make_plan(seed: int, kills: int, steps: int, others: tuple[Kind, ...] = KINDS[3:]) -> tuple[Fault, ...]:
+    """As many kills, of every kind in turn, and each of the other faults once, shuffled over a run of `steps`."""
+    rng = random.Random(seed)
+    kinds: list[Kind] = [KILLS[(i + 1) % len(KILLS)] for i in range(kills)]
+    kinds += others
+    rng.shuffle(kinds)
+    gap = steps / (len(kinds) + MARGIN)
+    return tuple(Fault(kind, max(2, round((number + 1) * gap)), rng.random()) for number, kind in enumerate(kinds))
