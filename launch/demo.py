@@ -22,6 +22,7 @@ from lclm_jax.config import Config, ModelConfig
 from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.evaluate import (
+    Tests,
     continuation_loss,
     continuation_samples,
     question_accuracy,
@@ -51,7 +52,8 @@ def main():
         step = checkpoints.latest
     evaluation = run_directory / "evaluation.json"
     if not evaluation.exists() or json.loads(evaluation.read_text())["step"] != step:
-        result = evaluate(load(run_directory), config) | {"step": step, "seconds": time.perf_counter() - begun}
+        tests = names.get("EVALUATED", Tests())
+        result = evaluate(load(run_directory), config, tests) | {"step": step, "seconds": time.perf_counter() - begun}
         evaluation.write_text(json.dumps(result, indent=2))
     exported = run_directory / "hf" / str(step)
     if not exported.with_suffix(".json").exists():
@@ -62,7 +64,7 @@ def main():
     logging.info("done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve())
 
 
-def evaluate(model: LanguageModel, config: Config) -> dict:
+def evaluate(model: LanguageModel, config: Config, tests: Tests) -> dict:
     """Everything the report shows of the trained model, on held-out documents."""
     directory, data = config.data.directory, config.data
     assert data.reconstruction is not None, "the demo reconstructs passages of set lengths"
@@ -70,16 +72,16 @@ def evaluate(model: LanguageModel, config: Config) -> dict:
     half = (shortest // 2, shortest // 2)
     accuracy = [
         reconstruction_accuracy(model, directory, source, data, lengths, PASSAGES, track)
-        for source in ("docs", "haystacks")
+        for source in tests.passages
         for lengths in (half, (shortest, longest))
     ]
-    questions, answers = question_accuracy(model, directory, data, QUESTIONS, track)
+    questions, answers = question_accuracy(model, directory, tests.questions, data, QUESTIONS, track)
     return {
         "parameters": {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()},
         "ratio": model.config.compression.ratio,
         "window": model.config.compression.window,
         "reconstruction": accuracy,
-        "continuation": [continuation_loss(model, directory, source, data, PASSAGES, track) for source in ("docs", "code")],
+        "continuation": [continuation_loss(model, directory, source, data, PASSAGES, track) for source in tests.continued],
         "questions": questions,
         "cost": {
             "this model": costs(model.config, [2**k for k in range(6, 14)]),
@@ -87,9 +89,11 @@ def evaluate(model: LanguageModel, config: Config) -> dict:
         },
         "samples": {
             "reconstruction": [
-                sample for source in ("docs", "haystacks") for sample in reconstruction_samples(model, directory, source, data, 4)
+                sample for source in tests.passages for sample in reconstruction_samples(model, directory, source, data, 4)
             ],
-            "continuation": continuation_samples(model, directory, "docs", data, 4),
+            "continuation": [
+                sample for source in tests.continued[:1] for sample in continuation_samples(model, directory, source, data, 4)
+            ],
             "questions": answers[:8],
         },
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,15 @@ VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
 }
 BATCH = 16
 Progress = Callable[..., Iterable]
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The sources of a recipe that its model is tested on; a file in configs/ names them as `EVALUATED`."""
+
+    passages: tuple[str, ...] = ("docs", "haystacks")  # to be reconstructed
+    continued: tuple[str, ...] = ("docs", "code")  # documents whose second half is predicted
+    questions: str = "tasks"
 
 
 def reconstruction_accuracy(
@@ -63,10 +72,13 @@ def continuation_loss(
 
 
 def question_accuracy(
-    model: LanguageModel, directory: str, data: DataConfig, limit: int, progress: Progress
+    model: LanguageModel, directory: str, source: str, data: DataConfig, limit: int, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Share of held-out questions answered exactly, generated greedily, in every view; and every question with its answers."""
-    held = Prepared(directory, "tasks", "held", model.tokenizer)
+    """Share of held-out questions answered exactly, generated greedily, in every view; and every question with its answers.
+
+    Of a chat with several questions the first is asked. White space around an answer does not count.
+    """
+    held = Prepared(directory, source, "held", model.tokenizer)
     prompts = [_prompt_of(record) for record in _records(held, limit, lambda example, rng: follow(example, rng, data))]
     samples = [_describe(held.raw(i)) for i in range(len(prompts))]
     result: dict[str, Any] = {"questions": len(prompts)}
@@ -130,9 +142,9 @@ def _prompt_of(record: Sequence[Span]) -> list[Span]:
 
 
 def _describe(raw: Raw) -> dict[str, str]:
-    question, answer = raw["messages"]
+    question, answer = raw["messages"][:2]
     context, asked = question["content"]
-    return {"context": context["context"], "question": asked["text"].strip(), "answer": answer["content"]}
+    return {"context": context["context"], "question": asked["text"].strip(), "answer": answer["content"].strip()}
 
 
 def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):

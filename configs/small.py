@@ -1,0 +1,141 @@
+"""A small LCLM on two CPU cores: it writes back 64 tokens from 16 latents and looks up values among 16 to 20 pairs.
+
+    python -m launch.demo --config configs/small.py
+
+Every document is short and most are drawn at random, so that nothing but the context tells what it says. The decoder first
+learns to copy and to look up in plain text, in the stage `language`; the encoder starts as a copy of its first layer; latents
+are concatenated, so that a token's place in its group is free; documents come short (2 to 5 pairs) and long from the start;
+and pairs in another order ask about every pair of a context in few tokens.
+
+Measured on one run, on held-out documents: 96.9 % of the tokens of 64-token docstrings right, 97.0 % of jumbled words, and
+76.1 % of 749 lookups, under an aim of 90 %. Lookups fail by place: of keys that are the third token of their latent 1 of 179
+was found, of all others 99.8 %. Pairs are written back only as they were trained, 16 to 20 from the first on: 99.2 %, but
+64 % of the first 32 tokens, and 73 % of 45 tokens that begin with a value. The decoder no longer reads plain text.
+
+That run's joint stage was shortened while it ran, from 4,500 steps at steps 1,005, 1,500 and 2,315, so its rate did not follow
+one cosine; the stage as it stands here has not been run from its start.
+"""
+
+from pathlib import Path
+
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    DataConfig,
+    Group,
+    MeshConfig,
+    ModelConfig,
+    Recipe,
+    RunConfig,
+    Source,
+    StageConfig,
+    Stream,
+    TransformerConfig,
+)
+from lclm_jax.data.pairs import NAMES, write_corpus
+from lclm_jax.data.prepare import prepare as prepare_sources
+from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.evaluate import Tests
+from lclm_jax.progress import track
+
+VOCAB = 1024  # small, so that most parameters are layers
+EVALUATED = Tests(passages=("docs", "jumbles", "pairs"), continued=(), questions="lookups")
+
+
+def tower(layers: int) -> TransformerConfig:
+    return TransformerConfig(VOCAB, width=192, layers=layers, heads=8, kv_heads=4, head_dim=32, mlp=256, rope_theta=1e4)
+
+
+def trained(rate: float) -> tuple[Group, ...]:
+    return (Group("adapter/.*", rate), Group("encoder/.*", rate), Group("decoder/.*", rate, decay=0.0))
+
+
+LANGUAGE = (
+    Stream("reconstruction", "jumbles_short", 0.2),
+    Stream("reconstruction", "pairs_short", 0.1),
+    Stream("sft", "reorderings_short", 0.125),
+    Stream("sft", "lookups_short", 0.075),
+    Stream("reconstruction", "docs", 0.2),
+    Stream("reconstruction", "jumbles", 0.25),
+    Stream("reconstruction", "pairs", 0.2),
+    Stream("sft", "reorderings", 0.25),
+    Stream("sft", "lookups", 0.1),
+)
+COMPRESSED = (
+    Stream("reconstruction", "jumbles_short", 0.12),
+    Stream("reconstruction", "pairs_short", 0.06),
+    Stream("sft", "reorderings_short", 0.08),
+    Stream("sft", "lookups_short", 0.06),
+    Stream("reconstruction", "docs", 0.18),
+    Stream("reconstruction", "jumbles", 0.18),
+    Stream("reconstruction", "pairs", 0.1),
+    Stream("sft", "reorderings", 0.18),
+    Stream("sft", "lookups", 0.12),
+)
+
+
+def recipe() -> Recipe:
+    chats = ("reorderings", "lookups")
+    sources = tuple(Source(name, "chat" if name.removesuffix("_short") in chats else "text") for name in NAMES)
+    return Recipe("small", sources, COMPRESSED)
+
+
+def config() -> Config:
+    return Config(
+        model=ModelConfig(
+            encoder=tower(1),
+            decoder=tower(3),
+            compression=CompressionConfig(ratio=4, window=64, pooling="concat"),
+            dtype="float32",
+            remat="none",
+        ),
+        data=DataConfig(
+            directory="runs/small/data",
+            rows=8,
+            positions=256,
+            windows=3,
+            lookahead=64,
+            reconstruction=(64, 64),
+            requests=1,
+            shortest_segment=8,
+        ),
+        stages=(
+            StageConfig(  # in that run copying came after 300 steps, pairs after 600, lookups after 950
+                "language",
+                steps=1100,
+                groups=(Group("decoder/.*", 3e-3, decay=0.0), Group("(adapter|encoder)/.*", None)),
+                streams=LANGUAGE,
+                warmup=50,
+                final_rate=2e-3,
+                compress=False,
+            ),
+            StageConfig(
+                "adapter",
+                steps=120,
+                groups=(Group("(adapter|encoder)/.*", 3e-3), Group("decoder/.*", None)),
+                streams=COMPRESSED,
+                warmup=20,
+                final_rate=3e-3,
+                encoder_from_decoder=True,
+                windows=4,
+            ),
+            StageConfig(
+                "joint",
+                steps=2400,
+                groups=trained(2e-3),
+                streams=COMPRESSED,
+                warmup=50,
+                final_rate=1e-5,
+                windows=4,
+            ),
+        ),
+        mesh=MeshConfig(data=-1, fsdp=1),
+        run=RunConfig(directory="runs/small", save_every=200, loss_chunk=1024),
+    )
+
+
+def prepare(config: Config):
+    """Writes documents as input files and prepares them; what is there already is reused."""
+    directory = Path(config.data.directory)
+    inputs = write_corpus(directory / "input", config.model.decoder.vocab, track)
+    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)
