@@ -62,6 +62,7 @@ class Checkpoints:
         self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=clean)
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
+        self._told = False  # that a save has failed
 
     @property
     def latest(self) -> int | None:
@@ -102,8 +103,10 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
+        self._told = True
+        before = "There is none before it" if self.latest is None else f"Step {self.latest} before it is intact"
         return CheckpointError(
-            f"could not write a checkpoint to {self.directory}: {error}. Step {self.latest} before it is intact; "
+            f"could not write a checkpoint to {self.directory}: {error}. {before}; "
             "free some space or set run.directory, then start again to continue from there"
         )
 
@@ -145,7 +148,8 @@ class Checkpoints:
             try:
                 self._steps.close()
             except Exception as error:  # Orbax raises the failure of the last save once more
-                raise self._failed(error) from error
+                if not self._told:
+                    raise self._failed(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

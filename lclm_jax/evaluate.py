@@ -13,7 +13,7 @@ from lclm_jax.config import DataConfig, ModelConfig
 from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.rows import Raw
 from lclm_jax.data.sources import Prepared
-from lclm_jax.data.spans import Context, Plain, Span, lay_out, uncompressed, without_contexts
+from lclm_jax.data.spans import VIEWS, Context, Plain, Span, lay_out
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.transforms import follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
@@ -21,11 +21,6 @@ from lclm_jax.loss import token_losses
 from lclm_jax.model.lclm import apply, output_table
 from lclm_jax.typing import Array, Float, Params
 
-VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
-    "latents": lambda record: record,
-    "text": uncompressed,
-    "nothing": without_contexts,
-}
 BATCH = 16
 Progress = Callable[..., Iterable]
 

@@ -14,7 +14,7 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.packing import Row, assemble, choose_row, fill_row
 from lclm_jax.data.sources import Prepared
-from lclm_jax.data.spans import Span, lay_out, measure, uncompressed, without_contexts
+from lclm_jax.data.spans import VIEWS, Span, lay_out, measure
 from lclm_jax.data.streams import budget, record_maker, stage_directory
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.model.lclm import cast
@@ -22,11 +22,6 @@ from lclm_jax.sharding import batch_sharding, global_batch, own_rows, replicated
 from lclm_jax.step import Metrics, read_losses, stream_sums
 from lclm_jax.typing import Params
 
-VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
-    "latents": lambda record: record,
-    "text": uncompressed,
-    "nothing": without_contexts,
-}
 Figures = dict[str, dict[str, dict[str, float]]]  # stream -> view -> loss, accuracy, tokens
 
 

@@ -17,6 +17,7 @@ from launch import replay as launch_replay
 from lclm_jax.checkpoint import save_model
 from lclm_jax.config import AdapterConfig, Config, ConfigError, differences, to_dict
 from lclm_jax.data.sources import Prepared
+from lclm_jax.data.spans import VIEWS
 from lclm_jax.data.streams import PackedBatches, batch_at, batch_records, stage_order
 from lclm_jax.evaluate import _score
 from lclm_jax.hardware import find_chip
@@ -28,7 +29,7 @@ from lclm_jax.replay import keep_batch, read_batch, replay
 from lclm_jax.state import init_params
 from lclm_jax.step import gradients_of
 from lclm_jax.train import NotFinite, train
-from lclm_jax.validation import VIEWS, held_out_records
+from lclm_jax.validation import held_out_records
 
 
 def lines_of(directory, name):

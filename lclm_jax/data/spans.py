@@ -3,7 +3,7 @@
 `lay_out` turns a record into the arrays of one example; training, evaluation and generation all go through it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -204,3 +204,11 @@ def language(record: Sequence[Span]) -> list[Span]:
 def without_contexts(record: Sequence[Span]) -> list[Span]:
     """The same record with every context left out."""
     return [span for span in record if not isinstance(span, Context)]
+
+
+# A record as it is evaluated: with latents, with the full text, with neither.
+VIEWS: dict[str, Callable[[Sequence[Span]], Sequence[Span]]] = {
+    "latents": lambda record: record,
+    "text": uncompressed,
+    "nothing": without_contexts,
+}
