@@ -31,6 +31,7 @@ class Recorder:
         self.config, self.stage, self.order, self.journal = config, stage, order, journal
         self.unread: list[tuple[int, Metrics, Position]] = []  # at most one while a step runs
         self.steps: list[Metrics] = []  # on the host, since the line before
+        self.summary = ""  # of the last step that is known
         self.failing = 0  # steps in a row that were not finite
         self.failed: tuple[int, Position] | None = None  # the first of them
         self.left_out: dict[str, dict[str, int]] = {}  # examples that fit no row, by stream and reason, since the stage began
@@ -55,11 +56,8 @@ class Recorder:
         yield
         self.since += time.perf_counter() - begun
 
-    @property
-    def summary(self) -> str:
+    def summarise(self) -> str:
         """The last step that is known, in a few words."""
-        if not self.steps:
-            return ""
         seconds, waited = self._pace()
         figures = self.steps[-1]
         tokens = float(figures["context_tokens"] + figures["decoder_tokens"]) / seconds
@@ -96,6 +94,7 @@ class Recorder:
             figures = jax.device_get(metrics)
             self.steps.append(figures | {"step": step})
             self._watch(step, figures, before)
+            self.summary = self.summarise()
             self.left_out = {self.stage.streams[int(number)].name: count for number, count in before["left_out"].items()}
             if step % self.config.run.log_every == 0:
                 self._write()
