@@ -1,4 +1,4 @@
-# make demo   from nothing to a trained, compressing model and a report (about 6 minutes on two CPU cores)
+# make demo   from nothing to a trained, compressing model and a report (about 7 minutes on two CPU cores)
 # make test   the tests
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)

@@ -86,7 +86,7 @@ def train(config: Config, only: str | None = None) -> Path:
             batches = iter(stage_batches(order, config, own_rows(batch_sharding(run.mesh), config.data.rows)))
             if position is None:
                 state = begin_stage(params, config, stage, run.mesh)
-                run.journal.event("started", stage, 0, code=code_version())
+                run.journal.event("started" if stage is stages[0] else "entered", stage, 0, code=code_version())
             else:
                 state = _going_on(_restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config)
                 batches.set_state(position["data"])

@@ -55,6 +55,8 @@ def test_two_runs_are_equal_bit_for_bit(finished, tmp_path):
 def test_a_stage_is_compiled_once(finished):
     _, directory = finished
     assert [event["stage"] for event in events_of(directory, "compiled")] == ["adapter", "all"]
+    assert [event["stage"] for event in events_of(directory, "started")] == ["adapter"]
+    assert [event["stage"] for event in events_of(directory, "entered")] == ["all"]
 
 
 def test_stages_one_by_one_are_the_whole(finished, tmp_path):
