@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--context", type=int, default=1_000_000, help="tokens that are served (default: %(default)s)")
     parser.add_argument("--mfu", type=float, default=MFU, help="share of its peak reached in training (default: %(default)s)")
     parser.add_argument("--search", action="store_true", help="try meshes, micro-batches and remat, and rank those that fit")
-    parser.add_argument("--tries", type=int, default=8, help="how many to compile with --search (default: %(default)s)")
+    parser.add_argument("--tries", type=int, default=8, help="how many that fit to find with --search (default: %(default)s)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, with --search a list of them")
     arguments = parser.parse_args()

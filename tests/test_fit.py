@@ -189,6 +189,15 @@ def test_search(here, small, tmp_path, command, capsys):
     assert "Choices, the best first" in (tmp_path / "p.html").read_text()
 
 
+def test_search_begins_with_what_is_given(here, small, tmp_path, command):
+    """Which fits, and is compiled once."""
+    output = tmp_path / "fit.json"
+    changed = ("--set", "mesh.fsdp=2", "--set", "mesh.context=2", "--set", "data.positions=256", "--search", "--tries", 1)
+    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, *changed) == 0
+    (found,) = json.loads(output.read_text())
+    assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]
+
+
 @pytest.mark.parametrize(("name", "remedy"), [("v5e:2x2", "'.[fit]'"), ("h100:8", "'.[gpu]'")])
 def test_a_slice_without_its_compiler(name, remedy, monkeypatch):
     def broken(**_):

@@ -11,11 +11,12 @@ from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.fit.measure import FSDP_BYTES, Figures, measure
 from lclm_jax.fit.programs import Program
 from lclm_jax.fit.topology import slice_devices
-from lclm_jax.progress import track
+from lclm_jax.progress import progress_bar
 from lclm_jax.state import count_parameters
 
 STATE_BYTES = 12  # a trained parameter: float32 master and two moments
 REMATS = ("full", "dots")
+PATIENCE = 4
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,31 @@ class Choice:
 
 
 def search(program: Program, tries: int, mfu: float) -> list[Figures]:
-    """Figures of the most promising `tries` choices, those that fit first, the fastest by estimate at the top."""
-    devices = slice_devices(program.where)
+    """Figures of choices that fit, `tries` of them if there are, and of those compiled on the way that do not; see `rank`.
+
+    The program as it is given comes first, then the most promising. The guess of what fits is rough, and a compiler that gives
+    up does so soon: up to `PATIENCE` times as many are compiled.
+    """
+    devices, tried = slice_devices(program.where), []
     ordered = sorted(choices(program), key=lambda one: (one.bytes > program.where.chip.memory, one.seconds, one.bytes))
-    promising = list(islice((one for one in ordered if holds(one.program, devices)), tries))
-    tried = [measure(one.program, mfu) for one in track(promising, "compiling", len(promising))]
+    distinct = dict.fromkeys([*_as_given(program, devices), *(choice.program for choice in ordered)])
+    with progress_bar("compiling", tries) as show:
+        for one in islice((one for one in distinct if holds(one, devices)), PATIENCE * tries):
+            tried.append(measure(one, mfu))
+            fitting = sum(figures["fits"] for figures in tried)
+            show(fitting, f"{len(tried)} compiled")
+            if fitting == tries:
+                break
     return rank(tried)
+
+
+def _as_given(program: Program, devices: Sequence[Any]) -> list[Program]:
+    """The program with its mesh written out, so that it can be told from the choices; none where the slice has no such mesh."""
+    try:
+        shape = program.mesh(devices).shape
+    except ConfigError:
+        return []
+    return [replace(program, config=replace(program.config, mesh=MeshConfig(**shape)))]
 
 
 def holds(program: Program, devices: Sequence[Any]) -> bool:
