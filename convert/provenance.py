@@ -1,6 +1,5 @@
 """What a converted checkpoint keeps of its source: where it is from, hashes, stored dtypes, and the small files as they were."""
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from convert.hf_files import FileTensor, Published
 from convert.mapping import COPIES, Source
+from lclm_jax import checksums
 
 PROVENANCE = "provenance.json"
 ORIGINALS = "published"  # the directory of the source's small files
@@ -21,8 +21,7 @@ def hash_files(tensors: Iterable[FileTensor], source: Path) -> dict[str, dict[st
 
 
 def hash_file(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": checksums.hash_file(file)}
 
 
 def stored_dtypes(stored: Mapping[str, Sequence[FileTensor]], sources: Iterable[Source]) -> dict[str, Any]:

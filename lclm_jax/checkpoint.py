@@ -62,7 +62,7 @@ class Checkpoints:
         self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=clean)
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
-        self._told = False  # that a save has failed
+        self._told = False  # that the last save has failed
 
     @property
     def latest(self) -> int | None:
@@ -75,6 +75,7 @@ class Checkpoints:
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
         """Begins to save in the background. A failure is raised by the next `save`, `check` or `wait`; older steps stay good."""
         self.wait()
+        self._told = False
         try:
             with saving(trees):
                 self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
@@ -118,7 +119,7 @@ class Checkpoints:
         self.expect(step, abstract)
         try:
             return self._steps.load_checkpointables(step, abstract)
-        except Exception as error:  # whatever a damaged file makes the libraries raise
+        except (OSError, ValueError, KeyError) as error:  # of damaged files: tensorstore's, Orbax', and JSON's
             raise self._unreadable(step, error) from error
 
     def _unreadable(self, step: int, reason: object) -> CheckpointError:
@@ -145,11 +146,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
-            try:
+            if not self._told:  # else Orbax would raise it once more, in place of ours
                 self._steps.close()
-            except Exception as error:  # Orbax raises the failure of the last save once more
-                if not self._told:
-                    raise self._failed(error) from error
 
     def __enter__(self) -> "Checkpoints":
         return self

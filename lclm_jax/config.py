@@ -280,6 +280,10 @@ class Config:
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
 
+    def run_step(self, stage: str, step: int) -> int:
+        """The step of the run, all stages in a row, that a step of a stage is."""
+        return sum(one.steps for one in self.stages[: [one.name for one in self.stages].index(stage)]) + step
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as nested dicts and lists, fit for JSON; `from_dict` is its inverse."""

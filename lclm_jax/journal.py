@@ -36,9 +36,7 @@ class Journal:
     """Writes lines of JSON into a run's directory and hands their numbers to the sinks."""
 
     def __init__(self, directory: Path, config: Config, sinks: tuple[Sink, ...] = (), writes: bool = True):
-        self.directory, self.sinks, self.writes = directory, sinks, writes
-        ends = [stage.steps for stage in config.stages]
-        self._before = {stage.name: sum(ends[:number]) for number, stage in enumerate(config.stages)}
+        self.directory, self.config, self.sinks, self.writes = directory, config, sinks, writes
 
     def log(self, line: Mapping[str, Any]):
         self._write(LOG, line)
@@ -51,7 +49,7 @@ class Journal:
 
     def _write(self, name: str, line: Mapping[str, Any], prefix: str = ""):
         self._append(name, line)
-        step = self._before[line["stage"]] + line["step"]
+        step = self.config.run_step(line["stage"], line["step"])
         for sink in self.sinks if self.writes else ():
             sink.add(step, {prefix + key: value for key, value in numbers(line) if key not in ("step", "steps", "time")})
 

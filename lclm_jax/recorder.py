@@ -16,10 +16,10 @@ from lclm_jax.data.streams import Order, batch_records
 from lclm_jax.hardware import find_chip
 from lclm_jax.journal import Journal
 from lclm_jax.state import trained_parts
-from lclm_jax.step import Metrics
+from lclm_jax.step import STREAM_SUMS, Metrics
 
 log = logging.getLogger(__name__)
-ADDED = ("stream_nll", "stream_correct", "stream_tokens", "context_tokens", "latents", "decoder_tokens")  # over a line's steps
+ADDED = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")  # over a line's steps
 HIDDEN = ("finite", "seconds", "waited")  # told by other names
 Position = Mapping[str, Any]  # of the data's iterator
 
@@ -132,7 +132,7 @@ class Recorder:
         line |= {"flops_per_second": self.flops / seconds, "mfu": self.flops / seconds / self.peak if self.peak else None}
         line |= {"waiting": waiting, "left_out": self.left_out}
         line |= {key: float(x) for key, x in last.items() if key not in line and key not in HIDDEN and np.ndim(x) == 0}
-        columns = np.stack([sums[key] + np.zeros(len(self.stage.streams)) for key in ADDED[:3]], axis=1)
+        columns = np.stack([sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1)
         line["streams"] = {
             stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
             for stream, (nll, correct, count) in zip(self.stage.streams, columns, strict=True)

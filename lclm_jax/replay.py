@@ -9,16 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from lclm_jax.checkpoint import CheckpointError, load_params
 from lclm_jax.config import Config, StageConfig, from_dict
 from lclm_jax.data.batch import Batch, Windows
-from lclm_jax.model.lclm import cast
-from lclm_jax.optim import component, split_trained
+from lclm_jax.optim import split_trained
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_params
-from lclm_jax.step import gradients_of, read_losses
+from lclm_jax.step import component_norms, gradients_of, read_losses
 
 SKIPPED = "skipped"  # the directory of such batches
 
@@ -85,7 +83,7 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
         params = load_params(directory, abstract_params(config.model, mesh), told["checkpoint"])
         trained, frozen = split_trained(params, stage)
         batch = jax.device_put(batch, batch_sharding(mesh))
-        nll = np.asarray(jax.jit(partial(_losses, config=config))(params, batch))
+        nll = np.asarray(jax.jit(partial(read_losses, config=config))(params, batch)[0])
         differentiate = jax.jit(partial(_norms, config=config, stage=stage))
         loss, norms = jax.device_get(differentiate(trained, frozen, batch))
         examples = _by_example(nll, batch, told["records"])
@@ -98,14 +96,9 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
     return Replayed(told, float(loss), {name: float(norm) for name, norm in norms.items()}, examples, rows)
 
 
-def _losses(params: Any, batch: Batch, config: Config) -> Any:
-    return read_losses(cast(params, config.model.dtype), batch, config)[0]
-
-
 def _norms(trained: Any, frozen: Any, batch: Batch, config: Config, stage: StageConfig) -> Any:
     loss, _, gradients = gradients_of(trained, frozen, batch, config, stage)
-    parts = sorted({component(path) for path in gradients})
-    return loss, {part: optax.tree.norm([x for path, x in gradients.items() if component(path) == part]) for part in parts}
+    return loss, component_norms(gradients)
 
 
 def _by_example(nll: np.ndarray, batch: Batch, records: Sequence[Sequence[str]]) -> list[tuple[str, int, float]]:

@@ -17,6 +17,7 @@ from lclm_jax.state import TrainState
 from lclm_jax.typing import Array, Params
 
 Metrics = dict[str, Any]
+STREAM_SUMS = ("stream_nll", "stream_correct", "stream_tokens")  # of losses, right guesses and trained tokens
 
 
 def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageConfig) -> tuple[TrainState, Metrics]:
@@ -47,18 +48,18 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
         "decoder_tokens": jnp.sum(batch.segments > 0),
         "fill": jnp.mean(batch.segments > 0),
         "window_fill": jnp.mean(batch.windows.segments > 0),
-        **_by_component("gradient_norm", gradients),
-        **_by_component("update_norm", moved),
-        **_by_component("parameter_norm", trained),
+        **{f"gradient_norm/{name}": norm for name, norm in component_norms(gradients).items()},
+        **{f"update_norm/{name}": norm for name, norm in component_norms(moved).items()},
+        **{f"parameter_norm/{name}": norm for name, norm in component_norms(trained).items()},
         **{f"rate/{name}": rate for name, rate in learning_rates(state.moments, stage).items()},
     }
     return after, metrics
 
 
-def _by_component(name: str, arrays: Flat) -> Metrics:
+def component_norms(arrays: Flat) -> dict[str, Array]:
     """The norm over each component's arrays."""
     parts = sorted({component(path) for path in arrays})
-    return {f"{name}/{part}": optax.tree.norm([x for path, x in arrays.items() if component(path) == part]) for part in parts}
+    return {part: optax.tree.norm([x for path, x in arrays.items() if component(path) == part]) for part in parts}
 
 
 def gradients_of(trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig) -> tuple[Array, Metrics, Flat]:
@@ -90,23 +91,20 @@ def _shares(x: Array, count: int) -> Array:
 
 def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None):
     """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
-    params = cast(unflatten({**trained, **frozen}), config.model.dtype)
-    nll, correct = read_losses(params, batch, config)
+    nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
     return jnp.sum(nll * batch.weights) / total, (nll, correct)
 
 
 def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array]:
-    """(loss, best guess right) [B T] of every trained token, zero elsewhere."""
+    """(loss, best guess right) [B T] of every trained token, zero elsewhere; in the model's dtype, whatever the parameters'."""
+    params = cast(params, config.model.dtype)
     hidden = apply(config.model, params, batch)
     return token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
 
 
 def stream_sums(batch: Batch, nll: Array, correct: Array, count: int) -> Metrics:
-    """Losses, right guesses and numbers of trained tokens, [X] by stream."""
+    """STREAM_SUMS, each [X] by stream."""
     streams = jax.nn.one_hot(batch.streams, count) * batch.weights[..., None]
-    return {
-        "stream_nll": jnp.einsum("BT,BTX->X", nll, streams),
-        "stream_correct": jnp.einsum("BT,BTX->X", correct, streams),
-        "stream_tokens": streams.sum((0, 1)),
-    }
+    sums = jnp.einsum("BT,BTX->X", nll, streams), jnp.einsum("BT,BTX->X", correct, streams), streams.sum((0, 1))
+    return dict(zip(STREAM_SUMS, sums, strict=True))

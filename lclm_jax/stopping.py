@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from lclm_jax.sharding import replicated
 
 log = logging.getLogger(__name__)
 METADATA = "metadata.google.internal"  # what a machine of Google Cloud asks about itself; $GCE_METADATA_HOST names another
-NOTICES = {"maintenance-event": ("NONE",), "preempted": ("FALSE",)}  # what it is asked, and what says that all is well
+# What it is asked, and what says that all is well; a migration disturbs no program, and machines with accelerators have none.
+NOTICES = {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"), "preempted": ("FALSE",)}
 PATIENCE = 300  # seconds until an answer that has not changed is given all the same
+PAUSE = 10  # seconds after a question without an answer
 
 
 class StopRequest:
@@ -52,7 +55,10 @@ def _heed(request: StopRequest, name: str, well: tuple[str, ...]):
     url = f"http://{os.environ.get('GCE_METADATA_HOST', METADATA)}/computeMetadata/v1/instance/{name}"
     said = _ask(url, 5)
     while said in well:
-        said = _ask(f"{url}?wait_for_change=true&timeout_sec={PATIENCE}", PATIENCE + 10) or said
+        heard = _ask(f"{url}?wait_for_change=true&timeout_sec={PATIENCE}", PATIENCE + 10)
+        if heard is None:
+            time.sleep(PAUSE)
+        said = heard or said
     if said:
         log.warning("Google Cloud says %s: %s; stopping", name, said)
         request.asked, request.reason = True, f"{name}: {said}"

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +62,6 @@ class Run:
     stop: StopRequest
     damaged: list[tuple[int, str]]  # checkpoints that were set aside, and why
 
-    def steps_before(self, stage: StageConfig) -> int:
-        """Steps of the stages before it: step s of the stage is step `steps_before + s` of the run."""
-        return sum(one.steps for one in self.config.stages[: self.config.stages.index(stage)])
-
 
 def train(config: Config, only: str | None = None) -> Path:
     """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
@@ -91,7 +86,7 @@ def train(config: Config, only: str | None = None) -> Path:
                 state = _going_on(_restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config)
                 batches.set_state(position["data"])
                 step = position["stage_step"]
-                run.journal.event("resumed", stage, step, **{"from": run.steps_before(stage) + step}, code=code_version())
+                run.journal.event("resumed", stage, step, **{"from": config.run_step(stage.name, step)}, code=code_version())
                 position = None
             params = _run_stage(run, stage, state, order, batches).params
         return run.directory
@@ -163,7 +158,7 @@ def _open(config: Config) -> Iterator[Run]:
     directory = Path(config.run.directory)
     tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
     mesh = make_mesh(config.mesh)
-    ends = list(accumulate(stage.steps for stage in config.stages))
+    ends = [config.run_step(stage.name, stage.steps) for stage in config.stages]
     with jax.set_mesh(mesh):
         check_batches(config)
         once("write the files of the model", partial(_write_files, directory, config, tokenizer))
@@ -258,7 +253,7 @@ def _save(run: Run, stage: StageConfig, step: int, state: TrainState, batches: I
         "config": to_dict(run.config),
         "code": code_version(),
     }
-    run.checkpoints.save(run.steps_before(stage) + step, {"params": state.params, "training": _training(state)}, position)
+    run.checkpoints.save(run.config.run_step(stage.name, step), {"params": state.params, "training": _training(state)}, position)
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -287,7 +282,7 @@ def _not_finite(
     first, before = recorder.failed
     _save(run, stage, step, state, batches)
     run.checkpoints.wait()
-    told = {"stage": stage.name, "step": first, "checkpoint": run.steps_before(stage) + step}
+    told = {"stage": stage.name, "step": first, "checkpoint": run.config.run_step(stage.name, step)}
 
     def keep() -> str:
         records = batch_records(recorder.order, run.config, dict(before))

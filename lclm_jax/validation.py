@@ -17,9 +17,8 @@ from lclm_jax.data.sources import Prepared
 from lclm_jax.data.spans import VIEWS, Span, lay_out, measure
 from lclm_jax.data.streams import budget, record_maker, stage_directory
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.model.lclm import cast
 from lclm_jax.sharding import batch_sharding, global_batch, own_rows, replicated
-from lclm_jax.step import Metrics, read_losses, stream_sums
+from lclm_jax.step import STREAM_SUMS, Metrics, read_losses, stream_sums
 from lclm_jax.typing import Params
 
 Figures = dict[str, dict[str, dict[str, float]]]  # stream -> view -> loss, accuracy, tokens
@@ -41,18 +40,15 @@ class Validation:
             whole = (global_batch(own, batch_sharding(self.mesh), self.config.data.rows) for own in batches)
             read = [jax.device_get(self._read(params, batch)) for batch in whole]
             for number, stream in enumerate(self.stage.streams):
-                nll, correct, tokens = (sum(float(sums[key][number]) for sums in read) for key in _KEYS)
+                nll, correct, tokens = (sum(float(sums[key][number]) for sums in read) for key in STREAM_SUMS)
                 if tokens:
                     told = {"loss": nll / tokens, "accuracy": correct / tokens, "tokens": tokens}
                     figures.setdefault(stream.name, {})[view] = told
         return figures
 
 
-_KEYS = ("stream_nll", "stream_correct", "stream_tokens")
-
-
 def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
-    return stream_sums(batch, *read_losses(cast(params, config.model.dtype), batch, config), count)
+    return stream_sums(batch, *read_losses(params, batch, config), count)
 
 
 def held_out_records(config: Config, stage: StageConfig, tokenizer: Tokenizer) -> list[tuple[int, list[Span]]]:

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from launch import soak as module
-from launch.soak import Row, Try, soak, summary
-from launch.soak_child import Session
-from launch.soak_compare import read_lines, same_batches, same_checkpoints, same_losses, same_skipped, whole_sessions
-from launch.soak_faults import BATCHES
-from launch.soak_plan import KILLS, KINDS, Fault, make_plan
-from launch.soak_tries import Outcome
-from launch.soak_work import soak_config
+from launch.soak import __main__ as module
+from launch.soak.__main__ import Row, Try, soak, summary
+from launch.soak.child import Session
+from launch.soak.compare import read_lines, same_batches, same_checkpoints, same_losses, same_skipped, whole_sessions
+from launch.soak.faults import BATCHES
+from launch.soak.plan import KILLS, KINDS, Fault, make_plan
+from launch.soak.tries import Outcome
+from launch.soak.work import soak_config
 from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.journal import EVENTS, LOG, Journal, JournalError
 from lclm_jax.optim import flatten, unflatten

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from lclm_jax import stopping
 from lclm_jax.stopping import stop_requests
 
 
@@ -49,6 +50,21 @@ def test_a_notice_asks_to_stop(server, monkeypatch, name, notice, later):
         while not stop.asked and time.monotonic() < deadline:
             time.sleep(0.02)
         assert stop.asked and stop.reason == f"{name}: {notice}"
+
+
+def test_a_server_that_goes_away_is_not_asked_without_pause(server, monkeypatch):
+    asked, answer = [], stopping._ask
+    monkeypatch.setattr(stopping, "_ask", lambda *question: asked.append(1) or (answer(*question) if len(asked) < 3 else None))
+    with stop_requests() as stop:
+        time.sleep(1.5)
+        assert 3 <= len(asked) <= 4 and not stop.asked
+
+
+def test_a_migration_stops_nothing(server, monkeypatch):
+    monkeypatch.setattr(Metadata, "said", Metadata.said | {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")})
+    with stop_requests() as stop:
+        time.sleep(0.6)
+        assert not stop.asked
 
 
 def test_no_notice_no_request(server):

@@ -57,7 +57,7 @@ class Prepared:
     def _records(self) -> grain.sources.ArrayRecordDataSource:
         try:
             records = grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
-        except Exception:  # which does not say which shard
+        except RuntimeError:  # which does not say which shard
             for shard in self.shards:
                 _check_opens(shard)
             raise
@@ -71,9 +71,7 @@ class Prepared:
     def _read(self, i: int) -> tuple[Raw, list[Stretch]]:
         try:
             return unpack(self._records[i])
-        except (ConfigError, DamagedError):
-            raise
-        except Exception as error:  # whatever a damaged file makes the libraries raise
+        except RuntimeError as error:  # of a record whose hash is another
             raise DamagedError(f"{self.where(i)} cannot be read: {error}; {REMEDY}") from error
 
     def __getitem__(self, i: int) -> list[Stretch]:
@@ -97,7 +95,7 @@ def _check_opens(shard: Path):
     """Raises DamagedError for a shard that cannot be opened."""
     try:
         grain.sources.ArrayRecordDataSource([str(shard)])
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except RuntimeError as error:
         raise DamagedError(f"{shard.name} cannot be opened: {error}; {REMEDY}") from error
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from launch.soak_child import Child, Session, child
-from launch.soak_faults import DAY, DIED, Order
-from launch.soak_plan import Fault, Kind
+from launch.soak.child import Child, Session, child
+from launch.soak.faults import DAY, DIED, Order
+from launch.soak.plan import Fault, Kind
 from lclm_jax.checkpoint import STEPS, saved_steps
 from lclm_jax.checksums import CHECKSUMS, damage
 from lclm_jax.config import Config

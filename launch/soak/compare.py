@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.soak_child import Line, Session
-from launch.soak_faults import BATCHES, poisoned_steps, run_step
-from launch.soak_tries import Outcome
+from launch.soak.child import Line, Session
+from launch.soak.faults import BATCHES, poisoned_steps
+from launch.soak.tries import Outcome
 from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.config import Config
 from lclm_jax.journal import EVENTS, LOG
@@ -55,7 +55,7 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
     """Parameters, moments, counters and the position in the data of the last step of every stage, bit for bit."""
     differing, count, mesh = [], 0, make_mesh(config.mesh, jax.devices()[:1])
     for stage in config.stages:
-        step = run_step(config, stage.name, stage.steps)
+        step = config.run_step(stage.name, stage.steps)
         state = abstract_state(config, stage, mesh)
         abstract = {name: getattr(state, name) for name in ("moments", "step", "skipped", "failing")}
         held = []
@@ -127,7 +127,7 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
     for number, session in enumerate(sessions):
         aside = [event["checkpoint"] for event in session.events if event["event"] == "damaged"]
         begun = next((event.get("from", 0) for event in session.events if event["event"] in ("started", "resumed")), None)
-        steps = [run_step(config, line["stage"], line["step"]) for line in session.log]
+        steps = [config.run_step(line["stage"], line["step"]) for line in session.log]
         if begun is None:
             wrong += [f"child {number} trained and did not say from where"] if steps else []
             continue

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.soak_faults import Order, run_step
+from launch.soak.faults import Order
 from lclm_jax.checkpoint import STEPS, saved_steps
 from lclm_jax.checksums import CHECKSUMS
 from lclm_jax.config import Config, to_dict
 from lclm_jax.errors import UserError
 from lclm_jax.journal import EVENTS, LOG
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 POLL = 0.003  # seconds
 PATIENCE = 120.0  # seconds in which a child must have come where it is to be disturbed, or it hangs
 Line = dict[str, Any]
@@ -54,7 +54,7 @@ class Child:
         (notes / "config.json").write_text(json.dumps(to_dict(config)))
         (notes / "order.json").write_text(json.dumps(to_dict(order)))
         self.said = notes / "stderr.txt"
-        command = [sys.executable, "-m", "launch.soak_faults", str(notes / "config.json"), str(notes / "order.json")]
+        command = [sys.executable, "-m", "launch.soak.faults", str(notes / "config.json"), str(notes / "order.json")]
         environment = _environment(notes.parent.parent / "programs")
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(command, cwd=HERE, env=environment, stdout=said, stderr=said)
@@ -73,7 +73,7 @@ class Child:
     def step(self) -> int:
         """The last step of the run that it wrote of."""
         lines = self.lines(LOG)
-        return run_step(self.config, lines[-1]["stage"], lines[-1]["step"]) if lines else 0
+        return self.config.run_step(lines[-1]["stage"], lines[-1]["step"]) if lines else 0
 
     @property
     def session(self) -> Session:

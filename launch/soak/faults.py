@@ -1,6 +1,6 @@
 """The child of a soak: trains a config while something goes wrong, which is wrapped around the library from outside.
 
-python -m launch.soak_faults CONFIG.json FAULT.json
+python -m launch.soak.faults CONFIG.json FAULT.json
 """
 
 import argparse
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.soak_plan import Fault, Kind
+from launch.soak.plan import Fault, Kind
 from lclm_jax import checkpoint
 from lclm_jax.command import run
 from lclm_jax.config import Config, from_dict
@@ -122,16 +122,10 @@ def before_step(act: Callable[[int], None]):
     add = Recorder.add
 
     def add_after(self: Recorder, step: int, metrics: Any, before: Any):
-        act(run_step(self.config, self.stage.name, step))
+        act(self.config.run_step(self.stage.name, step))
         add(self, step, metrics, before)
 
     Recorder.add = add_after
-
-
-def run_step(config: Config, stage: str, step: int) -> int:
-    """The step of the run that a step of a stage is."""
-    names = [one.name for one in config.stages]
-    return sum(one.steps for one in config.stages[: names.index(stage)]) + step
 
 
 def fill_disk_while_saving(config: Config, fault: Fault):

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from launch.soak_child import HungError, OutOfTimeError, child
-from launch.soak_compare import compare
-from launch.soak_faults import Order
-from launch.soak_plan import KINDS, Fault, Kind, make_plan
-from launch.soak_tries import Outcome, Soak, try_fault
-from launch.soak_work import soak_config, write_work
+from launch.soak.child import HungError, OutOfTimeError, child
+from launch.soak.compare import compare
+from launch.soak.faults import Order
+from launch.soak.plan import KINDS, Fault, Kind, make_plan
+from launch.soak.tries import Outcome, Soak, try_fault
+from launch.soak.work import soak_config, write_work
 from lclm_jax.command import run, show_table
 from lclm_jax.config import Config
 from lclm_jax.progress import progress_bar
