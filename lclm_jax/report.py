@@ -10,7 +10,7 @@ from lclm_jax.findings import Figures, ReportError, percent, span
 from lclm_jax.history import History
 from lclm_jax.page import Html, bullets, document, element, mark_differences, note, picture, section, table
 
-MAKES_ALL = "python -m launch.demo --config configs/tiny.py"  # reuses what is there and makes what is missing
+MAKES_ALL = "python -m launch.demo --config CONFIG"  # the file the run was made from; makes what is missing, reuses the rest
 VIEWS = tuple(plots.VIEWS)
 SHOWN = 12  # questions shown among the samples
 

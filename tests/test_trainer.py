@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_train import assert_equal, compiled_once, config, finished, log_of, once, saved  # noqa: F401
@@ -57,6 +58,21 @@ def test_a_stage_is_compiled_once(finished):
     assert [event["stage"] for event in events_of(directory, "compiled")] == ["adapter", "all"]
     assert [event["stage"] for event in events_of(directory, "started")] == ["adapter"]
     assert [event["stage"] for event in events_of(directory, "entered")] == ["all"]
+
+
+def test_a_batch_of_another_shape_is_an_error_not_another_program(config, tmp_path, monkeypatch):
+    module = sys.modules["lclm_jax.train"]
+    calls, whole = [], module.global_batch
+
+    def wider(*arguments):
+        calls.append(1)
+        batch = whole(*arguments)
+        return batch if len(calls) < 3 else jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+
+    monkeypatch.setattr(module, "global_batch", wider)
+    with pytest.raises(TypeError, match="compiled"):
+        train(moved(config, tmp_path))
+    assert len(calls) == 3
 
 
 def test_stages_one_by_one_are_the_whole(finished, tmp_path):
