@@ -95,18 +95,18 @@ def config() -> Config:
             positions=256,
             windows=3,
             lookahead=64,
-            reconstruction=(64, 64),
+            reconstruction=(32, 64),
             requests=1,
             shortest_segment=8,
         ),
         stages=(
-            StageConfig(  # in that run copying came after 300 steps, pairs after 600, lookups after 950
+            StageConfig(
                 "language",
-                steps=1100,
-                groups=(Group("decoder/.*", 3e-3, decay=0.0), Group("(adapter|encoder)/.*", None)),
+                steps=1500,
+                groups=(Group("decoder/.*", 2.5e-3, decay=0.0), Group("(adapter|encoder)/.*", None)),
                 streams=LANGUAGE,
                 warmup=50,
-                final_rate=2e-3,
+                final_rate=2.5e-3,
                 compress=False,
             ),
             StageConfig(
@@ -121,7 +121,16 @@ def config() -> Config:
             ),
             StageConfig(
                 "joint",
-                steps=2400,
+                steps=4500,
+                groups=trained(2e-3),
+                streams=COMPRESSED,
+                warmup=50,
+                final_rate=2e-3,
+                windows=4,
+            ),
+            StageConfig(
+                "anneal",
+                steps=1200,
                 groups=trained(2e-3),
                 streams=COMPRESSED,
                 warmup=50,

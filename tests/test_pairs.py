@@ -8,7 +8,8 @@ WORDS = ["amber", "kestrel", "stone", "river", "paper", "window", "cedar", "harb
 
 
 def read(text: str) -> list[tuple[str, ...]]:
-    return [tuple(pair.split()) for pair in text.rstrip(",").split(",")]
+    """The pairs of a document, or of text without a title."""
+    return [tuple(pair.split()) for pair in text.rpartition(":")[2].rstrip(",").split(",")]
 
 
 def test_frequent_words_are_plain_words_the_most_frequent_first():
@@ -30,6 +31,7 @@ def test_a_document_spells_its_pairs():
     assert pairs.spell([("amber", "kestrel"), ("stone", "river")]) == " amber kestrel, stone river,"
     documents = [row["text"] for row in pairs.pair_documents(WORDS, 50, 4, 6, seed=1)]
     assert len(set(documents)) == 50
+    assert {len(text.partition(":")[0].split()) for text in documents} == {0, 1, 2, 3}  # words of a title
     assert all(4 <= len(read(text)) <= 6 for text in documents)
     assert documents == [row["text"] for row in pairs.pair_documents(WORDS, 50, 4, 6, seed=1)]
 

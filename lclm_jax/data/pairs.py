@@ -1,8 +1,9 @@
 """Documents of random key-value pairs, questions about them, and passages of shuffled words: nothing in them can be guessed.
 
-    amber kestrel, stone river, paper window, ...
+    cedar harbour: amber kestrel, stone river, paper window, ...
 
-Every document is drawn anew, so that a held-out one holds other pairs of the same words.
+Every document is drawn anew, so that a held-out one holds other pairs of the same words. Titles of no word to three let pairs
+stand at every place of the groups of tokens that become one latent.
 """
 
 import json
@@ -22,13 +23,14 @@ from lclm_jax.data.transforms import read_requests
 
 WORDS = 256  # that pairs are made of
 COUNTS = {"": 40_000, "_short": 20_000}  # documents of a source
-PAIRS = {"": (16, 20), "_short": (2, 5)}  # of a document
+PAIRS = {"": (16, 20), "_short": (2, 8)}  # of a document
+TITLE = 3  # most words of a title
 QUESTIONS = {"": 6, "_short": 3}
 JUMBLED = {"": 40, "_short": 4}  # words of a jumble
 KINDS = ("jumbles", "pairs", "reorderings", "lookups")
 NAMES = ("docs", *(kind + length for length in COUNTS for kind in KINDS))
 SHOWN = 4000  # documents of pairs that the tokenizer is trained on, and a tenth as many chats
-VERSION = 1  # of what `write_corpus` writes; another one makes it write again
+VERSION = 2  # of what `write_corpus` writes; another one makes it write again
 Row = dict[str, Any]
 Pair = tuple[str, str]
 REORDER = " In another order:"
@@ -81,6 +83,11 @@ def draw_pairs(words: Sequence[str], rng: random.Random, least: int, most: int) 
     return [(key, rng.choice(words)) for key in keys]
 
 
+def draw_document(words: Sequence[str], rng: random.Random, pairs: Sequence[Pair]) -> str:
+    """Pairs under a title."""
+    return "".join(f" {word}" for word in rng.sample(words, rng.randint(0, TITLE))) + ":" + spell(pairs)
+
+
 def spell(pairs: Sequence[Pair]) -> str:
     """
     >>> spell([("amber", "kestrel"), ("stone", "river")])
@@ -92,7 +99,7 @@ def spell(pairs: Sequence[Pair]) -> str:
 def pair_documents(words: Sequence[str], count: int, least: int, most: int, seed: int) -> Iterator[Row]:
     rng = random.Random(seed)
     for _ in range(count):
-        yield {"text": spell(draw_pairs(words, rng, least, most))}
+        yield {"text": draw_document(words, rng, draw_pairs(words, rng, least, most))}
 
 
 def lookups(words: Sequence[str], count: int, least: int, most: int, questions: int, seed: int) -> Iterator[Row]:
@@ -105,7 +112,7 @@ def lookups(words: Sequence[str], count: int, least: int, most: int, questions: 
         for key, value in asked:
             messages.append({"role": "user", "content": [{"text": f" {key}?"}]})
             messages.append({"role": "assistant", "content": f" {value}"})
-        messages[0]["content"].insert(0, {"context": spell(pairs)})
+        messages[0]["content"].insert(0, {"context": draw_document(words, rng, pairs)})
         yield {"messages": messages}
 
 
@@ -114,7 +121,7 @@ def reorderings(words: Sequence[str], count: int, least: int, most: int, seed: i
     rng = random.Random(seed)
     for _ in range(count):
         pairs = draw_pairs(words, rng, least, most)
-        content = [{"context": spell(pairs)}, {"text": REORDER}]
+        content = [{"context": draw_document(words, rng, pairs)}, {"text": REORDER}]
         answer = {"role": "assistant", "content": spell(rng.sample(pairs, len(pairs)))}
         yield {"messages": [{"role": "user", "content": content}, answer]}
 
