@@ -39,7 +39,7 @@ from lclm_jax.evaluate import Tests
 from lclm_jax.progress import track
 
 VOCAB = 1024  # small, so that most parameters are layers
-EVALUATED = Tests(passages=("docs", "jumbles", "pairs"), continued=(), questions="lookups")
+EVALUATED = Tests(("docs", "jumbles", "pairs"), lengths=((32, 32), (64, 64)), continued=(), questions="lookups", asked=768)
 
 
 def tower(layers: int) -> TransformerConfig:

@@ -36,7 +36,6 @@ from lclm_jax.report import write_report
 from lclm_jax.train import train
 
 PASSAGES = 100
-QUESTIONS = 128
 
 
 def main():
@@ -69,13 +68,14 @@ def evaluate(model: LanguageModel, config: Config, tests: Tests) -> dict:
     directory, data = config.data.directory, config.data
     assert data.reconstruction is not None, "the demo reconstructs passages of set lengths"
     shortest, longest = data.reconstruction
-    half = (shortest // 2, shortest // 2)
     accuracy = [
         reconstruction_accuracy(model, directory, source, data, lengths, PASSAGES, track)
         for source in tests.passages
-        for lengths in (half, (shortest, longest))
+        for lengths in tests.lengths or ((shortest // 2, shortest // 2), (shortest, longest))
     ]
-    questions, answers = question_accuracy(model, directory, tests.questions, data, QUESTIONS, track)
+    questions, answers = None, []
+    if tests.questions:
+        questions, answers = question_accuracy(model, directory, tests.questions, data, tests.asked, track)
     return {
         "parameters": {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()},
         "ratio": model.config.compression.ratio,

@@ -259,6 +259,7 @@ class RunConfig:
     validate_every: int = 500  # steps between looks at held-out examples, also taken after a stage's last step; 0: never
     validation_examples: int = 64  # of every stream
     most_skipped: int = 10  # steps in a row that are not finite until training stops
+    patience: float | None = 3600.0  # seconds a step may take, with all that comes between two, until the run is ended; None: any
     tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
     wandb: str | None = None  # the project of Weights & Biases to send the log to, too
     loss_chunk: int = 1024  # positions of a device whose logits exist at once

@@ -13,7 +13,7 @@ from lclm_jax.config import DataConfig, ModelConfig
 from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.rows import Raw
 from lclm_jax.data.sources import Prepared
-from lclm_jax.data.spans import VIEWS, Context, Plain, Span, lay_out
+from lclm_jax.data.spans import VIEWS, Context, Plain, Span, compressed, lay_out
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.transforms import follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
@@ -30,26 +30,36 @@ class Tests:
     """The sources of a recipe that its model is tested on; a file in configs/ names them as `EVALUATED`."""
 
     passages: tuple[str, ...] = ("docs", "haystacks")  # to be reconstructed
+    lengths: tuple[tuple[int, int], ...] = ()  # of passages, in tokens; none: half the shortest trained on, and all of them
     continued: tuple[str, ...] = ("docs", "code")  # documents whose second half is predicted
-    questions: str = "tasks"
+    questions: str | None = "tasks"
+    asked: int = 128  # questions
 
 
 def reconstruction_accuracy(
     model: LanguageModel, directory: str, source: str, data: DataConfig, lengths: tuple[int, int], limit: int, progress: Progress
 ) -> dict[str, Any]:
-    """Share of tokens of held-out passages that are the best guess, each token given those before it, in every view.
+    """Share of tokens of held-out passages that are the best guess, each token given those before it, in every view; of a model
+    with several ratios also from latents of each, the view `latents` being of its own.
 
     `lengths` bounds the passages in tokens. Only the passage itself counts, not the token that ends the turn.
     """
     held, cut = Prepared(directory, source, "held", model.tokenizer), replace(data, reconstruction=lengths)
     records = _records(held, limit, lambda example, rng: reconstruct(example, rng, cut, model.tokenizer, held.kind))
-    result: dict[str, Any] = {"source": source, "lengths": list(lengths), "passages": len(records)}
-    for view, see in VIEWS.items():
-        scores = list(progress(_score(model, [see(record) for record in records]), f"{source} from {view}", len(records)))
+
+    def accuracy(seen: list[Sequence[Span]], view: str) -> dict[str, Any]:
+        scores = list(progress(_score(model, seen), f"{source} from {view}", len(seen)))
         right = sum(correct[:-1].sum() for _, correct in scores)
         total = sum(len(correct) - 1 for _, correct in scores)
         nll = sum(losses[:-1].sum() for losses, _ in scores)
-        result[view] = {"accuracy": _proportion(right, total), "loss": float(nll / total)}
+        return {"accuracy": _proportion(right, total), "loss": float(nll / total)}
+
+    result: dict[str, Any] = {"source": source, "lengths": list(lengths), "passages": len(records)}
+    result |= {view: accuracy([see(record) for record in records], view) for view, see in VIEWS.items()}
+    ratios = sorted(model.config.compression.all_ratios)
+    if len(ratios) > 1:
+        read = {n: [compressed(record, n) for record in records] for n in ratios}
+        result["ratios"] = {str(n): accuracy(seen, f"latents of {n} tokens") for n, seen in read.items()}
     return result
 
 

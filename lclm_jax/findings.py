@@ -119,13 +119,19 @@ def trained_tokens(stages: Sequence[Stage]) -> float:
 
 
 def compare(evaluation: Figures) -> list[Comparison]:
-    """Every test of an evaluation that gives a share: passages by source and length, then the questions."""
+    """Every test of an evaluation that gives a share: passages by source and length, then the questions, if any were asked."""
     result = [
         Comparison(passages(entry), *(entry[view]["accuracy"] for view in ("latents", "text", "nothing")))
         for entry in evaluation["reconstruction"]
     ]
+    return result + compare_questions(evaluation)
+
+
+def compare_questions(evaluation: Figures) -> list[Comparison]:
     questions = evaluation["questions"]
-    return [*result, Comparison("questions answered exactly", questions["latents"], questions["text"], questions["nothing"])]
+    if questions is None:
+        return []
+    return [Comparison("questions answered exactly", questions["latents"], questions["text"], questions["nothing"])]
 
 
 def passages(entry: Figures) -> str:
@@ -161,7 +167,7 @@ def summarise(evaluation: Figures) -> tuple[str, list[str]]:
     else:
         verdict = f"Compression does not work yet: in none of {total} tests do the latents clearly beat no context at all."
     facts = [f"Every {evaluation['ratio']} tokens of a context become one latent, which the decoder reads in place of the text."]
-    facts += [judge(item) for item in (*pool(evaluation["reconstruction"]), compare(evaluation)[-1])]
+    facts += [judge(item) for item in (*pool(evaluation["reconstruction"]), *compare_questions(evaluation))]
     for name, entries in list(evaluation["cost"].items())[:1]:
         facts.append(f"Reading with {name}: {describe_cost(entries[-1])}")
     return verdict, facts
@@ -243,6 +249,17 @@ def judge_lengths(entries: Sequence[Figures]) -> list[str]:
             f"Longer passages of {source}: accuracy from latents {change}, from {percent(short['value'])} at "
             f"{span(first['lengths'])} tokens to {percent(long['value'])} at {span(last['lengths'])}."
         )
+    return result
+
+
+def judge_ratios(entries: Sequence[Figures]) -> list[str]:
+    """How reconstruction changes with the ratio, of a model that has several, for each kind of passages."""
+    result = []
+    for entry in entries:
+        if ratios := entry.get("ratios"):
+            told = ", ".join(f"{percent(figures['accuracy']['value'])} at ratio {ratio}" for ratio, figures in ratios.items())
+            result.append(f"{upper_first(passages(entry))} by ratio: {told}; {percent(entry['nothing']['accuracy']['value'])} "
+                          "from nothing.")  # fmt: skip
     return result
 
 

@@ -57,6 +57,24 @@ def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], yl
     return figure
 
 
+def plot_ratios(lines: Mapping[str, Mapping[int, Mapping[str, float]]], ylabel: str) -> "Figure":
+    """Shares with 95 % intervals over tokens per latent, on a logarithmic axis: {name: {ratio: {"value", "low", "high"}}}."""
+    figure, axes = new_figure(5.6, 3.4)
+    for (name, line), colour in zip(lines.items(), (*VIEWS.values(), *STREAMS), strict=False):
+        values = [share["value"] for share in line.values()]
+        low, high = ([abs(share[bound] - share["value"]) for share in line.values()] for bound in ("low", "high"))
+        axes.errorbar(list(line), values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2.5, label=name)
+    ratios = sorted({ratio for line in lines.values() for ratio in line})
+    axes.set_xscale("log")
+    axes.set_xticks(ratios, [str(ratio) for ratio in ratios], fontsize=FONT)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("tokens per latent", fontsize=FONT)
+    axes.set_ylabel(ylabel, fontsize=FONT)
+    percent_axis(axes, top=1.05)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure
+
+
 def plot_cost(entries: Sequence[Mapping[str, Any]], key: str, label: str) -> "Figure":
     """One cost against context length, reading the text itself and reading latents, both axes logarithmic."""
     figure, axes = new_figure(3.6, 3.3)

@@ -27,7 +27,7 @@ def write_report(run_directory: str | Path) -> Path:
         raise ReportError(f"{directory} is not a run: it has no config.json; give the directory that training wrote to")
     run = history.read_history(directory, config)
     evaluation = _read(directory / "evaluation.json")
-    measured = (_reconstruction, _questions, _cost, _samples) if evaluation else ()
+    measured = (_reconstruction, _ratios, _questions, _cost, _samples) if evaluation else ()
     body = [
         _summary(directory, config, run, evaluation),
         _training(config, run),
@@ -122,15 +122,41 @@ def _reconstruction(evaluation: Figures) -> Html:
     )
 
 
+def _ratios(evaluation: Figures) -> Html:
+    entries = [entry for entry in evaluation["reconstruction"] if "ratios" in entry]
+    if not entries:
+        return Html("")
+    lines = {
+        f"{entry['source']}, {span(entry['lengths'])} tokens": {
+            int(ratio): figures["accuracy"] for ratio, figures in entry["ratios"].items()
+        }
+        for entry in entries
+    }
+    ratios = list(next(iter(lines.values())))
+    rows = [
+        [name, *(_interval(line[ratio]) for ratio in ratios), _interval(entry["nothing"]["accuracy"])]
+        for entry, (name, line) in zip(entries, lines.items(), strict=True)
+    ]
+    told = findings.judge_ratios(entries)
+    return section(
+        "Ratios",
+        element("p", "The same passages, every context in latents of one ratio; the model was asked for each."),
+        picture("", plots.plot_ratios(lines, "tokens right"), "Lines of the reconstruction accuracy by ratio. " + " ".join(told)),
+        table(["passages", *(f"ratio {ratio}" for ratio in ratios), "from nothing"], rows),
+        _about_intervals(),
+    )
+
+
 def _questions(evaluation: Figures) -> Html:
-    questions = evaluation["questions"]
+    halves = [_answered(evaluation["questions"])] if evaluation["questions"] else []
+    halves += [_continued(evaluation["continuation"])] if evaluation["continuation"] else []
+    return section("Questions and continuation", element("div", *halves, class_="pictures")) if halves else Html("")
+
+
+def _answered(questions: Figures) -> Html:
     shares = {view: questions[view] for view in VIEWS}
     alt = "Bars of the share of questions answered exactly. " + _in_words("All questions", shares)
-    losses = [
-        [entry["source"], entry["documents"], *(f"{entry[view]:.3f}" for view in VIEWS), findings.say_gap(entry)]
-        for entry in evaluation["continuation"]
-    ]
-    left = element(
+    return element(
         "div",
         element("h3", "Questions answered"),
         element("p", f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact."),
@@ -138,7 +164,14 @@ def _questions(evaluation: Figures) -> Html:
         table(["", *plots.VIEW_NAMES.values()], [["answered", *(_interval(questions[view]) for view in VIEWS)]]),
         _about_intervals(),
     )
-    right = element(
+
+
+def _continued(entries: Sequence[Figures]) -> Html:
+    losses = [
+        [entry["source"], entry["documents"], *(f"{entry[view]:.3f}" for view in VIEWS), findings.say_gap(entry)]
+        for entry in entries
+    ]
+    return element(
         "div",
         element("h3", "Continuation loss"),
         element(
@@ -150,7 +183,6 @@ def _questions(evaluation: Figures) -> Html:
             ["source", "documents", *(name.replace("from", "after") for name in plots.VIEW_NAMES.values()), "gap closed"], losses
         ),
     )
-    return section("Questions and continuation", element("div", left, right, class_="pictures"))
 
 
 def _cost(evaluation: Figures) -> Html:
@@ -206,16 +238,16 @@ def _samples(evaluation: Figures) -> Html:
     for sample in samples["reconstruction"]:
         original, written = mark_differences(sample["passage"], sample["written"])
         blocks.append(_beside(sample["source"], {"original": original, "written": written}))
-    blocks.append(element("h3", "Continuation, the opening read as latents"))
+    if samples["continuation"]:
+        blocks.append(element("h3", "Continuation, the opening read as latents"))
     for sample in samples["continuation"]:
         quotes = {"opening": sample["opening"], "what followed": sample["truth"], "written": sample["written"]}
         blocks.append(_beside(sample["source"], quotes))
     questions = samples["questions"]
     shown = questions[:SHOWN]
-    blocks += [
-        element("h3", "Questions"),
-        note(f"The first {len(shown)} of {evaluation['questions']['questions']}, not chosen."),
-    ]
+    if questions:
+        number = evaluation["questions"]["questions"]
+        blocks += [element("h3", "Questions"), note(f"The first {len(shown)} of {number}, not chosen.")]
     for sample in shown:
         answers = [["truth", sample["answer"]]] + [[plots.VIEW_NAMES[view], _answer(sample, view)] for view in VIEWS]
         blocks.append(
@@ -245,6 +277,7 @@ def _limits(config: Figures, run: History, evaluation: Figures | None) -> Html:
                 [
                     *(findings.judge(item) for item in findings.compare(evaluation)),
                     *findings.judge_lengths(evaluation["reconstruction"]),
+                    *findings.judge_ratios(evaluation["reconstruction"]),
                     *(findings.judge_continuation(entry) for entry in evaluation["continuation"]),
                 ]
             ),

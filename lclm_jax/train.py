@@ -6,7 +6,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,7 @@ from lclm_jax.stopping import StopRequest, stop_requests
 from lclm_jax.typing import Params
 from lclm_jax.validation import Validation
 from lclm_jax.version import code_version
+from lclm_jax.watchdog import watchdog
 from lclm_jax.writing import write_whole
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Run:
     journal: Journal
     checkpoints: Checkpoints
     stop: StopRequest
+    alive: Callable[[], None]  # says that the run goes on
     damaged: list[tuple[int, str]]  # checkpoints that were set aside, and why
 
 
@@ -101,6 +103,7 @@ def _run_stage(run: Run, stage: StageConfig, state: TrainState, order: Order, ba
     with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar, ExitStack() as stack:
         stack.callback(profiler.close)
         for step in range(begun + 1, stage.steps + 1):
+            run.alive()
             with recorder.waiting():
                 before = batches.get_state()
                 batch = global_batch(next(batches), batch_sharding(mesh), config.data.rows)
@@ -168,8 +171,9 @@ def _open(config: Config) -> Iterator[Run]:
             open_journal(directory, config) as journal,
             Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
             stop_requests() as stop,
+            watchdog(config.run.patience) as alive,
         ):
-            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop, damaged)
+            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop, alive, damaged)
 
 
 def _write_files(directory: Path, config: Config, tokenizer: Tokenizer):

@@ -73,9 +73,9 @@ class Runs:
 
     directory: Path
     stopped: list[Ended]  # two processes, of which one was asked to stop
-    killed: list[Ended]  # four processes, of which one was killed
+    killed: list[Ended]  # four processes, of which one was killed before it wrote its part of a checkpoint
     killed_at: float
-    saved: int  # the step they had begun with
+    saved: list[int]  # the newest checkpoint before and after that
     finished: list[Ended]
     refused: list[Ended]  # two processes with another model
     apart: list[Ended]  # two processes with a directory each
@@ -103,8 +103,9 @@ def runs(written, tmp_path_factory):
 
     def all_of_them() -> Runs:
         stopped = run(2, *command, TEST_SIGNAL="1:adapter:3:SIGTERM", **shared)
-        saved = newest(directory)
-        killed = run(4, *command, "--set", "mesh.data=2", TEST_SIGNAL="2:all:3:SIGKILL", **shared)
+        saved = [newest(directory)]
+        killed = run(4, *command, "--set", "mesh.data=2", TEST_SIGNAL="2:all:2:SIGKILL", **shared)
+        saved += [newest(directory)]
         finished = run(1, *command, **shared)
         refused = run(2, *command, "--set", "model.decoder.mlp=48", **shared)
         apart = run(2, *command, "--set", f"run.directory={programs}/" + "{process}", **shared)
@@ -173,7 +174,11 @@ def test_a_request_to_one_process_stops_all_at_one_step_with_a_checkpoint(runs):
     messages = {one.said.splitlines()[-1] for one in told.stopped}
     (message,) = messages
     assert message.startswith("stopped in stage adapter after step 4 of 4; saved, run again to continue")
-    assert told.saved == 4
+    assert told.saved[0] == 4
+
+
+def test_a_checkpoint_that_one_process_did_not_write_is_none(runs):
+    assert runs.result().saved[1] == 4
 
 
 def test_a_killed_process_ends_the_job_within_a_minute_and_all_say_so(runs):

@@ -209,6 +209,23 @@ def test_an_empty_evaluation_makes_a_page(directory):
     assert "nothing was tested" in page and "nan" not in re.sub(r'src="[^"]*"', "", page)
 
 
+def test_a_model_of_several_ratios_is_shown_at_each(directory):
+    ratios = {ratio: {"accuracy": share(value), "loss": 1.0} for ratio, value in (("2", 0.9), ("16", 0.5))}
+    changed = EVALUATION | {"reconstruction": [EVALUATION["reconstruction"][0] | {"ratios": ratios}]}
+    (directory / "evaluation.json").write_text(json.dumps(changed))
+    page = read(directory)
+    assert "Docs passages of 8 to 16 tokens reconstructed by ratio: 90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %" in page
+    assert "<h2>Ratios</h2>" in page and "<h2>Ratios</h2>" not in read(fabricate(directory))
+
+
+def test_what_was_not_tested_has_no_section(directory):
+    samples = EVALUATION["samples"] | {"continuation": [], "questions": []}
+    changed = EVALUATION | {"questions": None, "continuation": [], "samples": samples}
+    (directory / "evaluation.json").write_text(json.dumps(changed))
+    page = read(directory)
+    assert "<h2>Reconstruction</h2>" in page and "uestions" not in page.partition("<details>")[0]
+
+
 def test_elements_escape_all_but_html():
     assert element("p", "a < b", element("b", "&"), title='"') == '<p title="&quot;">a &lt; b<b>&amp;</b></p>'
 

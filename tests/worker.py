@@ -2,7 +2,7 @@
 
 `python tests/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients of the parameters in
 DIRECTORY on these meshes; process 0 writes them, every process its rows. As `--config tests/worker.py` it is the config in
-$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL.
+$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL, SIGKILL as it begins to save.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 
 from launch.job import join
 from lclm_jax import stopping
+from lclm_jax.checkpoint import Checkpoints
 from lclm_jax.config import Config, MeshConfig, from_dict
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
@@ -42,21 +43,33 @@ def config() -> Config:
 
 def _disturb(when: list[str], number: signal.Signals):
     """Sends a signal at a stage's step. What asks to stop goes to the parent, as from a cluster, and has arrived on return."""
-    requests, add, init = [], Recorder.add, stopping.StopRequest.__init__
+
+    def send(process: int):
+        Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(str(time.time()))
+        os.kill(process, number)
+
+    requests, add, init, save = [], Recorder.add, stopping.StopRequest.__init__, Checkpoints.save
 
     def remember(self):
         init(self)
         requests.append(self)
 
-    def add_and_disturb(self, step, metrics, before):
+    def add_and_ask(self, step, metrics, before):
         add(self, step, metrics, before)
         if [self.stage.name, str(step)] == when:
-            Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(str(time.time()))
-            os.kill(os.getpid() if number == signal.SIGKILL else os.getppid(), number)
+            send(os.getppid())
             while not requests[-1].asked:
                 time.sleep(0.01)
 
-    Recorder.add, stopping.StopRequest.__init__ = add_and_disturb, remember
+    def save_or_die(self, step, trees, metadata):
+        if [metadata["stage"], str(metadata["stage_step"])] == when:
+            send(os.getpid())
+        save(self, step, trees, metadata)
+
+    if number == signal.SIGKILL:
+        Checkpoints.save = save_or_die
+    else:
+        Recorder.add, stopping.StopRequest.__init__ = add_and_ask, remember
 
 
 def compute(config: Config, directory: Path, shape: tuple[int, ...]):

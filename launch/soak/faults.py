@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ POISONED = 0.15, 0.55  # where in each stage a step's parameters are not finite,
 DIED = "the data worker died"
 DAY = 86400.0
 LATE = 0.4  # seconds of a batch whose worker is slow
+STUCK = 10.0  # seconds until a child whose worker is stuck is to end
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,21 @@ def kill_data(config: Config, fault: Fault):
     PackedIterator.__next__ = read_or_die
 
 
+def block_data(config: Config, fault: Fault):
+    """What reads the data never comes back, in its own thread, after a few batches; the run's patience is short."""
+    watch = trainer.watchdog
+    trainer.watchdog = lambda _: watch(STUCK)
+    read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
+
+    def read_or_block(self: PackedIterator) -> Batch:
+        count[0] -= 1
+        if count[0] < 0:
+            threading.Event().wait()
+        return read(self)
+
+    PackedIterator.__next__ = read_or_block
+
+
 def jump(days: int) -> Callable[[Config, Fault], None]:
     """The clock jumps a few steps before the child is stopped."""
 
@@ -203,6 +220,7 @@ CAUSES: dict[Kind, Callable[[Config, Fault], None]] = {
     "full disk: log": fill_disk,
     "data worker: slow": slow_data,
     "data worker: dead": kill_data,
+    "data worker: stuck": block_data,
     "clock: a day on": jump(1),
     "clock: a day back": jump(-1),
 }

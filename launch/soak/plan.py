@@ -16,6 +16,7 @@ Kind = Literal[
     "damaged shard: index",
     "data worker: slow",
     "data worker: dead",
+    "data worker: stuck",
     "clock: a day on",
     "clock: a day back",
 ]

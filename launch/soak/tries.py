@@ -16,6 +16,7 @@ from lclm_jax.checksums import CHECKSUMS, damage
 from lclm_jax.config import Config
 from lclm_jax.data.shards import find_shards, index_path
 from lclm_jax.journal import EVENTS, LOG
+from lclm_jax.watchdog import STOOD_STILL
 
 MESSAGE, INTERRUPTED, KILLED = 2, 130, -9  # exit statuses: an error's message, asked to stop, SIGKILL
 SOON = 25  # steps after a fault in which a child must have ended
@@ -198,6 +199,14 @@ def _dead_data(soak: Soak, fault: Fault) -> Outcome:
         return Outcome(status > 0 and said, f"ended with status {status} and its error" if said else _ended(one, status))
 
 
+def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
+    with soak.child(fault) as one:
+        status = one.ended()
+        said = "no step was finished in" in one.message and "read_or_block" in one.said.read_text(errors="replace")
+        seen = f"ended with status {status}, its message and where the worker stood"
+        return Outcome(status == STOOD_STILL and said, seen if said else _ended(one, status))
+
+
 def _clock(soak: Soak, fault: Fault) -> Outcome:
     """The child goes on until it is stopped; or, if a checkpoint was being written, which takes days now, it says so and ends."""
     with soak.child(fault) as one:
@@ -230,6 +239,7 @@ TRIES: dict[Kind, Callable[[Soak, Fault], Outcome]] = {
     "damaged shard: index": _damaged_shard("index"),
     "data worker: slow": _slow_data,
     "data worker: dead": _dead_data,
+    "data worker: stuck": _stuck_data,
     "clock: a day on": _clock,
     "clock: a day back": _clock,
 }

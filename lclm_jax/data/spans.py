@@ -201,6 +201,11 @@ def language(record: Sequence[Span]) -> list[Span]:
     return [replace(span, trained=True) if isinstance(span, Plain) else span for span in uncompressed(record)]
 
 
+def compressed(record: Sequence[Span], ratio: int) -> list[Span]:
+    """The same record with every context at one ratio."""
+    return [replace(span, ratio=ratio) if isinstance(span, Context) else span for span in record]
+
+
 def without_contexts(record: Sequence[Span]) -> list[Span]:
     """The same record with every context left out."""
     return [span for span in record if not isinstance(span, Context)]
