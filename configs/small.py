@@ -72,6 +72,17 @@ COMPRESSED = (
     Stream("sft", "reorderings", 0.18),
     Stream("sft", "lookups", 0.12),
 )
+QUESTIONED = (
+    Stream("reconstruction", "jumbles_short", 0.04),
+    Stream("reconstruction", "pairs_short", 0.04),
+    Stream("sft", "reorderings_short", 0.08),
+    Stream("sft", "lookups_short", 0.08),
+    Stream("reconstruction", "docs", 0.16),
+    Stream("reconstruction", "jumbles", 0.12),
+    Stream("reconstruction", "pairs", 0.1),
+    Stream("sft", "reorderings", 0.24),
+    Stream("sft", "lookups", 0.2),
+)
 
 
 def recipe() -> Recipe:
@@ -129,10 +140,19 @@ def config() -> Config:
                 windows=4,
             ),
             StageConfig(
-                "anneal",
-                steps=1200,
+                "questions",
+                steps=1500,
                 groups=trained(2e-3),
-                streams=COMPRESSED,
+                streams=QUESTIONED,
+                warmup=50,
+                final_rate=2e-3,
+                windows=4,
+            ),
+            StageConfig(
+                "anneal",
+                steps=1000,
+                groups=trained(2e-3),
+                streams=QUESTIONED,
                 warmup=50,
                 final_rate=1e-5,
                 windows=4,
@@ -143,8 +163,11 @@ def config() -> Config:
     )
 
 
-def prepare(config: Config):
-    """Writes documents as input files and prepares them; what is there already is reused."""
+def prepare(config: Config, held_for: Tokenizer | None = None):
+    """Writes documents as input files and prepares them; what is there already is reused. With a trained model's tokenizer only
+    the documents that were held out from it."""
     directory = Path(config.data.directory)
-    inputs = write_corpus(directory / "input", config.model.decoder.vocab, track)
-    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)
+    vocab = None if held_for else config.model.decoder.vocab
+    inputs = write_corpus(directory / "input", vocab, track)
+    tokenizer = held_for or Tokenizer.load(directory / "input" / "tokenizer")
+    prepare_sources(recipe(), inputs, directory, tokenizer, progress=track)

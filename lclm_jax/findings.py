@@ -299,6 +299,13 @@ def percent(share: float | None) -> str:
     return "–" if number is None else f"{100 * number:.1f} %"
 
 
+def interval(share: Figures) -> str:
+    """A share with its interval, in a cell of a table."""
+    if not share["count"]:
+        return "–"
+    return f"{percent(share['value'])} ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

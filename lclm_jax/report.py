@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax import course, findings, history, plots
-from lclm_jax.findings import Figures, ReportError, percent, span
+from lclm_jax.findings import Figures, ReportError, interval, percent, span
 from lclm_jax.history import History
 from lclm_jax.page import Html, bullets, document, element, mark_differences, note, picture, section, table
 
@@ -106,7 +106,7 @@ def _reconstruction(evaluation: Figures) -> Html:
         pictures.append(picture(source, plots.plot_proportions(groups, "tokens right"), alt))
     rows = []
     for entry in entries:
-        shares = [_interval(entry[view]["accuracy"]) for view in VIEWS]
+        shares = [interval(entry[view]["accuracy"]) for view in VIEWS]
         losses = [f"{entry[view]['loss']:.2f}" for view in VIEWS]
         rows.append([f"{entry['source']}, {span(entry['lengths'])} tokens", entry["passages"], *shares, *losses])
     return section(
@@ -134,7 +134,7 @@ def _ratios(evaluation: Figures) -> Html:
     }
     ratios = list(next(iter(lines.values())))
     rows = [
-        [name, *(_interval(line[ratio]) for ratio in ratios), _interval(entry["nothing"]["accuracy"])]
+        [name, *(interval(line[ratio]) for ratio in ratios), interval(entry["nothing"]["accuracy"])]
         for entry, (name, line) in zip(entries, lines.items(), strict=True)
     ]
     told = findings.judge_ratios(entries)
@@ -161,7 +161,7 @@ def _answered(questions: Figures) -> Html:
         element("h3", "Questions answered"),
         element("p", f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact."),
         picture("", plots.plot_proportions({"all questions": shares}, "answered exactly"), alt),
-        table(["", *plots.VIEW_NAMES.values()], [["answered", *(_interval(questions[view]) for view in VIEWS)]]),
+        table(["", *plots.VIEW_NAMES.values()], [["answered", *(interval(questions[view]) for view in VIEWS)]]),
         _about_intervals(),
     )
 
@@ -343,12 +343,6 @@ def _about_intervals(more: str = "") -> Html:
 
 def _in_words(name: str, shares: Figures) -> str:
     return f"{name}: " + ", ".join(f"{percent(shares[view]['value'])} {plots.VIEW_NAMES[view]}" for view in VIEWS) + "."
-
-
-def _interval(share: Figures) -> str:
-    if not share["count"]:
-        return "–"
-    return f"{percent(share['value'])} ({100 * share['low']:.1f}–{100 * share['high']:.1f})"
 
 
 def _beside(title: str, quotes: dict[str, str]) -> Html:

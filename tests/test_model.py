@@ -98,6 +98,23 @@ def test_attend(causal):
     np.testing.assert_allclose(attend_after(q, (k, v), queries, cached, places, causal), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_after_a_cache_in_bfloat16_of_several_rows():
+    """Which XLA for CPUs cannot multiply in every order of dimensions."""
+    rng = np.random.default_rng(0)
+    shapes = ((3, 1, 8, 32), (3, 4, 1, 32), (3, 4, 1, 32), (3, 4, 16, 32), (3, 4, 16, 32))
+    q, k, v, keys, values = (jnp.array(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+    queries, places = (Places(jnp.ones((3, n), jnp.int32), jnp.full((3, n), n)) for n in (1, 16))
+
+    @jax.jit
+    def attended(own, cached):
+        return attend_after(own[0], own[1:], queries, cached, places, False)
+
+    own, cached = (q, k, v), (keys, values)
+    rounded, exact = attended(own, cached), attended(*jax.tree.map(lambda x: x.astype(jnp.float32), (own, cached)))
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=2e-2)
+
+
 def test_norm_computes_in_float32():
     rng = np.random.default_rng(0)
     x, scale = jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16), rng.normal(size=8).astype(np.float32)

@@ -1,8 +1,12 @@
 """Documents of random pairs and what is asked about them."""
 
+import json
 import random
+from pathlib import Path
 
 from lclm_jax.data import pairs
+from lclm_jax.data.rows import words_of
+from lclm_jax.data.shards import split_of
 
 WORDS = ["amber", "kestrel", "stone", "river", "paper", "window", "cedar", "harbour"]
 
@@ -61,3 +65,19 @@ def test_jumbles_are_words_of_the_texts():
     for row in pairs.jumbles(["a (b) c.", "d"], 10, 6, seed=4):
         assert len(row["text"].split()) == 6
         assert set(row["text"].split()) <= {"a", "(b)", "c.", "d"}
+
+
+def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(pairs, "COUNTS", {"": 300, "_short": 400})
+    monkeypatch.setattr(pairs, "SHOWN", 50)
+    words = " ".join(start + end for start in ("am", "ke", "sto", "ri", "pa") for end in ("ber", "strel", "ne", "ver", "dow"))
+    modules = [(f"module{i}.py", f'"""Module {i} {words}"""') for i in range(300)]
+    monkeypatch.setattr(pairs.corpus, "standard_library", lambda: modules)
+    everything, held = (pairs.write_corpus(tmp_path / name, vocab) for name, vocab in (("all", 400), ("held", None)))
+    for name in pairs.NAMES:
+        rows, kept = (
+            [json.loads(line) for line in Path(files[name][0]).read_text().splitlines()] for files in (everything, held)
+        )
+        assert kept == [row for row in rows if split_of(row.get("group") or words_of(row)) == "held"]
+        assert 0 < len(kept) < len(rows) / 10, name
+    assert (tmp_path / "all" / "tokenizer").exists() and not (tmp_path / "held" / "tokenizer").exists()

@@ -36,9 +36,10 @@ Pair = tuple[str, str]
 REORDER = " In another order:"
 
 
-def write_corpus(directory: str | Path, vocab: int, progress: Progress = silent) -> dict[str, list[str]]:
+def write_corpus(directory: str | Path, vocab: int | None, progress: Progress = silent) -> dict[str, list[str]]:
     """Writes `docs.jsonl`, the standard library's docstrings, a file of each kind of documents, long and short, and a tokenizer
-    trained on them; reuses what is there. Returns the input of each source.
+    of `vocab` entries trained on them; without `vocab`, those that are held out and no tokenizer. Reuses what is there.
+    Returns the input of each source.
 
     The words are those of docstrings that are not held out; most are one token.
     """
@@ -63,8 +64,13 @@ def write_corpus(directory: str | Path, vocab: int, progress: Progress = silent)
     for name, count in (("pairs", SHOWN), ("lookups", SHOWN // 10), ("reorderings", SHOWN // 10)):
         shown += [words_of(rows[name][i]) for i in chosen[:count]]
     shown += [read_requests("text")[0]] * (SHOWN // 10)
-    for _ in progress(range(1), "training tokenizer"):
-        corpus.train_tokenizer(shown, vocab).save(directory / "tokenizer")
+    if vocab is None:
+        rows = {
+            name: [row for row in some if split_of(row.get("group") or words_of(row)) == "held"] for name, some in rows.items()
+        }
+    else:
+        for _ in progress(range(1), "training tokenizer"):
+            corpus.train_tokenizer(shown, vocab).save(directory / "tokenizer")
     for name in progress(NAMES, "writing text"):
         Path(inputs[name][0]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
     written.write_text(json.dumps(settings))

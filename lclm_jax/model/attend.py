@@ -65,12 +65,13 @@ def attend_after(
             return jnp.where(attention_mask(queries, where, causal)[:, None, None], dots, jnp.finfo(jnp.float32).min)
 
         def gather(shares: Array, values: Array) -> Array:
-            return jnp.einsum("BKGTS,BKSH->BTKGH", shares.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return jnp.einsum("BKGTS,BKSH->BKGTH", shares.astype(values.dtype), values, preferred_element_type=jnp.float32)
 
         (keys, values), length = cached, places.segments.shape[1]
         shares = jax.nn.softmax(jnp.concatenate([scores(keys, places), scores(own[0], queries)], axis=-1), axis=-1)
         attended = gather(shares[..., :length], values) + gather(shares[..., length:], own[1])
-        return attended.reshape(b, t, n, h).astype(q.dtype)
+        # Put in order afterwards: XLA cannot multiply bfloat16 into this order on a CPU.
+        return attended.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
 
 
 def reference(q, k, v, places: Places, causal: bool, axes: RowAxes | None = None) -> Array:
