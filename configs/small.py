@@ -17,6 +17,7 @@ one cosine; the stage as it stands here has not been run from its start.
 """
 
 from pathlib import Path
+from typing import Any
 
 from lclm_jax.config import (
     CompressionConfig,
@@ -46,49 +47,44 @@ def tower(layers: int) -> TransformerConfig:
     return TransformerConfig(VOCAB, width=192, layers=layers, heads=8, kv_heads=4, head_dim=32, mlp=256, rope_theta=1e4)
 
 
-def trained(rate: float) -> tuple[Group, ...]:
-    return (Group("adapter/.*", rate), Group("encoder/.*", rate), Group("decoder/.*", rate, decay=0.0))
+def language(steps: int, streams: tuple[Stream, ...]) -> StageConfig:
+    """A stage in which the decoder learns to copy in plain text."""
+    groups = (Group("decoder/.*", 2.5e-3, decay=0.0), Group("(adapter|encoder)/.*", None))
+    return StageConfig("language", steps, groups, streams, warmup=50, final_rate=2.5e-3, compress=False)
 
 
-LANGUAGE = (
-    Stream("reconstruction", "jumbles_short", 0.2),
-    Stream("reconstruction", "pairs_short", 0.1),
-    Stream("sft", "reorderings_short", 0.125),
-    Stream("sft", "lookups_short", 0.075),
-    Stream("reconstruction", "docs", 0.2),
-    Stream("reconstruction", "jumbles", 0.25),
-    Stream("reconstruction", "pairs", 0.2),
-    Stream("sft", "reorderings", 0.25),
-    Stream("sft", "lookups", 0.1),
-)
-COMPRESSED = (
-    Stream("reconstruction", "jumbles_short", 0.12),
-    Stream("reconstruction", "pairs_short", 0.06),
-    Stream("sft", "reorderings_short", 0.08),
-    Stream("sft", "lookups_short", 0.06),
-    Stream("reconstruction", "docs", 0.18),
-    Stream("reconstruction", "jumbles", 0.18),
-    Stream("reconstruction", "pairs", 0.1),
-    Stream("sft", "reorderings", 0.18),
-    Stream("sft", "lookups", 0.12),
-)
-QUESTIONED = (
-    Stream("reconstruction", "jumbles_short", 0.04),
-    Stream("reconstruction", "pairs_short", 0.04),
-    Stream("sft", "reorderings_short", 0.08),
-    Stream("sft", "lookups_short", 0.08),
-    Stream("reconstruction", "docs", 0.16),
-    Stream("reconstruction", "jumbles", 0.12),
-    Stream("reconstruction", "pairs", 0.1),
-    Stream("sft", "reorderings", 0.24),
-    Stream("sft", "lookups", 0.2),
+def together(name: str, steps: int, streams: tuple[Stream, ...], final_rate: float = 2e-3, **more: Any) -> StageConfig:
+    """A stage that trains all parts; at one rate, so that it may be made longer without another course, or down to another."""
+    groups = (Group("adapter/.*", 2e-3), Group("encoder/.*", 2e-3), Group("decoder/.*", 2e-3, decay=0.0))
+    return StageConfig(name, steps, groups, streams, warmup=50, final_rate=final_rate, windows=4, **more)
+
+
+CHATS = ("reorderings", "lookups")
+SHARES = {  # of the trained tokens in plain text, from latents, and from latents with more questions
+    "jumbles_short": (0.2, 0.12, 0.04),
+    "pairs_short": (0.1, 0.06, 0.04),
+    "reorderings_short": (0.125, 0.08, 0.08),
+    "lookups_short": (0.075, 0.06, 0.08),
+    "docs": (0.2, 0.18, 0.16),
+    "jumbles": (0.25, 0.18, 0.12),
+    "pairs": (0.2, 0.1, 0.1),
+    "reorderings": (0.25, 0.18, 0.24),
+    "lookups": (0.1, 0.12, 0.2),
+}
+
+
+def is_chat(source: str) -> bool:
+    return source.removesuffix("_short") in CHATS
+
+
+LANGUAGE, COMPRESSED, QUESTIONED = (
+    tuple(Stream("sft" if is_chat(name) else "reconstruction", name, shares[mix]) for name, shares in SHARES.items())
+    for mix in range(3)
 )
 
 
 def recipe() -> Recipe:
-    chats = ("reorderings", "lookups")
-    sources = tuple(Source(name, "chat" if name.removesuffix("_short") in chats else "text") for name in NAMES)
-    return Recipe("small", sources, COMPRESSED)
+    return Recipe("small", tuple(Source(name, "chat" if is_chat(name) else "text") for name in NAMES), COMPRESSED)
 
 
 def config() -> Config:
@@ -111,15 +107,7 @@ def config() -> Config:
             shortest_segment=8,
         ),
         stages=(
-            StageConfig(
-                "language",
-                steps=1500,
-                groups=(Group("decoder/.*", 2.5e-3, decay=0.0), Group("(adapter|encoder)/.*", None)),
-                streams=LANGUAGE,
-                warmup=50,
-                final_rate=2.5e-3,
-                compress=False,
-            ),
+            language(1500, LANGUAGE),
             StageConfig(
                 "adapter",
                 steps=120,
@@ -130,33 +118,9 @@ def config() -> Config:
                 encoder_from_decoder=True,
                 windows=4,
             ),
-            StageConfig(
-                "joint",
-                steps=4500,
-                groups=trained(2e-3),
-                streams=COMPRESSED,
-                warmup=50,
-                final_rate=2e-3,
-                windows=4,
-            ),
-            StageConfig(
-                "questions",
-                steps=1500,
-                groups=trained(2e-3),
-                streams=QUESTIONED,
-                warmup=50,
-                final_rate=2e-3,
-                windows=4,
-            ),
-            StageConfig(
-                "anneal",
-                steps=1000,
-                groups=trained(2e-3),
-                streams=QUESTIONED,
-                warmup=50,
-                final_rate=1e-5,
-                windows=4,
-            ),
+            together("joint", 4500, COMPRESSED),
+            together("questions", 1500, QUESTIONED),
+            together("anneal", 1000, QUESTIONED, final_rate=1e-5),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         run=RunConfig(directory="runs/small", save_every=200, loss_chunk=1024),
