@@ -115,7 +115,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig, AdapterConfig, bool]:
     """How a checkpoint compresses, its adapter, and whether its encoder is causal, from model_config.json.
 
-    processor_config.json, where there is one, must agree.
+    processor_config.json, where there is one, must agree. `compression_ratios`, a list, is ours: the format knows one ratio.
 
     Older keys are understood; a window that is nowhere in the file is read from a `bst<W>` in the checkpoint's name.
     Raises ConversionError for what is missing, contradictory, or not supported.
@@ -129,6 +129,9 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
     for key, allowed in (("pooling", ("mean", "eos", "concat")), ("encoder_mask_type", tuple(MASKS))):
         if values.get(key) is not None and values[key] not in allowed:
             problems.append(f"{key} must be one of {', '.join(allowed)}, got {values[key]!r}")
+    ratios = values.get("compression_ratios", [])
+    if not (isinstance(ratios, list) and all(type(ratio) is int for ratio in ratios)):
+        problems.append(f"compression_ratios must be a list of whole numbers, got {ratios!r}")
     kind = values.get("adapter_type", "mlp")
     if kind not in ADAPTERS:
         problems.append(f"adapter_type must be one of {', '.join(ADAPTERS)}, got {kind!r}")
@@ -140,6 +143,7 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
         window=values["encoder_window_size"],
         pooling=values["pooling"],
         overlap=values.get("boundary_overlap", 0),
+        ratios=tuple(ratios),
     )
     layers = 1 if kind == "mlp" else values.get("num_adapter_layers", 1)
     return compression, AdapterConfig(kind, layers), MASKS[values["encoder_mask_type"]]
@@ -178,6 +182,8 @@ def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, An
         "boundary_overlap": compression.overlap,
         "adapter_type": config.adapter.kind,
     }
+    if compression.ratios:
+        model["compression_ratios"] = list(compression.ratios)
     if config.adapter.attention:
         model["num_adapter_layers"] = config.adapter.layers
     # The longest text whose latents the decoder has positions for.

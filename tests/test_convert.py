@@ -325,6 +325,17 @@ def test_older_names(source, tmp_path):
     assert all(np.array_equal(array, flatten(same)[path]) for path, array in flatten(params).items())
 
 
+def test_a_model_of_several_ratios_keeps_them(source, tmp_path):
+    edit_json(source / "model_config.json", compression_ratios=[2, 8])
+    from_hf(source, tmp_path / "ours")
+    to_hf(tmp_path / "ours", tmp_path / "back")
+    for place in (source, tmp_path / "back"):
+        assert read_compression(place)[0].all_ratios == (4, 2, 8)
+    edit_json(source / "model_config.json", compression_ratios=["2"])
+    with pytest.raises(ConversionError, match=r"compression_ratios must be a list of whole numbers, got \['2'\]"):
+        read_compression(source)
+
+
 @pytest.mark.parametrize("older, pooling", [("summary_mean", "mean"), ("summary_concat", "concat"), ("summary", "eos")])
 def test_older_poolings(older, pooling, source):
     edit_json(source / "model_config.json", pooling=older)
