@@ -34,7 +34,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.pairs import NAMES, write_corpus
+from lclm_jax.data.pairs import NAMES, write_corpus, write_held_out
 from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.evaluate import Tests
@@ -128,11 +128,14 @@ def config() -> Config:
     )
 
 
-def prepare(config: Config, held_for: Tokenizer | None = None):
-    """Writes documents as input files and prepares them; what is there already is reused. With a trained model's tokenizer only
-    the documents that were held out from it."""
+def prepare(config: Config):
+    """Writes documents as input files and prepares them; what is there already is reused."""
     directory = Path(config.data.directory)
-    vocab = None if held_for else config.model.decoder.vocab
-    inputs = write_corpus(directory / "input", vocab, track)
-    tokenizer = held_for or Tokenizer.load(directory / "input" / "tokenizer")
-    prepare_sources(recipe(), inputs, directory, tokenizer, progress=track)
+    inputs = write_corpus(directory / "input", config.model.decoder.vocab, track)
+    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)
+
+
+def prepare_held_out(config: Config, tokenizer: Tokenizer):
+    """The same for a model that is trained already, of the documents that were held out from it, in its tokens."""
+    directory = Path(config.data.directory)
+    prepare_sources(recipe(), write_held_out(directory / "input", track), directory, tokenizer, progress=track)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from configs.small import config as small_config
 from configs.small import language, together, tower
 from configs.small import prepare as prepare
+from configs.small import prepare_held_out as prepare_held_out
 from lclm_jax.config import CompressionConfig, Config, Stream
 from lclm_jax.evaluate import Tests
 

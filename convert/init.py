@@ -23,7 +23,8 @@ from convert.mapping import Source, find_sources, parameter_shapes
 from convert.provenance import PROVENANCE, hash_files
 from lclm_jax.checkpoint import save_streamed
 from lclm_jax.command import run
-from lclm_jax.config import ModelConfig, TransformerConfig, override
+from lclm_jax.config import ModelConfig, TransformerConfig
+from lclm_jax.config_values import override
 from lclm_jax.data.tokens import MEMORY, Tokenizer, add_memory, rows
 from lclm_jax.optim import flatten
 from lclm_jax.state import init_boxed

@@ -18,7 +18,7 @@ from convert.mapping import NUMPY, ConversionError, Tensor, match
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
 from lclm_jax.command import run, show_table
-from lclm_jax.config import to_dict
+from lclm_jax.config_values import to_dict
 from lclm_jax.data.tokens import TURN_END, Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track

@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.table import Table
 
 from lclm_jax.command import read_function, run, show_table
-from lclm_jax.config import ConfigError, Recipe, override
+from lclm_jax.config import ConfigError, Recipe
+from lclm_jax.config_values import override
 from lclm_jax.data.hub import find_tokenizer
 from lclm_jax.data.prepare import prepare
 from lclm_jax.data.shards import REJECTIONS

@@ -7,6 +7,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from rich.text import Text
 from convert.from_hf import from_hf
 from launch.demo import evaluate
 from lclm_jax.command import read_config, run, show_table
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.config import ConfigError
 from lclm_jax.evaluate import Tests
 from lclm_jax.findings import Figures, compare, interval, judge_ratios
 from lclm_jax.language_model import load
@@ -28,15 +29,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/small.py", help="what it was trained by; tells what it is tested on")
     parser.add_argument("--checkpoint", type=Path, default=Path("docs/small/model"), help="in the published layout")
-    parser.add_argument("--out", type=Path, default=Path("runs/show/small"), help="where it is converted to, and text prepared")
+    parser.add_argument("--out", default="runs/show", help="where held-out text is prepared")
     arguments = parser.parse_args()
-    converted = arguments.out / "checkpoint"
-    if not converted.exists():
-        from_hf(arguments.checkpoint, converted)
-    config, names = read_config(arguments.config, [f"data.directory={arguments.out / 'data'}"])
-    names["prepare"](config, held_for=Tokenizer.load(converted / "tokenizer"))
+    config, names = read_config(arguments.config, [f"data.directory={arguments.out}"])
+    if "prepare_held_out" not in names:
+        raise ConfigError(f"{arguments.config} has no function prepare_held_out(); expected one as in configs/small.py")
+    with TemporaryDirectory() as directory:
+        model = load(from_hf(arguments.checkpoint, Path(directory) / "converted"))
+    names["prepare_held_out"](config, model.tokenizer)
     tests = names.get("EVALUATED", Tests())
-    show(evaluate(load(converted), config, replace(tests, asked=min(tests.asked, ASKED))))
+    show(evaluate(model, config, replace(tests, asked=min(tests.asked, ASKED))))
 
 
 def show(evaluation: Figures):

@@ -1,6 +1,7 @@
 """Latent Context Language Models in JAX: read long text as a few latent vectors (arXiv 2606.09659)."""
 
-from lclm_jax.config import Config, ModelConfig, override
+from lclm_jax.config import Config, ModelConfig
+from lclm_jax.config_values import override
 from lclm_jax.data.spans import Context
 from lclm_jax.generate import Sampling
 from lclm_jax.language_model import LanguageModel, Latents, load

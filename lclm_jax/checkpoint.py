@@ -17,7 +17,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from lclm_jax.checksums import damage, write_checksums
-from lclm_jax.config import ModelConfig, from_dict, to_dict
+from lclm_jax.config import ModelConfig
+from lclm_jax.config_values import from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.processes import gather, is_first, once

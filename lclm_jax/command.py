@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lclm_jax.config import Config, ConfigError, override
+from lclm_jax.config import Config, ConfigError
+from lclm_jax.config_values import override
 from lclm_jax.errors import UserError
 
 

@@ -207,14 +207,14 @@ def judge(item: Comparison) -> str:
         return f"{upper_first(item.name)}: nothing was tested."
     latents, text, nothing = (percent(view["value"]) for view in (item.latents, item.text, item.nothing))
     figures = f"{upper_first(item.name)}: {latents} from latents, {text} from the full text, {nothing} from nothing."
+    if item.clear and item.latents["value"] > item.text["value"]:
+        return f"{figures} The latents clearly beat nothing; this decoder reads them better than it reads the text itself."
     if not item.readable:
         return f"{figures} Even the full text does not help this decoder, so the test says nothing about compression."
     if item.no_better:
         return f"{figures} The latents are no better than nothing."
     if not item.clear:
         return f"{figures} The intervals of latents and nothing overlap, so the difference may be chance."
-    if item.latents["value"] > item.text["value"]:
-        return f"{figures} The latents clearly beat nothing; this decoder reads them better than it reads the text itself."
     share = gap_closed(item.latents["value"], item.text["value"], item.nothing["value"])
     assert share is not None
     return f"{figures} The latents clearly beat nothing and close {percent(share)} of the gap to the full text."
@@ -258,8 +258,8 @@ def judge_ratios(entries: Sequence[Figures]) -> list[str]:
     for entry in entries:
         if ratios := entry.get("ratios"):
             told = ", ".join(f"{percent(figures['accuracy']['value'])} at ratio {ratio}" for ratio, figures in ratios.items())
-            result.append(f"{upper_first(passages(entry))} by ratio: {told}; {percent(entry['nothing']['accuracy']['value'])} "
-                          "from nothing.")  # fmt: skip
+            nothing = percent(entry["nothing"]["accuracy"]["value"])
+            result.append(f"{upper_first(passages(entry))} by ratio: {told}; {nothing} from nothing.")
     return result
 
 

@@ -13,7 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from lclm_jax.config import Config, ConfigError, StageConfig, to_dict
+from lclm_jax.config import Config, ConfigError, StageConfig
+from lclm_jax.config_values import to_dict
 from lclm_jax.errors import UserError
 from lclm_jax.processes import is_first
 

@@ -60,7 +60,7 @@ def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], yl
 def plot_ratios(lines: Mapping[str, Mapping[int, Mapping[str, float]]], ylabel: str) -> "Figure":
     """Shares with 95 % intervals over tokens per latent, on a logarithmic axis: {name: {ratio: {"value", "low", "high"}}}."""
     figure, axes = new_figure(5.6, 3.4)
-    for (name, line), colour in zip(lines.items(), (*VIEWS.values(), *STREAMS), strict=False):
+    for (name, line), colour in zip(lines.items(), STREAMS, strict=False):
         values = [share["value"] for share in line.values()]
         low, high = ([abs(share[bound] - share["value"]) for share in line.values()] for bound in ("low", "high"))
         axes.errorbar(list(line), values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2.5, label=name)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from lclm_jax.checkpoint import CheckpointError, load_params
-from lclm_jax.config import Config, StageConfig, from_dict
+from lclm_jax.config import Config, StageConfig
+from lclm_jax.config_values import from_dict
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.optim import split_trained
 from lclm_jax.sharding import batch_sharding, make_mesh

@@ -282,8 +282,8 @@ def _limits(config: Figures, run: History, evaluation: Figures | None) -> Html:
                 ]
             ),
             note(
-                "“Clearly” means that the 95 % intervals do not overlap. The full text is the most that latents can "
-                "be expected to give this decoder: where it fails with the full text, better latents would not help it."
+                "“Clearly” means that the 95 % intervals do not overlap. A decoder that reads both is given no "
+                "more by latents than by the full text; one that was trained on latents alone may read nothing else."
             ),
         ]
     return section("What a model of this size can and cannot do", element("p", " ".join(words)), *blocks)

@@ -17,7 +17,8 @@ import jax
 from jax.sharding import Mesh
 
 from lclm_jax.checkpoint import Checkpoints, load_params, read_model_files, set_aside_damaged, write_model_files
-from lclm_jax.config import Config, ConfigError, StageConfig, differences, to_dict
+from lclm_jax.config import Config, ConfigError, StageConfig
+from lclm_jax.config_values import differences, to_dict
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.streams import Order, batch_at, batch_records, stage_batches, stage_order
 from lclm_jax.data.tokens import Tokenizer

@@ -31,6 +31,7 @@ from lclm_jax.config import (
 )
 from lclm_jax.data.corpus import train_tokenizer
 from lclm_jax.data.rows import words_of
+from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.state import init_params
 
@@ -142,3 +143,9 @@ def config_once(model_config, sources) -> Config:
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
         run=RunConfig(save_every=2, log_every=1, validate_every=0, loss_chunk=256),
     )
+
+
+@pytest.fixture(scope="session")
+def one_batch(config_once, tokenizer):
+    """The first global batch of the second stage."""
+    return next(iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once)))

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from configs import lclm_0p6b_4b_16x, scratch_0p6b, tiny
-from lclm_jax.config import CompressionConfig, Config, ConfigError, from_dict, override, to_dict
+from lclm_jax.config import CompressionConfig, Config, ConfigError
+from lclm_jax.config_values import from_dict, override, to_dict
 
 
 def test_round_trip():

@@ -73,7 +73,7 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
     words = " ".join(start + end for start in ("am", "ke", "sto", "ri", "pa") for end in ("ber", "strel", "ne", "ver", "dow"))
     modules = [(f"module{i}.py", f'"""Module {i} {words}"""') for i in range(300)]
     monkeypatch.setattr(pairs.corpus, "standard_library", lambda: modules)
-    everything, held = (pairs.write_corpus(tmp_path / name, vocab) for name, vocab in (("all", 400), ("held", None)))
+    everything, held = pairs.write_corpus(tmp_path / "all", 400), pairs.write_held_out(tmp_path / "held")
     for name in pairs.NAMES:
         rows, kept = (
             [json.loads(line) for line in Path(files[name][0]).read_text().splitlines()] for files in (everything, held)

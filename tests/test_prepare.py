@@ -13,7 +13,8 @@ import pytest
 from configs import recipe_agent, recipe_fine_tuning, recipe_pretraining
 from launch import inspect as launch_inspect
 from launch import prepare as launch_prepare
-from lclm_jax.config import ConfigError, Recipe, Source, Stream, from_dict
+from lclm_jax.config import ConfigError, Recipe, Source, Stream
+from lclm_jax.config_values import from_dict
 from lclm_jax.data import hub
 from lclm_jax.data import prepare as preparing
 from lclm_jax.data.prepare import Job, prepare, run_job

@@ -17,8 +17,7 @@ import pytest
 from test_sharding import assert_close, loss_and_gradients
 
 from launch.job import FATAL, Job, JobError, dead_processes, find, last_word
-from lclm_jax.config import to_dict
-from lclm_jax.data.streams import PackedBatches, stage_order
+from lclm_jax.config_values import to_dict
 from lclm_jax.optim import flatten
 from lclm_jax.train import train
 
@@ -114,11 +113,6 @@ def runs(written, tmp_path_factory):
 
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(all_of_them)
-
-
-@pytest.fixture(scope="module")
-def one_batch(config_once, tokenizer):
-    return next(iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once)))
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,21 @@ def saved(config, directory, step):
         return jax.device_get(checkpoints.restore(step, {"params": state.params, "training": training}))
 
 
+def lines_of(directory, name):
+    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
+
+
 def log_of(directory):
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return lines_of(directory, "log")
+
+
+def events_of(directory, event):
+    return [line for line in lines_of(directory, "events") if line["event"] == event]
+
+
+def moved(config, directory, **changes):
+    """The config of a run in another directory."""
+    return replace(config, run=replace(config.run, directory=str(directory), **changes))
 
 
 def assert_equal(tree, expected):

@@ -1,4 +1,4 @@
-"""What a run can be left alone with: stages by themselves, steps that are not finite, held-out figures, its journal."""
+"""What a run can be left alone with: stages by themselves, how tokens count, held-out figures, traces."""
 
 import json
 import shutil
@@ -11,38 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import assert_equal, compiled_once, config, finished, log_of, once, saved  # noqa: F401
+from test_train import assert_equal, compiled_once, config, events_of, finished, lines_of, log_of, moved, once, saved  # noqa: F401
 
 from configs.lclm_0p6b_4b_16x import config as published_config
-from launch import replay as launch_replay
 from lclm_jax.checkpoint import save_model
-from lclm_jax.config import AdapterConfig, Config, ConfigError, differences, to_dict
+from lclm_jax.config import AdapterConfig, ConfigError
+from lclm_jax.config_values import differences
 from lclm_jax.data.sources import Prepared
 from lclm_jax.data.spans import VIEWS
 from lclm_jax.data.streams import PackedBatches, batch_at, batch_records, stage_order
 from lclm_jax.evaluate import _score
 from lclm_jax.hardware import find_chip
-from lclm_jax.journal import Journal, numbers
 from lclm_jax.language_model import load
-from lclm_jax.optim import assign_groups, flatten, split_trained, unflatten
+from lclm_jax.optim import assign_groups, flatten, split_trained
 from lclm_jax.recorder import Recorder
-from lclm_jax.replay import keep_batch, read_batch, replay
 from lclm_jax.state import init_params
 from lclm_jax.step import gradients_of
-from lclm_jax.train import NotFinite, train
+from lclm_jax.train import train
 from lclm_jax.validation import held_out_records
-
-
-def lines_of(directory, name):
-    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
-
-
-def events_of(directory, event):
-    return [line for line in lines_of(directory, "events") if line["event"] == event]
-
-
-def moved(config: Config, directory, **changes) -> Config:
-    return replace(config, run=replace(config.run, directory=str(directory), **changes))
 
 
 def test_two_runs_are_equal_bit_for_bit(finished, tmp_path):
@@ -147,11 +133,6 @@ def gradients(config, params, batch, mesh):
         return jax.device_get(run(*split_trained(params, config.stages[1]), batch))
 
 
-@pytest.fixture(scope="module")
-def one_batch(config_once, tokenizer):
-    return next(iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once)))
-
-
 def assert_same_gradients(found, expected):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found[1:], expected[1:])
@@ -195,95 +176,6 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
             trained = batch.targets[row][(batch.segments[row] == number) & (batch.weights[row] > 0)]
             said = tokenizer.decode(trained, control=False).strip()
             assert said and said[:20] in json.dumps(source.raw(i), ensure_ascii=False).encode().decode("unicode_escape")
-
-
-@pytest.fixture(scope="module")
-def poisoned(config_once, tokenizer, noisy):
-    """Parameters that are not finite where the encoder reads one token, of some rows of each of the first batches; that token."""
-    batches = iter(PackedBatches(stage_order(config_once, config_once.stages[0], tokenizer), config_once))
-    first = [next(batches).windows for _ in range(2)]
-
-    def rows(token):
-        return [np.any((windows.tokens == token) & (windows.segments > 0), axis=(1, 2)).sum() for windows in first]
-
-    token = next(token for token in range(512) if all(0 < count < 6 for count in rows(token)))
-    flat = {path: np.array(x) for path, x in flatten(noisy).items()}
-    flat["encoder/table"][token] = np.nan
-    return unflatten(flat), token
-
-
-@pytest.fixture
-def failing(config, tmp_path, poisoned, tokenizer, monkeypatch, one_device):
-    """A run that begins with such parameters, and stops at the second such step in a row."""
-    monkeypatch.setattr(sys.modules["lclm_jax.replay"], "make_mesh", lambda _: one_device)
-    save_model(tmp_path / "base", config.model, tokenizer, poisoned[0])
-    return moved(config, tmp_path / "run", begin=str(tmp_path / "base"), most_skipped=2, save_every=100)
-
-
-def test_too_many_steps_that_are_not_finite_stop_with_what_made_them(failing, poisoned, tmp_path, command, caplog):
-    directory = tmp_path / "run"
-    with pytest.raises(NotFinite, match=r"2 steps in a row up to step \d of stage adapter .*python -m launch.replay"):
-        train(failing)
-    skipped = events_of(directory, "skipped")
-    assert len(skipped) >= 2 and all(np.isnan(event["loss"]) and event["records"] for event in skipped)
-    assert skipped[0]["records"][0] in caplog.text
-    first = skipped[-2]["step"]
-    batch, told = read_batch(directory / "skipped" / f"adapter-{first}.npz")
-    assert [record for row in told["records"] for record in row] == skipped[-2]["records"]
-    after = saved(failing, directory, told["checkpoint"])
-    for path, x in flatten(poisoned[0]).items():
-        if not path.startswith("adapter"):
-            np.testing.assert_array_equal(flatten(after["params"])[path], x)
-    assert after["training"]["failing"] >= 2
-    found = replay(directory)
-    rows = np.unique(np.nonzero((batch.windows.tokens == poisoned[1]) & (batch.windows.segments > 0))[0])
-    blamed = {row for record, row, loss in found.examples if not np.isfinite(loss)}
-    assert np.isnan(found.loss) and blamed == set(rows.tolist()) and 0 < len(found.suspects) < len(found.examples)
-
-
-def test_replay_is_a_command(failing, tmp_path, command, caplog, capsys):
-    assert command(launch_replay, tmp_path) == 2
-    with pytest.raises(NotFinite):
-        train(failing)
-    caplog.clear()
-    assert command(launch_replay, tmp_path / "run") == 0
-    assert "record" in capsys.readouterr().out
-
-
-def test_gradients_alone_are_traced_to_rows(config, tmp_path, noisy, one_batch, tokenizer, monkeypatch, one_device):
-    """Losses are finite; a gradient is not, but in the rows that read no context."""
-    monkeypatch.setattr(sys.modules["lclm_jax.replay"], "make_mesh", lambda _: one_device)
-    factors = {"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}
-    flat = {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(noisy).items()}
-    save_model(tmp_path, config.model, tokenizer, unflatten(flat))
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    batch = one_batch.replace(slots=np.where(np.arange(8)[:, None] < 5, one_batch.slots, -1))
-    records = [[f"{row}/{number}" for number in range(row_segments.max())] for row, row_segments in enumerate(batch.segments)]
-    keep_batch(tmp_path, batch, {"stage": "all", "step": 1, "checkpoint": 0, "records": records})
-    found = replay(tmp_path)
-    assert np.isfinite(found.loss) and not np.isfinite(found.norms["encoder"])
-    assert [np.isfinite(norm) for _, norm in found.rows] == [False] * 5 + [True] * 3
-    assert found.suspects == [name for row in records[:5] for name in row]
-
-
-def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_path, monkeypatch):
-    module = sys.modules["lclm_jax.train"]
-    calls, whole = [], module.global_batch
-
-    def poison(*arguments):
-        calls.append(1)
-        batch = whole(*arguments)
-        return batch.replace(weights=batch.weights.at[0, np.argmax(batch.weights[0])].set(3e38)) if len(calls) == 2 else batch
-
-    monkeypatch.setattr(module, "global_batch", poison)
-    directory = train(moved(config, tmp_path), "adapter")
-    assert [event["step"] for event in events_of(directory, "skipped")] == [2]
-    lines = log_of(directory)
-    assert [line["skipped"] for line in lines] == [0, 1, 1, 1]
-    assert [line["trained_tokens"] > 0 and np.isfinite(line["loss"]) for line in lines] == [True, False, True, True]
-    training = saved(config, directory, 4)["training"]
-    assert training["skipped"] == 1 and training["failing"] == 0 and training["moments"]["adapter/0"][0].count == 3
-    assert [line["update_norm/adapter"] > 0 for line in log_of(directory)] == [False, False, True, True]  # warm-up begins at 0
 
 
 class Watched:
@@ -355,37 +247,6 @@ def test_a_trace_is_made_while_training(config, tmp_path, monkeypatch):
     assert list((tmp_path / "profiles" / "adapter-1").rglob("*.xplane.pb")) and not (tmp_path / "profile").exists()
 
 
-def test_figures_go_to_tensorboard(config, tmp_path):
-    directory = train(moved(config, tmp_path, tensorboard=True), "adapter")
-    (file,) = (directory / "tensorboard").iterdir()
-    for name in (b"loss", b"streams/reconstruction/docs/accuracy", b"gradient_norm/adapter", b"tokens_per_second"):
-        assert file.read_bytes().count(name) >= 4
-
-
-def test_figures_go_to_wandb(config, tmp_path, monkeypatch):
-    seen, made = [], []
-    run = types.SimpleNamespace(log=seen.append, define_metric=lambda *_, **__: None, finish=lambda: made.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: made.append(given) or run))
-    train(moved(config, tmp_path, wandb="lclm"), "adapter")
-    assert made[0]["project"] == "lclm" and made[0]["resume"] == "allow" and made[1:] == ["finished"]
-    assert [line["step"] for line in seen] == [1, 2, 3, 4]
-    assert all(line["streams/sft/tasks/loss"] > 0 for line in seen)
-
-
-@pytest.mark.parametrize(("setting", "value"), [("tensorboard", True), ("wandb", "lclm")])
-def test_a_sink_that_is_not_installed_is_named(config, tmp_path, monkeypatch, setting, value):
-    for name in ("tensorboardX", "wandb"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"run\.{setting} needs .*pip install -e '\.\[watch\]'"):
-        train(moved(config, tmp_path, **{setting: value}))
-
-
-def test_a_line_that_was_cut_short_stays_by_itself(config, tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"stage": "adapter", "st')
-    Journal(tmp_path, config).log({"stage": "adapter", "step": 1})
-    assert (tmp_path / "log.jsonl").read_text().splitlines()[1] == '{"stage": "adapter", "step": 1}'
-
-
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)],
@@ -393,10 +254,6 @@ def test_a_line_that_was_cut_short_stays_by_itself(config, tmp_path):
 def test_a_chip_by_what_it_reports(kind, name):
     chip = find_chip(kind)
     assert (chip and chip.name) == name
-
-
-def test_numbers_of_a_line():
-    assert dict(numbers({"a": 1, "b": {"c": 2.5, "d": "x"}, "e": None, "f": True})) == {"a": 1.0, "b/c": 2.5}
 
 
 def test_a_damaged_checkpoint_is_told_and_the_run_ends_as_it_would_have(finished, tmp_path, caplog):

@@ -19,7 +19,8 @@ import numpy as np
 from launch.job import join
 from lclm_jax import stopping
 from lclm_jax.checkpoint import Checkpoints
-from lclm_jax.config import Config, MeshConfig, from_dict
+from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config_values import from_dict
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.optim import split_trained, unflatten

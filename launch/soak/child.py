@@ -15,7 +15,8 @@ from typing import Any
 from launch.soak.faults import Order
 from lclm_jax.checkpoint import STEPS, saved_steps
 from lclm_jax.checksums import CHECKSUMS
-from lclm_jax.config import Config, to_dict
+from lclm_jax.config import Config
+from lclm_jax.config_values import to_dict
 from lclm_jax.errors import UserError
 from lclm_jax.journal import EVENTS, LOG
 

@@ -22,7 +22,8 @@ import numpy as np
 from launch.soak.plan import Fault, Kind
 from lclm_jax import checkpoint
 from lclm_jax.command import run
-from lclm_jax.config import Config, from_dict
+from lclm_jax.config import Config
+from lclm_jax.config_values import from_dict
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.streams import PackedIterator, batch_records
 from lclm_jax.journal import LOG

@@ -30,51 +30,84 @@ JUMBLED = {"": 40, "_short": 4}  # words of a jumble
 KINDS = ("jumbles", "pairs", "reorderings", "lookups")
 NAMES = ("docs", *(kind + length for length in COUNTS for kind in KINDS))
 SHOWN = 4000  # documents of pairs that the tokenizer is trained on, and a tenth as many chats
-VERSION = 2  # of what `write_corpus` writes; another one makes it write again
+WRITTEN = "corpus.json"  # beside the text: what it was made with
+MADE_BY = {"python": get_python_version(), "version": 2}  # another one of either makes it be written again
 Row = dict[str, Any]
 Pair = tuple[str, str]
 REORDER = " In another order:"
 
 
-def write_corpus(directory: str | Path, vocab: int | None, progress: Progress = silent) -> dict[str, list[str]]:
+def write_corpus(directory: str | Path, vocab: int, progress: Progress = silent) -> dict[str, list[str]]:
     """Writes `docs.jsonl`, the standard library's docstrings, a file of each kind of documents, long and short, and a tokenizer
-    of `vocab` entries trained on them; without `vocab`, those that are held out and no tokenizer. Reuses what is there.
-    Returns the input of each source.
+    of `vocab` entries trained on them; reuses what is there. Returns the input of each source.
 
     The words are those of docstrings that are not held out; most are one token.
     """
-    directory = Path(directory)
-    inputs = {name: [str(directory / f"{name}.jsonl")] for name in NAMES}
-    written = directory / "corpus.json"
-    settings = {"vocab": vocab, "python": get_python_version(), "version": VERSION}
-    if written.exists() and json.loads(written.read_text()) == settings:
-        return inputs
-    directory.mkdir(parents=True, exist_ok=True)
+    directory, settings = Path(directory), {"vocab": vocab}
+    if not _is_written(directory, settings):
+        rows = draw_rows(progress)
+        for _ in progress(range(1), "training tokenizer"):
+            corpus.train_tokenizer(_texts_of_tokenizer(rows), vocab).save(directory / "tokenizer")
+        _write(directory, rows, settings, progress)
+    return _inputs(directory)
+
+
+def write_held_out(directory: str | Path, progress: Progress = silent) -> dict[str, list[str]]:
+    """Writes of the documents of `write_corpus` those that are held out, and no tokenizer."""
+    directory, settings = Path(directory), {"split": "held"}
+    if not _is_written(directory, settings):
+        drawn = draw_rows(progress)
+        held = {name: [row for row in rows if _split_of_row(row) == "held"] for name, rows in drawn.items()}
+        _write(directory, held, settings, progress)
+    return _inputs(directory)
+
+
+def draw_rows(progress: Progress = silent) -> dict[str, list[Row]]:
+    """The documents of every source, the same at every call."""
     docs = corpus.documentation(list(progress(corpus.standard_library(), "reading modules")))
-    shown = [row["text"] for row in docs if split_of(row["group"]) == "train"]
-    words = frequent_words(shown, WORDS)
+    texts = _trained_texts(docs)
+    words = frequent_words(texts, WORDS)
     rows: dict[str, list[Row]] = {"docs": docs}
     for seed, length in zip((1, 5), COUNTS, strict=True):
         count, (least, most) = COUNTS[length], PAIRS[length]
-        rows["jumbles" + length] = list(jumbles(shown, count, JUMBLED[length], seed))
+        rows["jumbles" + length] = list(jumbles(texts, count, JUMBLED[length], seed))
         rows["pairs" + length] = list(pair_documents(words, count, least, most, seed + 1))
         rows["reorderings" + length] = list(reorderings(words, count, least, most, seed + 2))
         rows["lookups" + length] = list(lookups(words, count, least, most, QUESTIONS[length], seed + 3))
+    return rows
+
+
+def _trained_texts(docs: Iterable[Row]) -> list[str]:
+    return [row["text"] for row in docs if _split_of_row(row) == "train"]
+
+
+def _split_of_row(row: Row) -> str:
+    """The split that preparation gives a row."""
+    return split_of(row.get("group") or words_of(row))
+
+
+def _texts_of_tokenizer(rows: dict[str, list[Row]]) -> list[str]:
+    texts = _trained_texts(rows["docs"])
     chosen = random.Random(0).sample(range(COUNTS[""]), SHOWN)
     for name, count in (("pairs", SHOWN), ("lookups", SHOWN // 10), ("reorderings", SHOWN // 10)):
-        shown += [words_of(rows[name][i]) for i in chosen[:count]]
-    shown += [read_requests("text")[0]] * (SHOWN // 10)
-    if vocab is None:
-        rows = {
-            name: [row for row in some if split_of(row.get("group") or words_of(row)) == "held"] for name, some in rows.items()
-        }
-    else:
-        for _ in progress(range(1), "training tokenizer"):
-            corpus.train_tokenizer(shown, vocab).save(directory / "tokenizer")
-    for name in progress(NAMES, "writing text"):
-        Path(inputs[name][0]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-    written.write_text(json.dumps(settings))
-    return inputs
+        texts += [words_of(rows[name][i]) for i in chosen[:count]]
+    return texts + [read_requests("text")[0]] * (SHOWN // 10)
+
+
+def _inputs(directory: Path) -> dict[str, list[str]]:
+    return {name: [str(directory / f"{name}.jsonl")] for name in NAMES}
+
+
+def _is_written(directory: Path, settings: dict[str, Any]) -> bool:
+    written = directory / WRITTEN
+    return written.exists() and json.loads(written.read_text()) == settings | MADE_BY
+
+
+def _write(directory: Path, rows: dict[str, list[Row]], settings: dict[str, Any], progress: Progress):
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, (path,) in progress(_inputs(directory).items(), "writing text"):
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
+    (directory / WRITTEN).write_text(json.dumps(settings | MADE_BY))
 
 
 def frequent_words(texts: Iterable[str], count: int) -> list[str]:

@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.config import ConfigError, Recipe, Source, to_dict
+from lclm_jax.config import ConfigError, Recipe, Source
+from lclm_jax.config_values import to_dict
 from lclm_jax.data.files import Rejection, read_unit
 from lclm_jax.data.rows import Raw, RowError, read_examples, tokenise, words_of
 from lclm_jax.data.shards import (

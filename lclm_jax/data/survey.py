@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.config import Config, Recipe, StageConfig, from_dict
+from lclm_jax.config import Config, Recipe, StageConfig
+from lclm_jax.config_values import from_dict
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.sources import Prepared, read_manifest
 from lclm_jax.data.spans import Context, Plain, Size, Span, measure
