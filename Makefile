@@ -1,6 +1,6 @@
 # make show   what a small trained model, committed here, makes of held-out text (about a minute)
 # make demo   the same, then from nothing to a trained, compressing model and a report (about 8 minutes on two CPU cores)
-# make test   the tests
+# make test   the tests, two files at a time
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
@@ -26,7 +26,7 @@ demo: show
 	$(RUN) -m launch.demo --config configs/tiny.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 parity: .parity/installed
 	.parity/bin/python -m pytest -q tests/parity
