@@ -34,7 +34,7 @@ def sizes() -> Sizes:
     common: dict[str, Any] = {"vocab": 16384, "head_dim": 64, "initializer_range": 0.02}
     encoder = TransformerConfig(**common, width=256, layers=4, heads=8, kv_heads=4, mlp=768)
     decoder = TransformerConfig(**common, width=512, layers=4, heads=12, kv_heads=3, mlp=1920)
-    return Sizes(ModelConfig(encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="none"))
+    return Sizes(ModelConfig(encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="dots"))
 
 
 @dataclass(frozen=True)

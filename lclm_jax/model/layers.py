@@ -34,11 +34,17 @@ def product(x: Array, matrix: Array, inputs: int = 1) -> Array:
 
     On a CPU as one plain matrix product: summed over two axes, as a matrix's gradient otherwise is, it is transposed by hand.
     """
-    if platform() != "cpu" or splits("length") > 1:  # a merged axis would have to be gathered
+    if not merges_rows():
         return jnp.tensordot(x, matrix, inputs)
     size = math.prod(matrix.shape[:inputs])
     flat = jnp.reshape(x, (-1, size)) @ jnp.reshape(matrix, (size, -1))
     return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
+
+
+def merges_rows() -> bool:
+    """Whether batch and length are merged before products and sums: CPUs are slow at those of three axes, whose first may
+    have length 1, and a merged axis that is split would have to be gathered."""
+    return platform() == "cpu" and splits("length") == 1
 
 
 class RMSNorm(nn.Module):
@@ -52,8 +58,10 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = parameter(self, "scale", (x.shape[-1],), (self.axis,), nn.initializers.ones)
         x32 = x.astype(jnp.float32)
+        if merges_rows():
+            x32 = x32.reshape(-1, x.shape[-1])
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale).astype(x.dtype)
+        return (x32 * scale).astype(x.dtype).reshape(x.shape)
 
 
 @typed

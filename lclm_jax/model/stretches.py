@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.typing import Array
@@ -20,6 +21,9 @@ def read_row(causal: bool, q: Array, k: Array, v: Array, queries: Places, keys: 
 
 
 def _read_row_forward(causal, q, k, v, queries, keys):
+    # Masks must seem to depend on q, or a scan over layers makes those of all blocks before it and keeps them.
+    q, queries, keys = jax.lax.optimization_barrier((q, queries, keys))
+
     def read(start, length, q, queries):
         stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
         scores = _scores(q, stretch(k), queries, keys, start, causal)
@@ -30,6 +34,7 @@ def _read_row_forward(causal, q, k, v, queries, keys):
         return attended.astype(q.dtype), top + jnp.log(total)
 
     attended, norms = jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
+    attended, norms = checkpoint_name((attended, norms), "attended")
     return attended, (q, k, v, queries, keys, attended, norms)
 
 
