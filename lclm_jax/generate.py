@@ -14,8 +14,11 @@ from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
-from lclm_jax.model.transformer import empty_cache
+from lclm_jax.model.transformer import empty_cache, unstack
+from lclm_jax.sharding import platform
 from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
+
+UNSTACKED = 2**30  # bytes of layers that a CPU copies once to generate faster
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,10 @@ def continue_tokens(
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[Array, "B steps"], Int[Array, "B"]]:
     """`generate_tokens` after a prefill: from the scores it gave, the prompts' lengths, and the cache with room for `steps`."""
-    rows = len(logits)
+    rows, decoder = len(logits), params["decoder"]
+    if platform() == "cpu" and sum(x.nbytes for x in jax.tree.leaves(decoder["layers"])) <= UNSTACKED:
+        decoder, cache = unstack(decoder, cache)
+        params = {**params, "decoder": decoder}
 
     def unfinished(carry):
         step, _, _, _, _, _, ended, _ = carry

@@ -11,10 +11,11 @@ from lclm_jax import language_model
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
-from lclm_jax.generate import Prompt, Sampling, choose, generate_tokens
+from lclm_jax.generate import Prompt, Sampling, choose, decode_step, generate_tokens, prefill
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
+from lclm_jax.model.transformer import unstack
 
 STEPS = 6
 TEXT = "Ada likes pears. Ben likes figs."
@@ -55,6 +56,25 @@ def test_cache_equals_full_forward_passes(model):
     assert list(counts) == [ends, STEPS]
     np.testing.assert_array_equal(written[0, :ends], first[:ends])
     np.testing.assert_array_equal(written[1], second)
+
+
+def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model):
+    tokens, lengths = np.array([[5, 6, 7], [8, 9, 0]]), np.array([3, 2])
+    latents = np.zeros((2, 1, model.config.decoder.width), np.float32)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), latents, lengths)
+    logits, cache = prefill(model.params, prompt, model.config, 4)
+    params, split = unstack(model.params["decoder"], jax.tree.map(jnp.copy, cache))  # a step donates its cache
+    first = np.argmax(logits, axis=-1)
+    _, cache = decode_step(model.params, first, lengths, cache, model.config)
+    expected, cache = decode_step(model.params, first, lengths + 1, cache, model.config)
+    by_layer = {**model.params, "decoder": params}
+    _, split = decode_step(by_layer, first, lengths, split, model.config)
+    logits, split = decode_step(by_layer, first, lengths + 1, split, model.config)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    for one, other in ((split.keys, cache.keys), (split.values, cache.values)):
+        assert len(one) == model.config.decoder.layers
+        np.testing.assert_allclose(np.stack(one), other, atol=1e-5)
+    np.testing.assert_array_equal(split.places.positions, cache.places.positions)
 
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))

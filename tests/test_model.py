@@ -178,6 +178,24 @@ def test_rematerialisation_changes_nothing(model_config, noisy):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), result, expected)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, platform):
+    """Of a layer only what lies between products is computed again: attention's softmax is not, with `full` it is."""
+    monkeypatch.setattr("lclm_jax.model.attend.platform", lambda: platform)
+    tokens = np.arange(12).reshape(2, 6)
+    places = Places(np.ones_like(tokens), np.broadcast_to(np.arange(6), tokens.shape))
+
+    def count(remat):
+        def loss(params):
+            model = Transformer(model_config.decoder, remat)
+            return model.apply({"params": params}, method=lambda m: m(m.embed(tokens), places)[0]).sum()
+
+        names = [one.primitive.name for one in equations(jax.make_jaxpr(jax.grad(loss))(noisy["decoder"]).jaxpr)]
+        return names.count("exp")
+
+    assert count("none") == count("dots") < count("full")
+
+
 def test_every_parameter_has_logical_axes(model_config):
     """Untied, so that the head is among them; a name outside the rules would silently mean replicated."""
     config = replace(model_config, decoder=replace(model_config.decoder, tied=False))
@@ -258,16 +276,16 @@ def test_logits_of_a_whole_sequence_never_exist():
         return token_losses(hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk)[0].sum()
 
     jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(np.zeros((b, t, d), np.float32), np.zeros((v, d), np.float32))
-    shapes = {variable.aval.shape for variable in variables(jaxpr.jaxpr)}
+    shapes = {variable.aval.shape for equation in equations(jaxpr.jaxpr) for variable in equation.outvars}
     over_vocabulary = {shape for shape in shapes if v in shape}
     assert (chunk, v) in over_vocabulary, "the walk must see the logits of a chunk for this test to mean anything"
     assert max(map(np.prod, over_vocabulary)) <= chunk * v
 
 
-def variables(jaxpr: Jaxpr):
-    """Every result in a jaxpr and in those inside its equations."""
+def equations(jaxpr: Jaxpr):
+    """Those of a jaxpr and of the jaxprs inside them."""
     for equation in jaxpr.eqns:
-        yield from equation.outvars
+        yield equation
         for parameter in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))):
             if isinstance(parameter, (Jaxpr, ClosedJaxpr)):
-                yield from variables(getattr(parameter, "jaxpr", parameter))
+                yield from equations(getattr(parameter, "jaxpr", parameter))

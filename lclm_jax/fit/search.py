@@ -111,7 +111,7 @@ def _guess(program: Program, flops: float) -> Choice:
         sent += tower.layers * (6 if full else 4) * 2 * tokens * tower.width
     if mesh.context > 1:  # keys and values of whole sequences, forward and again, their gradients back
         sent += tower.layers * 4 * 2 * tokens * mesh.context * tower.kv_heads * tower.head_dim / mesh.tensor
-    inner = tower.heads * tower.head_dim + 2 * tower.kv_heads * tower.head_dim + 3 * tower.mlp
+    inner = 2 * (tower.heads + tower.kv_heads) * tower.head_dim + 2 * tower.mlp  # queries, attended, keys, values, gate, up
     kept = tower.width if full else 2 * tower.width + inner / mesh.tensor  # of a token in every layer
     held = STATE_BYTES * parameters * mesh.data / program.where.chips + 2 * tower.layers * tokens / micro * kept
     return Choice(program, flops * (4 / 3 if full else 1.05) / chip.flops + sent / chip.link_speed, held)

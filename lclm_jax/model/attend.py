@@ -9,10 +9,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lclm_jax.model.masks import Places, attention_mask
-from lclm_jax.model.stretches import read_row
+from lclm_jax.model.stretches import SAVED, read_row
 from lclm_jax.sharding import platform, splits, to_spec
 from lclm_jax.typing import Array, Float, typed
 
@@ -20,7 +21,6 @@ QUERIES_AT_ONCE = 256  # of `blocked`
 STRETCH = 128  # of `stretched`: queries at once, and the shortest stretch of keys
 TILE = 128  # what the lengths of `splash` and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
-SAVED = "attended"  # name under which the layer's remat policy may keep what attention gave
 RowAxes = tuple[str, str | None]  # logical axes of the rows and of their positions
 
 Backend = Callable[..., Array]  # (q, k, v, places, causal, axes) -> [B T N H]
@@ -100,7 +100,7 @@ def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
         def one(block):
             return _dense(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
 
-        attended = jax.lax.map(one, jax.tree.map(blocks, (q, queries)))
+        attended = checkpoint_name(jax.lax.map(one, jax.tree.map(blocks, (q, queries))), SAVED)
         return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
 
     query, key, at_query, at_key = _specs(axes)

@@ -19,7 +19,7 @@ CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")  # of keys an
 class Cache:
     """Keys and values of what the decoder has read, or only room for them.
 
-    Inside the layer scan the leading L of keys and values is gone.
+    Inside the layer scan the leading L of keys and values is gone; after `unstack` they are tuples of L arrays without it.
     """
 
     keys: Float[Array, "L B K S H"] | None  # None before anything is read
@@ -37,18 +37,22 @@ class Cache:
     def write(self, keys: Array, values: Array, places: Places) -> "Cache":
         """The cache with the tokens just read in it; keys and values are what its layers handed on, stacked."""
         if self.keys is not None and self.values is not None:
-            keys, values = _put(self.keys, keys, self.end, 3), _put(self.values, values, self.end, 3)
+            keys, values = self._put((self.keys, self.values), (keys, values), axis=-2)
         count = places.segments.shape[1]
-        places = jax.tree.map(lambda old, new: _put(old, new, self.end, 1), self.places, places)
+        places = self._put(self.places, places, axis=1)
         return Cache(keys, values, places, self.end + count)
+
+    def _put(self, held, read, axis: int):
+        """`held` with what was just read at its end; trees of arrays."""
+
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.end, axis)
+
+        return jax.tree.map(put, held, read)
 
 
 def _widen(read: Array, room: int) -> Array:
     return constrain(jnp.pad(read, ((0, 0), (0, 0), (0, room), (0, 0))), *CACHE_AXES[1:])
-
-
-def _put(old: Array, new: Array, start: Array, axis: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis)
 
 
 class Attention(nn.Module):

@@ -13,6 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.typing import Array
 
+SAVED = "attended"  # name under which a layer's remat policy keeps what attention gave and its backward pass reads
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def read_row(causal: bool, q: Array, k: Array, v: Array, queries: Places, keys: Places) -> Array:
@@ -34,7 +36,7 @@ def _read_row_forward(causal, q, k, v, queries, keys):
         return attended.astype(q.dtype), top + jnp.log(total)
 
     attended, norms = jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
-    attended, norms = checkpoint_name((attended, norms), "attended")
+    attended, norms = checkpoint_name((attended, norms), SAVED)
     return attended, (q, k, v, queries, keys, attended, norms)
 
 

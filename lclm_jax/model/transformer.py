@@ -9,13 +9,14 @@ from lclm_jax.model.attend import TILE, RowAxes
 from lclm_jax.model.attention import Attention, Cache
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
+from lclm_jax.model.stretches import SAVED
 from lclm_jax.sharding import constrain, splits
-from lclm_jax.typing import Array, Float, Int, typed
+from lclm_jax.typing import Array, Float, Int, Params, typed
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("attended")
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(SAVED)
     ),
 }
 
@@ -83,8 +84,33 @@ class Transformer(nn.Module):
             x, _ = self.layers(x, queries, None, None)
             return self.norm(x), None
         held = None if cache.keys is None else (cache.keys, cache.values)
-        x, read = self.layers(x, queries, (cache.places, cache.end), held)
+        x, read = self._after(x, queries, (cache.places, cache.end), held)
         return self.norm(x), cache.write(*read, queries)
+
+    def _after(self, x, queries: Places, cached: tuple[Places, Array], held):
+        """`layers` after a cache: scanned, or one by one where parameters and cache came so (`unstack`)."""
+        layers = self.get_variable("params", "layers")
+        if not isinstance(layers, tuple):
+            return self.layers(x, queries, cached, held)
+        block, reads = Block(self.config, self.axes, parent=None), []
+        for params, kept in zip(layers, zip(*held, strict=True), strict=True):
+            x, read = block.apply({"params": params}, x, queries, cached, kept)
+            reads.append(read)
+        return x, tuple(zip(*reads, strict=True))
+
+
+def unstack(params: Params, cache: Cache) -> tuple[Params, Cache]:
+    """A transformer's parameters and cache with those of its layers one by one, [L ...] -> L times [...].
+
+    A loop over tokens reads them where they lie; of stacked ones CPUs copy each layer before every product.
+    """
+
+    def split(stacked):
+        arrays, structure = jax.tree.flatten(stacked)
+        return tuple(structure.unflatten(layer) for layer in zip(*arrays, strict=True))
+
+    unstacked = cache.replace(keys=split(cache.keys), values=split(cache.values))
+    return {**params, "layers": split(params["layers"])}, unstacked
 
 
 def empty_cache(batch: int, length: int) -> Cache:
