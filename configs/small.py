@@ -95,7 +95,7 @@ def config() -> Config:
             decoder=tower(3),
             compression=CompressionConfig(ratio=4, window=64, pooling="concat"),
             dtype="float32",
-            remat="none",
+            remat="dots",
         ),
         data=DataConfig(
             directory="runs/small/data",

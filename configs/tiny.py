@@ -66,7 +66,7 @@ def config() -> Config:
             decoder=tower(4),
             compression=CompressionConfig(ratio=4, window=32),
             dtype="float32",
-            remat="none",
+            remat="dots",
         ),
         data=DataConfig(
             directory="runs/tiny/data",

@@ -1,5 +1,6 @@
 """Generation against repeated full forward passes, sampling on hand-made logits, and the public face of a model."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -11,7 +12,7 @@ from lclm_jax import language_model
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
-from lclm_jax.generate import Prompt, Sampling, choose, decode_step, generate_tokens, prefill
+from lclm_jax.generate import Prompt, Sampling, choose, continue_tokens, decode_step, generate_tokens, prefill
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
@@ -75,6 +76,19 @@ def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model):
         assert len(one) == model.config.decoder.layers
         np.testing.assert_allclose(np.stack(one), other, atol=1e-5)
     np.testing.assert_array_equal(split.places.positions, cache.places.positions)
+
+
+def test_no_token_copies_the_cache(model):
+    """Keys and values of the cache are among what a step of the compiled loop reads, and not among what it copies."""
+    length = 896  # of the cache; no other array has such an axis
+    tokens = np.zeros((1, length - STEPS), np.int32)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), np.zeros((1, 1, model.config.decoder.width), np.float32), np.array([9]))
+    logits, cache = prefill(model.params, prompt, model.config, STEPS)
+    inputs = (model.params, logits, prompt.lengths, cache, model.config, STEPS, (), jax.random.key(0))
+    steps = continue_tokens.lower(*inputs).compile().as_text().split("ENTRY ")[0]
+    cached = rf"= f32\[[\d,]*{length},{model.config.decoder.head_dim}\]\S* "
+    assert re.search(cached, steps)
+    assert not re.search(cached + r"copy\(", steps)
 
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))

@@ -96,7 +96,9 @@ class Transformer(nn.Module):
         for params, kept in zip(layers, zip(*held, strict=True), strict=True):
             x, read = block.apply({"params": params}, x, queries, cached, kept)
             reads.append(read)
-        return x, tuple(zip(*reads, strict=True))
+        # What is written must depend on what was read, or XLA copies the whole cache for every token (and drops a barrier).
+        nothing = (x[:, :1, :1, None] * 0).astype(reads[0][0].dtype)
+        return x, jax.tree.map(lambda read: read + nothing, tuple(zip(*reads, strict=True)))
 
 
 def unstack(params: Params, cache: Cache) -> tuple[Params, Cache]:
