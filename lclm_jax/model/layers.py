@@ -58,8 +58,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = parameter(self, "scale", (x.shape[-1],), (self.axis,), nn.initializers.ones)
         x32 = x.astype(jnp.float32)
-        if merges_rows():
-            x32 = x32.reshape(-1, x.shape[-1])
+        if x.ndim > 2 and merges_rows():
+            x32 = x32.reshape(-1, *x.shape[2:])
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return (x32 * scale).astype(x.dtype).reshape(x.shape)
 
