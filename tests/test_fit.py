@@ -124,6 +124,15 @@ def test_what_the_compiler_needed(message):
     assert told["peak_bytes"] == int(16.34 * 2**30) and told["temp_bytes"] + told["argument_bytes"] == told["peak_bytes"]
 
 
+def test_a_program_that_the_jax_here_cannot_read():
+    class Newer:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    with pytest.raises(TopologyError, match=r"jax 1, libtpu 2 cannot read what was made: INTERNAL.*install a newer jax"):
+        measuring._read(Newer(), "jax 1, libtpu 2")
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Slices of v5e are this machine's eight devices."""

@@ -11,7 +11,7 @@ from lclm_jax.data.spans import count_latents
 from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.fit.hlo import Collective, collectives
 from lclm_jax.fit.programs import Program
-from lclm_jax.fit.topology import compiler, slice_devices
+from lclm_jax.fit.topology import TopologyError, compiler, slice_devices
 from lclm_jax.hardware import Slice
 from lclm_jax.language_model import WINDOWS_AT_ONCE
 from lclm_jax.state import count_parameters
@@ -25,7 +25,8 @@ def measure(program: Program, mfu: float = MFU) -> Figures:
     """Compiles a program. Bytes are those of one device, FLOPs those of all; what nobody knows of a program that the
     compiler refuses, its collectives, is None.
 
-    Raises ConfigError where the mesh does not suit the slice or the model, TopologyError where nothing compiles for it.
+    Raises ConfigError where the mesh does not suit the slice or the model, TopologyError where nothing compiles for it
+    or what was compiled cannot be read.
     """
     mesh = program.mesh(slice_devices(program.where))
     with jax.set_mesh(mesh):
@@ -41,7 +42,8 @@ def measure(program: Program, mfu: float = MFU) -> Figures:
                 raise
             memory, sent = _exhausted(str(error), call.argument_bytes(traced)), None
         else:
-            memory, sent = _memory(compiled.memory_analysis()), collectives(compiled.as_text(), dict(mesh.shape))
+            text = _read(compiled, compiler(program.where))
+            memory, sent = _memory(compiled.memory_analysis()), collectives(text, dict(mesh.shape))
         seconds = time.perf_counter() - begun
     parameters = count_parameters(program.config.model)
     model, attention = program.model_flops(), by_source.pop("attend", 0)
@@ -78,6 +80,17 @@ def describe(program: Program, mesh: dict[str, int]) -> Figures:
             "ratio": config.model.compression.ratio,
         }
     return told | {"context": program.context, "latents": count_latents(program.context, config.model)}
+
+
+def _read(compiled: jax.stages.Compiled, name: str) -> str:
+    """The compiled program's text; libtpu may be newer than the jaxlib that must understand what it made."""
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise TopologyError(
+            f"the program compiles, but {name} cannot read what was made: {error}; install a newer jax, which may need a newer "
+            "Python (jax 0.12 on Python 3.12 reads what libtpu 0.0.52 makes)"
+        ) from error
 
 
 def _memory(analysis: Any) -> Figures:

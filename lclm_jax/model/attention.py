@@ -37,22 +37,19 @@ class Cache:
     def write(self, keys: Array, values: Array, places: Places) -> "Cache":
         """The cache with the tokens just read in it; keys and values are what its layers handed on, stacked."""
         if self.keys is not None and self.values is not None:
-            keys, values = self._put((self.keys, self.values), (keys, values), axis=-2)
+            keys, values = _put((self.keys, self.values), (keys, values), self.end, -2)
         count = places.segments.shape[1]
-        places = self._put(self.places, places, axis=1)
+        places = _put(self.places, places, self.end, 1)
         return Cache(keys, values, places, self.end + count)
-
-    def _put(self, held, read, axis: int):
-        """`held` with what was just read at its end; trees of arrays."""
-
-        def put(old: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.end, axis)
-
-        return jax.tree.map(put, held, read)
 
 
 def _widen(read: Array, room: int) -> Array:
     return constrain(jnp.pad(read, ((0, 0), (0, 0), (0, room), (0, 0))), *CACHE_AXES[1:])
+
+
+def _put(old, new, start: Array, axis: int):
+    """Trees of arrays."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), start, axis), old, new)
 
 
 class Attention(nn.Module):

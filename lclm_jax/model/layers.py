@@ -29,6 +29,12 @@ def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[
     return boxed
 
 
+def merges_rows() -> bool:
+    """Whether batch and length become one axis before products and norms: where nothing splits them, on CPUs, which are slow at
+    sums over two axes and at a first axis of length 1."""
+    return platform() == "cpu" and splits("length") == 1
+
+
 def product(x: Array, matrix: Array, inputs: int = 1) -> Array:
     """[B T in...] times [in... out...] -> [B T out...]; `inputs` axes are summed over.
 
@@ -39,12 +45,6 @@ def product(x: Array, matrix: Array, inputs: int = 1) -> Array:
     size = math.prod(matrix.shape[:inputs])
     flat = jnp.reshape(x, (-1, size)) @ jnp.reshape(matrix, (size, -1))
     return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
-
-
-def merges_rows() -> bool:
-    """Whether batch and length are merged before products and sums: CPUs are slow at those of three axes, whose first may
-    have length 1, and a merged axis that is split would have to be gathered."""
-    return platform() == "cpu" and splits("length") == 1
 
 
 class RMSNorm(nn.Module):
