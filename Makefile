@@ -4,8 +4,8 @@
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
-#             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; PYTHON=python3.12, as docs/fit.md; ACCEPT=1
-#             writes it anew)
+#             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; PYTHON=python3.12, as docs/fit.md
+#             was made; ACCEPT=1 writes it anew)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
