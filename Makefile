@@ -30,7 +30,7 @@ test: $(VENV)/installed
 	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 parity: .parity/installed
-	.parity/bin/python -m pytest -q tests/parity
+	.parity/bin/python -m pytest -q -n 2 --dist loadfile tests/parity
 
 # Interrupted, `.fit/bin/python -m launch.fit_report` goes on.
 fit-report: .fit/installed .gpu/installed

@@ -22,7 +22,7 @@ from lclm_jax.data.batch import Batch
 from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Example, split_windows
 from lclm_jax.generate import Prompt, Sampling, generate_tokens
-from lclm_jax.loss import token_losses
+from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import LCLM, apply, output_table
 from lclm_jax.typing import Params
 
@@ -256,7 +256,7 @@ def loss_and_gradients(params: Params, batch: Batch, config: ModelConfig):
 
     def objective(params):
         hidden = apply(config, params, batch)
-        nll, _ = token_losses(hidden, output_table(params, config), batch.targets, batch.weights, 1024)
-        return jnp.sum(nll * batch.weights) / jnp.sum(batch.weights)
+        summed, *_ = cross_entropy(hidden, output_table(params, config), batch.targets, batch.weights, 1024)
+        return summed / jnp.sum(batch.weights)
 
     return jax.value_and_grad(objective)(params)

@@ -17,7 +17,7 @@ from lclm_jax.data.spans import VIEWS, Context, Plain, Span, compressed, lay_out
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.transforms import follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
-from lclm_jax.loss import token_losses
+from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import apply, output_table
 from lclm_jax.typing import Array, Float, Params
 
@@ -170,7 +170,7 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
 @partial(jax.jit, static_argnames=("config",))
 def _losses(params: Params, batch, config: ModelConfig) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     hidden = apply(config, params, batch)
-    return token_losses(hidden, output_table(params, config), batch.targets, batch.weights, chunk=1024)
+    return cross_entropy(hidden, output_table(params, config), batch.targets, batch.weights, chunk=1024)[1:]
 
 
 def _proportion(right: float, total: int) -> dict[str, float]:

@@ -84,7 +84,7 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
         params = load_params(directory, abstract_params(config.model, mesh), told["checkpoint"])
         trained, frozen = split_trained(params, stage)
         batch = jax.device_put(batch, batch_sharding(mesh))
-        nll = np.asarray(jax.jit(partial(read_losses, config=config))(params, batch)[0])
+        nll = np.asarray(jax.jit(partial(read_losses, config=config))(params, batch)[1])
         differentiate = jax.jit(partial(_norms, config=config, stage=stage))
         loss, norms = jax.device_get(differentiate(trained, frozen, batch))
         examples = _by_example(nll, batch, told["records"])

@@ -9,7 +9,7 @@ import optax
 
 from lclm_jax.config import Config, StageConfig
 from lclm_jax.data.batch import Batch
-from lclm_jax.loss import token_losses
+from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.optim import Flat, component, flatten, learning_rates, split_trained, unflatten, update
 from lclm_jax.sharding import constrain
@@ -91,16 +91,16 @@ def _shares(x: Array, count: int) -> Array:
 
 def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None):
     """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
-    nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
+    summed, nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
-    return jnp.sum(nll * batch.weights) / total, (nll, correct)
+    return summed / total, (nll, correct)
 
 
-def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array]:
-    """(loss, best guess right) [B T] of every trained token, zero elsewhere; in the model's dtype, whatever the parameters'."""
+def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array, Array]:
+    """`cross_entropy` of a batch; in the model's dtype, whatever the parameters'."""
     params = cast(params, config.model.dtype)
     hidden = apply(config.model, params, batch)
-    return token_losses(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
+    return cross_entropy(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
 
 
 def stream_sums(batch: Batch, nll: Array, correct: Array, count: int) -> Metrics:

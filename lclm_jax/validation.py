@@ -48,7 +48,7 @@ class Validation:
 
 
 def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
-    return stream_sums(batch, *read_losses(params, batch, config), count)
+    return stream_sums(batch, *read_losses(params, batch, config)[1:], count)
 
 
 def held_out_records(config: Config, stage: StageConfig, tokenizer: Tokenizer) -> list[tuple[int, list[Span]]]:

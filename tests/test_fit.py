@@ -72,7 +72,7 @@ def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
         with jax.set_mesh(mesh):
             counted = matmul_flops(program.call(mesh).trace().jaxpr.jaxpr)
         ratio = (counted.total() - counted["attend"]) / program.model_flops().products
-        assert 1.0 <= ratio <= (1.3 if "decoder" in trained_parts(config, stage) else 1.4), (stage.name, ratio)
+        assert 1.0 <= ratio <= (1.24 if "decoder" in trained_parts(config, stage) else 1.34), (stage.name, ratio)
         assert set(counted) <= {"attend", "encoder", "adapter", "decoder", "loss", "other"}
 
 

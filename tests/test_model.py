@@ -15,7 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from configs.lclm_0p6b_4b_16x import config as published_config
 from configs.shapes import SHAPES
 from lclm_jax.data.batch import empty_windows
-from lclm_jax.loss import token_losses
+from lclm_jax.fit.flops import matmul_flops
+from lclm_jax.loss import cross_entropy
 from lclm_jax.model.attend import attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
@@ -238,17 +239,17 @@ def scored():
 def naive_losses(hidden, table, targets, weights):
     logits = jnp.einsum("BTD,VD->BTV", hidden, table)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return jnp.where(weights > 0, nll, 0), jnp.where(weights > 0, logits.argmax(-1) == targets, 0)
+    return jnp.sum(nll * weights), jnp.where(weights > 0, nll, 0), jnp.where(weights > 0, logits.argmax(-1) == targets, 0)
 
 
 @partial(jax.jit, static_argnames="chunk")
 def loss_and_gradients(hidden, table, targets, weights, chunk=None):
-    """Sum of weighted losses, (losses, whether right), and gradients; from all logits at once without a chunk."""
+    """Sum of weighted losses, [losses, whether right], and gradients; from all logits at once without a chunk."""
 
     def total(hidden, table):
-        losses = naive_losses if chunk is None else partial(token_losses, chunk=chunk)
-        nll, correct = losses(hidden, table, targets, weights)
-        return jnp.sum(nll * weights), (nll, correct)
+        losses = naive_losses if chunk is None else partial(cross_entropy, chunk=chunk)
+        summed, *each = losses(hidden, table, targets, weights)
+        return summed, each
 
     return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, table)
 
@@ -268,12 +269,24 @@ def test_loss_skips_positions_without_weight(scored):
     assert not gradients[0][weights == 0].any()
 
 
+@pytest.mark.parametrize(("asked", "products"), [((0, 1), 3), ((0,), 2), ((1,), 2), ((), 1)])
+def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, products):
+    """Each is a product of all positions, the vocabulary and the width."""
+    hidden, table, targets, weights = scored
+
+    def total(hidden, table):
+        return cross_entropy(hidden, table, targets, weights, chunk=targets.size)[0]
+
+    made = jax.make_jaxpr(jax.grad(total, argnums=asked) if asked else total)(hidden, table)
+    assert matmul_flops(made.jaxpr).total() == products * 2 * targets.size * table.size
+
+
 def test_logits_of_a_whole_sequence_never_exist():
     """No array of the loss or its gradient with a vocabulary axis is as large as [B T V], in any shape."""
     b, t, d, v, chunk = 2, 48, 4, 101, 8
 
     def total(hidden, table):
-        return token_losses(hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk)[0].sum()
+        return cross_entropy(hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk)[0]
 
     jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(np.zeros((b, t, d), np.float32), np.zeros((v, d), np.float32))
     shapes = {variable.aval.shape for equation in equations(jaxpr.jaxpr) for variable in equation.outvars}

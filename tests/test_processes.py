@@ -27,7 +27,7 @@ MESHES = {2: ((1, 1, 1, 2),), 4: ((1, 2, 2, 1),)}  # what the runs do not have: 
 
 
 def environment(process: int, processes: int, port: int, **more: str) -> dict[str, str]:
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": processes, "JAX_PROCESS_ID": process}
     start = {"LCLM_JAX_START_SECONDS": "200", "PYTHONPATH": f"{HERE}", "XLA_FLAGS": flags, "LCLM_JAX_CHECK_TYPES": ""}
     return os.environ | start | {name: str(value) for name, value in job.items()} | more
