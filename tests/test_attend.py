@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.model import attend
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
@@ -63,6 +64,22 @@ def test_the_ways_agree(way, length, causal, mesh):
     axes = ("batch", "length") if causal else ("windows", None)  # as the decoder has them, and a bidirectional encoder
     expected = result(attend.reference, *tensors, causal, None)
     found = result(WAYS[way], *tensors, causal, MESHES[mesh], axes)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+
+
+def test_a_causal_sequence_is_spared_most_of_what_lies_ahead():
+    """In parts of several blocks and a last one that is shorter, which agree with the reference."""
+    *tensors, places = inputs(2500)
+
+    def products(way, causal):
+        run = jax.make_jaxpr(lambda q, k, v: way(q, k, v, places, causal, ("batch", "length")))
+        return matmul_flops(run(*tensors).jaxpr).total()
+
+    everything = products(attend.reference, True)
+    assert products(attend.blocked, False) >= everything
+    assert products(attend.blocked, True) < 0.72 * everything
+    found, expected = (result(way, *tensors, places, True, None) for way in (attend.blocked, attend.reference))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 

@@ -18,6 +18,7 @@ from lclm_jax.sharding import platform, splits, to_spec
 from lclm_jax.typing import Array, Float, typed
 
 QUERIES_AT_ONCE = 256  # of `blocked`
+PREFIXES = 8  # of keys, by which `blocked` is spared most of what no causal query may read
 STRETCH = 128  # of `stretched`: queries at once, and the shortest stretch of keys
 TILE = 128  # what the lengths of `splash` and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
@@ -85,27 +86,45 @@ def _dense(q, k, v, queries: Places, keys: Places, causal: bool) -> Array:
 
 
 def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
-    """The scores of a few queries at a time, made once more in the backward pass; for GPUs."""
+    """The scores of a few queries at a time, made once more in the backward pass; for GPUs.
+
+    A sequence that is on one device and causal is read in parts, each against the keys up to its end.
+    """
 
     def local(q, k, v, queries, keys):
         t = q.shape[1]
-        size = min(t, QUERIES_AT_ONCE)
-        k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)  # so that gradients of the blocks add up in float32
-
-        def blocks(x):
-            x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
-            return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
-
-        @jax.checkpoint
-        def one(block):
-            return _dense(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
-
-        attended = checkpoint_name(jax.lax.map(one, jax.tree.map(blocks, (q, queries))), SAVED)
-        return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
+        if not causal or t != k.shape[2]:
+            return _in_blocks(q, k, v, queries, keys, causal)
+        length = max(4, -(-t // (PREFIXES * QUERIES_AT_ONCE))) * QUERIES_AT_ONCE
+        parts = []
+        for start in range(0, t, length):
+            own, seen = slice(start, start + length), slice(start + length)
+            at_query = Places(queries.segments[:, own], queries.positions[:, own])
+            at_key = Places(keys.segments[:, seen], keys.positions[:, seen])
+            parts.append(_in_blocks(q[:, own], k[:, :, seen], v[:, :, seen], at_query, at_key, causal))
+        return jnp.concatenate(parts, axis=1)
 
     query, key, at_query, at_key = _specs(axes)
     specs = (query, key, key, Places(at_query, at_query), Places(at_key, at_key))
     return _on_shards(local, specs, query)(q, k, v, places, places)
+
+
+def _in_blocks(q, k, v, queries: Places, keys: Places, causal: bool) -> Array:
+    """`_dense` for QUERIES_AT_ONCE at a time."""
+    t = q.shape[1]
+    size = min(t, QUERIES_AT_ONCE)
+    k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)  # so that gradients of the blocks add up in float32
+
+    def blocks(x):
+        x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(block):
+        return _dense(block[0], k32.astype(k.dtype), v32.astype(v.dtype), block[1], keys, causal)
+
+    attended = checkpoint_name(jax.lax.map(one, jax.tree.map(blocks, (q, queries))), SAVED)
+    return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
 
 
 def stretched(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
