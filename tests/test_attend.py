@@ -70,7 +70,7 @@ def test_the_ways_agree(way, length, causal, mesh):
 
 def test_a_causal_sequence_is_spared_most_of_what_lies_ahead():
     """In parts of several blocks and a last one that is shorter, which agree with the reference."""
-    *tensors, places = inputs(2500)
+    *tensors, places = jax.tree.map(lambda x: x[:1], inputs(2500))
 
     def products(way, causal):
         run = jax.make_jaxpr(lambda q, k, v: way(q, k, v, places, causal, ("batch", "length")))
