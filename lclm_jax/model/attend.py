@@ -18,7 +18,8 @@ from lclm_jax.sharding import platform, splits, to_spec
 from lclm_jax.typing import Array, Float, typed
 
 QUERIES_AT_ONCE = 256  # of `blocked`
-PREFIXES = 8  # of keys, by which `blocked` is spared most of what no causal query may read
+PREFIXES = 8  # of keys, at most, by which `blocked` is spared most of what no causal query may read
+BLOCKS = 4  # of queries that share a prefix, at least
 STRETCH = 128  # of `stretched`: queries at once, and the shortest stretch of keys
 TILE = 128  # what the lengths of `splash` and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # of queries and of keys; the largest that divides the length
@@ -95,7 +96,7 @@ def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
         t = q.shape[1]
         if not causal or t != k.shape[2]:
             return _in_blocks(q, k, v, queries, keys, causal)
-        length = max(4, -(-t // (PREFIXES * QUERIES_AT_ONCE))) * QUERIES_AT_ONCE
+        length = max(BLOCKS, -(-t // (PREFIXES * QUERIES_AT_ONCE))) * QUERIES_AT_ONCE
         parts = []
         for start in range(0, t, length):
             own, seen = slice(start, start + length), slice(start + length)
