@@ -20,12 +20,14 @@ def cross_entropy(
     weights: Float[Array, "B T"],
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"], Float[Array, "B T"]]:
-    """The weighted sum of the losses, each in nats and float32, and whether the target was the best guess (0 or 1).
+    """The weighted sum of the losses; each loss, in nats and float32; and whether the target was the best guess (0 or 1).
 
-    Both of the latter are zero where the weight is. Only the sum has gradients, of `hidden` and `table`; those that nobody
+    The latter two are zero where the weight is. Only the sum has gradients, of `hidden` and `table`; those that nobody
     asks for are not made. Every device brings its weighted positions to the front and scores `chunk` of them at a time;
     chunks of weight zero, half of an LCLM's positions and more, are skipped. The table's gradient adds up on each device and
     is reduced over them once, before any gradient of a layer is made: none waits for it with a whole table in memory.
+
+    Raises TypeError for a gradient of the losses by position alone.
     """
     return _cross_entropy(hidden, table, targets, weights, chunk)
 
@@ -41,7 +43,10 @@ def _forward(hidden, table, targets, weights, chunk):
 
 
 def _backward(chunk, gradients, by_output):
-    return *(None if one is None else (by_output[0] * one).astype(one.dtype) for one in gradients), None, None
+    by_sum = by_output[0]
+    if isinstance(by_sum, jax.custom_derivatives.SymbolicZero):
+        raise TypeError("expected gradients of cross_entropy's sum, its first result; got one of a loss by position; use weights")
+    return *(None if one is None else (by_sum * one).astype(one.dtype) for one in gradients), None, None
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -97,7 +97,10 @@ def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: 
 
 
 def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array, Array]:
-    """`cross_entropy` of a batch; in the model's dtype, whatever the parameters'."""
+    """`cross_entropy` of a batch: the weighted sum [], and by position [B T] the loss and whether the best guess was right.
+
+    In the model's dtype, whatever the parameters'.
+    """
     params = cast(params, config.model.dtype)
     hidden = apply(config.model, params, batch)
     return cross_entropy(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)

@@ -281,6 +281,13 @@ def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, 
     assert matmul_flops(made.jaxpr).total() == products * 2 * targets.size * table.size
 
 
+def test_losses_by_position_have_no_gradients_and_say_so(scored):
+    hidden, table, targets, weights = scored
+    by_position = jax.grad(lambda hidden: cross_entropy(hidden, table, targets, weights, chunk=4)[1].sum())
+    with pytest.raises(TypeError, match="expected gradients of cross_entropy's sum, its first result"):
+        by_position(hidden)
+
+
 def test_logits_of_a_whole_sequence_never_exist():
     """No array of the loss or its gradient with a vocabulary axis is as large as [B T V], in any shape."""
     b, t, d, v, chunk = 2, 48, 4, 101, 8
