@@ -196,14 +196,15 @@ class Replay:
         tokens = np.array(self.inputs["prompt_input_ids"], np.int32)[None]
         slots = np.where(self.batch.slots >= 0, np.cumsum(self.batch.slots >= 0) - 1, -1).astype(np.int32)
         latents = self.results[1][None]
-        return Prompt(tokens, slots[:, : tokens.shape[1]], latents, np.array([tokens.shape[1]], np.int32))
+        lengths = np.array([tokens.shape[1]], np.int32)
+        return Prompt.of_arrays(tokens, slots[:, : tokens.shape[1]], latents, lengths)
 
     def generated(self, name: str, penalty: str | None) -> np.ndarray:
         """Greedy tokens, as many as the original's, the end of the turn forbidden."""
         steps = len(self.outputs[name])
         sampling = Sampling(repetition_penalty=float(penalty or 1.0), min_tokens=steps)
-        rng, stop = jax.random.key(0), self.subject.stop
-        return generate_tokens(self.subject.params, self.prompt, self.subject.config, steps, stop, rng, sampling)[0][0]
+        inputs = (self.prompt, self.subject.config, steps, self.subject.stop)
+        return generate_tokens(self.subject.params, *inputs, sampling=sampling)[0][0]
 
     def greedy_logits(self) -> np.ndarray:
         """Scores of the first, second and last greedy token, from one pass over the prompt and the original's answer."""

@@ -161,7 +161,7 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
         some = examples[start : start + BATCH]
         rows = [fill_row(room, [example]) for example in some]
         batch = assemble(rows + [fill_row(room, [])] * (BATCH - len(rows)))
-        losses, correct = map(np.asarray, _losses(model.params, batch, model.config))
+        losses, correct = map(np.asarray, _losses(model.weights, batch, model.config))
         for i in range(len(some)):
             chosen = batch.weights[i] > 0
             yield losses[i][chosen], correct[i][chosen]

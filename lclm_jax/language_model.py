@@ -1,210 +1,508 @@
-"""The public face of a trained model: load a checkpoint, compress text, generate from latents and text."""
+"""The public face of a trained model: load a checkpoint, compress text, generate from latents and
+text.
 
-from collections.abc import Iterable, Sequence
+Nothing waits for the device until an answer is read: windows are dispatched as their tokens come,
+latents stay on the device, and the prompt's chunks follow.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.checkpoint import load_params, read_model_files
+from lclm_jax.compilation import enable_cache
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, parse_memory, render_chat
-from lclm_jax.data.packing import seat_piece
-from lclm_jax.data.spans import Context, Given, Plain, Span, lay_out, resolve_ratio, split_windows
+from lclm_jax.data.packing import seat_piece, seat_pieces
+from lclm_jax.data.spans import Context, Given, Piece, Plain, Span, cut_windows, lay_out
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
-from lclm_jax.generate import Prompt, Sampling, generate_tokens
-from lclm_jax.model.lclm import LCLM, apply, cast
+from lclm_jax.generate import ROOM, Prompt, Sampling, continue_tokens, padded_length, prefill
+from lclm_jax.model.attention import Cache
+from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
-from lclm_jax.sharding import make_mesh, one_device, serving_mesh, splits
+from lclm_jax.model.transformer import split_layers
+from lclm_jax.sharding import constrain, make_mesh, one_device, platform, serving_mesh, splits
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
 
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
+BATCHES = (WINDOWS_AT_ONCE, 4, 1)  # sizes of a pass; the last windows of a text take small ones
+UNSTACKED = 2**30  # bytes of layers up to which a CPU keeps them one by one
 GREEDY = Sampling()
+Seated = tuple[Piece, int, int]  # a piece, and its first position and first latent in a window
 
 
 @dataclass(frozen=True)
-class Latents:
-    """A compressed text: vectors [M, D] for the decoder, and how many tokens they stand for."""
+class Slice:
+    """Some latents of one block [P D], which lies on the device."""
 
-    vectors: np.ndarray
-    tokens: int
+    block: Array
+    first: int
+    count: int
+
+
+class Latents:
+    """A compressed text: vectors for the decoder, and how many tokens they stand for.
+
+    They lie on the device, in blocks that hold the latents of one window. Made from an array of
+    vectors [M D], or by `LanguageModel.compress`.
+    """
+
+    def __init__(self, vectors: np.ndarray | Sequence[Slice], tokens: int):
+        slices = all(isinstance(one, Slice) for one in vectors)
+        self._given = vectors if slices else np.asarray(vectors)
+        self.tokens = tokens
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        if isinstance(self._given, np.ndarray):
+            return len(self._given)
+        return sum(one.count for one in self._given)
+
+    @property
+    def width(self) -> int:
+        """The width of the decoder that reads them."""
+        if isinstance(self._given, np.ndarray):
+            return self._given.shape[1]
+        return self._given[0].block.shape[-1]
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The vectors [M D] as one array of the host; waits for the device."""
+        if isinstance(self._given, np.ndarray):
+            return self._given
+        blocks = jax.device_get([one.block for one in self._given])
+        parts = [
+            block[one.first : one.first + one.count]
+            for block, one in zip(blocks, self._given, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def slices(self, size: int, dtype: str) -> Sequence[Slice]:
+        """The latents as slices of blocks of `size` latents; those of an array get this dtype."""
+        if not isinstance(self._given, np.ndarray):
+            return self._given
+        starts = range(0, len(self._given), size)
+        parts = [self._given[start : start + size] for start in starts]
+        blocks = [np.pad(part, ((0, size - len(part)), (0, 0))).astype(dtype) for part in parts]
+        return [Slice(block, 0, len(part)) for block, part in zip(blocks, parts, strict=True)]
+
+    def block_until_ready(self) -> "Latents":
+        """Waits until the device has made them."""
+        if not isinstance(self._given, np.ndarray):
+            jax.block_until_ready([one.block for one in self._given])
+        return self
 
 
 class LanguageModel:
-    """An LCLM with its tokenizer. Parameters are an ordinary nested dict and may be replaced; they lie on `mesh`."""
+    """An LCLM with its tokenizer, on the devices of `mesh`.
 
-    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None):
+    Parameters may be replaced: `model.params = params`. `weights` are the same as its programs
+    read them: on a CPU the layers of a small decoder lie one by one (`transformer.split_layers`).
+    """
+
+    def __init__(
+        self, config: ModelConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh | None = None
+    ):
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh or one_device()
-        self.params = cast(params, config.dtype)
+        self.params = params
+
+    @property
+    def params(self) -> Params:
+        """The parameters as a nested dict, layers stacked; a copy where they lie one by one."""
+        decoder = self.weights["decoder"]
+        if not isinstance(decoder["layers"], tuple):
+            return self.weights
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *decoder["layers"])
+        return {**self.weights, "decoder": {**decoder, "layers": stacked}}
+
+    @params.setter
+    def params(self, params: Params):
+        with jax.set_mesh(self.mesh):
+            self.weights = serving_params(params, self.config)
+
+    # --- compressing ---
 
     def compress(self, text: str, ratio: int | None = None) -> Latents:
-        """Latents of a text, at the model's own ratio or another it was trained for; use them in any prompt, side by side.
+        """Latents of a text, at the model's own ratio or another it was trained for.
 
-        Raises TextError for an empty text and ConfigError for a ratio the model was not trained for.
+        Use them in any prompt, side by side. Raises TextError for an empty text and ConfigError
+        for a ratio the model was not trained for.
         """
         if not text:
             raise TextError("expected text to compress, got an empty string")
-        return self.compress_tokens(self.tokenizer.encode(text), ratio)
+        return self._compress(self.tokenizer.stream(text), ratio)
 
     def compress_tokens(self, tokens: np.ndarray, ratio: int | None = None) -> Latents:
-        """`compress` for text that is tokens already; no tokens give one latent (checkpoint format, "Empty memory")."""
-        pooled = self._pool_context(Context(np.asarray(tokens), ratio))
-        # Attention in the adapter joins the latents of all windows; without it, they are projected as they come.
-        parts = [np.concatenate(pooled)] if self.config.adapter.attention else pooled
-        return Latents(np.concatenate([self._project_context(part) for part in parts]), len(tokens))
+        """`compress` for text that is tokens already; no tokens give one latent (checkpoint format,
+        "Empty memory")."""
+        return self._compress([np.asarray(tokens)], ratio)
 
-    def _pool_context(self, context: Context) -> list[np.ndarray]:
-        """Pooled encoder states [n, X] of a context, as the adapter gets them, a few windows at a time."""
-        pieces = split_windows(context, self.config, self.tokenizer.memory.marker)
-        at_once = self._divided(WINDOWS_AT_ONCE)
-        count = at_once if len(pieces) > at_once else self._divided(_bucket(len(pieces), 1))
-        room = self.config.compression.window // resolve_ratio(context.ratio, self.config)
-        pooled = []
-        for start in range(0, len(pieces), at_once):
-            some = pieces[start : start + at_once]
-            windows = empty_windows(1, count, self.config.window_length, room)
-            for i, piece in enumerate(some):
-                seat_piece(windows, (0, i, 0, 0), piece, segment=1, context=1)
-            with jax.set_mesh(self.mesh):
-                vectors = np.asarray(pool_windows(self.params, windows, self.config)[0]).reshape(count, room, -1)
-            pooled.append(np.concatenate([vectors[i, : piece.latents] for i, piece in enumerate(some)]))
-        return pooled
+    def compress_all(self, contexts: Sequence[Context]) -> list[Latents]:
+        """Latents of several contexts, the short ones of which share windows."""
+        if self.config.adapter.attention:
+            return [self.compress_tokens(one.tokens, one.ratio) for one in contexts]
+        cut = [list(self._cut([np.asarray(one.tokens)], one.ratio)) for one in contexts]
+        pieces = [piece for some in cut for piece in some]
+        seats = seat_pieces([(len(piece.tokens), piece.latents) for piece in pieces], self.config)
+        windows: list[list[Seated]] = [[] for _ in range(1 + max(seats, default=(-1,))[0])]
+        for piece, (window, position, latent) in zip(pieces, seats, strict=True):
+            windows[window].append((piece, position, latent))
+        blocks = self._encode(windows)
+        slices = (
+            Slice(blocks[window], latent, piece.latents)
+            for piece, (window, _, latent) in zip(pieces, seats, strict=True)
+        )
+        return [
+            Latents([next(slices) for _ in some], len(one.tokens))
+            for one, some in zip(contexts, cut, strict=True)
+        ]
 
-    def _project_context(self, pooled: np.ndarray) -> np.ndarray:
-        """Latents [n, D] of pooled vectors [n, X] that belong to one context."""
-        n, padded = len(pooled), _bucket(len(pooled), 8)
-        columns = np.arange(padded, dtype=np.int32)[None]
-        places = Places((columns < n).astype(np.int32), columns)
-        vectors = np.pad(pooled, ((0, padded - n), (0, 0)))[None]
+    def _compress(self, parts: Iterable[np.ndarray], ratio: int | None) -> Latents:
+        """Latents of tokens that come in parts; each window has a block of its own."""
+        tokens, latents = [], []
+
+        def counted() -> Iterator[np.ndarray]:
+            for part in parts:
+                tokens.append(len(part))
+                yield part
+
+        def windows() -> Iterator[list[Seated]]:
+            for piece in self._cut(counted(), ratio):
+                latents.append(piece.latents)
+                yield [(piece, 0, 0)]
+
+        blocks = self._encode(windows())
+        if self.config.adapter.attention:
+            blocks = self._project(blocks, latents)
+        slices = [Slice(block, 0, count) for block, count in zip(blocks, latents, strict=True)]
+        return Latents(slices, sum(tokens))
+
+    def _cut(self, parts: Iterable[np.ndarray], ratio: int | None) -> Iterator[Piece]:
+        """The windows of a context whose tokens come in parts."""
+        return cut_windows(parts, self.config, ratio, self.tokenizer.memory.marker)
+
+    def _encode(self, windows: Iterable[list[Seated]]) -> list[Array]:
+        """A block [P D] of every window; passes are dispatched as windows come."""
+        blocks: list[Array] = []
         with jax.set_mesh(self.mesh):
-            return np.asarray(project_pooled(self.params, vectors, places, self.config)[0, :n])
+            parts = splits("windows")
+            sizes = sorted({-(-size // parts) * parts for size in BATCHES}, reverse=True)
+            waiting: list[list[Seated]] = []
+            for window in windows:
+                waiting.append(window)
+                if len(waiting) == sizes[0]:
+                    blocks += self._encode_pass(waiting, sizes[0])
+                    waiting = []
+            while waiting:
+                size = next((size for size in sizes if size <= len(waiting)), sizes[-1])
+                blocks += self._encode_pass(waiting[:size], size)
+                waiting = waiting[size:]
+        return blocks
 
-    def _divided(self, windows: int) -> int:
-        """So many windows or a few more: as many for each part of the mesh."""
+    def _encode_pass(self, windows: Sequence[list[Seated]], size: int) -> Sequence[Array]:
+        """One pass of the encoder over so many windows, of which these are filled."""
+        room = self.config.compression.latents_per_window
+        arrays = empty_windows(1, size, self.config.window_length, room)
+        for number, pieces in enumerate(windows):
+            for segment, (piece, position, latent) in enumerate(pieces, start=1):
+                seat_piece(arrays, (0, number, position, latent), piece, segment, segment)
+        return encode_windows(self.weights, arrays, self.config)[: len(windows)]
+
+    def _project(self, blocks: list[Array], counts: list[int]) -> list[Array]:
+        """Blocks of latents from blocks of pooled states of one context, by an adapter whose
+        attention joins them; each block has so many."""
+        size, used = len(blocks[0]), len(blocks)
+        padded = 1 << (used - 1).bit_length()
+        inside = np.arange(size) < np.array([*counts, *[0] * (padded - used)])[:, None]
+        positions = np.where(inside, np.cumsum(inside).reshape(inside.shape) - 1, 0)
+        places = Places(*(x.reshape(1, -1).astype(np.int32) for x in (inside, positions)))
+        blocks = [*blocks, *[blocks[0]] * (padded - used)]
         with jax.set_mesh(self.mesh):
-            return -(-windows // splits("windows")) * splits("windows")
+            return list(project_blocks(self.weights, tuple(blocks), places, self.config)[:used])
 
-    def generate(self, parts: Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
+    # --- generating ---
+
+    def generate(
+        self,
+        parts: Sequence[str | Latents],
+        max_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+    ) -> str:
         """The assistant's answer to one user turn made of text and latents.
 
         >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
         """
-        return self.chat([{"role": "user", "content": list(parts)}], max_tokens, sampling, seed)
+        messages = [{"role": "user", "content": list(parts)}]
+        return self.chat(messages, max_tokens, sampling, seed)
 
-    def chat(self, messages: Sequence[Message], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0) -> str:
-        """The assistant's next turn. A content is text, in which memory tags mark what to compress, or a list of parts.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+    ) -> str:
+        """The assistant's next turn. A content is text, in which memory tags mark what to compress,
+        or a list of parts.
 
-        Put text that comes from elsewhere into a list: there, tags and control tokens are only characters.
+        Put text that comes from elsewhere into a list: there, tags and control tokens are only
+        characters.
         """
+        prompt = self._prompt([self._render(messages)])
+        return self._answer(prompt, max_tokens, sampling, seed)[0]
+
+    def conversation(self) -> "Conversation":
+        """A chat whose turns are read once: every question reads only what is new."""
+        return Conversation(self)
+
+    def complete(
+        self,
+        parts: str | Latents | Sequence[str | Latents],
+        max_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+    ) -> str:
+        """What follows text and latents as such, without a chat around them."""
+        listed = [parts] if isinstance(parts, (str, Latents)) else parts
+        encode = self.tokenizer.encode
+        record = [Plain(encode(part)) if isinstance(part, str) else part for part in listed]
+        return self._answer(self._prompt([record]), max_tokens, sampling, seed)[0]
+
+    def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
+        """Greedy continuations of a batch of records."""
+        return self._answer(self._prompt(records), max_tokens, GREEDY, 0)
+
+    def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:
+        """A batch of records as `generate.prefill` reads them, their contexts compressed."""
+        return self._prompt(records)
+
+    def _render(self, messages: Sequence[Message]) -> list:
+        """The record of a chat up to the assistant's next turn, with latents in it as they are."""
         latents: list[Latents] = []
         prepared = []
         for message in messages:
             content = message["content"]
             parts = parse_memory(content, self.tokenizer) if isinstance(content, str) else content
-            prepared.append({"role": message["role"], "content": self._hold(parts, latents)})
+            given = [Given(len(part)) if isinstance(part, Latents) else part for part in parts]
+            latents += [part for part in parts if isinstance(part, Latents)]
+            prepared.append({"role": message["role"], "content": given})
         record = render_chat(prepared, self.tokenizer, generate=True)
-        return self._answer(self._prompt([record], [latents]), max_tokens, sampling, seed)[0]
+        waiting = iter(latents)
+        return [next(waiting) if isinstance(span, Given) else span for span in record]
 
-    def complete(
-        self, parts: str | Latents | Sequence[str | Latents], max_tokens: int = 64, sampling: Sampling = GREEDY, seed: int = 0
-    ) -> str:
-        """What follows text and latents as such, without a chat around them."""
-        latents: list[Latents] = []
-        listed = [parts] if isinstance(parts, (str, Latents)) else parts
-        record = [Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part for part in self._hold(listed, latents)]
-        return self._answer(self._prompt([record], [latents]), max_tokens, sampling, seed)[0]
+    def _prompt(self, records: Sequence[Sequence[Any]]) -> Prompt:
+        """Prompts of records, in which contexts are compressed and latents are slots."""
+        contexts = [part for record in records for part in record if isinstance(part, Context)]
+        compressed = iter(self.compress_all(contexts))
+        filled = [
+            [next(compressed) if isinstance(part, Context) else part for part in record]
+            for record in records
+        ]
+        rows = [self._lay_out(record) for record in filled]
+        blocks = {id(one.block): one.block for _, slices in rows for one in slices}
+        numbers = {key: number for number, key in enumerate(blocks)}
+        size = self.config.compression.latents_per_window
+        lengths = np.array([len(tokens) for (tokens, _), _ in rows], np.int32)
+        tokens = np.zeros((len(rows), lengths.max()), np.int32)
+        slots = np.full_like(tokens, -1)
+        for i, ((own, own_slots), slices) in enumerate(rows):
+            where = [numbers[id(one.block)] * size + one.first + np.arange(one.count) for one in slices]
+            table = np.concatenate([*where, [-1]]).astype(np.int32)
+            tokens[i, : len(own)], slots[i, : len(own)] = own, table[own_slots]
+        return Prompt(tokens, slots, lengths, list(blocks.values()))
 
-    def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
-        """Greedy continuations of a batch of records."""
-        return self._answer(self.read(records), max_tokens, GREEDY, 0)
-
-    def read(self, records: Sequence[Sequence[Span]]) -> Prompt:
-        """A batch of records as `generate_tokens` reads them, their contexts compressed."""
-        all_latents: list[list[Latents]] = [[] for _ in records]
-        held = [self._hold(record, latents) for record, latents in zip(records, all_latents, strict=True)]
-        return self._prompt(held, all_latents)
-
-    def _hold(self, parts: Iterable, latents: list[Latents]) -> list:
-        """Compresses contexts, moves all latents into `latents`, and leaves slots in their place."""
-        held: list = []
-        for part in parts:
-            if isinstance(part, Context):
-                part = self.compress_tokens(part.tokens, part.ratio)
+    def _lay_out(self, record: Sequence[Any]) -> tuple[tuple[np.ndarray, np.ndarray], list[Slice]]:
+        """Tokens and slots of a record of text and latents, and the slices the slots number."""
+        width, size = self.config.decoder.width, self.config.compression.latents_per_window
+        slices: list[Slice] = []
+        spans = []
+        for part in record:
             if isinstance(part, Latents):
-                if part.vectors.shape[1] != self.config.decoder.width:
-                    raise ValueError(f"latents of width {self.config.decoder.width} fit this model, got {part.vectors.shape}")
-                latents.append(part)
+                if part.width != width:
+                    shape = (len(part), part.width)
+                    raise ValueError(f"latents of width {width} fit this model, got {shape}")
+                slices += part.slices(size, self.config.dtype)
                 part = Given(len(part))
-            held.append(part)
-        return held
+            spans.append(part)
+        example = lay_out(spans, self.config, self.tokenizer.memory)
+        if not len(example):
+            raise TextError("expected a prompt, got an empty one")
+        return (example.tokens, example.slots), slices
+
+    def _check_length(self, length: int, steps: int):
+        most = self.config.decoder.max_positions
+        if length + steps > most:
+            raise ValueError(
+                f"prompt and answer take up to {most} positions, got {length} + {steps}; "
+                "compress more of the prompt"
+            )
 
     def _answer(self, prompt: Prompt, steps: int, sampling: Sampling, seed: int) -> list[str]:
-        longest, most = int(prompt.lengths.max()), self.config.decoder.max_positions
-        if longest + steps > most:
-            raise ValueError(
-                f"prompt and answer take up to {most} positions, got {longest} + {steps}; compress more of the prompt"
-            )
-        stop = (self.tokenizer.id(TURN_END),)
-        rng = jax.random.key(seed)
+        self._check_length(int(prompt.lengths.max()), steps)
         with jax.set_mesh(self.mesh):
-            tokens, counts = generate_tokens(self.params, prompt, self.config, steps, stop, rng, sampling)
-        return [
+            logits, cache = prefill(self.weights, prompt, self.config, max(steps, ROOM))
+            return self._write(logits, prompt.lengths, cache, steps, sampling, seed)[0]
+
+    def _write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
+        """The answers after a prefill, and the cache."""
+        stops = (self.tokenizer.id(TURN_END),)
+        tokens, counts, cache = continue_tokens(
+            self.weights, logits, lengths, cache, self.config, steps, stops, seed, sampling
+        )
+        texts = [
             self.tokenizer.decode(row[:count], control=False)
-            for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
+            for row, count in zip(tokens, counts, strict=True)
+        ]
+        return texts, cache
+
+
+class Conversation:
+    """A chat that keeps the keys and values of what was read.
+
+    >>> conversation = model.conversation()
+    >>> conversation.ask([memory, "What broke?"])
+    >>> conversation.ask("Since when?")  # reads these words only
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+        self.messages: list[Message] = []
+        self._read: Prompt | None = None  # what the cache holds
+        self._cache: Cache | None = None
+
+    def ask(
+        self,
+        content: str | Sequence[str | Latents],
+        max_tokens: int = 64,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+    ) -> str:
+        """The assistant's answer to one more turn of the user, as `LanguageModel.chat` gives it."""
+        model = self.model
+        messages = [*self.messages, {"role": "user", "content": self._kept(content)}]
+        prompt = model._prompt([model._render(messages)])
+        length = int(prompt.lengths[0])
+        model._check_length(length, max_tokens)
+        with jax.set_mesh(model.mesh):
+            logits, cache = self._prefill(prompt, max(max_tokens, ROOM))
+            (answer,), cache = model._write(
+                logits, prompt.lengths, cache, max_tokens, sampling, seed
+            )
+        self._read, self._cache = prompt, cache
+        self.messages = [*messages, {"role": "assistant", "content": [answer]}]
+        return answer
+
+    def _kept(self, content: str | Sequence[str | Latents]) -> list:
+        """A content as parts in which contexts are latents, so that they are compressed once."""
+        model = self.model
+        parts = parse_memory(content, model.tokenizer) if isinstance(content, str) else content
+        return [
+            model.compress_tokens(part.tokens, part.ratio) if isinstance(part, Context) else part
+            for part in parts
         ]
 
-    def _prompt(self, records: Sequence[Sequence[Span]], latents: Sequence[Sequence[Latents]]) -> Prompt:
-        examples = [lay_out(record, self.config, self.tokenizer.memory) for record in records]
-        if not all(len(example) for example in examples):
-            raise TextError("expected a prompt, got an empty one")
-        length = _bucket(max(map(len, examples)), max(32, self.mesh.shape["context"]))
-        room = _bucket(max(sum(map(len, some)) for some in latents), 8)
-        tokens = np.zeros((len(examples), length), np.int32)
-        slots = np.full((len(examples), length), -1, np.int32)
-        vectors = np.zeros((len(examples), room, self.config.decoder.width), self.params["decoder"]["table"].dtype)
-        for i, (example, some) in enumerate(zip(examples, latents, strict=True)):
-            tokens[i, : len(example)], slots[i, : len(example)] = example.tokens, example.slots
-            if some:
-                joined = np.concatenate([one.vectors for one in some])
-                vectors[i, : len(joined)] = joined
-        return Prompt(tokens, slots, vectors, np.array([len(example) for example in examples], np.int32))
+    def _prefill(self, prompt: Prompt, room: int):
+        """`generate.prefill` of what the cache does not have."""
+        model, cache, shared = self.model, self._cache, 0
+        self._cache = None  # a chunk uses it up
+        if cache is not None and self._read is not None:
+            shared = min(shared_length(self._read, prompt), int(prompt.lengths[0]) - 1)
+            if not fits(cache, prompt, shared, room):
+                cache, shared = None, 0
+        if cache is not None:
+            cache = cache.replace(end=np.int32(shared))
+        rest = Prompt(
+            prompt.tokens[:, shared:], prompt.slots[:, shared:], prompt.lengths - shared, prompt.blocks
+        )
+        return prefill(model.weights, rest, model.config, room, cache, shared)
 
 
-def load(directory: str | Path, step: int | None = None, devices: Sequence[Any] | None = None) -> LanguageModel:
-    """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless one is named.
+def load(
+    directory: str | Path, step: int | None = None, devices: Sequence[Any] | None = None
+) -> LanguageModel:
+    """Reads a checkpoint: a training run, or what `convert.from_hf` wrote. The newest step unless
+    one is named.
 
     Onto one device, or split over several: `lclm_jax.load("runs/tiny", devices=jax.devices())`.
+    Compiled programs are kept on disk (`compilation.enable_cache`).
     """
+    enable_cache()
     config, tokenizer = read_model_files(directory)
     mesh = make_mesh(serving_mesh(config, len(devices)), devices) if devices else one_device()
     abstract = abstract_params(config, mesh, config.dtype)  # no float32 copy on the way
     return LanguageModel(config, load_params(directory, abstract, step), tokenizer, mesh)
 
 
-@partial(jax.jit, static_argnames=("config",))
-def pool_windows(params: Params, windows: Windows, config: ModelConfig) -> Float[Array, "B M X"]:
-    return apply(config, params, windows, method=lambda model, windows: model.pool(model.encode(windows), windows))
+def serving_params(params: Params, config: ModelConfig) -> Params:
+    """Parameters in the dtype the model computes in, the decoder's layers as the devices in scope
+    read them best."""
+    params = jax.tree.map(lambda x: x if x.dtype == config.dtype else x.astype(config.dtype), params)
+    layers = params["decoder"]["layers"]
+    size = sum(x.nbytes for x in jax.tree.leaves(layers))
+    apart = platform() == "cpu" and size <= UNSTACKED
+    if apart and not isinstance(layers, tuple):
+        decoder = {**params["decoder"], "layers": split_layers(layers, config.decoder.layers)}
+        params = {**params, "decoder": decoder}
+    return params
 
 
 @partial(jax.jit, static_argnames=("config",))
-def project_pooled(params: Params, pooled: Float[Array, "B M X"], places: Places, config: ModelConfig) -> Float[Array, "B M D"]:
-    return apply(config, params, pooled, places, method=LCLM.project)
+def encode_windows(
+    params: Params, windows: Windows, config: ModelConfig
+) -> tuple[Float[Array, "P D"], ...]:
+    """A block of latents of every window of one row [1 C W]; with attention in the adapter, of pooled
+    states that `project_blocks` goes on with."""
+
+    def read(model: LCLM, windows: Windows):
+        return model.pool(model.encode(windows), windows)
+
+    method = read if config.adapter.attention else LCLM.compress
+    vectors = apply(config, params, windows, method=method)[0]
+    return _as_blocks(vectors, windows.tokens.shape[1])
 
 
-def _bucket(length: int, least: int) -> int:
-    """A length at most a quarter longer, or the next multiple of `least`, one of four between powers of two: few shapes to
-    compile for, little padding to compute.
+@partial(jax.jit, static_argnames=("config",))
+def project_blocks(
+    params: Params, blocks: tuple[Float[Array, "P X"], ...], places: Places, config: ModelConfig
+) -> tuple[Float[Array, "P D"], ...]:
+    """Blocks of latents from blocks of pooled states; `places` [1 M] says which are of a context."""
+    vectors = apply(config, params, jnp.concatenate(blocks)[None], places, method=LCLM.project)[0]
+    return _as_blocks(vectors, len(blocks))
 
-    >>> least 32: 33 -> 64, 300 -> 320, 576 -> 640
-    """
-    unit = max(least, 1 << max(0, (length - 1).bit_length() - 3))
-    return max(1, -(-length // unit)) * unit
+
+def _as_blocks(vectors: Float[Array, "M D"], count: int) -> tuple[Float[Array, "P D"], ...]:
+    """So many blocks, each whole on every device."""
+    return tuple(constrain(block, None, None) for block in jnp.split(vectors, count))
+
+
+def shared_length(one: Prompt, other: Prompt) -> int:
+    """How many of their first positions two prompts of one row have in common: tokens and latents."""
+    length = min(int(one.lengths[0]), int(other.lengths[0]))
+    same = one.tokens[0, :length] == other.tokens[0, :length]
+    same &= _sources(one, length) == _sources(other, length)
+    return length if same.all() else int(np.argmin(same))
+
+
+def _sources(prompt: Prompt, length: int) -> np.ndarray:
+    """Where each position's latent lies, as one number; -1 for tokens."""
+    slots = prompt.slots[0, :length].astype(np.int64)
+    if not prompt.blocks:
+        return slots
+    size = len(prompt.blocks[0])
+    addresses = np.array([id(block) for block in prompt.blocks])
+    return np.where(slots >= 0, addresses[slots // size] * size + slots % size, -1)
+
+
+def fits(cache: Cache, prompt: Prompt, shared: int, room: int) -> bool:
+    """Whether a cache that has the first positions of a prompt has room for the rest."""
+    rest = int(prompt.lengths[0]) - shared
+    return shared + max(padded_length(rest), rest + room) <= cache.length

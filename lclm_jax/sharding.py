@@ -82,6 +82,13 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
+def device_kind() -> str:
+    """The model of the devices of the mesh in scope, such as "NVIDIA H100 80GB HBM3"; without a
+    mesh, of this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device is not None else jax.devices()[0].device_kind
+
+
 def mesh_axes(*axes: str | None) -> tuple[str, ...]:
     """The mesh axes that split any of these logical axes; none without a mesh in scope."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -9,12 +9,12 @@ import pytest
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.fit.flops import matmul_flops
-from lclm_jax.model import attend
+from lclm_jax.model.attention import cpu, dispatch, gpu, reference, tpu
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
-WAYS = {"blocked": attend.blocked, "stretched": attend.stretched, "splash": partial(attend.splash, interpret=True)}
+WAYS = {"blocked": gpu.blocked, "stretched": cpu.stretched, "splash": partial(tpu.splash, interpret=True)}
 MESHES = {
     "no mesh": None,
     "rows": MeshConfig(data=2, fsdp=1),
@@ -62,7 +62,7 @@ def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
 def test_the_ways_agree(way, length, causal, mesh):
     tensors = inputs(length)
     axes = ("batch", "length") if causal else ("windows", None)  # as the decoder has them, and a bidirectional encoder
-    expected = result(attend.reference, *tensors, causal, None)
+    expected = result(reference.reference, *tensors, causal, None)
     found = result(WAYS[way], *tensors, causal, MESHES[mesh], axes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
@@ -76,10 +76,10 @@ def test_a_causal_sequence_is_spared_most_of_what_lies_ahead():
         run = jax.make_jaxpr(lambda q, k, v: way(q, k, v, places, causal, ("batch", "length")))
         return matmul_flops(run(*tensors).jaxpr).total()
 
-    everything = products(attend.reference, True)
-    assert products(attend.blocked, False) >= everything
-    assert products(attend.blocked, True) < 0.72 * everything
-    found, expected = (result(way, *tensors, places, True, None) for way in (attend.blocked, attend.reference))
+    everything = products(reference.reference, True)
+    assert products(gpu.blocked, False) >= everything
+    assert products(gpu.blocked, True) < 0.72 * everything
+    found, expected = (result(way, *tensors, places, True, None) for way in (gpu.blocked, reference.reference))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
@@ -99,16 +99,16 @@ def test_blocks_hold_no_whole_matrix_of_scores(way):
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = ROWS * HEADS * 2048 * 2048 * 4
-    assert held(attend.reference) > whole, "the yardstick must hold them"
+    assert held(reference.reference) > whole, "the yardstick must hold them"
     assert held(WAYS[way]) < whole
 
 
 def test_the_chips_of_the_mesh_decide(monkeypatch):
     tensors = inputs(128)
     called = []
-    ways = {name: lambda *inputs, name=name: called.append(name) or attend.reference(*inputs) for name in ("tpu", "gpu")}
-    monkeypatch.setattr(attend, "BACKENDS", ways)
+    ways = {name: lambda *inputs, name=name: called.append(name) or reference.reference(*inputs) for name in ("tpu", "gpu")}
+    monkeypatch.setattr(dispatch, "BACKENDS", ways)
     for name in ("tpu", "gpu", "cpu"):
-        monkeypatch.setattr(attend, "platform", lambda name=name: name)
-        attend.attend(*tensors, True)
+        monkeypatch.setattr(dispatch, "platform", lambda name=name: name)
+        dispatch.attend(*tensors, True)
     assert called == ["tpu", "gpu"]

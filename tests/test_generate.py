@@ -12,11 +12,21 @@ from lclm_jax import language_model
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
-from lclm_jax.generate import Prompt, Sampling, choose, continue_tokens, decode_step, generate_tokens, prefill
+from lclm_jax import generate
+from lclm_jax.generate import (
+    Prompt,
+    Rules,
+    Sampling,
+    begin,
+    choose,
+    decode_block,
+    decode_step,
+    generate_tokens,
+    prefill,
+)
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
-from lclm_jax.model.transformer import unstack
 
 STEPS = 6
 TEXT = "Ada likes pears. Ben likes figs."
@@ -52,25 +62,26 @@ def test_cache_equals_full_forward_passes(model):
         grown[np.arange(2), lengths + step] = expected[-1]
     first, second = np.array(expected).T
     ends = next(n for n in range(2, STEPS) if first[n] not in first[:n] and first[n] not in second)
-    prompt = Prompt(tokens.astype(np.int32), slots.astype(np.int32), latents, lengths)
-    written, counts = generate_tokens(model.params, prompt, model.config, STEPS, (511, int(first[ends])), jax.random.key(0))
+    prompt = Prompt.of_arrays(tokens, slots, latents, lengths)
+    stops = (511, int(first[ends]))
+    written, counts = generate_tokens(model.params, prompt, model.config, STEPS, stops)
     assert list(counts) == [ends, STEPS]
     np.testing.assert_array_equal(written[0, :ends], first[:ends])
     np.testing.assert_array_equal(written[1], second)
 
 
-def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model):
+def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model, noisy):
     tokens, lengths = np.array([[5, 6, 7], [8, 9, 0]]), np.array([3, 2])
-    latents = np.zeros((2, 1, model.config.decoder.width), np.float32)
-    prompt = Prompt(tokens, np.full_like(tokens, -1), latents, lengths)
-    logits, cache = prefill(model.params, prompt, model.config, 4)
-    params, split = unstack(model.params["decoder"], jax.tree.map(jnp.copy, cache))  # a step donates its cache
-    first = np.argmax(logits, axis=-1)
-    _, cache = decode_step(model.params, first, lengths, cache, model.config)
-    expected, cache = decode_step(model.params, first, lengths + 1, cache, model.config)
-    by_layer = {**model.params, "decoder": params}
-    _, split = decode_step(by_layer, first, lengths, split, model.config)
-    logits, split = decode_step(by_layer, first, lengths + 1, split, model.config)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), lengths)
+
+    def decode(params):
+        logits, cache = prefill(params, prompt, model.config, 4)
+        first = np.argmax(logits, axis=-1)
+        _, cache = decode_step(params, first, lengths, cache, model.config)
+        return decode_step(params, first, lengths + 1, cache, model.config)
+
+    expected, cache = decode(noisy)
+    logits, split = decode(model.params)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     for one, other in ((split.keys, cache.keys), (split.values, cache.values)):
         assert len(one) == model.config.decoder.layers
@@ -78,14 +89,18 @@ def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model):
     np.testing.assert_array_equal(split.places.positions, cache.places.positions)
 
 
-def test_no_token_copies_the_cache(model):
-    """Keys and values of the cache are among what a step of the compiled loop reads, and not among what it copies."""
+def test_no_token_copies_the_cache(model, monkeypatch):
+    """Keys and values of the cache are among what a step of the compiled loop reads, and not among
+    what it copies."""
     length = 896  # of the cache; no other array has such an axis
-    tokens = np.zeros((1, length - STEPS), np.int32)
-    prompt = Prompt(tokens, np.full_like(tokens, -1), np.zeros((1, 1, model.config.decoder.width), np.float32), np.array([9]))
+    monkeypatch.setattr(generate, "cache_size", lambda rows, needed: length)
+    tokens = np.zeros((1, 600), np.int32)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), np.array([9]))
     logits, cache = prefill(model.params, prompt, model.config, STEPS)
-    inputs = (model.params, logits, prompt.lengths, cache, model.config, STEPS, (), jax.random.key(0))
-    steps = continue_tokens.lower(*inputs).compile().as_text().split("ENTRY ")[0]
+    rules = Rules.of(Sampling())
+    state = begin(logits, prompt.lengths.astype(np.int32), cache, np.uint32(0), rules)
+    program = decode_block.lower(model.params, state, np.int32(STEPS), rules, model.config)
+    steps = program.compile().as_text().split("ENTRY ")[0]
     cached = rf"= f32\[[\d,]*{length},{model.config.decoder.head_dim}\]\S* "
     assert re.search(cached, steps)
     assert not re.search(cached + r"copy\(", steps)
@@ -97,7 +112,8 @@ LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 def draw(sampling, logits=LOGITS, seen=(), count=2000):
     """How often each token is chosen."""
     marks = np.isin(np.arange(len(logits)), seen)
-    chosen = choose(np.tile(logits, (count, 1)), np.tile(marks, (count, 1)), jax.random.key(0), sampling)
+    tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
+    chosen = choose(*tiled, jax.random.key(0), Rules.of(sampling))
     return np.bincount(chosen, minlength=len(logits)) / count
 
 
@@ -163,9 +179,9 @@ def test_generate_chat_and_complete_run(model):
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_on_several_devices_as_on_one(model, tmp_path, count):
+def test_on_several_devices_as_on_one(model, noisy, tmp_path, count):
     """Heads and the cache's positions are split; three windows do not divide over the four parts of sequences."""
-    save_model(tmp_path, model.config, model.tokenizer, model.params)
+    save_model(tmp_path, model.config, model.tokenizer, noisy)
     spread = load(tmp_path, devices=jax.devices()[:count])
     assert spread.mesh.shape["tensor"] == 2 and spread.mesh.shape["context"] == count // 2
     latents, split = model.compress(TEXT * 2), spread.compress(TEXT * 2)
@@ -177,19 +193,17 @@ def test_on_several_devices_as_on_one(model, tmp_path, count):
 def prompts(monkeypatch):
     """Collects what would be read, and writes nothing."""
     collected = []
-
-    def record(params, prompt, config, steps, *_):
-        collected.append(prompt)
-        return np.zeros((len(prompt.tokens), steps), np.int32), np.zeros(len(prompt.tokens), np.int32)
-
-    monkeypatch.setattr(language_model, "generate_tokens", record)
+    monkeypatch.setattr(
+        LanguageModel, "_answer", lambda self, prompt, *_: collected.append(prompt) or [""]
+    )
     return collected
 
 
 def test_memory_tags_equal_parts(model, prompts):
     model.chat([{"role": "user", "content": f"About {MEMORY_START}{TEXT}{MEMORY_END} Who?"}])
     model.generate(["About ", model.compress(TEXT), " Who?"])
-    jax.tree.map(np.testing.assert_array_equal, *prompts)
+    for name in ("tokens", "slots", "lengths"):
+        np.testing.assert_array_equal(*(getattr(prompt, name) for prompt in prompts))
     assert (prompts[0].slots >= 0).sum() == len(model.compress(TEXT))
 
 

@@ -17,7 +17,7 @@ from configs.shapes import SHAPES
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.loss import cross_entropy
-from lclm_jax.model.attend import attend, attend_after
+from lclm_jax.model.attention import Cache, attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
 from lclm_jax.model.masks import Places
@@ -96,7 +96,7 @@ def test_attend(causal):
     np.testing.assert_allclose(attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6)
     both = [np.concatenate([old, new], axis=2) for old, new in zip(cached, (k, v), strict=True)]
     expected = softmax_attention(q, *both, np.concatenate([seen, own], axis=1))
-    np.testing.assert_allclose(attend_after(q, (k, v), queries, cached, places, causal), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attend_after(q, (k, v), queries, Cache(*cached, places, jnp.int32(6)), None, causal), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_after_a_cache_in_bfloat16_of_several_rows():
@@ -108,7 +108,7 @@ def test_attention_after_a_cache_in_bfloat16_of_several_rows():
 
     @jax.jit
     def attended(own, cached):
-        return attend_after(own[0], own[1:], queries, cached, places, False)
+        return attend_after(own[0], own[1:], queries, Cache(*cached, places, jnp.int32(16)), None, False)
 
     own, cached = (q, k, v), (keys, values)
     rounded, exact = attended(own, cached), attended(*jax.tree.map(lambda x: x.astype(jnp.float32), (own, cached)))
@@ -182,7 +182,7 @@ def test_rematerialisation_changes_nothing(model_config, noisy):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, platform):
     """Of a layer only what lies between products is computed again: attention's softmax is not, with `full` it is."""
-    monkeypatch.setattr("lclm_jax.model.attend.platform", lambda: platform)
+    monkeypatch.setattr("lclm_jax.model.attention.dispatch.platform", lambda: platform)
     tokens = np.arange(12).reshape(2, 6)
     places = Places(np.ones_like(tokens), np.broadcast_to(np.arange(6), tokens.shape))
 

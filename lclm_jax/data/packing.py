@@ -87,6 +87,15 @@ def _seat(pieces: Sequence[tuple[int, int]], used: list[tuple[int, int]], budget
     return seats
 
 
+def seat_pieces(pieces: Sequence[tuple[int, int]], config: ModelConfig) -> list[Seat]:
+    """Seats for pieces of so many positions and latents, in as few windows as it finds; windows are
+    numbered in the order in which they are first used."""
+    seats = _seat(pieces, [], Budget.of(config, 0, len(pieces)))
+    if seats is None:
+        raise ValueError(f"expected pieces of at most a window, got {max(pieces)}")
+    return seats
+
+
 @dataclass(frozen=True)
 class Row:
     """Examples of one row, and the seats of their pieces."""

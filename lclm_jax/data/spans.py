@@ -3,7 +3,7 @@
 `lay_out` turns a record into the arrays of one example; training, evaluation and generation all go through it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -90,10 +90,15 @@ def count_latents(length: int, config: ModelConfig, ratio: int | None = None) ->
 
 def window_bounds(length: int, config: ModelConfig) -> Iterator[tuple[int, int, int, int]]:
     """(first read, first own, last own, last read) of every window of a context; own tokens are pooled, the others only read."""
-    overlap, window = config.compression.overlap, config.compression.window
+    window = config.compression.window
     for start in range(0, max(1, length), window):
-        end = min(start + window, length)
-        yield max(0, start - overlap), start, end, end if config.encoder.causal else min(length, end + overlap)
+        yield _bounds(start, length, config)
+
+
+def _bounds(start: int, length: int, config: ModelConfig) -> tuple[int, int, int, int]:
+    """The bounds of the window that starts here, in a context of so many tokens."""
+    overlap, end = config.compression.overlap, min(start + config.compression.window, length)
+    return max(0, start - overlap), start, end, end if config.encoder.causal else min(length, end + overlap)
 
 
 def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> list[Piece]:
@@ -104,20 +109,52 @@ def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> lis
 
     >>> ratio 2, window 4, tokens [7 8 9 5 6]: pieces [7 8 9 5] in groups [0 0 1 1] and [6] in group [0]
     """
-    tokens, ratio = np.asarray(context.tokens), resolve_ratio(context.ratio, config)
-    pieces: list[Piece] = []
-    first = 0
-    for left, start, end, right in window_bounds(len(tokens), config):
-        latents = max(1, -(-(end - start) // ratio))
-        own = np.arange(end - start, dtype=np.int32) // ratio
-        markers = np.arange(0)
-        if config.compression.pooling == "eos" and end > start:
-            own, markers = np.full_like(own, -1), np.arange(latents)
-        outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
-        read = np.concatenate([tokens[left:right], np.full(len(markers), marker)])
-        pieces.append(Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first))
-        first += latents
-    return pieces
+    return list(cut_windows([np.asarray(context.tokens)], config, context.ratio, marker))
+
+
+def cut_windows(
+    parts: Iterable[np.ndarray], config: ModelConfig, ratio: int | None = None, marker: int = 0
+) -> Iterator[Piece]:
+    """`split_windows` of tokens that come in parts; yields a piece as soon as its tokens are there."""
+    ratio, window = resolve_ratio(ratio, config), config.compression.window
+    ahead = 0 if config.encoder.causal else config.compression.overlap
+    parts, tokens, offset = iter(parts), np.zeros(0, np.int32), 0  # `offset`: tokens left behind
+    start = first = 0
+    while True:
+        part = next(parts, None)
+        if part is not None:
+            tokens = np.concatenate([tokens, part])
+        length = offset + len(tokens)
+        while start + window + ahead <= length or (part is None and start < max(1, length)):
+            bounds = _bounds(start, length, config)
+            yield _cut_piece(tokens, offset, bounds, config, ratio, marker, first)
+            first += max(1, -(-(bounds[2] - start) // ratio))
+            start += window
+        if part is None:
+            return
+        behind = max(0, min(start - config.compression.overlap, length) - offset)
+        tokens, offset = tokens[behind:], offset + behind
+
+
+def _cut_piece(
+    tokens: np.ndarray,
+    offset: int,
+    bounds: tuple[int, int, int, int],
+    config: ModelConfig,
+    ratio: int,
+    marker: int,
+    first: int,
+) -> Piece:
+    """One window of a context, whose tokens from `offset` on are given."""
+    left, start, end, right = bounds
+    latents = max(1, -(-(end - start) // ratio))
+    own = np.arange(end - start, dtype=np.int32) // ratio
+    markers = np.arange(0)
+    if config.compression.pooling == "eos" and end > start:
+        own, markers = np.full_like(own, -1), np.arange(latents)
+    outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
+    read = np.concatenate([tokens[left - offset : right - offset], np.full(len(markers), marker)])
+    return Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first)
 
 
 @dataclass(frozen=True)

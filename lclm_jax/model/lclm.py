@@ -15,6 +15,7 @@ from lclm_jax.model.layers import matrix_init, parameter
 from lclm_jax.model.masks import Places
 from lclm_jax.model.pooling import pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
+from lclm_jax.sharding import platform
 from lclm_jax.typing import Array, Float, Int, Params, typed
 
 
@@ -72,17 +73,27 @@ class LCLM(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         slots: Int[Array, "B T"],
-        latents: Float[Array, "B M D"],
+        latents: Float[Array, "B M D"] | Float[Array, "M D"],
         places: Places,
         cache: Cache | None = None,
+        count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states of decoder positions, slots read from `latents`, and the cache they leave when one is given."""
-        return self.decoder(place(self.decoder.embed(tokens), latents, slots), places, cache)
+        """Hidden states of decoder positions, and the cache with their first `count`, if one is given.
+
+        Slots number the latents of their own row, or of all rows where `latents` are [M D].
+        """
+        x = place(self.decoder.embed(tokens), latents, slots)
+        return self.decoder(x, places, cache, count)
 
     @typed
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of the next token in float32. Training never calls this on a whole sequence (see `loss`)."""
-        return jnp.einsum("BTD,VD->BTV", hidden, self.output_table(), preferred_element_type=jnp.float32)
+        b, t, _ = hidden.shape
+        if platform() == "gpu" and b * t == 1:
+            # Of one row XLA makes a matrix-vector product, for which it casts the whole table.
+            return self.logits(jnp.repeat(hidden, 8, axis=1))[:, :1]
+        table = self.output_table()
+        return jnp.einsum("BTD,VD->BTV", hidden, table, preferred_element_type=jnp.float32)
 
     @typed
     def output_table(self) -> Float[Array, "V D"]:
@@ -96,9 +107,18 @@ def latent_places(windows: Windows) -> Places:
 
 
 @typed
-def place(embedded: Float[Array, "B T D"], latents: Float[Array, "B M D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where slots[t] is -1."""
-    chosen = jnp.take_along_axis(latents, jnp.maximum(slots, 0)[..., None], axis=1)
+def place(
+    embedded: Float[Array, "B T D"],
+    latents: Float[Array, "B M D"] | Float[Array, "M D"],
+    slots: Int[Array, "B T"],
+) -> Float[Array, "B T D"]:
+    """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where
+    slots[t] is -1."""
+    numbers = jnp.maximum(slots, 0)
+    if latents.ndim == 2:
+        chosen = jnp.take(latents, numbers, axis=0)
+    else:
+        chosen = jnp.take_along_axis(latents, numbers[..., None], axis=1)
     return jnp.where((slots >= 0)[..., None], chosen, embedded)
 
 

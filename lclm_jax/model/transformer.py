@@ -1,46 +1,56 @@
-"""The Qwen3 transformer: one stack, scanned over layers and rematerialised, that serves both towers."""
+"""The Qwen3 transformer: one stack of layers that serves both towers.
+
+Layers are stacked, scanned over and rematerialised. Where a model only reads on a CPU they lie one
+by one (`split_layers`): there a scan copies the parameters of each layer before it multiplies.
+"""
+
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.model.attend import TILE, RowAxes
-from lclm_jax.model.attention import Attention, Cache
+from lclm_jax.model.attention import CACHE_AXES, SAVED, Attention, Cache, RowAxes
+from lclm_jax.model.attention.tpu import TILE
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
 from lclm_jax.model.masks import Places
-from lclm_jax.model.stretches import SAVED
 from lclm_jax.sharding import constrain, splits
 from lclm_jax.typing import Array, Float, Int, Params, typed
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(SAVED)
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
     ),
 }
 
 
 class Block(nn.Module):
-    """One layer, in the shape `nn.scan` wants: the residual stream through, this layer's keys and values in and out."""
+    """One layer, in the shape `nn.scan` wants: the residual stream goes through, the cache and the
+    number of this layer in it come in, the keys and values of the tokens just read come out."""
 
     config: TransformerConfig
     axes: RowAxes = ("batch", "length")  # of x
 
     @nn.compact
-    def __call__(self, x, queries: Places, cached: tuple[Places, Array] | None, layer: tuple[Array, Array] | None):
+    def __call__(self, x, queries: Places, cache: Cache | None, layer: Array | None):
         c = self.config
-        cache = None if cached is None else Cache(*(layer or (None, None)), *cached)
         x = constrain(x, *self.axes, "activation")
-        attended, written = Attention(c, self.axes, name="attention")(
-            RMSNorm(c.norm_eps, name="attention_norm")(x), queries, cache
-        )
+        normed = RMSNorm(c.norm_eps, name="attention_norm")(x)
+        attended, own = Attention(c, self.axes, name="attention")(normed, queries, cache, layer)
         x = x + attended
         x = x + MLP(c, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
-        return x, written
+        return x, own
 
 
-def layer_stack(config: TransformerConfig, remat: str, name: str | None = None, axes: RowAxes = ("batch", "length")) -> nn.Module:
+def layer_stack(
+    config: TransformerConfig,
+    remat: str,
+    name: str | None = None,
+    axes: RowAxes = ("batch", "length"),
+) -> nn.Module:
     """`config.layers` blocks, their parameters stacked along a first axis; called like a Block."""
     block = Block
     if remat != "none":
@@ -67,7 +77,8 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.table = parameter(self, "table", (c.vocab, c.width), ("vocab", "table"), matrix_init(c))
+        axes, init = ("vocab", "table"), matrix_init(c)
+        self.table = parameter(self, "table", (c.vocab, c.width), axes, init)
         self.layers = layer_stack(c, self.remat, axes=self.axes)
         self.norm = RMSNorm(c.norm_eps)
 
@@ -77,51 +88,76 @@ class Transformer(nn.Module):
 
     @typed
     def __call__(
-        self, x: Float[Array, "B T D"], queries: Places, cache: Cache | None = None
+        self,
+        x: Float[Array, "B T D"],
+        queries: Places,
+        cache: Cache | None = None,
+        count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states after the final norm and, given a cache with room, the cache with these tokens in it."""
+        """Hidden states after the final norm and, given a cache, the cache with these tokens in it.
+
+        Of the tokens the first `count` are kept in the cache, by default all.
+        """
+        if isinstance(self._params, tuple):
+            x, own = self._one_by_one(x, queries, cache)
+        else:
+            layers = None if cache is None else jnp.arange(self.config.layers)
+            x, own = self.layers(x, queries, cache, layers)
+        x = self.norm(x)
         if cache is None:
-            x, _ = self.layers(x, queries, None, None)
-            return self.norm(x), None
-        held = None if cache.keys is None else (cache.keys, cache.values)
-        x, read = self._after(x, queries, (cache.places, cache.end), held)
-        return self.norm(x), cache.write(*read, queries)
+            return x, None
+        return x, cache.write(*own, queries, jnp.int32(x.shape[1]) if count is None else count)
 
-    def _after(self, x, queries: Places, cached: tuple[Places, Array], held):
-        """`layers` after a cache: scanned, or one by one where parameters and cache came so (`unstack`)."""
-        layers = self.get_variable("params", "layers")
-        if not isinstance(layers, tuple):
-            return self.layers(x, queries, cached, held)
-        block, reads = Block(self.config, self.axes, parent=None), []
-        for params, kept in zip(layers, zip(*held, strict=True), strict=True):
-            x, read = block.apply({"params": params}, x, queries, cached, kept)
-            reads.append(read)
-        # What is written must depend on what was read, or XLA copies the whole cache for every token (and drops a barrier).
-        nothing = (x[:, :1, :1, None] * 0).astype(reads[0][0].dtype)
-        return x, jax.tree.map(lambda read: read + nothing, tuple(zip(*reads, strict=True)))
+    @property
+    def _params(self) -> Params | tuple[Params, ...] | None:
+        """The parameters of the layers: stacked, one by one, or None before they are made."""
+        return self.get_variable("params", "layers")
 
+    def _one_by_one(self, x, queries: Places, cache: Cache | None):
+        """What the scan over layers does, for layers that are not stacked."""
+        block = Block(self.config, self.axes, parent=None)
+        # One function for all layers: it is traced and lowered once.
+        read = jax.jit(lambda params, *inputs: block.apply({"params": params}, *inputs))
+        owns = []
+        for i, params in enumerate(self._params):
+            layer = cache and cache.replace(keys=cache.keys[i], values=cache.values[i])
+            x, own = read(params, x, queries, layer, None)
+            owns.append(own)
+        if cache is None:
+            return x, None
+        # What is written must depend on what was read, or XLA copies the whole cache for every
+        # token (and drops a barrier).
+        nothing = (x[:, :1, :1, None] * 0).astype(owns[0][0].dtype)
+        return x, jax.tree.map(lambda written: written + nothing, tuple(zip(*owns, strict=True)))
 
-def unstack(params: Params, cache: Cache) -> tuple[Params, Cache]:
-    """A transformer's parameters and cache with those of its layers one by one, [L ...] -> L times [...].
-
-    A loop over tokens reads them where they lie; of stacked ones CPUs copy each layer before every product.
-    """
-
-    def split(stacked):
-        arrays, structure = jax.tree.flatten(stacked)
-        return tuple(structure.unflatten(layer) for layer in zip(*arrays, strict=True))
-
-    unstacked = cache.replace(keys=split(cache.keys), values=split(cache.values))
-    return {**params, "layers": split(params["layers"])}, unstacked
+@partial(jax.jit, static_argnames=("layers",))
+def split_layers(stacked: Params, layers: int) -> tuple[Params, ...]:
+    """The parameters of each layer, [L ...] -> L times [...]."""
+    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(layers))
 
 
-def empty_cache(batch: int, length: int) -> Cache:
-    """Room for at least `length` positions in each of `batch` rows; what is read first makes the arrays."""
-    nowhere = jnp.zeros((batch, cache_length(length)), jnp.int32)
-    return Cache(None, None, Places(nowhere, nowhere), jnp.int32(0))
+@partial(jax.jit, static_argnames=("config", "dtype", "rows", "length", "stacked"))
+def empty_cache(
+    config: TransformerConfig, dtype: str, rows: int, length: int, stacked: bool
+) -> Cache:
+    """Room for at least `length` positions in each of `rows` rows."""
+    length = cache_length(length)
+    shape = (rows, config.kv_heads, length, config.head_dim)
+
+    def zeros() -> Array:
+        if stacked:
+            return constrain(jnp.zeros((config.layers, *shape), dtype), *CACHE_AXES)
+        return constrain(jnp.zeros(shape, dtype), *CACHE_AXES[1:])
+
+    def room():
+        return zeros() if stacked else tuple(zeros() for _ in range(config.layers))
+
+    nowhere = jnp.zeros((rows, length), jnp.int32)
+    return Cache(room(), room(), Places(nowhere, nowhere), jnp.int32(0))
 
 
 def cache_length(length: int) -> int:
-    """Positions of a cache with room for so many: every part of a sequence whole tiles, which chips read without a copy."""
+    """Positions of a cache with room for so many: every part of a sequence has whole tiles, which
+    chips read without a copy."""
     unit = TILE * splits("length")
     return -(-length // unit) * unit

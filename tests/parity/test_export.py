@@ -323,12 +323,12 @@ def as_prompt(exported: Exported, records: list[list[Span]]) -> Prompt:
         if vectors:
             joined = np.concatenate(vectors)
             latents[i, : len(joined)] = joined
-    return Prompt(tokens, places, latents, lengths)
+    return Prompt.of_arrays(tokens, places, latents, lengths)
 
 
 def our_rows(exported: Exported, prompt: Prompt, stop: int, sampling: Sampling = Sampling()) -> list[list[int]]:
     model = exported.model
-    tokens, counts = generate_tokens(model.params, prompt, model.config, STEPS, (stop,), jax.random.key(0), sampling)
+    tokens, counts = generate_tokens(model.params, prompt, model.config, STEPS, (stop,), sampling=sampling)
     return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
 
 

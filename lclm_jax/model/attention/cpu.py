@@ -1,6 +1,7 @@
-"""Attention of one packed row on a CPU: blocks of queries, each against the stretch of keys it may read.
+"""Attention on CPUs: blocks of queries, each against the stretch of keys that it may read.
 
-Packed examples are short beside their row, so most scores are never made; the backward pass makes those of a stretch once more.
+Packed examples are short beside their row, so most scores are never made. The backward pass makes
+the scores of a stretch again.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,38 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
 from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.typing import Array
 
-SAVED = "attended"  # name under which a layer's remat policy keeps what attention gave and its backward pass reads
+STRETCH = 128  # queries in a block, and the shortest stretch of keys
+
+
+def stretched(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
+    """Attention of a sequence [B T N H] to itself, a few queries at a time.
+
+    Stretches have few lengths, and each is compiled by itself. Heads that share keys and values
+    lie side by side in one product.
+    """
+
+    def local(q, k, v, queries, keys):
+        (b, t, n, h), groups = q.shape, k.shape[1]
+        size = min(t, STRETCH)
+
+        def blocks(x):
+            x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
+            return x.reshape(b, -1, size, *x.shape[2:])
+
+        heads_first = jnp.moveaxis(blocks(q.reshape(b, t, groups, -1, h)), 2, 4)
+        heads_first = heads_first.reshape(b, -1, groups, n // groups * size, h)
+        one_row = partial(read_row, causal)
+        rows = (heads_first, k, v, jax.tree.map(blocks, queries), keys)
+        attended = jax.lax.map(lambda row: one_row(*row), rows)
+        attended = attended.reshape(b, -1, groups, n // groups, size, h)
+        return jnp.moveaxis(attended, 4, 2).reshape(b, -1, n, h)[:, :t]
+
+    specs, out = sequence_specs(axes)
+    return on_shards(local, specs, out)(q, k, v, places, places)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -73,7 +102,7 @@ def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *in
     size, s = queries.segments.shape[0], keys.segments.shape[0]
     lengths = [min(s, size << i) for i in range((-(-s // size) - 1).bit_length() + 1)]
     seen = jnp.any(_row_mask(queries, keys, causal), axis=0)
-    first, last = jnp.argmax(seen), s - jnp.argmax(seen[::-1])
+    first, last = jnp.argmax(seen), jnp.where(jnp.any(seen), s - jnp.argmax(seen[::-1]), 0)
     needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)
     ways = [lambda *x, length=length: read(jnp.minimum(first, s - length), length, *x) for length in lengths]
     return jax.lax.switch(needed, ways, *inputs)

@@ -1,0 +1,130 @@
+"""Attention on TPUs: the splash kernel of jax.experimental.pallas, which keeps no scores in memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lclm_jax.model.attention.blocks import Part
+from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
+from lclm_jax.model.masks import Places
+from lclm_jax.sharding import splits
+from lclm_jax.typing import Array
+
+TILE = 128  # what the lengths of the kernel and of caches are multiples of
+TILES = (1024, 512, 256, TILE)  # queries and keys of a block; the largest that divides the length
+
+
+def splash(
+    q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False
+) -> Array:
+    """Attention of a sequence [B T N H] to itself; blocks of later positions are skipped."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    t, n = q.shape[1:3]
+    parts = splits(axes[1])
+    padded = -(-t // (TILE * parts)) * TILE * parts
+    tile = _tile(padded // parts)
+    shape = (padded, padded)
+    mask = library.CausalMask(shape) if causal else library.FullMask(shape)
+    kernel = library.make_splash_mha(
+        library.MultiHeadMask([mask] * n),
+        block_sizes=library.BlockSizes(*[tile] * 8),
+        head_shards=splits("heads"),
+        q_seq_shards=parts,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+
+    def local(kernel, q, k, v, at_query, at_key):
+        return jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+
+    def pad(x, axis):
+        return jnp.pad(x, [(0, padded - t if i == axis else 0) for i in range(x.ndim)])
+
+    (query, key, _, at_query, at_key), _ = sequence_specs(axes)
+    heads_first = PartitionSpec(query[0], query[2], query[1], None)
+    segments = pad(places.segments, 1)
+    inputs = (pad(_scale(q).swapaxes(1, 2), 2), pad(k, 2), pad(v, 2), segments, segments)
+    mesh = jax.sharding.get_abstract_mesh()
+    kernel_spec = None
+    if not mesh.empty:
+        by_head = NamedSharding(mesh, PartitionSpec(query[2], query[1]))
+        kernel_spec = kernel.manual_sharding_spec(by_head)
+    specs = (kernel_spec, heads_first, key, key, at_query.segments, at_key.segments)
+    attended = on_shards(local, specs, heads_first)(kernel, *inputs)
+    return attended[:, :, :t].swapaxes(1, 2)
+
+
+def splash_keys(
+    q,
+    k,
+    v,
+    queries: Places,
+    keys: Places,
+    causal: bool,
+    end: Array,
+    own: bool,
+    interpret: bool = False,
+) -> Part:
+    """The part of attention that queries [B T N H] read of keys and values [B K S H] up to `end`.
+
+    `own` keys are the queries' own, and causal; the others come before all queries. Of these the
+    kernel reads the shortest of a few lengths that holds `end`. On one device: call it inside a
+    `shard_map`.
+    """
+    t, s = q.shape[1], k.shape[2]
+    padded = -t % TILE
+    scaled = jnp.pad(_scale(q).swapaxes(1, 2), ((0, 0), (0, 0), (0, padded), (0, 0)))
+    at_query = jnp.pad(queries.segments, ((0, 0), (0, padded)))
+    at_key = jnp.where(jnp.arange(s) < end, keys.segments, 0)
+    if own:
+        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded), (0, 0))) for x in (k, v))
+        at_key = jnp.pad(at_key, ((0, 0), (0, padded)))
+        part = _splash_part(scaled, k, v, at_query, at_key, causal, interpret)
+    else:
+        lengths = _reaches(s)
+        inputs = (scaled, k, v, at_query, at_key)
+        branches = [partial(_splash_prefix, length, interpret) for length in lengths]
+        choice = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < end)
+        part = jax.lax.switch(choice, branches, *inputs)
+    attended, norms = part
+    return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), norms.swapaxes(1, 2)[:, :t]
+
+
+def _splash_prefix(length: int, interpret: bool, q, k, v, at_query, at_key) -> Part:
+    k, v, at_key = k[:, :, :length], v[:, :, :length], at_key[:, :length]
+    return _splash_part(q, k, v, at_query, at_key, False, interpret)
+
+
+def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Part:
+    """Heads first: (attended [B N T H], norms [B N T])."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    shape = (q.shape[2], k.shape[2])
+    mask = library.CausalMask(shape) if causal else library.FullMask(shape)
+    kernel = library.make_splash_mha(
+        library.MultiHeadMask([mask] * q.shape[1]),
+        block_sizes=library.BlockSizes(_tile(shape[0]), _tile(shape[1]), _tile(shape[1])),
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=True,
+        interpret=interpret,
+    )
+    attended, (norms,) = jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+    return attended, norms
+
+
+def _reaches(length: int) -> list[int]:
+    """Lengths of a cache's prefix that are compiled: its eighth, quarter, half and the whole."""
+    parts = [-(-length // (share * TILE)) * TILE for share in (8, 4, 2)]
+    return [*sorted(set(parts) - {length}), length]
+
+
+def _scale(q: Array) -> Array:
+    return (q * q.shape[-1] ** -0.5).astype(q.dtype)
+
+
+def _tile(length: int) -> int:
+    return next(size for size in TILES if length % size == 0)
