@@ -2,20 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
+from lclm_jax.data.cuts import can_cut, cut_text
 from lclm_jax.errors import UserError
 from lclm_jax.writing import write_whole
 
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
 MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+PIECE = 32_768  # characters a core tokenises at once: about 20 ms
+AHEAD = 2  # batches of pieces under way: cores that are done with one begin the next
 
 
 class TextError(UserError, ValueError):
@@ -46,6 +53,7 @@ class Tokenizer:
         self._whole = FastTokenizer.from_str(definition)
         unset = dict.fromkeys(("post_processor", "truncation", "padding"))
         self._text = FastTokenizer.from_str(json.dumps({**fields, **unset, "added_tokens": []}))
+        self._can_cut = can_cut(fields)
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
@@ -89,7 +97,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens [n] of plain text; a control token spelled out in it is encoded letter by letter."""
-        return np.array(self._text.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.concatenate(list(self.stream(text)))
+
+    def stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
+        """`encode` in consecutive parts, at least one, made on all cores ahead of their reader.
+
+        A part stands for `piece` characters and those up to the next cut known to change no token
+        (see `cuts`); where none is known, all the text is one part.
+        """
+        if len(text) <= piece or not self._can_cut:
+            yield from self.encode_batch([text])
+            return
+        pieces = cut_text(text, piece)
+        batches = iter(lambda: list(islice(pieces, os.cpu_count() or 1)), [])
+        under_way: deque[Future[list[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(AHEAD, "tokens") as threads:
+            for batch in batches:
+                under_way.append(threads.submit(self.encode_batch, batch))
+                if len(under_way) > AHEAD:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """`encode`, and the characters [n, 2] each token stands for: from, up to."""
@@ -98,7 +126,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of many texts on all cores."""
-        encoded = self._text.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self._text.encode_batch_fast(list(texts), add_special_tokens=False)  # no offsets
         return [np.array(one.ids, np.int32) for one in encoded]
 
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
