@@ -1,9 +1,14 @@
-"""Compiled programs kept on disk, so that a second process compiles nothing."""
+"""How programs are compiled: kept on disk for the next process, and with options for each chip."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from lclm_jax.sharding import platform
 
 DIRECTORY = "LCLM_JAX_CACHE"  # environment variable that names the directory; "off" keeps nothing
 
@@ -22,3 +27,46 @@ def enable_cache(directory: str | Path | None = None):
     jax.config.update("jax_compilation_cache_dir", str(Path(chosen).expanduser().resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# A scan copies each layer's parameters before it multiplies by them. cuBLAS reads them where they
+# lie, if XLA may fuse the slices, does not use Triton instead, and merges no products.
+SERVING_OPTIONS = {
+    "gpu": {
+        "xla_gpu_enable_dynamic_slice_fusion": True,
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_dot_merger_threshold_mb": 0,
+    }
+}
+
+
+class ServingProgram:
+    """A jitted function that is compiled with the options of the chips in scope.
+
+    Called, traced and lowered as what `jax.jit` returns; takes the same settings.
+    """
+
+    def __init__(self, function: Callable, **settings):
+        self.function, self.settings = function, settings
+        self.jitted: dict[str, Any] = {}
+
+    def _get(self) -> Any:
+        name = platform()
+        if name not in self.jitted:
+            options = SERVING_OPTIONS.get(name)
+            self.jitted[name] = jax.jit(self.function, compiler_options=options, **self.settings)
+        return self.jitted[name]
+
+    def __call__(self, *inputs, **settings):
+        return self._get()(*inputs, **settings)
+
+    def trace(self, *inputs, **settings) -> jax.stages.Traced:
+        return self._get().trace(*inputs, **settings)
+
+    def lower(self, *inputs, **settings) -> jax.stages.Lowered:
+        return self._get().lower(*inputs, **settings)
+
+
+def serving_program(**settings) -> Callable[[Callable], ServingProgram]:
+    """Decorates a function as a `ServingProgram`."""
+    return partial(ServingProgram, **settings)

@@ -98,7 +98,9 @@ class ModelConfig:
     compression: CompressionConfig = CompressionConfig()
     adapter: AdapterConfig = AdapterConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; master weights stay float32
-    remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in its backward pass
+    # What a layer recomputes in its backward pass: all; all but attention; all but matrix products
+    # and attention; nothing. Each needs less time and more memory than the one before.
+    remat: Literal["full", "attention", "dots", "none"] = "full"
 
     @property
     def window_length(self) -> int:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lclm_jax.compilation import ServingProgram, serving_program
 from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
@@ -198,7 +199,7 @@ def _pad(x: Int[np.ndarray, "B T"], length: int, fill: int) -> Int[np.ndarray, "
     return np.pad(x, ((0, 0), (0, length - x.shape[1])), constant_values=fill).astype(np.int32)
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("logits", "cache"))
+@serving_program(static_argnames=("config",), donate_argnames=("logits", "cache"))
 def read_chunk(
     params: Params, chunk: Chunk, logits: Float[Array, "B V"], cache: Cache, config: ModelConfig
 ) -> tuple[Float[Array, "B V"], Cache]:
@@ -267,9 +268,12 @@ def prefill(
     return logits, cache
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
-def decode_step(
-    params: Params, tokens: Int[Array, "B"], positions: Int[Array, "B"], cache: Cache, config: ModelConfig
+def read_token(
+    params: Params,
+    tokens: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    cache: Cache,
+    config: ModelConfig,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one more token of every row and returns the scores of the next."""
     nothing = jnp.zeros((1, config.decoder.width), params["decoder"]["table"].dtype)
@@ -277,6 +281,9 @@ def decode_step(
     inputs = (tokens[:, None], jnp.full_like(tokens, -1)[:, None], nothing, places, cache)
     hidden, cache = apply(config, params, *inputs, method=LCLM.decode)
     return apply(config, params, hidden, method=LCLM.logits)[:, 0], cache
+
+
+decode_step = ServingProgram(read_token, static_argnames=("config",), donate_argnames=("cache",))
 
 
 @typed
@@ -372,7 +379,7 @@ def begin(
     return _next(logits, state, rules)
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("state",))
+@serving_program(static_argnames=("config",), donate_argnames=("state",))
 def decode_block(
     params: Params, state: Decoding, limit: Int[Array, ""], rules: Rules, config: ModelConfig
 ) -> tuple[Decoding, Int[Array, "B X"]]:
@@ -384,7 +391,7 @@ def decode_block(
 
     def one(carry):
         state, number, out = carry
-        logits, cache = decode_step(params, state.tokens, state.positions, state.cache, config)
+        logits, cache = read_token(params, state.tokens, state.positions, state.cache, config)
         state = state.replace(positions=state.positions + 1, cache=cache)
         state = _next(logits, state, rules)
         out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], number, axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.checkpoint import load_params, read_model_files
-from lclm_jax.compilation import enable_cache
+from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, parse_memory, render_chat
@@ -455,7 +455,7 @@ def serving_params(params: Params, config: ModelConfig) -> Params:
     return params
 
 
-@partial(jax.jit, static_argnames=("config",))
+@serving_program(static_argnames=("config",))
 def encode_windows(
     params: Params, windows: Windows, config: ModelConfig
 ) -> tuple[Float[Array, "P D"], ...]:

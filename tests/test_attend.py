@@ -9,7 +9,7 @@ import pytest
 
 from lclm_jax.config import MeshConfig
 from lclm_jax.fit.flops import matmul_flops
-from lclm_jax.model.attention import cpu, dispatch, gpu, reference, tpu
+from lclm_jax.model.attention import blocks, cpu, dispatch, gpu, reference, tpu
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
 
@@ -112,3 +112,38 @@ def test_the_chips_of_the_mesh_decide(monkeypatch):
         monkeypatch.setattr(dispatch, "platform", lambda name=name: name)
         dispatch.attend(*tensors, True)
     assert called == ["tpu", "gpu"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_kernels_are_given_the_bounds_of_segments(monkeypatch, causal, mesh):
+    """With tokamax's own reference in place of the kernels, which need a card."""
+    base = pytest.importorskip("tokamax._src.ops.attention.base")
+    reference_kernels = base.DotProductAttention(), base.DotProductAttentionVjp()
+    monkeypatch.setattr(gpu, "kernels", lambda: reference_kernels)
+    tensors = inputs(256)
+    axes = ("batch", "length") if causal else ("windows", None)
+    expected = result(reference.reference, *tensors, causal, None)
+    found = result(gpu.flash, *tensors, causal, MESHES[mesh], axes)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("end", [0, 7, 512])
+def test_flash_kernels_read_a_cache_up_to_its_end(monkeypatch, end):
+    base = pytest.importorskip("tokamax._src.ops.attention.base")
+    monkeypatch.setattr(gpu, "kernels", lambda: (base.DotProductAttention(), None))
+    monkeypatch.setattr(gpu, "has_flash", lambda q: True)
+    q, k, v, places = inputs(128)
+    rng = np.random.default_rng(1)
+    keys, values = rng.normal(size=(2, ROWS, KV_HEADS, 512, WIDTH)).astype(np.float32)
+    used = np.broadcast_to(np.arange(512) < end, (ROWS, 512)).astype(np.int32)
+    cached, queries = Places(used, used * 0), Places(np.ones_like(places.segments), places.positions)
+    inputs_of = jax.tree.map(jnp.asarray, (q, keys, values, queries, cached))
+    inputs_of = (*inputs_of, True, jnp.int32(end))
+    found, norms = gpu.flash_keys(*inputs_of, own=False)
+    attended, expected_norms = blocks.read_keys(*inputs_of)
+    floor = partial(np.maximum, -1e30)
+    np.testing.assert_allclose(floor(norms), floor(expected_norms), atol=2e-5)
+    if end:
+        np.testing.assert_allclose(found, attended, atol=2e-5)

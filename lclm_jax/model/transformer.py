@@ -20,6 +20,7 @@ from lclm_jax.typing import Array, Float, Int, Params, typed
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(SAVED),

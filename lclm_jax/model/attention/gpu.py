@@ -98,10 +98,10 @@ def _flash_forward(causal, q, k, v, bounds):
 
 def _flash_backward(causal, kept, gradient):
     q, k, v, bounds, out, residuals = kept
-    mask = _mask(causal, bounds)
-    by = kernels()[1](residuals, out, gradient.astype(q.dtype), q, k, v, mask=mask)
-    by = by[0] if isinstance(by, tuple) and not hasattr(by, "q") else by
-    return by.q, by.k, by.v, jax.tree.map(lambda _: None, bounds)
+    forward, backward = kernels()
+    call = forward.bind(q, k, v, mask=_mask(causal, bounds))
+    by = backward(residuals, out, gradient.astype(q.dtype), *call.args, **call.kwargs)
+    return by["q"], by["k"], by["v"], (None, None)
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
@@ -110,7 +110,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 def _mask(causal: bool, bounds):
     from tokamax._src.ops.attention.base import Mask
 
-    starts, ends = (None if one is None else one[:, None] for one in bounds)
+    starts, ends = (None if one is None else one[..., None, :] for one in bounds)
     return Mask(k_start=starts, k_end=ends, is_causal=causal)
 
 
@@ -129,12 +129,17 @@ def flash_keys(q, k, v, queries: Places, keys: Places, causal: bool, end: Array,
         used = (keys.segments > 0) & (jnp.arange(k.shape[2]) < end)
         count = jnp.sum(used, axis=1, dtype=jnp.int32)
         bounds = (None, jnp.broadcast_to(count[:, None], q.shape[:2]))
-    mask = _mask(causal and own, bounds)
+    # Heads that share keys are a batch: keys and values are read as they lie in the cache.
+    bounds = jax.tree.map(lambda x: x[:, None], bounds)
+    (b, t, n, h), groups = q.shape, k.shape[1]
+    grouped = q.reshape(b, t, groups, n // groups, h).swapaxes(1, 2)
+    inputs = (grouped, k[:, :, :, None], v[:, :, :, None])
     out, (top, weight) = kernels()[0](
-        q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, return_residuals=True
+        *inputs, mask=_mask(causal and own, bounds), return_residuals=True
     )
-    norms = jnp.where(weight > 0, top + jnp.log(weight), -jnp.inf)
-    return out.astype(jnp.float32), norms.swapaxes(1, 2)
+    norms = jnp.where(weight > 0, top + jnp.log(weight), -jnp.inf)  # [B K G T]
+    out = out.swapaxes(1, 2).reshape(b, t, n, h)
+    return out.astype(jnp.float32), norms.reshape(b, n, t).swapaxes(1, 2)
 
 
 def read_token(

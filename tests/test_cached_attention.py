@@ -1,0 +1,98 @@
+"""Attention after a cache: every back end gives what one softmax over all keys gives."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax.model.attention import Cache, attend_after
+from lclm_jax.model.attention.blocks import merge, read_keys
+from lclm_jax.model.attention.dispatch import _read_self
+from lclm_jax.model.attention.gpu import read_token, segment_bounds
+from lclm_jax.model.attention.reference import dense
+from lclm_jax.model.attention.tpu import splash_keys
+from lclm_jax.model.masks import Places
+
+ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 128
+
+
+def random_case(tokens: int, length: int, ends: tuple[int, ...], dtype=jnp.float32):
+    """Tokens after caches in which each row has so many; queries, own keys and values, a cache."""
+    rng = np.random.default_rng(tokens)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    q, keys = random(ROWS, tokens, HEADS, WIDTH), random(ROWS, KV_HEADS, length, WIDTH)
+    own = random(ROWS, KV_HEADS, tokens, WIDTH), random(ROWS, KV_HEADS, tokens, WIDTH)
+    columns, in_row = np.arange(length)[None], np.array(ends)[:, None]
+    # What lies beyond the end is of an earlier, longer use.
+    used = (columns < in_row) | (columns >= max(ends))
+    places = Places(used.astype(np.int32), np.broadcast_to(columns, used.shape).astype(np.int32))
+    positions = in_row + np.arange(tokens)[None]
+    queries = Places(np.ones_like(positions, np.int32), positions.astype(np.int32))
+    cache = Cache(keys, random(*keys.shape), places, jnp.int32(max(ends)))
+    return q, own, queries, cache
+
+
+def expected(q, own, queries: Places, cache: Cache):
+    """One softmax over what is in use of the cache and the tokens themselves."""
+    end = int(cache.end)
+    places = jax.tree.map(lambda x, y: np.concatenate([x[:, :end], y], 1), cache.places, queries)
+    cached = (cache.keys[:, :, :end], cache.values[:, :, :end])
+    keys, values = (jnp.concatenate(pair, axis=2) for pair in zip(cached, own, strict=True))
+    return dense(q, keys, values, queries, places, True)
+
+
+def through_splash(q, own, queries, cache, causal):
+    keys = partial(splash_keys, interpret=True)
+    past = keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end, own=False)
+    here = keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1]), own=True)
+    return merge(past, here)
+
+
+def through_blocks(q, own, queries, cache, causal):
+    past = read_keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end)
+    return merge(past, read_keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1])))
+
+
+WAYS = {
+    "dispatch": lambda *case: attend_after(*case[:-1], None, case[-1]),
+    "blocks": through_blocks,
+    "splash": through_splash,
+}
+
+
+@pytest.mark.parametrize("ends", [(0, 0), (7, 7), (300, 41), (640, 640)])
+@pytest.mark.parametrize("tokens", [1, 200, 256])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_chunk_reads_the_cache_and_itself(way, tokens, ends):
+    case = random_case(tokens, 1024, ends)
+    np.testing.assert_allclose(WAYS[way](*case, True), expected(*case), atol=2e-5)
+
+
+@pytest.mark.parametrize("layers", [None, 3])
+@pytest.mark.parametrize("ends", [(1, 1), (7, 7), (300, 41), (1024, 1000)])
+def test_the_token_kernel_reads_one_layer_of_a_cache(ends, layers):
+    q, own, queries, cache = random_case(1, 1024, ends)
+    layer, stacked = None, cache
+    if layers:
+        layer = jnp.int32(1)
+        others = [jnp.full_like(cache.keys, jnp.nan)] * 2
+        keys = jnp.stack([others[0], cache.keys, others[1]])
+        stacked = cache.replace(keys=keys, values=jnp.stack([others[0], cache.values, others[1]]))
+    past = read_token(q, queries, stacked, layer, interpret=True)
+    found = merge(past, _read_self(q, *own))
+    np.testing.assert_allclose(found, expected(q, own, queries, cache), atol=2e-5)
+
+
+def test_bounds_of_segments():
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [4, 0, 0, 5, 5, 5]])
+    starts, ends = segment_bounds(segments, causal=True)
+    np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5], [0, 1, 2, 3, 3, 3]])
+    np.testing.assert_array_equal(ends, [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]])
+    starts, ends = segment_bounds(segments, causal=False)
+    np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5], [0, 1, 2, 3, 3, 3]])
+    np.testing.assert_array_equal(ends, [[3, 3, 3, 5, 5, 6], [1, 2, 3, 6, 6, 6]])
