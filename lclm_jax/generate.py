@@ -19,6 +19,7 @@ from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import empty_cache
+from lclm_jax.sharding import replicate
 from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
 
 CHUNKS = (256, 4096)  # positions of a prompt that are read at once
@@ -184,7 +185,8 @@ def make_chunk(prompt: Prompt, span: Span, config: ModelConfig, start: int = 0) 
         slots = np.where(slots >= 0, renumbered, -1).astype(np.int32)
     limit = block_limit(len(prompt.tokens), span.length, size)
     blocks = [prompt.blocks[i] for i in span.blocks]
-    filler = blocks[0] if blocks else np.zeros((size, config.decoder.width), config.dtype)
+    blocks = [block if isinstance(block, jax.Array) else replicate(block) for block in blocks]
+    filler = blocks[0] if blocks else replicate(np.zeros((size, config.decoder.width), config.dtype))
     return Chunk(
         _pad(prompt.tokens[:, span.first : span.stop], span.length, 0),
         slots,
@@ -260,7 +262,7 @@ def prefill(
             f"expected room for {start + max(needed, total)} positions, got a cache of "
             f"{cache.length}; start a new one"
         )
-    logits = np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32)
+    logits = replicate(np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32))
     for span in spans:
         logits, cache = read_chunk(
             params, make_chunk(prompt, span, config, start), logits, cache, config

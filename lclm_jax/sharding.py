@@ -146,6 +146,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(array: Any) -> Any:
+    """An array of the host, whole on every device of the mesh in scope; as it is without a mesh."""
+    mesh = jax.sharding.get_mesh()
+    return array if mesh.empty else jax.device_put(array, replicated(mesh))
+
+
 def own_rows(sharding: NamedSharding, rows: int) -> list[int]:
     """Which of a global batch's rows the devices of this process hold, in order; processes that split a row all hold it."""
     held = sharding.addressable_devices_indices_map((rows,)).values()
