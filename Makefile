@@ -41,7 +41,7 @@ bench: .parity/installed
 	.parity/bin/python -m launch.bench
 
 bench-data: $(VENV)/installed
-	$(RUN) -m launch.bench_data runs/bench-data
+	$(RUN) -m launch.bench.data runs/bench-data
 
 soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs import recipe_agent, recipe_fine_tuning, recipe_pretraining
-from launch import bench_data, prepare
+from launch import prepare
+from launch.bench import data as bench_data
 from launch import samples as launch_samples
 from lclm_jax.config import ConfigError
 from lclm_jax.data import samples

@@ -15,7 +15,7 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from convert.hf_config import write_tower
 from convert.mapping import parameter_shapes, published_tensors, to_published
-from launch.bench_work import Work
+from launch.bench.work import Work
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.model.adapter import NORM_EPS
