@@ -7,8 +7,8 @@ import pytest
 
 from configs import recipe_agent, recipe_fine_tuning, recipe_pretraining
 from launch import prepare
-from launch.bench import data as bench_data
 from launch import samples as launch_samples
+from launch.bench import data as bench_data
 from lclm_jax.config import ConfigError
 from lclm_jax.data import samples
 
