@@ -1,4 +1,4 @@
-"""The other side of `launch.bench`: the same LCLM as one writes it in plain PyTorch around transformers' Qwen3, in float32.
+"""The other side of `launch.bench`: the same LCLM as one writes it in plain PyTorch around transformers' Qwen3.
 
 Eager code and transformers' defaults: scaled_dot_product_attention with a mask only where rows are packed, a DynamicCache,
 inference mode, fused AdamW, logits of trained positions only. It reads the very batches and weights of ours.
@@ -18,6 +18,7 @@ from convert.mapping import parameter_shapes, published_tensors, to_published
 from launch.bench.work import Work
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.data.batch import Batch, Windows
+from lclm_jax.language_model import WINDOWS_AT_ONCE
 from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.optim import flatten
 from lclm_jax.typing import Params
@@ -39,15 +40,19 @@ class Adapter(torch.nn.Module):
 
 
 class PlainLCLM(torch.nn.Module):
-    """Encoder, adapter and decoder with mean pooling; `params` are ours."""
+    """Encoder, adapter and decoder with mean pooling, on torch's device and in its type of the moment."""
 
-    def __init__(self, config: ModelConfig, params: Params):
+    def __init__(self, config: ModelConfig, attention: str = "sdpa", dtype: str = "float32"):
         super().__init__()
-        self.encoder = Qwen3Model(_tower(config.encoder, "encoder"))
+        self.encoder = Qwen3Model(_tower(config.encoder, "encoder", attention, dtype))
         self.adapter = Adapter(config)
-        self.decoder = Qwen3ForCausalLM(_tower(config.decoder, "decoder"))
+        self.decoder = Qwen3ForCausalLM(_tower(config.decoder, "decoder", attention, dtype))
+
+    def load(self, params: Params, config: ModelConfig) -> "PlainLCLM":
+        """Takes our parameters."""
         for part in ("encoder", "adapter", "decoder"):
             getattr(self, part).load_state_dict(_published(params, config, part), strict=False)
+        return self
 
     def compress(self, windows: Tensors) -> torch.Tensor:
         """Latents [B M D] of windows."""
@@ -73,16 +78,23 @@ class PlainLCLM(torch.nn.Module):
         chosen = latents[torch.arange(len(slots))[:, None], slots.clamp(min=0)]
         return torch.where((slots >= 0)[..., None], chosen, self.decoder.get_input_embeddings()(tokens))
 
-    def loss(self, batch: Tensors, windows: Tensors) -> torch.Tensor:
-        """The mean cross-entropy over trained tokens."""
-        hidden = self.decoder.model(
-            inputs_embeds=self.embed(batch["tokens"], batch["slots"], self.compress(windows)),
-            attention_mask=_mask(batch["segments"]),
-            position_ids=batch["positions"],
-            use_cache=False,
-        ).last_hidden_state
+    def loss(self, batch: Tensors, windows: Tensors, packing: str = "mask") -> torch.Tensor:
+        """The mean cross-entropy over trained tokens. A packed row is read whole with a `mask`, or its `examples` in turn."""
+        embedded = self.embed(batch["tokens"], batch["slots"], self.compress(windows))
+        if packing == "mask":
+            hidden = self.read(embedded, batch["positions"], _mask(batch["segments"]))
+        else:
+            bounds = _bounds(batch["segments"])
+            parts = [self.read(embedded[:, a:b], batch["positions"][:, a:b], None) for a, b in bounds]
+            padding = embedded[:, bounds[-1][1] :] * 0
+            hidden = torch.cat([*parts, padding], dim=1)
         trained = batch["weights"] > 0
-        return functional.cross_entropy(self.decoder.lm_head(hidden[trained]), batch["targets"][trained])
+        return functional.cross_entropy(self.decoder.lm_head(hidden[trained]).float(), batch["targets"][trained])
+
+    def read(self, embedded: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states [B T D] of the decoder."""
+        decoder = self.decoder.model
+        return decoder(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
 
     def prefill(self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
         """Scores [B V] of the next token, and the cache to go on with."""
@@ -100,14 +112,56 @@ class PlainLCLM(torch.nn.Module):
         return torch.cat(tokens, dim=1)
 
 
-class Theirs:
-    """The steps of `launch.bench`; each method makes one ready and returns what is to be timed."""
+class Inference:
+    """Reading and answering; each method makes one task ready and returns what is to be timed."""
 
-    def __init__(self, work: Work, params: Params):
-        self.model, self.answer = PlainLCLM(work.model, params), work.answer
-        self.batch, self.windows = as_tensors(work.batch), as_tensors(work.batch.windows)
-        self.full, self.context = as_tensors(work.windows), as_tensors(work.context)
-        self.tokens, self.slots = (torch.from_numpy(x.astype(np.int64))[None] for x in (work.asked.tokens, work.asked.slots))
+    def __init__(self, model: PlainLCLM, work: Work, device: str = "cpu"):
+        self.model, self.answer = model, work.answer
+        self.full, self.context = as_tensors(work.windows, device), as_tensors(work.context, device)
+        self.tokens, self.slots = (
+            torch.from_numpy(x.astype(np.int64))[None].to(device) for x in (work.asked.tokens, work.asked.slots)
+        )
+
+    def encode(self) -> Callable[[], Any]:
+        return torch.inference_mode()(lambda: self.model.compress(self.full))
+
+    def first_scores(self) -> Callable[[], Any]:
+        return lambda: self.prefill()[0]
+
+    def first_token(self) -> Callable[[], Any]:
+        return lambda: self.prefill()[0].argmax().item()
+
+    def decode(self) -> Callable[[], Any]:
+        scores, cache = self.prefill()
+        return torch.inference_mode()(lambda: self.model.decode(scores, cache, self.answer))
+
+    @torch.inference_mode()
+    def prefill(self) -> tuple[torch.Tensor, DynamicCache]:
+        """Windows are encoded as many at a time as in ours."""
+        count = self.context["tokens"].shape[1]
+        parts = [slice(start, start + WINDOWS_AT_ONCE) for start in range(0, count, WINDOWS_AT_ONCE)]
+        latents = [self.model.compress({name: x[:, part] for name, x in self.context.items()}) for part in parts]
+        return self.model.prefill(self.tokens, self.slots, torch.cat(latents, dim=1))
+
+
+class Training:
+    """Steps of AdamW on one packed row: weights and moments in float32, products in `dtype`."""
+
+    def __init__(
+        self,
+        model: PlainLCLM,
+        work: Work,
+        device: str = "cpu",
+        dtype: str = "float32",
+        packing: str = "mask",
+        recompute: bool = False,
+    ):
+        self.model, self.device, self.dtype, self.packing = model, device, getattr(torch, dtype), packing
+        self.batch, self.windows = as_tensors(work.batch, device), as_tensors(work.batch.windows, device)
+        if recompute:
+            for tower in (model.encoder, model.decoder):
+                tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.train()
         optimizer, (stage,) = work.config.optimizer, work.config.stages
         groups = [
             {
@@ -120,50 +174,66 @@ class Theirs:
         betas = (optimizer.beta1, optimizer.beta2)
         self.clip, self.optimizer = optimizer.clip, torch.optim.AdamW(groups, betas=betas, eps=optimizer.eps, fused=True)
 
-    def train(self) -> Callable[[], Any]:
-        def step() -> float:
-            self.optimizer.zero_grad()
-            loss = self.model.loss(self.batch, self.windows)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-            self.optimizer.step()
-            return loss.item()
+    def loss(self) -> torch.Tensor:
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model.loss(self.batch, self.windows, self.packing)
 
-        return step
+    def step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        return loss.item()
+
+
+class Theirs:
+    """All steps of `launch.bench`, on the CPU in float32."""
+
+    def __init__(self, work: Work, params: Params):
+        model = PlainLCLM(work.model).load(params, work.model)
+        self.inference, self.training = Inference(model, work), Training(model, work)
+        self.model = model
+
+    def train(self) -> Callable[[], Any]:
+        return self.training.step
 
     def encode(self) -> Callable[[], Any]:
-        return torch.inference_mode()(lambda: self.model.pooled(self.full))
+        return torch.inference_mode()(lambda: self.model.pooled(self.inference.full))
 
     def first_token(self) -> Callable[[], Any]:
-        return lambda: self.prefill()[0].argmax().item()
+        return self.inference.first_token()
 
     def decode(self) -> Callable[[], Any]:
-        scores, cache = self.prefill()
-        return torch.inference_mode()(lambda: self.model.decode(scores, cache, self.answer))
-
-    @torch.inference_mode()
-    def prefill(self) -> tuple[torch.Tensor, DynamicCache]:
-        return self.model.prefill(self.tokens, self.slots, self.model.compress(self.context))
+        return self.inference.decode()
 
     @torch.inference_mode()
     def results(self) -> dict[str, np.ndarray]:
         """What the untrained model says, to be compared with ours."""
         return {
-            "loss": self.model.loss(self.batch, self.windows).numpy(),
+            "loss": self.training.loss().numpy(),
             "pooled": self.encode()().numpy(),
-            "first scores": self.prefill()[0].numpy(),
+            "first scores": self.inference.prefill()[0].numpy(),
             "answer": self.decode()().numpy(),
         }
 
 
-def as_tensors(arrays: Batch | Windows) -> dict[str, torch.Tensor]:
+def as_tensors(arrays: Batch | Windows, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Its arrays by name, whole numbers as torch indexes with them."""
     fields = {name: x for name, x in vars(arrays).items() if isinstance(x, np.ndarray)}
-    return {name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)) for name, x in fields.items()}
+    return {name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)).to(device) for name, x in fields.items()}
 
 
-def _tower(config: TransformerConfig, part: str) -> Qwen3Config:
-    return Qwen3Config(**write_tower(config, part, "float32", None), attn_implementation="sdpa")
+def _tower(config: TransformerConfig, part: str, attention: str, dtype: str) -> Qwen3Config:
+    return Qwen3Config(**write_tower(config, part, dtype, None), attn_implementation=attention)
+
+
+def _bounds(segments: torch.Tensor) -> list[tuple[int, int]]:
+    """Where the examples of a batch of one row begin and end."""
+    row = segments[0].tolist()
+    starts = [t for t in range(len(row)) if row[t] and (t == 0 or row[t] != row[t - 1])]
+    end = max(t for t in range(len(row)) if row[t]) + 1
+    return list(zip(starts, [*starts[1:], end], strict=True))
 
 
 def _published(params: Params, config: ModelConfig, part: str) -> dict[str, torch.Tensor]:

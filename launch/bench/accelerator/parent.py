@@ -1,0 +1,170 @@
+"""The process that runs the parts one after the other, each until its time is over.
+
+It uses no device itself. A part that crashes, hangs or runs out of memory costs only its own time.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.bench.accelerator.parts import Part, choose_parts
+from launch.bench.accelerator.record import read_results
+from launch.bench.accelerator.report import report
+from launch.bench.accelerator.sizes import published, tiny
+from lclm_jax.writing import write_whole
+
+FULL = 480.0  # seconds for which the parts' shares are made
+RESERVE = 8.0  # seconds at the end for the page
+SHORTEST = 4.0  # seconds below which no part is begun
+GRACE = 3.0  # seconds between asking a process to end and ending it
+MEMORY = "0.95"  # of the device, taken at once: peak_bytes_in_use counts what is used of it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command was asked to do."""
+
+    directory: Path
+    minutes: float
+    sections: tuple[str, ...]
+    tiny: bool
+    platform: str  # cpu, gpu or tpu
+    begun: float
+
+    @property
+    def end(self) -> float:
+        """When the last part must have ended."""
+        return self.begun + 60 * self.minutes - RESERVE
+
+
+class Ended(KeyboardInterrupt):
+    """The command was asked to end."""
+
+
+def find_platform() -> str:
+    """What this machine has, without using it."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if asked:
+        first = asked.split(",")[0]
+        return {"cuda": "gpu"}.get(first, first)
+    if shutil.which("nvidia-smi") and (Path("/proc/driver/nvidia").exists() or visible_gpus()):
+        return "gpu"
+    accelerators = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return "tpu" if accelerators else "cpu"
+
+
+def visible_gpus() -> bool:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "GPU" in done.stdout
+
+
+def run_parts(plan: Plan):
+    """Every part that is not finished. Raises Ended when the command is asked to end."""
+    signal.signal(signal.SIGTERM, _end)
+    cases = len((tiny() if plan.tiny else published()).cases)
+    waiting = choose_parts(plan.sections, cases)
+    while waiting:
+        part = waiting.pop(0)
+        if read_results(part.file(plan.directory))["finished"]:
+            report(f"{part.name}: measured before", plan.begun)
+            continue
+        left = plan.end - time.time()
+        if left < SHORTEST:
+            report(f"{part.name}: no time left", plan.begun)
+            continue
+        run_one(plan, part, allowance(part, waiting, left))
+
+
+def allowance(part: Part, waiting: list[Part], left: float) -> float:
+    """Seconds for a part: what is left is divided among it and those that follow by their shares.
+
+    Where there is more time than all need, only the last part gets more than its share.
+
+    >>> allowance(Part("a", 60), [Part("b", 40)], 50.0), allowance(Part("a", 60), [], 200.0)
+    (30.0, 200.0)
+    """
+    if not waiting:
+        return left
+    total = part.share + sum(one.share for one in waiting)
+    return part.share * min(left / total, 1.5)
+
+
+def run_one(plan: Plan, part: Part, seconds: float):
+    """Runs a part in a process group of its own, and ends the group when its time is over."""
+    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.begun)
+    deadline = time.time() + seconds
+    command = [sys.executable, "-m", "launch.bench.accelerator.section", part.name]
+    command += ["--out", str(plan.directory), "--deadline", str(deadline)]
+    command += ["--begun", str(plan.begun), *(["--tiny"] if plan.tiny else [])]
+    log = plan.directory / "logs" / f"{part.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            command, env=environment(plan, part), stderr=errors, start_new_session=True
+        )
+    try:
+        status = process.wait(timeout=seconds)
+        if status:
+            note_end(plan, part, f"the process ended with status {status}:\n{tail(log)}")
+    except subprocess.TimeoutExpired:
+        note_end(plan, part, f"its {seconds:.0f} s were over", kind="skipped")
+    finally:
+        end_group(process)
+
+
+def environment(plan: Plan, part: Part) -> dict[str, str]:
+    """Of a part's process: its devices, its memory, and the cache of programs all parts share."""
+    platforms = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}.get(plan.platform, "cpu")
+    settings = {
+        "JAX_PLATFORMS": "cpu" if part.on_cpu else platforms,
+        "JAX_COMPILATION_CACHE_DIR": str((plan.directory / "programs").resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "true",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    known = {key: value for key, value in os.environ.items() if "MEM_FRACTION" not in key}
+    if plan.platform == "gpu":
+        settings["XLA_PYTHON_CLIENT_MEM_FRACTION"] = MEMORY
+    return known | settings
+
+
+def note_end(plan: Plan, part: Part, text: str, kind: str = "errors"):
+    """Writes into a part's file why it did not end by itself."""
+    report(f"{part.name}: {text.splitlines()[0]}", plan.begun)
+    found = read_results(part.file(plan.directory))
+    found[kind]["the part itself"] = text
+    write_whole(part.file(plan.directory), json.dumps(found, indent=1))
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def end_group(process: subprocess.Popen):
+    """Ends a process and all it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _end(*_):
+    raise Ended("asked to end")

@@ -1,0 +1,123 @@
+"""A training step of one packed row: its seconds, the share of the peak it reaches, its memory."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+from lclm_jax.config import Config
+from lclm_jax.cost import training_flops
+from lclm_jax.sharding import one_device
+from lclm_jax.state import abstract_state, init_state
+from lclm_jax.step import train_step
+
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import small_tokenizer, training_row
+from launch.bench.accelerator.sizes import Sizes, TrainingCase
+from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, repeat, seconds_of
+from launch.bench.accelerator.weights import random_params
+
+WARM_UPS = 2
+STEPS = 5  # at least
+REMATS = ("full", "dots")  # what a layer recomputes: see ModelConfig.remat
+
+
+@dataclass(frozen=True)
+class Step(Result):
+    """One setting of a training step. Without seconds where memory does not suffice."""
+
+    remat: str
+    positions: int
+    windows: int
+    examples: int
+    compile_seconds: float
+    predicted_peak_bytes: int | None  # by the compiler, of this very program
+    fits: bool
+    seconds: float | None = None
+    steps: int = 0
+    model_flops: float = 0.0
+    losses: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    peak_over_predicted: float | None = None
+
+
+def run(sizes: Sizes, record: Record, number: int):
+    """One case with every setting; the one that takes less memory comes first."""
+    case = sizes.cases[number]
+    for remat in REMATS:
+        record.measure(f"{case.name}, remat {remat}", partial(measure, sizes, case, remat), 5.0)
+
+
+def measure(sizes: Sizes, case: TrainingCase, remat: str) -> Step:
+    config = replace(case, model=replace(case.model, remat=remat)).config(
+        sizes.positions, sizes.windows
+    )
+    (stage,), mesh = config.stages, one_device()
+    batch = jax.device_put(training_row(config, small_tokenizer()), jax.local_devices()[0])
+    with jax.set_mesh(mesh):
+        step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+        begun = time.perf_counter()
+        compiled = step.lower(abstract_state(config, stage, mesh), batch).compile()
+        spent = time.perf_counter() - begun
+    predicted = predicted_peak(compiled)
+    told = {
+        "remat": remat,
+        "positions": sizes.positions,
+        "windows": sizes.windows,
+        "examples": int(batch.segments.max()),
+        "compile_seconds": spent,
+        "predicted_peak_bytes": predicted,
+    }
+    limit = memory_limit()
+    if limit and predicted and predicted > limit:
+        return Step(**told, fits=False)
+    seconds, losses = run_steps(compiled, config, batch)
+    peak = peak_memory()
+    return Step(
+        **told,
+        fits=True,
+        seconds=middle(seconds),
+        steps=len(seconds),
+        model_flops=training_flops(
+            config.model, sizes.positions, sizes.windows, case.trained
+        ).total,
+        losses=tuple(losses),
+        peak_bytes=peak,
+        peak_over_predicted=peak / predicted if peak and predicted else None,
+    )
+
+
+def run_steps(compiled: Any, config: Config, batch: Any) -> tuple[list[float], list[float]]:
+    """Seconds of steps after the warm-ups, and all losses."""
+    (stage,), mesh, losses = config.stages, one_device(), []
+    params = random_params(config.model, "float32", mesh)
+    state = init_state(params, stage, config.optimizer)
+    state = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), state, abstract_state(config, stage, mesh)
+    )
+    del params
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        losses.append(metrics["loss"])
+        return state
+
+    for _ in range(WARM_UPS):
+        seconds_of(step)
+    seconds = repeat(step, least=STEPS, most=4 * STEPS)
+    return seconds, [float(loss) for loss in losses]
+
+
+def predicted_peak(compiled: Any) -> int | None:
+    """Bytes that the compiler says the program takes at most."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    held = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    return max(analysis.peak_memory_in_bytes, held)
