@@ -29,7 +29,6 @@ from lclm_jax.sharding import one_device
 from lclm_jax.state import init_state
 from lclm_jax.step import train_step
 
-REMATS = ("dots", "full")  # the faster first; the other where memory does not suffice
 WARM_UPS = 2
 
 
@@ -41,7 +40,8 @@ def run(sizes: Sizes, record: Record, exchange: Path):
         for name, task in tasks.items():
             record.measure(name, partial(task, model, inputs, exchange))
         del model
-    record.measure(TRAIN, partial(train, inputs, exchange), 5.0)
+    remats = sizes.remats[::-1]
+    record.measure(TRAIN, partial(train, inputs, exchange, remats), 5.0)
 
 
 def encode(model: LanguageModel, inputs: Inputs, exchange: Path) -> Task:
@@ -68,13 +68,13 @@ def answer(model: LanguageModel, inputs: Inputs, exchange: Path) -> Task:
     return Task(middle(rounds), rounds)
 
 
-def train(inputs: Inputs, exchange: Path) -> Task:
+def train(inputs: Inputs, exchange: Path, remats: tuple[str, ...]) -> Task:
     """Steps on one packed row, layers recomputed only if memory does not suffice otherwise."""
-    for remat in REMATS:
+    for remat in remats:
         try:
             return _train(inputs, exchange, remat)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or remat == REMATS[-1]:
+            if "RESOURCE_EXHAUSTED" not in str(error) or remat == remats[-1]:
                 raise
     raise AssertionError("the loop returns or raises")
 

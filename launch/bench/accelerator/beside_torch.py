@@ -28,7 +28,12 @@ from launch.bench.accelerator.weights import FACTORS, LARGEST, LAYERS, STEP, is_
 from lclm_jax.config import ModelConfig
 
 WORD = 0xFFFFFFFF  # the largest unsigned number of 32 bits
-PACKINGS = ("examples", "mask")  # how a packed row is read; the faster one counts
+
+
+def read_modules():
+    """Imports torch, where it is installed."""
+    if importlib.util.find_spec("torch"):
+        import launch.bench.torch_side  # noqa: F401
 
 
 def run(sizes: Sizes, record: Record, exchange: Path):
@@ -122,7 +127,7 @@ def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
 
 def check_loss(sizes: Sizes, exchange: Path, inputs: Inputs) -> Agreement:
     """The first loss of the training step."""
-    side = trainer(inputs, PACKINGS[0], recompute=True)
+    side = trainer(inputs, "examples", recompute=True)
     loss = to_numpy(side.loss())
     ours = read_outputs(exchange, "ours")[TRAIN]
     return agreement(ours.reshape(1), loss.reshape(1), sizes.model.dtype)
@@ -133,7 +138,7 @@ def train(inputs: Inputs) -> Task:
     suffice otherwise."""
     found = [
         task
-        for packing in PACKINGS
+        for packing in packings()
         if (task := _train(inputs, packing, False) or _train(inputs, packing, True))
     ]
     if not found:
@@ -179,6 +184,11 @@ def _torch() -> Any:
 
 def choose_device() -> str:
     return "cuda" if _torch().cuda.is_available() else "cpu"
+
+
+def packings() -> tuple[str, ...]:
+    """How a packed row may be read; the faster way counts. Flash attention takes no masks."""
+    return ("examples",) if choose_attention() == "flash_attention_2" else ("examples", "mask")
 
 
 def choose_attention() -> str:

@@ -1,31 +1,40 @@
 """How well a small model writes back what it read as latents, by the minutes it was trained."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from configs import accelerator as settings
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.report import report
 from launch.bench.accelerator.sizes import Sizes
 from lclm_jax.config import CompressionConfig, Config, StageConfig
-from lclm_jax.data.streams import stage_batches, stage_order
+from lclm_jax.data.batch import Batch, empty_batch, empty_windows
+from lclm_jax.data.streams import budget, stage_batches, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.sharding import one_device
-from lclm_jax.state import TrainState, begin_stage, count_parameters, init_params
+from lclm_jax.state import (
+    TrainState,
+    abstract_state,
+    begin_stage,
+    count_parameters,
+    init_params,
+)
 from lclm_jax.step import train_step
 from lclm_jax.validation import Validation
 
-LOOKS = 12  # at held-out text
+NAME = "reconstruction"  # of the measurement
+LOOKS = 8  # at held-out text in every stage
 LANGUAGE = 0.35  # part of the time in which the decoder learns in plain text
 RESERVE = 4.0  # seconds at the end for the last look
 MODULES = 40  # that the tiny run reads
-TINY_SECONDS = 12.0
+TINY_SECONDS = 4.0
 STREAM = "reconstruction/docs"
 
 
@@ -51,34 +60,52 @@ class Curve(Result):
 
 
 def run(sizes: Sizes, record: Record, work: Path):
-    record.measure("reconstruction", partial(learn, sizes, record, work), 10.0)
+    record.measure(NAME, partial(learn, sizes, record, work), 10.0)
 
 
 def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
-    """Trains until the part's time is over. The curve is kept after every look."""
-    config = choose_config(sizes, work)
-    settings.prepare(config, MODULES if sizes.tiny else None)
+    """Trains until the part's time is over; the curve is kept after every look.
+
+    The programs are compiled while the text is prepared.
+    """
+    config, mesh = choose_config(sizes, work), one_device()
+    with ThreadPoolExecutor(len(config.stages)) as threads:
+        compiling = [threads.submit(compile_step, config, stage, mesh) for stage in config.stages]
+        settings.prepare(config, MODULES if sizes.tiny else None)
+    steps = [one.result() for one in compiling]
+    record.say("learning: text is prepared and programs are compiled")
     tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
-    mesh, points, seconds = one_device(), [], 0.0
-    end = time.time() + min(record.left() - RESERVE, TINY_SECONDS if sizes.tiny else 3600.0)
-    total = end - time.time()
-    params, spent = init_params(config.model, mesh, config.run.seed), 0.0
+    total = min(record.left() - RESERVE, TINY_SECONDS if sizes.tiny else 3600.0)
+    params, points, spent = init_params(config.model, mesh, config.run.seed), [], 0.0
+    curve = Curve(count_parameters(config.model), 0.0, 0.0, points)
+    shares = (LANGUAGE, 1 - LANGUAGE)
     with jax.set_mesh(mesh):
-        for stage in config.stages:
-            last = stage is config.stages[-1]
-            until = end if last else time.time() + LANGUAGE * total
-            begin = begin_stage(params, config, stage, mesh)
+        for stage, step, share in zip(config.stages, steps, shares, strict=True):
             validate = Validation(config, stage, tokenizer, mesh)
-            state = begin
-            for state, step, seconds in train(config, stage, begin, tokenizer, until):
-                look = point(validate, state, stage, step, spent + seconds)
-                points.append(look)
-                report(f"{stage.name} step {step}: {look.accuracy_latents:.1%} from latents")
-            spent += seconds
-            params = state.params
-    last_step = max(1, points[-1].step)
-    accuracy = points[-1].accuracy_latents
-    return Curve(count_parameters(config.model), seconds / last_step, accuracy, points)
+            batches = iter(stage_batches(stage_order(config, stage, tokenizer), config))
+            begin = begin_stage(params, config, stage, mesh)
+            for leg in train(step, begin, batches, stage.steps, share * total):
+                params = leg.state.params
+                points.append(look(validate, leg, stage, spent))
+                curve = replace(
+                    curve,
+                    seconds_per_step=leg.seconds / leg.step,
+                    accuracy=points[-1].accuracy_latents,
+                )
+                record.keep_partial(NAME, curve)
+                record.say(f"{stage.name} step {leg.step}: {curve.accuracy:.1%} from latents")
+            spent += leg.seconds
+    return curve
+
+
+def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[..., Any]:
+    """The step of a stage as a program."""
+    room = budget(config, stage)
+    windows = (room.windows, room.window_length, room.window_latents)
+    batch = empty_batch(config.data.rows, room.positions, empty_windows(config.data.rows, *windows))
+    step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return step.lower(abstract_state(config, stage, mesh), batch).compile()
 
 
 def choose_config(sizes: Sizes, work: Path) -> Config:
@@ -95,40 +122,43 @@ def choose_config(sizes: Sizes, work: Path) -> Config:
         decoder=towers[1],
         compression=CompressionConfig(ratio=4, window=64, pooling="concat"),
         dtype="float32",
+        remat="none",
     )
     run = replace(config.run, validation_examples=4)
     return replace(config, model=model, data=replace(data, rows=2, positions=256), run=run)
 
 
+@dataclass(frozen=True)
+class Leg:
+    """Where training has come to between two looks."""
+
+    state: TrainState
+    step: int  # of the stage
+    seconds: float  # spent in its steps
+
+
 def train(
-    config: Config, stage: StageConfig, state: TrainState, tokenizer: Tokenizer, until: float
-) -> Iterator[tuple[TrainState, int, float]]:
-    """Steps until that time; yields now and then the state, its step and the seconds trained."""
-    batches = iter(stage_batches(stage_order(config, stage, tokenizer), config))
-    batch = next(batches)
-    step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
-    compiled = step.lower(state, batch).compile()
-    begun, every, number, seconds = time.time(), 0.0, 0, 0.0
-    every = max(1.0, (until - begun) / LOOKS * len(config.stages))
-    while number < stage.steps:
+    step: Callable[..., Any], state: TrainState, batches: Iterator[Batch], most: int, total: float
+) -> Iterator[Leg]:
+    """Steps for so many seconds, looks included, or so many steps; a leg now and then."""
+    begun, number, seconds = time.time(), 0, 0.0
+    every = max(1.0, total / LOOKS)
+    while True:
         before = time.time()
-        while number < stage.steps and time.time() < min(before + every, until):
-            state, metrics = compiled(state, batch)
+        end = min(before + every, begun + total)
+        while number < most and (number == 0 or time.time() < end):
+            state, metrics = step(state, next(batches))
             number += 1
-            batch = next(batches)
             jax.block_until_ready(metrics)
-        if number == 0:  # the time was over before the first step
-            state, _ = compiled(state, batch)
-            number = 1
         seconds += time.time() - before
-        yield state, number, seconds
-        if time.time() + every / 2 > until:
+        yield Leg(state, number, seconds)
+        if number == most or time.time() + every / 2 > begun + total:
             return
 
 
-def point(
-    validate: Validation, state: TrainState, stage: StageConfig, step: int, seconds: float
-) -> Point:
-    views: dict[str, Any] = validate(state.params)[STREAM]
+def look(validate: Validation, leg: Leg, stage: StageConfig, spent: float) -> Point:
+    """At held-out passages, in every view."""
+    views: dict[str, Any] = validate(leg.state.params)[STREAM]
     accuracies = [views[view]["accuracy"] for view in ("latents", "text", "nothing")]
-    return Point(seconds / 60, stage.name, step, *accuracies, views["latents"]["loss"])
+    minutes = (spent + leg.seconds) / 60
+    return Point(minutes, stage.name, leg.step, *accuracies, views["latents"]["loss"])

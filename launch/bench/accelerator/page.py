@@ -15,20 +15,11 @@ GOALS = ("figure", "value", "goal", "verdict")
 HIDDEN = ("rounds", "losses", "points", "packages", "allowed")  # in tables; they are in the files
 
 
-def write_page(directory: Path, summary: Summary) -> Path:
+def write_page(directory: Path, summary: Summary, pictures: bool = True) -> Path:
     """Writes index.html and its pictures; without matplotlib the page has none."""
-    try:
-        pictures = [
-            element(
-                "figure",
-                element("figcaption", caption),
-                element("img", src=name, alt=caption),
-            )
-            for name, caption in write_pictures(directory, summary)
-        ]
-        shown_pictures = element("div", *pictures, class_="pictures")
-    except ReportError as error:
-        shown_pictures = note(str(error))
+    shown_pictures = note("Pictures are drawn at the end.")
+    if pictures:
+        shown_pictures = draw(directory, summary)
     body = [
         element("h1", title(summary)),
         section("Goals", table(GOALS, goal_rows(summary)), note(machine(summary))),
@@ -40,6 +31,19 @@ def write_page(directory: Path, summary: Summary) -> Path:
     file = directory / "index.html"
     write_whole(file, document(title(summary), *body))
     return file
+
+
+def draw(directory: Path, summary: Summary) -> Html:
+    """All pictures, or why there are none."""
+    try:
+        written = write_pictures(directory, summary)
+    except ReportError as error:
+        return note(str(error))
+    drawn = [
+        element("figure", element("figcaption", caption), element("img", src=name, alt=caption))
+        for name, caption in written
+    ]
+    return element("div", *drawn, class_="pictures")
 
 
 def title(summary: Summary) -> str:

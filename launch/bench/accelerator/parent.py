@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.bench.accelerator.page import write_page
 from launch.bench.accelerator.parts import Part, choose_parts
 from launch.bench.accelerator.record import read_results
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.sizes import published, tiny
+from launch.bench.accelerator.summary import write_summary
 from lclm_jax.writing import write_whole
 
 FULL = 480.0  # seconds for which the parts' shares are made
@@ -68,20 +71,33 @@ def visible_gpus() -> bool:
 
 
 def run_parts(plan: Plan):
-    """Every part that is not finished. Raises Ended when the command is asked to end."""
+    """Every part that is not finished. Raises Ended when the command is asked to end.
+
+    The process of the next part is started early: it reads its modules while the part before it
+    measures, and waits to be told to begin before it touches a device.
+    """
     signal.signal(signal.SIGTERM, _end)
     cases = len((tiny() if plan.tiny else published()).cases)
-    waiting = choose_parts(plan.sections, cases)
-    while waiting:
-        part = waiting.pop(0)
+    waiting = []
+    for part in choose_parts(plan.sections, cases):
         if read_results(part.file(plan.directory))["finished"]:
             report(f"{part.name}: measured before", plan.begun)
-            continue
-        left = plan.end - time.time()
-        if left < SHORTEST:
-            report(f"{part.name}: no time left", plan.begun)
-            continue
-        run_one(plan, part, allowance(part, waiting, left))
+        else:
+            waiting.append(part)
+    following = start(plan, waiting[0]) if waiting else None
+    try:
+        while waiting:
+            part, current = waiting.pop(0), following
+            following = start(plan, waiting[0]) if waiting else None
+            left = plan.end - time.time()
+            if left < SHORTEST or current is None:
+                report(f"{part.name}: no time left", plan.begun)
+                continue
+            run_one(plan, part, current, allowance(part, waiting, left))
+            write_page(plan.directory, write_summary(plan.directory), pictures=False)
+    finally:
+        if following is not None:
+            end_group(following)
 
 
 def allowance(part: Part, waiting: list[Part], left: float) -> float:
@@ -98,27 +114,47 @@ def allowance(part: Part, waiting: list[Part], left: float) -> float:
     return part.share * min(left / total, 1.5)
 
 
-def run_one(plan: Plan, part: Part, seconds: float):
-    """Runs a part in a process group of its own, and ends the group when its time is over."""
-    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.begun)
-    deadline = time.time() + seconds
+def start(plan: Plan, part: Part) -> subprocess.Popen:
+    """The process of a part, in a group of its own, that waits for its deadline."""
     command = [sys.executable, "-m", "launch.bench.accelerator.section", part.name]
-    command += ["--out", str(plan.directory), "--deadline", str(deadline)]
-    command += ["--begun", str(plan.begun), *(["--tiny"] if plan.tiny else [])]
-    log = plan.directory / "logs" / f"{part.name}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as errors:
-        process = subprocess.Popen(
-            command, env=environment(plan, part), stderr=errors, start_new_session=True
+    command += ["--out", str(plan.directory), "--begun", str(plan.begun)]
+    command += ["--tiny"] if plan.tiny else []
+    file = log(plan, part)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as errors:
+        return subprocess.Popen(
+            command,
+            env=environment(plan, part),
+            stdin=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            text=True,
         )
+
+
+def log(plan: Plan, part: Part) -> Path:
+    """What a part's process and its libraries say."""
+    return plan.directory / "logs" / f"{part.name}.txt"
+
+
+def run_one(plan: Plan, part: Part, process: subprocess.Popen, seconds: float):
+    """Lets a part begin, and ends its process and all it has started when its time is over."""
+    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.begun)
+    status, timed_out = 0, False
     try:
-        status = process.wait(timeout=seconds)
-        if status:
-            note_end(plan, part, f"the process ended with status {status}:\n{tail(log)}")
+        process.communicate(f"{time.time() + seconds}\n", timeout=seconds)
+        status = process.returncode
     except subprocess.TimeoutExpired:
-        note_end(plan, part, f"its {seconds:.0f} s were over", kind="skipped")
+        timed_out = True
+    except BrokenPipeError:
+        status = process.wait(GRACE)
     finally:
         end_group(process)
+    if timed_out:
+        note_end(plan, part, f"its {seconds:.0f} s were over", kind="skipped")
+    elif status:
+        said = f"the process ended with status {status}:\n{tail(log(plan, part))}"
+        note_end(plan, part, said)
 
 
 def environment(plan: Plan, part: Part) -> dict[str, str]:
@@ -126,6 +162,7 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
     platforms = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}.get(plan.platform, "cpu")
     settings = {
         "JAX_PLATFORMS": "cpu" if part.on_cpu else platforms,
+        "JAX_ENABLE_COMPILATION_CACHE": str(part.cached).lower(),
         "JAX_COMPILATION_CACHE_DIR": str((plan.directory / "programs").resolve()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -136,7 +173,7 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
     }
     known = {key: value for key, value in os.environ.items() if "MEM_FRACTION" not in key}
     if plan.platform == "gpu":
-        settings["XLA_PYTHON_CLIENT_MEM_FRACTION"] = MEMORY
+        settings["XLA_CLIENT_MEM_FRACTION"] = MEMORY
     return known | settings
 
 
@@ -148,8 +185,8 @@ def note_end(plan: Plan, part: Part, text: str, kind: str = "errors"):
     write_whole(part.file(plan.directory), json.dumps(found, indent=1))
 
 
-def tail(log: Path, lines: int = 40) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def tail(file: Path, lines: int = 40) -> str:
+    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
 
 
 def end_group(process: subprocess.Popen):
@@ -159,11 +196,8 @@ def end_group(process: subprocess.Popen):
             os.killpg(process.pid, number)
         except ProcessLookupError:
             break
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
 
 
 def _end(*_):

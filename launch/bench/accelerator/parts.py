@@ -1,6 +1,7 @@
 """The parts of the benchmark: each is a process of its own, with a share of the time."""
 
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class Part:
     name: str
     share: float  # of the time, in seconds of eight minutes
     on_cpu: bool = False  # whether jax must leave the accelerator alone
+    # Whether programs come from and go to the cache on disk, which does not suit many threads.
+    cached: bool = True
 
     @property
     def section(self) -> str:
@@ -29,7 +32,7 @@ class Part:
 
 # In the order in which they run: what is worth most comes first.
 PARTS = (
-    Part("right", 75),
+    Part("right", 75, cached=False),
     Part("peaks", 45),
     Part("first_token.compressed", 80),
     Part("training.0", 45),
@@ -49,8 +52,11 @@ def results_directory(directory: Path) -> Path:
     return directory / "results"
 
 
-def choose_parts(sections: tuple[str, ...], sizes_have_cases: int) -> list[Part]:
-    """The parts of these sections. Raises ValueError for a section that is not known."""
+def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
+    """The parts of these sections, of so many training cases.
+
+    Raises ValueError for a section that is not known.
+    """
     unknown = [name for name in sections if name not in (*SECTIONS, FAIL)]
     if unknown:
         raise ValueError(
@@ -61,33 +67,44 @@ def choose_parts(sections: tuple[str, ...], sizes_have_cases: int) -> list[Part]
     chosen = [
         part
         for part in chosen
-        if part.section != "training" or int(part.name.rpartition(".")[2]) < sizes_have_cases
+        if part.section != "training" or int(part.name.rpartition(".")[2]) < cases
     ]
     return [*([Part(FAIL, 5)] if FAIL in sections else []), *chosen]
 
 
+def module_of(name: str) -> str:
+    """The module that measures a part."""
+    known = {"beside_torch.ours": "beside_ours", "beside_torch.torch": "beside_torch"}
+    return f"{PACKAGE}.{known.get(name, name.partition('.')[0])}"
+
+
+def read_modules(name: str):
+    """Imports what a part needs, torch included, but uses no device."""
+    if name == FAIL:
+        return
+    module = import_module(module_of(name))
+    if hasattr(module, "read_modules"):
+        module.read_modules()
+
+
 def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
-    """Measures everything of a part. Modules are imported only here: torch's and jax's sides."""
+    """Measures everything of a part."""
     section, _, rest = name.partition(".")
-    results, exchange = results_directory(directory), directory / "exchange"
     if section == FAIL:
         raise RuntimeError("this section fails on purpose")
+    module = import_module(module_of(name))
     if section == "first_token":
-        module = import_module(f"{PACKAGE}.first_token")
-        if rest == "compressed":
-            module.run_compressed(sizes, record)
-        elif rest == "text":
-            module.run_uncompressed(sizes, record)
-        else:
-            module.run_warm(sizes, record, results)
+        measure = {
+            "compressed": module.run_compressed,
+            "text": module.run_uncompressed,
+            "warm": partial(module.run_warm, results=results_directory(directory)),
+        }
+        measure[rest](sizes, record)
     elif section == "training":
-        import_module(f"{PACKAGE}.training").run(sizes, record, int(rest))
+        module.run(sizes, record, int(rest))
     elif section == "beside_torch":
-        module = "beside_ours" if rest == "ours" else "beside_torch"
-        import_module(f"{PACKAGE}.{module}").run(sizes, record, exchange)
-    elif section == "decoding":
-        import_module(f"{PACKAGE}.decoding").run(sizes, record)
+        module.run(sizes, record, directory / "exchange")
     elif section == "learning":
-        import_module(f"{PACKAGE}.learning").run(sizes, record, directory / "learning")
+        module.run(sizes, record, directory / "learning")
     else:
-        import_module(f"{PACKAGE}.{section}").run(sizes, record)
+        module.run(sizes, record)

@@ -9,9 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lclm_jax.writing import write_whole
-
 from launch.bench.accelerator.report import report
+from lclm_jax.writing import write_whole
 
 SHOWN = 160  # characters of a result on the terminal
 RESERVE = 1.0  # seconds that must be left before another measurement begins
@@ -64,9 +63,17 @@ class Record:
             report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.begun)
             return None
         result["measured_in_seconds"] = time.perf_counter() - begun
+        self._data["partial"].pop(name, None)
         self._keep("measurements", name, result)
         report(f"{name}: {_brief(result)}", self.begun)
         return result
+
+    def say(self, text: str):
+        report(text, self.begun)
+
+    def keep_partial(self, name: str, result: Result):
+        """Keeps what a long measurement has found so far; a later `measure` replaces it."""
+        self._keep("partial", name, result.to_dict())
 
     def fail(self, name: str, text: str):
         """Records an error of the part itself."""
@@ -90,7 +97,7 @@ class Record:
 
 def read_results(file: Path) -> dict[str, Any]:
     """The content of a part's file; an empty one where there is none."""
-    empty = {"measurements": {}, "errors": {}, "skipped": {}, "finished": False}
+    empty = {"measurements": {}, "partial": {}, "errors": {}, "skipped": {}, "finished": False}
     return empty | json.loads(file.read_text()) if file.exists() else empty
 
 

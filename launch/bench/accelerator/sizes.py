@@ -47,6 +47,7 @@ class Sizes:
     question: int  # tokens after the context
     middle: int  # tokens of the context in comparisons and in decoding
     cases: tuple[TrainingCase, ...]
+    remats: tuple[str, ...]  # what layers recompute (ModelConfig.remat), the least memory first
     positions: int  # of the training row
     windows: int  # of the training row
     batches: tuple[int, ...]  # rows that are decoded together
@@ -80,6 +81,7 @@ def published() -> Sizes:
             TrainingCase("0.6B + 1.7B, all trained", small, every),
             TrainingCase("0.6B + 4B, all trained", model, every),
         ),
+        remats=("full", "dots"),
         positions=16 * k,
         windows=14,
         batches=(1, 8, 32),
@@ -103,8 +105,7 @@ def tiny() -> Sizes:
     encoder = TransformerConfig(width=32, layers=2, mlp=64, **tower)
     decoder = TransformerConfig(width=48, layers=2, mlp=96, **tower)
     compression = CompressionConfig(ratio=16, window=64)
-    model = ModelConfig(encoder, decoder, compression, dtype="float32", remat="full")
-    every = ("encoder", "adapter", "decoder")
+    model = ModelConfig(encoder, decoder, compression, dtype="float32", remat="none")
     return Sizes(
         tiny=True,
         model=model,
@@ -115,10 +116,8 @@ def tiny() -> Sizes:
         plain=(128, 256),
         question=14,
         middle=512,
-        cases=(
-            TrainingCase("decoder frozen", model, every[:2]),
-            TrainingCase("all trained", model, every),
-        ),
+        cases=(TrainingCase("all trained", model, ("encoder", "adapter", "decoder")),),
+        remats=("none",),
         positions=512,
         windows=5,
         batches=(1, 2),
@@ -126,10 +125,7 @@ def tiny() -> Sizes:
         answer=8,
         product=256,
         copied=2**20,
-        attention=(
-            ("encoder, 4 windows", 4, 64, encoder),
-            ("decoder, packed row", 1, 512, decoder),
-        ),
-        lengths=(100, 77),
+        attention=(("decoder, packed row", 1, 512, decoder),),
+        lengths=(100,),
         heads=(4, 2, 16),
     )

@@ -90,7 +90,8 @@ def write_summary(directory: Path) -> Summary:
 
 
 def measurements(results: Results, part: str) -> dict[str, dict[str, Any]]:
-    return results.get(part, {}).get("measurements", {})
+    found = results.get(part, {})
+    return found.get("partial", {}) | found.get("measurements", {})
 
 
 def last_line(text: str) -> str:
@@ -118,6 +119,7 @@ def goals(results: Results) -> Iterator[Goal]:
         if best is not None:
             share = mfu(results, best[1])
             yield Goal(f"MFU, {best[0]}", scaled(share, 100), 45.0, True, "%")
+    yield Goal("results that differ from PyTorch's", failed_agreements(results), 0, False)
     for task, ratio in torch_ratios(results).items():
         yield Goal(f"times PyTorch's speed, {task}", ratio, 1.3, True)
     for rows, share in decoding_shares(results).items():
@@ -135,6 +137,12 @@ def failed_checks(results: Results) -> float | None:
         return None
     failed = [one for one in found["measurements"].values() if not one["passed"]]
     return float(len(failed) + len(found["errors"]))
+
+
+def failed_agreements(results: Results) -> float | None:
+    found = measurements(results, "beside_torch.torch").values()
+    compared = [one["passed"] for one in found if "passed" in one]
+    return float(len(compared) - sum(compared)) if compared else None
 
 
 def compressed(results: Results, ratio: int = RATIO) -> list[dict[str, Any]]:

@@ -6,21 +6,20 @@ from functools import partial
 from typing import Any
 
 import jax
-from lclm_jax.config import Config
-from lclm_jax.cost import training_flops
-from lclm_jax.sharding import one_device
-from lclm_jax.state import abstract_state, init_state
-from lclm_jax.step import train_step
 
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, repeat, seconds_of
 from launch.bench.accelerator.weights import random_params
+from lclm_jax.config import Config
+from lclm_jax.cost import training_flops
+from lclm_jax.sharding import one_device
+from lclm_jax.state import abstract_state, init_state
+from lclm_jax.step import train_step
 
 WARM_UPS = 2
 STEPS = 5  # at least
-REMATS = ("full", "dots")  # what a layer recomputes: see ModelConfig.remat
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Step(Result):
 def run(sizes: Sizes, record: Record, number: int):
     """One case with every setting; the one that takes less memory comes first."""
     case = sizes.cases[number]
-    for remat in REMATS:
+    for remat in sizes.remats:
         record.measure(f"{case.name}, remat {remat}", partial(measure, sizes, case, remat), 5.0)
 
 
