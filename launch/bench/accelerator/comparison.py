@@ -39,13 +39,13 @@ class Inputs:
     question: np.ndarray
 
 
-def training_case(sizes: Sizes) -> TrainingCase:
-    """The case in which everything is trained, of the smaller decoder."""
-    return sizes.cases[min(1, len(sizes.cases) - 1)]
+def case_number(sizes: Sizes) -> int:
+    """Of the training case in which everything is trained, of the smaller decoder."""
+    return min(1, len(sizes.cases) - 1)
 
 
 def make_inputs(sizes: Sizes) -> Inputs:
-    model, tokenizer, case = sizes.model, small_tokenizer(), training_case(sizes)
+    model, tokenizer, case = sizes.model, small_tokenizer(), sizes.cases[case_number(sizes)]
     window = model.compression.window
     full = random_tokens(model, WINDOWS_AT_ONCE * window, seed=2)
     context, question = random_tokens(model, sizes.middle), random_tokens(model, sizes.question, 1)

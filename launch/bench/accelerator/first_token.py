@@ -1,8 +1,10 @@
 """Seconds from a text of tokens to the scores of the first token of the answer, and peak memory."""
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,7 +20,9 @@ from lclm_jax.language_model import LanguageModel
 from lclm_jax.sharding import one_device
 
 ROOM = 128  # positions for the answer
-NEEDS = 8.0  # seconds that must be left before another length is begun
+SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
+COMPILATION = 5.0  # seconds
+RUNS = 3  # of one length, at least
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
@@ -72,31 +76,42 @@ def name_of(tokens: int, ratio: int) -> str:
     return f"{tokens} tokens at {ratio}x"
 
 
+def needed(before: dict[str, Any] | None, flops: float, sizes: Sizes) -> float:
+    """Seconds that must be left before another length is begun: those of its runs, if it is as
+    fast as the one before, and of compilation."""
+    if before is None or not before["seconds"] or sizes.tiny:
+        return 1.0
+    return COMPILATION + RUNS * before["seconds"] * flops / before["flops"]
+
+
 def run_compressed(sizes: Sizes, record: Record):
     """Lengths in ascending order, so that the peak memory of each is its own."""
     model = make_model(sizes.model)
-    own = sizes.model.compression.ratio
+    own, before = sizes.model.compression.ratio, None
     for tokens in (*sizes.contexts, *sizes.more_contexts):
         call = partial(measure_compressed, model, tokens, sizes.question)
-        record.measure(name_of(tokens, own), call, NEEDS if not sizes.tiny else 1.0)
+        needs = needed(before, compressed_cost(tokens, sizes.model).flops, sizes)
+        before = record.measure(name_of(tokens, own), call, needs) or before
     for tokens in sizes.other_contexts:
         for ratio in sizes.other_ratios:
             compression = replace(sizes.model.compression, ratio=ratio)
             config = replace(sizes.model, compression=compression)
             other = LanguageModel(config, model.params, model.tokenizer)
             call = partial(measure_compressed, other, tokens, sizes.question)
-            record.measure(name_of(tokens, ratio), call, NEEDS if not sizes.tiny else 1.0)
+            needs = needed(before, compressed_cost(tokens, config).flops, sizes)
+            record.measure(name_of(tokens, ratio), call, needs)
 
 
 def measure_compressed(model: LanguageModel, tokens: int, question: int) -> FirstToken:
     config = model.config
     text = random_tokens(config, tokens)
     asked = random_tokens(config, question, seed=1)
-    first = seconds_of(lambda: compress(model, text).vectors)
+    begun = time.perf_counter()
     latents = compress(model, text)
-    first_prefill = seconds_of(lambda: prefill(model, latents, asked, ROOM))
-    compressing = repeat(lambda: compress(model, text).vectors)
-    prefilling = repeat(lambda: prefill(model, latents, asked, ROOM))
+    prefill(model, latents, asked, ROOM)
+    first = time.perf_counter() - begun
+    compressing = repeat(lambda: compress(model, text).vectors, SECONDS)
+    prefilling = repeat(lambda: prefill(model, latents, asked, ROOM), SECONDS)
     compress_seconds, prefill_seconds = middle(compressing), middle(prefilling)
     total = compress_seconds + prefill_seconds
     return FirstToken(
@@ -106,7 +121,7 @@ def measure_compressed(model: LanguageModel, tokens: int, question: int) -> Firs
         compress_seconds,
         prefill_seconds,
         total,
-        max(0.0, first + first_prefill - total),
+        max(0.0, first - total),
         min(len(compressing), len(prefilling)),
         peak_memory(),
         compressed_cost(tokens, config).flops,
@@ -116,9 +131,11 @@ def measure_compressed(model: LanguageModel, tokens: int, question: int) -> Firs
 def run_uncompressed(sizes: Sizes, record: Record):
     """Until memory or time runs out."""
     model = make_model(sizes.model)
+    found = None
     for tokens in sizes.plain:
         call = partial(measure_uncompressed, model, tokens)
-        found = record.measure(f"{tokens} tokens as text", call, NEEDS if not sizes.tiny else 1.0)
+        needs = needed(found, uncompressed_cost(tokens, sizes.model).flops, sizes)
+        found = record.measure(f"{tokens} tokens as text", call, needs)
         if found is None or found["out_of_memory"]:
             break
 
@@ -131,7 +148,7 @@ def measure_uncompressed(model: LanguageModel, tokens: int) -> PlainFirstToken:
 
     try:
         first = seconds_of(read)
-        spent = repeat(read, least=1)
+        spent = repeat(read, SECONDS, least=1)
     except jax.errors.JaxRuntimeError as error:
         if EXHAUSTED not in str(error):
             raise

@@ -43,6 +43,7 @@ def prefill(
 
 def decode(model: LanguageModel, state: State, steps: int) -> np.ndarray:
     """The most likely next tokens [B, steps], one after the other. The state may be used again."""
+    rng = jax.random.key(0)
     with jax.set_mesh(model.mesh):
         tokens, _ = continue_tokens(
             model.params,
@@ -52,7 +53,7 @@ def decode(model: LanguageModel, state: State, steps: int) -> np.ndarray:
             model.config,
             steps,
             (),
-            jax.random.key(0),
+            rng,
         )
     return np.asarray(tokens)
 

@@ -21,6 +21,12 @@ class Part:
     on_cpu: bool = False  # whether jax must leave the accelerator alone
     # Whether programs come from and go to the cache on disk, which does not suit many threads.
     cached: bool = True
+    needed_by: str = ""  # another section that reads its results
+
+    @property
+    def case(self) -> int | None:
+        """The number of the training case."""
+        return int(self.name.partition(".")[2]) if self.section == "training" else None
 
     @property
     def section(self) -> str:
@@ -34,9 +40,9 @@ class Part:
 PARTS = (
     Part("right", 75, cached=False),
     Part("peaks", 45),
-    Part("first_token.compressed", 80),
-    Part("training.0", 45),
-    Part("training.1", 45),
+    Part("first_token.compressed", 120),
+    Part("training.0", 45, needed_by="beside_torch"),
+    Part("training.1", 45, needed_by="beside_torch"),
     Part("beside_torch.ours", 45),
     Part("beside_torch.torch", 55, on_cpu=True),
     Part("decoding", 40),
@@ -63,12 +69,8 @@ def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
             f"expected --sections of {', '.join(SECTIONS)}, got {', '.join(unknown)}; "
             "separate them with commas"
         )
-    chosen = [part for part in PARTS if part.section in sections]
-    chosen = [
-        part
-        for part in chosen
-        if part.section != "training" or int(part.name.rpartition(".")[2]) < cases
-    ]
+    chosen = [part for part in PARTS if part.section in sections or part.needed_by in sections]
+    chosen = [part for part in chosen if part.case is None or part.case < cases]
     return [*([Part(FAIL, 5)] if FAIL in sections else []), *chosen]
 
 
@@ -103,7 +105,8 @@ def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
     elif section == "training":
         module.run(sizes, record, int(rest))
     elif section == "beside_torch":
-        module.run(sizes, record, directory / "exchange")
+        exchange, results = directory / "exchange", results_directory(directory)
+        module.run(sizes, record, exchange, *([results] if rest == "ours" else []))
     elif section == "learning":
         module.run(sizes, record, directory / "learning")
     else:

@@ -10,20 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 import jax
 import jax.numpy as jnp
-from lclm_jax.config import TransformerConfig
-from lclm_jax.hardware import find_chip
-from lclm_jax.model.masks import Places
-from lclm_jax.typing import Array
-from lclm_jax.version import code_version
 
 from launch.bench.accelerator.backends import attention_backends
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import SHARES, segments_of
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import memory_limit, middle, pipelined
+from lclm_jax.config import TransformerConfig
+from lclm_jax.hardware import find_chip
+from lclm_jax.model.masks import Places
+from lclm_jax.typing import Array
+from lclm_jax.version import code_version
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "torch", "transformers")
-IN_A_ROW = 10  # calls that are sent to the device together
 FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 
 
@@ -100,7 +99,7 @@ def measure_product(size: int) -> Speed:
     """The product of two random square matrices."""
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     multiply = jax.jit(lambda a, b: a @ b)
-    rounds = pipelined(lambda: multiply(a, b), IN_A_ROW)
+    rounds = pipelined(lambda: multiply(a, b))
     return Speed(middle(rounds), rounds, flops_per_second=2 * size**3 / middle(rounds))
 
 
@@ -108,7 +107,7 @@ def measure_memory(size: int) -> Speed:
     """One pass over a large array that writes another: bytes read and written."""
     x = jax.random.normal(jax.random.key(0), (size // 4,), jnp.float32)
     scale = jax.jit(lambda x: x * 1.5)
-    rounds = pipelined(lambda: scale(x), IN_A_ROW)
+    rounds = pipelined(lambda: scale(x))
     return Speed(middle(rounds), rounds, bytes_per_second=2 * x.nbytes / middle(rounds))
 
 
@@ -131,7 +130,7 @@ def measure_attention(
     )
     given = jax.random.normal(keys[3], shapes[0], jnp.bfloat16)
     call = attention_call(backend, places, tower.causal, backward)
-    rounds = pipelined(lambda: call(q, k, v, given), IN_A_ROW)
+    rounds = pipelined(lambda: call(q, k, v, given))
     pairs = rows * sum(n * n / (2 if tower.causal else 1) for n in lengths)
     flops = 4 * pairs * tower.heads * tower.head_dim * (3 if backward else 1)
     return Speed(middle(rounds), rounds, flops_per_second=flops / middle(rounds))

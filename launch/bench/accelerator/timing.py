@@ -24,9 +24,13 @@ def repeat(
     return spent
 
 
-def pipelined(call: Callable[[], Any], count: int, rounds: int = 5) -> list[float]:
-    """Seconds of one call when `count` are sent to the device before the first is awaited."""
+def pipelined(
+    call: Callable[[], Any], most: int = 10, rounds: int = 5, seconds: float = 0.1
+) -> list[float]:
+    """Seconds of one call when several are sent to the device before the first is awaited: at most
+    `most`, and so few that they take about `seconds`."""
     jax.block_until_ready(call())
+    count = max(1, min(most, int(seconds / seconds_of(call))))
 
     def several() -> Any:
         return [call() for _ in range(count)][-1]

@@ -52,13 +52,10 @@ def measure(sizes: Sizes, case: TrainingCase, remat: str) -> Step:
     config = replace(case, model=replace(case.model, remat=remat)).config(
         sizes.positions, sizes.windows
     )
-    (stage,), mesh = config.stages, one_device()
     batch = jax.device_put(training_row(config, small_tokenizer()), jax.local_devices()[0])
-    with jax.set_mesh(mesh):
-        step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
-        begun = time.perf_counter()
-        compiled = step.lower(abstract_state(config, stage, mesh), batch).compile()
-        spent = time.perf_counter() - begun
+    begun = time.perf_counter()
+    compiled = compile_step(config, batch)
+    spent = time.perf_counter() - begun
     predicted = predicted_peak(compiled)
     told = {
         "remat": remat,
@@ -85,6 +82,14 @@ def measure(sizes: Sizes, case: TrainingCase, remat: str) -> Step:
         peak_bytes=peak,
         peak_over_predicted=peak / predicted if peak and predicted else None,
     )
+
+
+def compile_step(config: Config, batch: Any) -> Any:
+    """The step as a program; nothing is allocated yet."""
+    (stage,), mesh = config.stages, one_device()
+    step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return step.lower(abstract_state(config, stage, mesh), batch).compile()
 
 
 def run_steps(compiled: Any, config: Config, batch: Any) -> tuple[list[float], list[float]]:
