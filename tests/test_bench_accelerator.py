@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench.accelerator.parent import allowance
+from launch.bench.accelerator.parent import Plan, allowance, check_directory
 from launch.bench.accelerator.parts import FAIL, PARTS, SECTIONS, Part, choose_parts
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import window_counts
@@ -98,6 +98,12 @@ def test_time_is_divided_among_the_parts_that_are_left():
     assert abs(left) < 1e-6
     assert min(seconds) > 10
     assert allowance(Part("a", 10), [Part("b", 10)], 1000.0) == 15.0
+
+
+def test_results_of_other_shapes_are_not_mixed(tmp_path):
+    check_directory(Plan(tmp_path, 8.0, SECTIONS, True, "cpu", 0.0))
+    with pytest.raises(ValueError, match="set --out to another directory"):
+        check_directory(Plan(tmp_path, 8.0, SECTIONS, False, "gpu", 0.0))
 
 
 def test_an_unknown_section_is_named():

@@ -77,6 +77,7 @@ def run_parts(plan: Plan):
     measures, and waits to be told to begin before it touches a device.
     """
     signal.signal(signal.SIGTERM, _end)
+    check_directory(plan)
     cases = len((tiny() if plan.tiny else published()).cases)
     waiting = []
     for part in choose_parts(plan.sections, cases):
@@ -112,6 +113,17 @@ def allowance(part: Part, waiting: list[Part], left: float) -> float:
         return left
     total = part.share + sum(one.share for one in waiting)
     return part.share * min(left / total, 1.5)
+
+
+def check_directory(plan: Plan):
+    """Raises ValueError where the directory holds measurements of other shapes or devices."""
+    file, asked = plan.directory / "plan.json", {"tiny": plan.tiny, "platform": plan.platform}
+    if file.exists() and (found := json.loads(file.read_text())) != asked:
+        raise ValueError(
+            f"expected {plan.directory} to hold measurements of {asked}, it holds some of {found}; "
+            "set --out to another directory"
+        )
+    write_whole(file, json.dumps(asked))
 
 
 def start(plan: Plan, part: Part) -> subprocess.Popen:
