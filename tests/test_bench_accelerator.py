@@ -13,6 +13,7 @@ from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import window_counts
 from launch.bench.accelerator.sizes import tiny
 
+HOUSE = Path(__file__).parents[1]
 CHOSEN = choose_parts(SECTIONS, len(tiny().cases))
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports]
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from convert.hf_config import write_tower
@@ -23,6 +24,7 @@ from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.optim import flatten
 from lclm_jax.typing import Params
 
+CHUNK = 2048  # positions whose logits are held at a time, where layers are recomputed too
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -78,7 +80,7 @@ class PlainLCLM(torch.nn.Module):
         chosen = latents[torch.arange(len(slots))[:, None], slots.clamp(min=0)]
         return torch.where((slots >= 0)[..., None], chosen, self.decoder.get_input_embeddings()(tokens))
 
-    def loss(self, batch: Tensors, windows: Tensors, packing: str = "mask") -> torch.Tensor:
+    def loss(self, batch: Tensors, windows: Tensors, packing: str = "mask", chunk: int | None = None) -> torch.Tensor:
         """The mean cross-entropy over trained tokens. A packed row is read whole with a `mask`, or its `examples` in turn."""
         embedded = self.embed(batch["tokens"], batch["slots"], self.compress(windows))
         if packing == "mask":
@@ -89,7 +91,19 @@ class PlainLCLM(torch.nn.Module):
             padding = embedded[:, bounds[-1][1] :] * 0
             hidden = torch.cat([*parts, padding], dim=1)
         trained = batch["weights"] > 0
-        return functional.cross_entropy(self.decoder.lm_head(hidden[trained]).float(), batch["targets"][trained])
+        return self.cross_entropy(hidden[trained], batch["targets"][trained], chunk)
+
+    def cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor, chunk: int | None) -> torch.Tensor:
+        """The mean over positions. With `chunk`, only the logits of so many are held at a time."""
+
+        def summed(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(self.decoder.lm_head(hidden).float(), targets, reduction="sum")
+
+        if chunk is None:
+            return summed(hidden, targets) / len(targets)
+        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        total = sum(checkpoint(summed, *part, use_reentrant=False) for part in parts)
+        return total / len(targets)
 
     def read(self, embedded: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Hidden states [B T D] of the decoder."""
@@ -145,7 +159,7 @@ class Inference:
 
 
 class Training:
-    """Steps of AdamW on one packed row: weights and moments in float32, products in `dtype`."""
+    """Steps of AdamW on one packed row: weights and moments in float32, products in `dtype`. `recompute` saves memory."""
 
     def __init__(
         self,
@@ -162,6 +176,7 @@ class Training:
             for tower in (model.encoder, model.decoder):
                 tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()
+        self.chunk = CHUNK if recompute else None
         optimizer, (stage,) = work.config.optimizer, work.config.stages
         groups = [
             {
@@ -176,7 +191,7 @@ class Training:
 
     def loss(self) -> torch.Tensor:
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model.loss(self.batch, self.windows, self.packing)
+            return self.model.loss(self.batch, self.windows, self.packing, self.chunk)
 
     def step(self) -> float:
         self.optimizer.zero_grad()

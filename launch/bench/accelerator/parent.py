@@ -20,9 +20,9 @@ from launch.bench.accelerator.record import read_results
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.sizes import published, tiny
 from launch.bench.accelerator.summary import write_summary
+from lclm_jax.version import HOUSE
 from lclm_jax.writing import write_whole
 
-FULL = 480.0  # seconds for which the parts' shares are made
 RESERVE = 8.0  # seconds at the end for the page
 SHORTEST = 4.0  # seconds below which no part is begun
 GRACE = 3.0  # seconds between asking a process to end and ending it
@@ -183,6 +183,8 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
+    paths = [str(HOUSE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings["PYTHONPATH"] = os.pathsep.join(paths)
     known = {key: value for key, value in os.environ.items() if "MEM_FRACTION" not in key}
     if plan.platform == "gpu":
         settings["XLA_CLIENT_MEM_FRACTION"] = MEMORY

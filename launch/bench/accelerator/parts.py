@@ -17,7 +17,7 @@ class Part:
     """One process. Its name is that of its section, and of what it measures of it."""
 
     name: str
-    share: float  # of the time, in seconds of eight minutes
+    share: float  # of the time: seconds, if there are enough for all
     on_cpu: bool = False  # whether jax must leave the accelerator alone
     # Whether programs come from and go to the cache on disk, which does not suit many threads.
     cached: bool = True
@@ -38,18 +38,18 @@ class Part:
 
 # In the order in which they run: what is worth most comes first.
 PARTS = (
-    Part("right", 75, cached=False),
-    Part("peaks", 45),
-    Part("first_token.compressed", 120),
-    Part("training.0", 45, needed_by="beside_torch"),
-    Part("training.1", 45, needed_by="beside_torch"),
-    Part("beside_torch.ours", 45),
+    Part("right", 65, cached=False),
+    Part("peaks", 35),
+    Part("first_token.compressed", 110),
+    Part("training.0", 55, needed_by="beside_torch"),
+    Part("training.1", 55, needed_by="beside_torch"),
+    Part("beside_torch.ours", 25),
     Part("beside_torch.torch", 55, on_cpu=True),
-    Part("decoding", 40),
-    Part("first_token.text", 35),
-    Part("first_token.warm", 25),
+    Part("decoding", 35),
+    Part("first_token.text", 30),
+    Part("first_token.warm", 20),
     Part("training.2", 35),
-    Part("learning", 60),
+    Part("learning", 50),
 )
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
 

@@ -102,7 +102,8 @@ def last_line(text: str) -> str:
 
 
 def goals(results: Results) -> Iterator[Goal]:
-    yield Goal("checks that failed", failed_checks(results), 0, False)
+    made = len(measurements(results, "right"))
+    yield Goal(f"checks that failed, of {made} made", failed_checks(results), 0, False)
     lengths = compressed(results)
     by_tokens = {one["tokens"]: one for one in lengths}
     for tokens, bound in ((64 * K, 0.32), (1024 * K, 7.0)):

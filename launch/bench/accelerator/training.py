@@ -1,6 +1,7 @@
 """A training step of one packed row: its seconds, the share of the peak it reaches, its memory."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, r
 from launch.bench.accelerator.weights import random_params
 from lclm_jax.config import Config
 from lclm_jax.cost import training_flops
+from lclm_jax.data.batch import Batch
 from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_state, init_state
 from lclm_jax.step import train_step
@@ -30,7 +32,7 @@ class Step(Result):
     positions: int
     windows: int
     examples: int
-    compile_seconds: float
+    compile_seconds: float  # beside those of the other settings
     predicted_peak_bytes: int | None  # by the compiler, of this very program
     fits: bool
     seconds: float | None = None
@@ -41,28 +43,46 @@ class Step(Result):
     peak_over_predicted: float | None = None
 
 
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, what it was compiled for, and how long that took."""
+
+    config: Config
+    batch: Batch
+    step: Any
+    seconds: float
+
+
 def run(sizes: Sizes, record: Record, number: int):
-    """One case with every setting; the one that takes less memory comes first."""
+    """One case with every setting. All are compiled side by side before the first is run, so that
+    compilation takes no memory while steps are measured; the one that needs least is run first."""
     case = sizes.cases[number]
-    for remat in sizes.remats:
-        record.measure(f"{case.name}, remat {remat}", partial(measure, sizes, case, remat), 5.0)
+    names = {remat: f"{case.name}, remat {remat}" for remat in sizes.remats}
+    missing = [remat for remat, name in names.items() if name not in record.measurements]
+    with ThreadPoolExecutor(len(names)) as threads:
+        compiling = {x: threads.submit(compile_case, sizes, case, x) for x in missing}
+    for remat, future in compiling.items():
+        record.measure(names[remat], lambda x=future, r=remat: measure(x.result(), case, r), 2.0)
 
 
-def measure(sizes: Sizes, case: TrainingCase, remat: str) -> Step:
-    config = replace(case, model=replace(case.model, remat=remat)).config(
-        sizes.positions, sizes.windows
-    )
+def compile_case(sizes: Sizes, case: TrainingCase, remat: str) -> Program:
+    model = replace(case.model, remat=remat)
+    config = replace(case, model=model).config(sizes.positions, sizes.windows)
     batch = jax.device_put(training_row(config, small_tokenizer()), jax.local_devices()[0])
     begun = time.perf_counter()
-    compiled = compile_step(config, batch)
-    spent = time.perf_counter() - begun
+    step = compile_step(config, batch)
+    return Program(config, batch, step, time.perf_counter() - begun)
+
+
+def measure(program: Program, case: TrainingCase, remat: str) -> Step:
+    config, batch, compiled = program.config, program.batch, program.step
     predicted = predicted_peak(compiled)
     told = {
         "remat": remat,
-        "positions": sizes.positions,
-        "windows": sizes.windows,
+        "positions": config.data.positions,
+        "windows": config.data.windows,
         "examples": int(batch.segments.max()),
-        "compile_seconds": spent,
+        "compile_seconds": program.seconds,
         "predicted_peak_bytes": predicted,
     }
     limit = memory_limit()
@@ -76,7 +96,7 @@ def measure(sizes: Sizes, case: TrainingCase, remat: str) -> Step:
         seconds=middle(seconds),
         steps=len(seconds),
         model_flops=training_flops(
-            config.model, sizes.positions, sizes.windows, case.trained
+            config.model, config.data.positions, config.data.windows, case.trained
         ).total,
         losses=tuple(losses),
         peak_bytes=peak,
