@@ -31,30 +31,30 @@ def run(sizes: Sizes, record: Record, exchange: Path, results: Path):
     if tasks.keys() - record.measurements.keys():
         model = make_model(sizes.model)
         for name, task in tasks.items():
-            record.measure(name, partial(task, model, inputs, exchange))
+            record.measure(name, partial(task, model, inputs, exchange, sizes.room))
         del model
     record.measure(TRAIN, partial(training_step, case_number(sizes), exchange, results))
 
 
-def encode(model: LanguageModel, inputs: Inputs, exchange: Path) -> Task:
+def encode(model: LanguageModel, inputs: Inputs, exchange: Path, _: int) -> Task:
     """Latents of as many windows as are read at once."""
     write_outputs(exchange, "ours", {ENCODE: np.float32(compress(model, inputs.full).vectors)})
     rounds = repeat(lambda: compress(model, inputs.full).vectors)
     return Task(middle(rounds), rounds)
 
 
-def first_token(model: LanguageModel, inputs: Inputs, exchange: Path) -> Task:
+def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
     def read() -> Any:
-        return prefill(model, compress(model, inputs.context), inputs.question, inputs.work.answer)
+        return prefill(model, compress(model, inputs.context), inputs.question, room)
 
     write_outputs(exchange, "ours", {FIRST_TOKEN: np.float32(read().scores)})
     rounds = repeat(read)
     return Task(middle(rounds), rounds)
 
 
-def answer(model: LanguageModel, inputs: Inputs, exchange: Path) -> Task:
+def answer(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
     steps = inputs.work.answer
-    state = prefill(model, compress(model, inputs.context), inputs.question, steps)
+    state = prefill(model, compress(model, inputs.context), inputs.question, room)
     write_outputs(exchange, "ours", {DECODE: decode(model, state, steps)})
     rounds = repeat(lambda: decode(model, state, steps), least=3)
     return Task(middle(rounds), rounds)

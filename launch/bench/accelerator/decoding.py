@@ -44,7 +44,7 @@ def run(sizes: Sizes, record: Record):
         return
     latents = compress(model, random_tokens(model.config, sizes.middle))
     question = random_tokens(model.config, sizes.question, seed=1)
-    state = prefill(model, latents, question, max(sizes.answers))
+    state = prefill(model, latents, question, sizes.room)
     read = len(latents) + 2 + len(question)
     for rows in sizes.batches:
         record.measure(name_of(rows), partial(measure, model, state, rows, read, sizes.answers))

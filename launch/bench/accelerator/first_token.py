@@ -19,7 +19,6 @@ from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.sharding import one_device
 
-ROOM = 128  # positions for the answer
 SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
 COMPILATION = 5.0  # seconds
 RUNS = 3  # of one length, at least
@@ -89,7 +88,7 @@ def run_compressed(sizes: Sizes, record: Record):
     model = make_model(sizes.model)
     own, before = sizes.model.compression.ratio, None
     for tokens in (*sizes.contexts, *sizes.more_contexts):
-        call = partial(measure_compressed, model, tokens, sizes.question)
+        call = partial(measure_compressed, model, tokens, sizes)
         needs = needed(before, compressed_cost(tokens, sizes.model).flops, sizes)
         before = record.measure(name_of(tokens, own), call, needs) or before
     for tokens in sizes.other_contexts:
@@ -97,21 +96,21 @@ def run_compressed(sizes: Sizes, record: Record):
             compression = replace(sizes.model.compression, ratio=ratio)
             config = replace(sizes.model, compression=compression)
             other = LanguageModel(config, model.params, model.tokenizer)
-            call = partial(measure_compressed, other, tokens, sizes.question)
+            call = partial(measure_compressed, other, tokens, sizes)
             needs = needed(before, compressed_cost(tokens, config).flops, sizes)
             record.measure(name_of(tokens, ratio), call, needs)
 
 
-def measure_compressed(model: LanguageModel, tokens: int, question: int) -> FirstToken:
+def measure_compressed(model: LanguageModel, tokens: int, sizes: Sizes) -> FirstToken:
     config = model.config
     text = random_tokens(config, tokens)
-    asked = random_tokens(config, question, seed=1)
+    asked = random_tokens(config, sizes.question, seed=1)
     begun = time.perf_counter()
     latents = compress(model, text)
-    prefill(model, latents, asked, ROOM)
+    prefill(model, latents, asked, sizes.room)
     first = time.perf_counter() - begun
     compressing = repeat(lambda: compress(model, text).vectors, SECONDS)
-    prefilling = repeat(lambda: prefill(model, latents, asked, ROOM), SECONDS)
+    prefilling = repeat(lambda: prefill(model, latents, asked, sizes.room), SECONDS)
     compress_seconds, prefill_seconds = middle(compressing), middle(prefilling)
     total = compress_seconds + prefill_seconds
     return FirstToken(
@@ -133,18 +132,18 @@ def run_uncompressed(sizes: Sizes, record: Record):
     model = make_model(sizes.model)
     found = None
     for tokens in sizes.plain:
-        call = partial(measure_uncompressed, model, tokens)
+        call = partial(measure_uncompressed, model, tokens, sizes.room)
         needs = needed(found, uncompressed_cost(tokens, sizes.model).flops, sizes)
         found = record.measure(f"{tokens} tokens as text", call, needs)
         if found is None or found["out_of_memory"]:
             break
 
 
-def measure_uncompressed(model: LanguageModel, tokens: int) -> PlainFirstToken:
+def measure_uncompressed(model: LanguageModel, tokens: int, room: int) -> PlainFirstToken:
     text = random_tokens(model.config, tokens)
 
     def read() -> object:
-        return prefill(model, None, text, ROOM)
+        return prefill(model, None, text, room)
 
     try:
         first = seconds_of(read)
@@ -172,12 +171,13 @@ def run_warm(sizes: Sizes, record: Record, results: Path):
     for tokens in (*sizes.contexts, *sizes.more_contexts):
         cold = measured.get(name_of(tokens, sizes.model.compression.ratio))
         if cold is not None:
-            call = partial(measure_warm, model, tokens, sizes.question, cold["seconds"])
+            call = partial(measure_warm, model, tokens, sizes, cold["seconds"])
             needs = 2 * cold["seconds"] + 2
             record.measure(f"{tokens} tokens", call, needs)
 
 
-def measure_warm(model: LanguageModel, tokens: int, question: int, median: float) -> Warm:
-    text, asked = random_tokens(model.config, tokens), random_tokens(model.config, question, seed=1)
-    first = seconds_of(lambda: prefill(model, compress(model, text), asked, ROOM))
+def measure_warm(model: LanguageModel, tokens: int, sizes: Sizes, median: float) -> Warm:
+    text = random_tokens(model.config, tokens)
+    asked = random_tokens(model.config, sizes.question, seed=1)
+    first = seconds_of(lambda: prefill(model, compress(model, text), asked, sizes.room))
     return Warm(tokens, max(0.0, first - median), first)

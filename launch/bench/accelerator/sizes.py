@@ -59,6 +59,11 @@ class Sizes:
     lengths: tuple[int, ...]  # of rows on which the back ends of attention are compared
     heads: tuple[int, int, int]  # of queries, of keys, and their width
 
+    @property
+    def room(self) -> int:
+        """Positions for the answer: the same in all parts, so that they share programs."""
+        return max(*self.answers, self.answer)
+
 
 def published() -> Sizes:
     """The paper's model, 0.6B and 4B, at its context lengths."""
