@@ -1,4 +1,4 @@
-"""A model of 40 million parameters that one accelerator trains in a minute on this machine's own text.
+"""A model of 40 million parameters that one accelerator trains in a minute on its machine's text.
 
     python -m launch.bench.accelerator --sections learning
 

@@ -20,8 +20,8 @@ CHOSEN = choose_parts(SECTIONS, len(tiny().cases))
 def start(directory: Path, *arguments: str) -> str:
     """What the command writes to the terminal."""
     command = [sys.executable, "-m", "launch.bench.accelerator", "--out", str(directory)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout
+    command += arguments
+    return subprocess.run(command, cwd=HOUSE, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """How well a small model writes back what it read as latents, by the minutes it was trained."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.sizes import Sizes
 from lclm_jax.config import CompressionConfig, Config, StageConfig
 from lclm_jax.data.batch import Batch, empty_batch, empty_windows
-from lclm_jax.data.streams import budget, stage_batches, stage_order
+from lclm_jax.data.streams import PackedBatches, budget, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.sharding import one_device
 from lclm_jax.state import (
@@ -32,6 +35,8 @@ from lclm_jax.validation import Validation
 NAME = "reconstruction"  # of the measurement
 LOOKS = 8  # at held-out text in every stage
 LANGUAGE = 0.35  # part of the time in which the decoder learns in plain text
+WORKERS = 8  # processes that pack batches
+BATCHES = 12  # of every stage, that each of them packs
 RESERVE = 4.0  # seconds at the end for the last look
 MODULES = 40  # that the tiny run reads
 TINY_SECONDS = 4.0
@@ -72,6 +77,7 @@ def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
     with ThreadPoolExecutor(len(config.stages)) as threads:
         compiling = [threads.submit(compile_step, config, stage, mesh) for stage in config.stages]
         settings.prepare(config, MODULES if sizes.tiny else None)
+        batches = read_batches(sizes, config)
     steps = [one.result() for one in compiling]
     record.say("learning: text is prepared and programs are compiled")
     tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
@@ -80,11 +86,10 @@ def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
     curve = Curve(count_parameters(config.model), 0.0, 0.0, points)
     shares = (LANGUAGE, 1 - LANGUAGE)
     with jax.set_mesh(mesh):
-        for stage, step, share in zip(config.stages, steps, shares, strict=True):
+        for stage, step, some, share in zip(config.stages, steps, batches, shares, strict=True):
             validate = Validation(config, stage, tokenizer, mesh)
-            batches = iter(stage_batches(stage_order(config, stage, tokenizer), config))
             begin = begin_stage(params, config, stage, mesh)
-            for leg in train(step, begin, batches, stage.steps, share * total):
+            for leg in train(step, begin, cycle(some), stage.steps, share * total):
                 params = leg.state.params
                 points.append(look(validate, leg, stage, spent))
                 curve = replace(
@@ -96,6 +101,30 @@ def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
                 record.say(f"{stage.name} step {leg.step}: {curve.accuracy:.1%} from latents")
             spent += leg.seconds
     return curve
+
+
+def read_batches(sizes: Sizes, config: Config) -> list[list[Batch]]:
+    """Packed batches of every stage, which are read again and again: one process would pack them
+    more slowly than an accelerator reads them."""
+    if sizes.tiny:
+        return [pack_batches(config, stage, 0, 4) for stage in config.stages]
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_devices) as pool:
+        packing = [
+            [pool.submit(pack_batches, config, stage, seed, BATCHES) for seed in range(workers)]
+            for stage in config.stages
+        ]
+        return [[batch for one in some for batch in one.result()] for some in packing]
+
+
+def _leave_devices():
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def pack_batches(config: Config, stage: StageConfig, seed: int, count: int) -> list[Batch]:
+    config = replace(config, data=replace(config.data, seed=seed))
+    tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
+    return list(islice(PackedBatches(stage_order(config, stage, tokenizer), config), count))
 
 
 def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[..., Any]:

@@ -58,7 +58,7 @@ class Record:
         begun = time.perf_counter()
         try:
             result = call().to_dict()
-        except Exception as error:  # noqa: BLE001 - the next measurement must not depend on this one
+        except Exception as error:  # noqa: BLE001 - the next must not depend on this one
             self._keep("errors", name, traceback.format_exc())
             report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.begun)
             return None
