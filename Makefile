@@ -8,6 +8,8 @@
 #             was made; ACCEPT=1 writes it anew)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
+# make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
+#             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
@@ -18,7 +20,7 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test check parity fit-report bench bench-data soak bench-convert clean
+.PHONY: show demo test check parity fit-report bench bench-data accelerator soak bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint docs/small/model
@@ -41,7 +43,11 @@ bench: .parity/installed
 	.parity/bin/python -m launch.bench
 
 bench-data: $(VENV)/installed
-	$(RUN) -m launch.bench_data runs/bench-data
+	$(RUN) -m launch.bench.data runs/bench-data
+
+# jax chooses the accelerator itself: JAX_PLATFORMS is set above for everything else.
+accelerator:
+	env -u JAX_PLATFORMS $(RUN) -m launch.bench.accelerator --minutes 8 --out runs/accelerator
 
 soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak

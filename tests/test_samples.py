@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import recipe_agent, recipe_fine_tuning, recipe_pretraining
-from launch import bench_data, prepare
+from launch import prepare
 from launch import samples as launch_samples
+from launch.bench import data as bench_data
 from lclm_jax.config import ConfigError
 from lclm_jax.data import samples
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from launch import bench
-from launch.bench_work import needed_flops, sizes
+from launch.bench import __main__ as bench
+from launch.bench.work import needed_flops, sizes
 from lclm_jax.config import CompressionConfig
 from lclm_jax.errors import UserError
 

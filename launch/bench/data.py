@@ -1,4 +1,4 @@
-"""How fast data are prepared and loaded, and how many cores feed a slice: python -m launch.bench_data DIRECTORY
+"""How fast data are prepared and loaded, and how many cores feed a slice: python -m launch.bench.data DIRECTORY
 
 Writes sample input, prepares both mixes of the paper with one process, suggests their budgets, and times what every row costs.
 Seconds are of CPU, so a busy machine changes little. The slice's need is an estimate: its peak times --mfu.

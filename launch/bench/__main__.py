@@ -23,8 +23,8 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from rich.table import Table
 
-from launch.bench_torch import Theirs
-from launch.bench_work import Sizes, Work, make_work, needed_flops, sizes
+from launch.bench.torch_side import Theirs
+from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
 from lclm_jax.command import run, show_table
 from lclm_jax.data.corpus import train_tokenizer
 from lclm_jax.data.tokens import Tokenizer

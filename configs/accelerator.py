@@ -1,0 +1,117 @@
+"""A model of 40 million parameters that one accelerator trains in a minute on its machine's text.
+
+    python -m launch.bench.accelerator --sections learning
+
+The sources are the Python modules of this machine and their docstrings. The decoder first learns
+the language and to copy, in plain text; then all parts learn to write passages back from their
+latents, 4 tokens in each.
+"""
+
+import json
+from pathlib import Path
+
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    DataConfig,
+    Group,
+    MeshConfig,
+    ModelConfig,
+    Recipe,
+    RunConfig,
+    Source,
+    StageConfig,
+    Stream,
+    TransformerConfig,
+)
+from lclm_jax.data.corpus import documentation, split_of, standard_library, train_tokenizer
+from lclm_jax.data.prepare import prepare as prepare_sources
+from lclm_jax.data.tokens import Tokenizer
+
+VOCAB = 8192
+STREAMS = (Stream("reconstruction", "docs", 0.6), Stream("reconstruction", "code", 0.4))
+
+
+def tower(layers: int) -> TransformerConfig:
+    return TransformerConfig(
+        VOCAB,
+        width=512,
+        layers=layers,
+        heads=8,
+        kv_heads=4,
+        head_dim=64,
+        mlp=1536,
+        rope_theta=1e4,
+    )
+
+
+def recipe() -> Recipe:
+    return Recipe("accelerator", (Source("code", "code"), Source("docs", "text")), STREAMS)
+
+
+def config() -> Config:
+    return Config(
+        model=ModelConfig(
+            encoder=tower(2),
+            decoder=tower(8),
+            compression=CompressionConfig(ratio=4, window=64, pooling="concat"),
+            remat="dots",
+        ),
+        data=DataConfig(
+            directory="runs/accelerator/data",
+            rows=64,
+            positions=512,
+            windows=6,
+            lookahead=128,
+            passage=(32, 64),
+            reconstruction=(32, 64),
+            requests=1,
+            shortest_segment=8,
+        ),
+        stages=(
+            StageConfig(
+                "language",
+                steps=2000,
+                groups=(Group("decoder/.*", 1.5e-3, 0.0), Group("(adapter|encoder)/.*", None)),
+                streams=STREAMS,
+                warmup=100,
+                final_rate=1.5e-3,
+                compress=False,
+            ),
+            StageConfig(
+                "joint",
+                steps=4000,
+                groups=(Group("(adapter|encoder)/.*", 1e-3), Group("decoder/.*", 1e-3, 0.0)),
+                streams=STREAMS,
+                warmup=100,
+                final_rate=1e-3,
+                encoder_from_decoder=True,
+            ),
+        ),
+        mesh=MeshConfig(data=-1, fsdp=1),
+        run=RunConfig(directory="runs/accelerator", validation_examples=64, loss_chunk=1024),
+    )
+
+
+def prepare(config: Config, modules: int | None = None):
+    """Writes this machine's modules and their docstrings as input files and prepares them.
+
+    `modules` takes only so many. What is there already is used again.
+    """
+    directory = Path(config.data.directory)
+    found = list(standard_library())[:modules]
+    rows = {
+        "code": [{"text": text, "group": path} for path, text in found],
+        "docs": documentation(found),
+    }
+    (directory / "input").mkdir(parents=True, exist_ok=True)
+    inputs = {}
+    for name, texts in rows.items():
+        file = directory / "input" / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        inputs[name] = [str(file)]
+    tokenizer = directory / "input" / "tokenizer"
+    if not tokenizer.exists():
+        learned = [text for path, text in found if split_of(path) == "train"]
+        train_tokenizer(learned, config.model.decoder.vocab).save(tokenizer)
+    prepare_sources(recipe(), inputs, directory, Tokenizer.load(tokenizer))

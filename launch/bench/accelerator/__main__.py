@@ -1,0 +1,49 @@
+"""Whether the system is right on this accelerator, and how fast: at most eight minutes.
+
+    python -m launch.bench.accelerator --minutes 8 --out DIR
+
+DIR gets index.html, pictures, summary.json and the measurements. Started again with the same DIR,
+only what is missing is measured. On a CPU, tiny models are measured, to test the command itself.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from launch.bench.accelerator.page import write_page
+from launch.bench.accelerator.parent import Plan, find_platform, run_parts
+from launch.bench.accelerator.parts import SECTIONS
+from launch.bench.accelerator.report import report
+from launch.bench.accelerator.summary import show_goals, write_summary
+from lclm_jax.command import run
+
+
+def main():
+    begun = time.time()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/accelerator"), metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=8.0, help="at most (default: %(default)s)")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="(default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, as on a CPU")
+    arguments = parser.parse_args()
+    platform = find_platform()
+    sections = tuple(name.strip() for name in arguments.sections.split(","))
+    small = arguments.tiny or platform == "cpu"
+    plan = Plan(arguments.out, arguments.minutes, sections, small, platform, begun)
+    report(f"{platform}, {'tiny models' if small else 'published shapes'}, in {plan.directory}")
+    try:
+        run_parts(plan)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        report("asked to end; the page shows what has been measured")
+    summary = write_summary(plan.directory)
+    show_goals(summary)
+    report(f"the page is {write_page(plan.directory, summary)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,74 @@
+"""Our side of the comparison with PyTorch."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.bench.accelerator.comparison import (
+    DECODE,
+    ENCODE,
+    FIRST_TOKEN,
+    TRAIN,
+    Inputs,
+    Task,
+    case_number,
+    make_inputs,
+    write_outputs,
+)
+from launch.bench.accelerator.first_token import make_model
+from launch.bench.accelerator.inference import compress, decode, prefill
+from launch.bench.accelerator.record import Record, read_results
+from launch.bench.accelerator.sizes import Sizes
+from launch.bench.accelerator.timing import middle, repeat
+from lclm_jax.language_model import LanguageModel
+
+
+def run(sizes: Sizes, record: Record, exchange: Path, results: Path):
+    tasks = {ENCODE: encode, FIRST_TOKEN: first_token, DECODE: answer}
+    inputs = make_inputs(sizes)
+    if tasks.keys() - record.measurements.keys():
+        model = make_model(sizes.model)
+        for name, task in tasks.items():
+            record.measure(name, partial(task, model, inputs, exchange, sizes.room))
+        del model
+    record.measure(TRAIN, partial(training_step, case_number(sizes), exchange, results))
+
+
+def encode(model: LanguageModel, inputs: Inputs, exchange: Path, _: int) -> Task:
+    """Latents of as many windows as are read at once."""
+    write_outputs(exchange, "ours", {ENCODE: np.float32(compress(model, inputs.full).vectors)})
+    rounds = repeat(lambda: compress(model, inputs.full).vectors)
+    return Task(middle(rounds), rounds)
+
+
+def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
+    def read() -> Any:
+        return prefill(model, compress(model, inputs.context), inputs.question, room)
+
+    write_outputs(exchange, "ours", {FIRST_TOKEN: np.float32(read().scores)})
+    rounds = repeat(read)
+    return Task(middle(rounds), rounds)
+
+
+def answer(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
+    steps = inputs.work.answer
+    state = prefill(model, compress(model, inputs.context), inputs.question, room)
+    write_outputs(exchange, "ours", {DECODE: decode(model, state, steps)})
+    rounds = repeat(lambda: decode(model, state, steps), least=3)
+    return Task(middle(rounds), rounds)
+
+
+def training_step(number: int, exchange: Path, results: Path) -> Task:
+    """The fastest setting of the section `training`, which has read the same row."""
+    file = results / f"training.{number}.json"
+    timed = [one for one in read_results(file)["measurements"].values() if one["seconds"]]
+    if not timed:
+        raise FileNotFoundError(
+            f"{file}: expected the seconds of a training step, found none; "
+            "measure it first: --sections training,beside_torch"
+        )
+    best = min(timed, key=lambda one: one["seconds"])
+    write_outputs(exchange, "ours", {TRAIN: np.float32(best["losses"][0])})
+    return Task(best["seconds"], [], f"remat {best['remat']}, measured by training.{number}")

@@ -1,0 +1,261 @@
+"""The other side of the comparison: transformers' Qwen3 with the fastest attention there is."""
+
+import gc
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.bench.accelerator.agreement import Agreement, relative_error
+from launch.bench.accelerator.comparison import (
+    DECODE,
+    ENCODE,
+    FIRST_TOKEN,
+    TOLERANCES,
+    TRAIN,
+    Inputs,
+    Task,
+    make_inputs,
+    read_outputs,
+)
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.sizes import Sizes
+from launch.bench.accelerator.timing import middle
+from launch.bench.accelerator.weights import FACTORS, LARGEST, LAYERS, STEP, is_scale, seed_of
+from lclm_jax.config import ModelConfig
+
+WORD = 0xFFFFFFFF  # the largest unsigned number of 32 bits
+
+
+def read_modules():
+    """Imports torch, where it is installed."""
+    if importlib.util.find_spec("torch"):
+        import launch.bench.torch_side  # noqa: F401
+
+
+def run(sizes: Sizes, record: Record, exchange: Path):
+    """Each task is compared with ours before it is timed. Without torch nothing is measured."""
+    record.measure("torch", versions)
+    if not importlib.util.find_spec("torch"):
+        return
+    inputs = make_inputs(sizes)
+    names = (ENCODE, FIRST_TOKEN, DECODE)
+    if any(name not in record.measurements for name in names):
+        serving(sizes, record, exchange, inputs)
+        gc.collect()
+        _torch().cuda.empty_cache()
+    training(sizes, record, exchange, inputs)
+
+
+def serving(sizes: Sizes, record: Record, exchange: Path, inputs: Inputs):
+    from launch.bench.torch_side import Inference
+
+    device, dtype = choose_device(), sizes.model.dtype
+    plain = build(sizes.model, dtype, device)
+    side = Inference(plain, inputs.work, device)
+    tasks: dict[str, tuple[Callable[[], Callable[[], Any]], Any]] = {
+        ENCODE: (side.encode, None),
+        FIRST_TOKEN: (side.first_scores, None),
+        DECODE: (side.decode, None),
+    }
+    for name, (prepare, _) in tasks.items():
+        call = partial(compare, sizes, exchange, name, lambda prepare=prepare: prepare()())
+        record.measure(f"agreement: {name}", call)
+        record.measure(name, partial(time_task, prepare))
+
+
+def training(sizes: Sizes, record: Record, exchange: Path, inputs: Inputs):
+    if TRAIN not in record.measurements:
+        record.measure(f"agreement: {TRAIN}", partial(check_loss, sizes, exchange, inputs))
+        record.measure(TRAIN, partial(train, inputs), 8.0)
+
+
+# --- what is measured ---
+
+
+class Versions(Result):
+    def __init__(self, found: dict[str, str]):
+        self.found = found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"installed": bool(self.found), **self.found}
+
+
+def versions() -> Versions:
+    """Of torch, and the attention that is used; nothing where torch is not installed."""
+    if not importlib.util.find_spec("torch"):
+        return Versions({})
+    import transformers
+
+    return Versions(
+        {
+            "torch": _torch().__version__,
+            "transformers": transformers.__version__,
+            "attention": choose_attention(),
+            "device": choose_device(),
+        }
+    )
+
+
+def compare(sizes: Sizes, exchange: Path, name: str, call: Callable[[], Any]) -> Agreement:
+    """Of the answer only the share of tokens that differ is told: where two tokens have nearly the
+    same score, rounding decides."""
+    ours, theirs = read_outputs(exchange, "ours")[name], to_numpy(call())
+    theirs = theirs.reshape(ours.shape)
+    if name == DECODE:
+        shares = {"different tokens": float(np.mean(ours != theirs))}
+        return Agreement.of(shares, {"different tokens": 0.0 if sizes.tiny else 1.0})
+    return agreement(ours, theirs, sizes.model.dtype)
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> Agreement:
+    errors = {"difference": relative_error(theirs, ours)}
+    return Agreement.of(errors, {"difference": TOLERANCES[dtype]})
+
+
+def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
+    """What is prepared anew for every round is not timed."""
+    rounds: list[float] = []
+    seconds(prepare())
+    while len(rounds) < 3 or (len(rounds) < 9 and sum(rounds) < 3.0):
+        rounds.append(seconds(prepare()))
+    return Task(middle(rounds), rounds)
+
+
+def check_loss(sizes: Sizes, exchange: Path, inputs: Inputs) -> Agreement:
+    """The first loss of the training step."""
+    side = trainer(inputs, "examples", recompute=True)
+    loss = to_numpy(side.loss())
+    ours = read_outputs(exchange, "ours")[TRAIN]
+    return agreement(ours.reshape(1), loss.reshape(1), sizes.model.dtype)
+
+
+def train(inputs: Inputs) -> Task:
+    """The faster of the ways to read a packed row, layers recomputed only where memory does not
+    suffice otherwise."""
+    found = [
+        task
+        for packing in packings()
+        if (task := _train(inputs, packing, False) or _train(inputs, packing, True))
+    ]
+    if not found:
+        raise MemoryError("expected the training step to fit the device in PyTorch, it does not")
+    return min(found, key=lambda task: task.seconds)
+
+
+def _train(inputs: Inputs, packing: str, recompute: bool) -> Task | None:
+    """None where memory does not suffice."""
+    torch = _torch()
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        side = trainer(inputs, packing, recompute)
+        for _ in range(2):
+            side.step()
+        rounds = [seconds(side.step) for _ in range(5)]
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        side = None
+    note = f"packed row read as {packing}, layers {'recomputed' if recompute else 'kept'}"
+    return Task(middle(rounds), rounds, note)
+
+
+def trainer(inputs: Inputs, packing: str, recompute: bool) -> Any:
+    """Float32 weights as ours, computing in the model's type."""
+    from launch.bench.torch_side import Training
+
+    config, device = inputs.case.model, choose_device()
+    model = build(config, "float32", device)
+    return Training(model, inputs.work, device, config.dtype, packing, recompute)
+
+
+# --- torch ---
+
+
+def _torch() -> Any:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return torch
+
+
+def choose_device() -> str:
+    return "cuda" if _torch().cuda.is_available() else "cpu"
+
+
+def packings() -> tuple[str, ...]:
+    """How a packed row may be read; the faster way counts. Flash attention takes no masks."""
+    return ("examples",) if choose_attention() == "flash_attention_2" else ("examples", "mask")
+
+
+def choose_attention() -> str:
+    """flash_attention_2 where it is installed and there is a GPU, else PyTorch's own."""
+    flash = importlib.util.find_spec("flash_attn") is not None and choose_device() == "cuda"
+    return "flash_attention_2" if flash else "sdpa"
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Of a call, until the device has finished."""
+    import time
+
+    wait = _torch().cuda.synchronize if choose_device() == "cuda" else lambda: None
+    wait()
+    begun = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - begun
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+
+
+def build(config: ModelConfig, dtype: str, device: str) -> Any:
+    """The plain model with our random weights, made on its device."""
+    from convert.mapping import TRANSFORMS, parameter_shapes, published_tensors
+    from launch.bench.torch_side import PlainLCLM
+
+    torch = _torch()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device):
+            model = PlainLCLM(config, choose_attention(), dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    parts = {part: getattr(model, part).state_dict() for part in ("encoder", "adapter", "decoder")}
+    shapes = parameter_shapes(config)
+    with torch.no_grad():
+        for tensor in published_tensors(shapes):
+            place = parts[tensor.part][tensor.key]
+            if is_scale(tensor.path):
+                place.fill_(1.0)
+                continue
+            shape = shapes[tensor.path]
+            stacked = f"/{LAYERS}/" in tensor.path
+            own = shape[1:] if stacked else shape
+            values = hashed(seed_of(tensor.path, tensor.layer), int(np.prod(own)), device)
+            inputs = TRANSFORMS[tensor.transform]
+            if inputs is not None:
+                values = values.reshape(int(np.prod(own[:inputs])), -1).T
+            place.copy_(values.reshape(place.shape))
+    return model
+
+
+def hashed(seed: int, count: int, device: str) -> Any:
+    """The weights that `weights.random_params` makes from this seed."""
+    torch = _torch()
+
+    def mix(x: Any) -> Any:
+        for factor, shift in zip(FACTORS, (16, 13), strict=True):
+            x = ((x ^ (x >> shift)) * factor) & WORD
+        return x ^ (x >> 16)
+
+    parts = []
+    for start in range(0, count, 1 << 26):
+        index = torch.arange(start, min(count, start + (1 << 26)), dtype=torch.int64, device=device)
+        bits = mix(mix(index) ^ seed) >> 24
+        parts.append(((2 * bits - LARGEST).to(torch.float32) * STEP).to(torch.bfloat16))
+    return torch.cat(parts)

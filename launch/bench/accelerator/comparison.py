@@ -1,0 +1,87 @@
+"""What both sides of the comparison with PyTorch read, and what they hand each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launch.bench.accelerator.record import Result
+from launch.bench.accelerator.rows import random_tokens, small_tokenizer, training_row
+from launch.bench.accelerator.sizes import Sizes, TrainingCase
+from launch.bench.work import Work
+from lclm_jax.data.packing import Budget, assemble, fill_row
+from lclm_jax.data.spans import Context, Plain, Span, lay_out
+from lclm_jax.language_model import WINDOWS_AT_ONCE
+
+ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"
+# Largest relative difference of what both sides compute, ||ours - theirs|| / ||ours||: float32
+# differs by the order of sums, bfloat16 by its rounding in dozens of layers.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Task(Result):
+    """Median seconds of one task."""
+
+    seconds: float
+    rounds: list[float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arrays that both sides make for themselves from the same seed."""
+
+    work: Work
+    case: TrainingCase  # of the training step
+    full: np.ndarray  # tokens of the windows that are encoded
+    context: np.ndarray  # tokens of the prompt's context
+    question: np.ndarray
+
+
+def case_number(sizes: Sizes) -> int:
+    """Of the training case in which everything is trained, of the smaller decoder."""
+    return min(1, len(sizes.cases) - 1)
+
+
+def make_inputs(sizes: Sizes) -> Inputs:
+    model, tokenizer, case = sizes.model, small_tokenizer(), sizes.cases[case_number(sizes)]
+    window = model.compression.window
+    full = random_tokens(model, WINDOWS_AT_ONCE * window, seed=2)
+    context, question = random_tokens(model, sizes.middle), random_tokens(model, sizes.question, 1)
+
+    def windows(tokens: np.ndarray):
+        count = len(tokens) // window
+        budget = Budget.of(model, len(tokens), count)
+        return assemble([fill_row(budget, [lay_out([Context(tokens)], model, tokenizer.memory)])])
+
+    prompt: list[Span] = [Context(context), Plain(question)]
+    config = case.config(sizes.positions, sizes.windows)
+    work = Work(
+        config,
+        training_row(config, tokenizer),
+        windows(full).windows,
+        prompt,
+        windows(context).windows,
+        lay_out(prompt, model, tokenizer.memory),
+        sizes.answer,
+    )
+    return Inputs(work, case, full, context, question)
+
+
+def write_outputs(directory: Path, side: str, outputs: dict[str, np.ndarray]):
+    """Hands what a side has computed to the other process."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{side}.npz"
+    known = dict(np.load(file)) if file.exists() else {}
+    np.savez(file, **{**known, **outputs})
+
+
+def read_outputs(directory: Path, side: str) -> dict[str, np.ndarray]:
+    file = directory / f"{side}.npz"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file}: the results of the side {side!r} are not there; run its part first: "
+            f"--sections beside_torch"
+        )
+    return dict(np.load(file))

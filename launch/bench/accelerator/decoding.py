@@ -1,0 +1,88 @@
+"""Tokens a second after a compressed context, and the share of the memory's speed that is used."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from launch.bench.accelerator.first_token import make_model
+from launch.bench.accelerator.inference import (
+    State,
+    compress,
+    decode,
+    prefill,
+    state_for_batch,
+)
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import random_tokens
+from launch.bench.accelerator.sizes import Sizes
+from launch.bench.accelerator.timing import middle, peak_memory, repeat
+from lclm_jax.cost import cache_bytes
+from lclm_jax.language_model import LanguageModel
+from lclm_jax.model.lclm import output_table
+
+
+@dataclass(frozen=True)
+class Decoding(Result):
+    """Seconds of one step of a batch: the slope between answers of two lengths."""
+
+    rows: int
+    positions: int  # in the cache of a row, on average
+    seconds_per_step: float
+    tokens_per_second: float  # of all rows
+    weight_bytes: int  # that a step reads
+    cache_bytes: int  # that a step reads, of all rows
+    needed_bytes_per_second: float
+    repeats: int
+    peak_bytes: int | None
+
+
+def run(sizes: Sizes, record: Record):
+    model = make_model(sizes.model)
+    missing = [rows for rows in sizes.batches if name_of(rows) not in record.measurements]
+    if not missing:
+        return
+    latents = compress(model, random_tokens(model.config, sizes.middle))
+    question = random_tokens(model.config, sizes.question, seed=1)
+    state = prefill(model, latents, question, sizes.room)
+    read = len(latents) + 2 + len(question)
+    for rows in sizes.batches:
+        record.measure(name_of(rows), partial(measure, model, state, rows, read, sizes.answers))
+
+
+def name_of(rows: int) -> str:
+    return f"{rows} rows"
+
+
+def measure(
+    model: LanguageModel, state: State, rows: int, read: int, answers: tuple[int, int]
+) -> Decoding:
+    config = model.config.decoder
+    several = state_for_batch(state, rows)
+    spent = {}
+    for steps in answers:
+        decode(model, several, steps)
+        spent[steps] = repeat(lambda steps=steps: decode(model, several, steps), least=3)
+    short, long = answers
+    seconds = (middle(spent[long]) - middle(spent[short])) / (long - short)
+    positions = read + (short + long) // 2
+    weights = read_weights(model)
+    itemsize = output_table(model.params, model.config).dtype.itemsize
+    cached = rows * cache_bytes(config, positions, itemsize)
+    return Decoding(
+        rows,
+        positions,
+        seconds,
+        rows / seconds,
+        weights,
+        cached,
+        (weights + cached) / seconds,
+        min(len(one) for one in spent.values()),
+        peak_memory(),
+    )
+
+
+def read_weights(model: LanguageModel) -> int:
+    """Bytes of the layers and of the output table; of the input table a step reads a few rows."""
+    layers = sum(x.nbytes for x in jax.tree.leaves(model.params["decoder"]["layers"]))
+    return layers + output_table(model.params, model.config).nbytes

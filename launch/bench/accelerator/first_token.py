@@ -1,0 +1,183 @@
+"""Seconds from a text of tokens to the scores of the first token of the answer, and peak memory."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from launch.bench.accelerator.inference import compress, prefill
+from launch.bench.accelerator.record import Record, Result, read_results
+from launch.bench.accelerator.rows import random_tokens, small_tokenizer
+from launch.bench.accelerator.sizes import Sizes
+from launch.bench.accelerator.timing import middle, peak_memory, repeat, seconds_of
+from launch.bench.accelerator.weights import random_params
+from lclm_jax.config import ModelConfig
+from lclm_jax.cost import compressed_cost, uncompressed_cost
+from lclm_jax.language_model import LanguageModel
+from lclm_jax.sharding import one_device
+
+SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
+COMPILATION = 5.0  # seconds
+RUNS = 3  # of one length, at least
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+@dataclass(frozen=True)
+class FirstToken(Result):
+    """Medians of several runs after the first, which is compiled."""
+
+    tokens: int
+    ratio: int
+    latents: int
+    compress_seconds: float
+    prefill_seconds: float
+    seconds: float  # both
+    compile_seconds: float  # the first run's, less the median's
+    repeats: int
+    peak_bytes: int | None  # of the process, up to and including this length
+    flops: float  # that the model needs
+
+
+@dataclass(frozen=True)
+class PlainFirstToken(Result):
+    """The decoder reads the text itself; without seconds where memory ran out."""
+
+    tokens: int
+    out_of_memory: bool
+    seconds: float | None = None
+    compile_seconds: float | None = None
+    repeats: int = 0
+    peak_bytes: int | None = None
+    flops: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Warm(Result):
+    """Seconds to have the programs of one length in a new process, from the cache on disk."""
+
+    tokens: int
+    seconds: float  # the first run's, less the median of runs in the other process
+    first_run_seconds: float
+
+
+def make_model(config: ModelConfig) -> LanguageModel:
+    """The model with random weights, made on the device in the model's type."""
+    return LanguageModel(
+        config, random_params(config, config.dtype, one_device()), small_tokenizer()
+    )
+
+
+def name_of(tokens: int, ratio: int) -> str:
+    return f"{tokens} tokens at {ratio}x"
+
+
+def needed(before: dict[str, Any] | None, flops: float, sizes: Sizes) -> float:
+    """Seconds that must be left before another length is begun: those of its runs, if it is as
+    fast as the one before, and of compilation."""
+    if before is None or not before["seconds"] or sizes.tiny:
+        return 1.0
+    return COMPILATION + RUNS * before["seconds"] * flops / before["flops"]
+
+
+def run_compressed(sizes: Sizes, record: Record):
+    """Lengths in ascending order, so that the peak memory of each is its own."""
+    model = make_model(sizes.model)
+    own, before = sizes.model.compression.ratio, None
+    for tokens in (*sizes.contexts, *sizes.more_contexts):
+        call = partial(measure_compressed, model, tokens, sizes)
+        needs = needed(before, compressed_cost(tokens, sizes.model).flops, sizes)
+        before = record.measure(name_of(tokens, own), call, needs) or before
+    for tokens in sizes.other_contexts:
+        for ratio in sizes.other_ratios:
+            compression = replace(sizes.model.compression, ratio=ratio)
+            config = replace(sizes.model, compression=compression)
+            other = LanguageModel(config, model.params, model.tokenizer)
+            call = partial(measure_compressed, other, tokens, sizes)
+            needs = needed(before, compressed_cost(tokens, config).flops, sizes)
+            record.measure(name_of(tokens, ratio), call, needs)
+
+
+def measure_compressed(model: LanguageModel, tokens: int, sizes: Sizes) -> FirstToken:
+    config = model.config
+    text = random_tokens(config, tokens)
+    asked = random_tokens(config, sizes.question, seed=1)
+    begun = time.perf_counter()
+    latents = compress(model, text)
+    prefill(model, latents, asked, sizes.room)
+    first = time.perf_counter() - begun
+    compressing = repeat(lambda: compress(model, text).vectors, SECONDS)
+    prefilling = repeat(lambda: prefill(model, latents, asked, sizes.room), SECONDS)
+    compress_seconds, prefill_seconds = middle(compressing), middle(prefilling)
+    total = compress_seconds + prefill_seconds
+    return FirstToken(
+        tokens,
+        config.compression.ratio,
+        len(latents),
+        compress_seconds,
+        prefill_seconds,
+        total,
+        max(0.0, first - total),
+        min(len(compressing), len(prefilling)),
+        peak_memory(),
+        compressed_cost(tokens, config).flops,
+    )
+
+
+def run_uncompressed(sizes: Sizes, record: Record):
+    """Until memory or time runs out."""
+    model = make_model(sizes.model)
+    found = None
+    for tokens in sizes.plain:
+        call = partial(measure_uncompressed, model, tokens, sizes.room)
+        needs = needed(found, uncompressed_cost(tokens, sizes.model).flops, sizes)
+        found = record.measure(f"{tokens} tokens as text", call, needs)
+        if found is None or found["out_of_memory"]:
+            break
+
+
+def measure_uncompressed(model: LanguageModel, tokens: int, room: int) -> PlainFirstToken:
+    text = random_tokens(model.config, tokens)
+
+    def read() -> object:
+        return prefill(model, None, text, room)
+
+    try:
+        first = seconds_of(read)
+        spent = repeat(read, SECONDS, least=1)
+    except jax.errors.JaxRuntimeError as error:
+        if EXHAUSTED not in str(error):
+            raise
+        return PlainFirstToken(tokens, out_of_memory=True, message=str(error)[:300])
+    return PlainFirstToken(
+        tokens,
+        False,
+        middle(spent),
+        max(0.0, first - middle(spent)),
+        len(spent),
+        peak_memory(),
+        uncompressed_cost(tokens, model.config).flops,
+    )
+
+
+def run_warm(sizes: Sizes, record: Record, results: Path):
+    """The lengths that were measured at the model's own ratio, in a process that finds their
+    programs in the cache."""
+    model = make_model(sizes.model)
+    measured = read_results(results / "first_token.compressed.json")["measurements"]
+    for tokens in (*sizes.contexts, *sizes.more_contexts):
+        cold = measured.get(name_of(tokens, sizes.model.compression.ratio))
+        if cold is not None:
+            call = partial(measure_warm, model, tokens, sizes, cold["seconds"])
+            needs = 2 * cold["seconds"] + 2
+            record.measure(f"{tokens} tokens", call, needs)
+
+
+def measure_warm(model: LanguageModel, tokens: int, sizes: Sizes, median: float) -> Warm:
+    text = random_tokens(model.config, tokens)
+    asked = random_tokens(model.config, sizes.question, seed=1)
+    first = seconds_of(lambda: prefill(model, compress(model, text), asked, sizes.room))
+    return Warm(tokens, max(0.0, first - median), first)

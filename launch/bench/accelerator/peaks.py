@@ -1,0 +1,156 @@
+"""What the device can do: matrix products, memory, and attention at the shapes that matter."""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import jax
+import jax.numpy as jnp
+
+from launch.bench.accelerator.backends import attention_backends
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import SHARES, segments_of
+from launch.bench.accelerator.sizes import Sizes
+from launch.bench.accelerator.timing import memory_limit, middle, pipelined
+from lclm_jax.config import TransformerConfig
+from lclm_jax.hardware import find_chip
+from lclm_jax.model.masks import Places
+from lclm_jax.typing import Array
+from lclm_jax.version import code_version
+
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "torch", "transformers")
+FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm"
+
+
+@dataclass(frozen=True)
+class Machine(Result):
+    device: str
+    platform: str
+    memory_limit: int | None  # bytes
+    nvidia: str  # as nvidia-smi says it
+    data_sheet_flops: float | None  # a second, bfloat16
+    data_sheet_memory_speed: float | None  # bytes a second
+    python: str
+    packages: dict[str, str]
+    code: str
+
+
+@dataclass(frozen=True)
+class Speed(Result):
+    """A program's median time, and what it did in a second."""
+
+    seconds: float
+    rounds: list[float]
+    flops_per_second: float | None = None
+    bytes_per_second: float | None = None
+
+
+def run(sizes: Sizes, record: Record):
+    record.measure("machine", machine)
+    record.measure("matrix product, bfloat16", partial(measure_product, sizes.product))
+    record.measure("memory", partial(measure_memory, sizes.copied))
+    for backend in attention_backends():
+        for shape in sizes.attention:
+            for backward in (False, True):
+                way = "forward and backward" if backward else "forward"
+                call = partial(measure_attention, backend, *shape, backward)
+                record.measure(f"attention {backend}, {shape[0]}, {way}", call)
+
+
+def machine() -> Machine:
+    device = jax.devices()[0]
+    chip = find_chip(device.device_kind)
+    return Machine(
+        device.device_kind,
+        device.platform,
+        memory_limit(),
+        nvidia_smi(),
+        chip.flops if chip else None,
+        chip.memory_speed if chip else None,
+        platform.python_version(),
+        {name: found for name in PACKAGES if (found := version_of(name))},
+        code_version(),
+    )
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def nvidia_smi() -> str:
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def measure_product(size: int) -> Speed:
+    """The product of two random square matrices."""
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+    multiply = jax.jit(lambda a, b: a @ b)
+    rounds = pipelined(lambda: multiply(a, b))
+    return Speed(middle(rounds), rounds, flops_per_second=2 * size**3 / middle(rounds))
+
+
+def measure_memory(size: int) -> Speed:
+    """One pass over a large array that writes another: bytes read and written."""
+    x = jax.random.normal(jax.random.key(0), (size // 4,), jnp.float32)
+    scale = jax.jit(lambda x: x * 1.5)
+    rounds = pipelined(lambda: scale(x))
+    return Speed(middle(rounds), rounds, bytes_per_second=2 * x.nbytes / middle(rounds))
+
+
+def measure_attention(
+    backend: str, name: str, rows: int, length: int, tower: TransformerConfig, backward: bool
+) -> Speed:
+    """Attention alone. Operations are the model's: a causal query meets the keys before it, and
+    the backward pass does twice the work of the forward pass."""
+    lengths = example_lengths(name, length)
+    segments, positions = segments_of(lengths, length)
+    places = Places(*(jnp.tile(x, (rows, 1)) for x in (segments, positions)))
+    shapes = (
+        (rows, length, tower.heads, tower.head_dim),
+        *[(rows, tower.kv_heads, length, tower.head_dim)] * 2,
+    )
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v = (
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for key, shape in zip(keys[:3], shapes, strict=True)
+    )
+    given = jax.random.normal(keys[3], shapes[0], jnp.bfloat16)
+    call = attention_call(backend, places, tower.causal, backward)
+    rounds = pipelined(lambda: call(q, k, v, given))
+    pairs = rows * sum(n * n / (2 if tower.causal else 1) for n in lengths)
+    flops = 4 * pairs * tower.heads * tower.head_dim * (3 if backward else 1)
+    return Speed(middle(rounds), rounds, flops_per_second=flops / middle(rounds))
+
+
+def example_lengths(name: str, length: int) -> list[int]:
+    """Of the examples in a row of this name: one, or as in the training row."""
+    return [int(share * length) for share in SHARES] if "packed" in name else [length]
+
+
+def attention_call(
+    backend: str, places: Places, causal: bool, backward: bool
+) -> Callable[[Array, Array, Array, Array], object]:
+    attend = attention_backends()[backend]
+
+    def forward(q: Array, k: Array, v: Array) -> Array:
+        return attend(q, k, v, places, causal, ("batch", "length"))
+
+    def both(q: Array, k: Array, v: Array, given: Array) -> object:
+        attended, pull = jax.vjp(forward, q, k, v)
+        return attended, pull(given.astype(attended.dtype))
+
+    return jax.jit(both if backward else lambda q, k, v, _: forward(q, k, v))

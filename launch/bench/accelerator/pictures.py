@@ -1,0 +1,133 @@
+"""The pictures of the page, as PNG files. matplotlib is imported only where one is made."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.bench.accelerator import summary as figures
+from launch.bench.accelerator.summary import PAPER, PAPER_TEXT, RATIO, Results, Summary
+from lclm_jax.plots import FONT, STREAMS, VIEWS, new_figure, percent_axis, short_count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Lines = Mapping[str, Mapping[int, float]]  # name -> x -> y
+RESOLUTION = 150  # dots an inch
+COLOURS = (*VIEWS.values(), *STREAMS)
+
+
+def write_pictures(directory: Path, summary: Summary) -> list[tuple[str, str]]:
+    """File name and caption of every picture for which there are measurements."""
+    written = []
+    for name, caption, figure in draw_all(summary.results):
+        figure.savefig(directory / name, dpi=RESOLUTION)
+        written.append((name, caption))
+    return written
+
+
+def draw_all(results: Results) -> Iterator[tuple[str, str, "Figure"]]:
+    tokens = "tokens of context"
+    if seconds := first_token_lines(results):
+        figure = draw_lines(seconds, tokens, "seconds")
+        yield "first_token.png", "Seconds to the first token", figure
+    if memory := memory_lines(results):
+        yield "memory.png", "Peak memory", draw_lines(memory, tokens, "GB")
+    if shares := training_shares(results):
+        figure = draw_bars(shares, "share of the peak, %", goal=45.0)
+        yield "training.png", "Training: model FLOPs a second, as a share of the peak", figure
+    if ratios := figures.torch_ratios(results):
+        figure = draw_bars(ratios, "times PyTorch's speed", goal=1.3)
+        yield "beside_torch.png", "Beside transformers' Qwen3 in PyTorch", figure
+    if decoding := figures.decoding_shares(results):
+        percents = {name: 100 * share for name, share in decoding.items()}
+        figure = draw_bars(percents, "share of memory speed, %", goal=60.0)
+        yield "decoding.png", "Decoding: bytes that must be read, as a share of the peak", figure
+    curve = figures.measurements(results, "learning").get("reconstruction")
+    if curve:
+        yield "learning.png", "Held-out passages written back", draw_curve(curve["points"])
+
+
+def first_token_lines(results: Results) -> dict[str, dict[int, float]]:
+    peak, found = figures.measured_flops(results), figures.compressed(results)
+    lines = {f"{RATIO}x": {one["tokens"]: one["seconds"] for one in found}}
+    if peak:
+        lines[f"{RATIO}x, FLOPs at the measured peak"] = {
+            one["tokens"]: one["flops"] / peak for one in found
+        }
+    lines["as text"] = {one["tokens"]: one["seconds"] for one in figures.plain(results)}
+    return with_paper(lines, 0)
+
+
+def memory_lines(results: Results) -> dict[str, dict[int, float]]:
+    def memory(found: Sequence[Mapping]) -> dict[int, float]:
+        return {one["tokens"]: one["peak_bytes"] / 1e9 for one in found if one["peak_bytes"]}
+
+    # A length that is measured after a longer one has no peak of its own.
+    ascending, longest = [], 0
+    for one in figures.measurements(results, "first_token.compressed").values():
+        if one["ratio"] == RATIO and one["tokens"] > longest:
+            ascending.append(one)
+            longest = one["tokens"]
+    lines = {f"{RATIO}x": memory(ascending), "as text": memory(figures.plain(results))}
+    return with_paper(lines, 1, 1e-9)
+
+
+def with_paper(
+    lines: dict[str, dict[int, float]], index: int, factor: float = 1.0
+) -> dict[str, dict[int, float]]:
+    """The lines that have points and, where published lengths were measured, the paper's."""
+    measured = {tokens for line in lines.values() for tokens in line}
+    if measured & PAPER.keys():
+        for name, values in ((f"paper, H200, {RATIO}x", PAPER), ("paper, as text", PAPER_TEXT)):
+            lines[name] = {tokens: factor * pair[index] for tokens, pair in values.items()}
+    return {name: line for name, line in lines.items() if line} if measured else {}
+
+
+def training_shares(results: Results) -> dict[str, float]:
+    found = [best for number in range(3) if (best := figures.best_step(results, number))]
+    shares = {name: figures.mfu(results, step) for name, step in found}
+    return {name: 100 * share for name, share in shares.items() if share is not None}
+
+
+def draw_lines(lines: Lines, xlabel: str, ylabel: str) -> "Figure":
+    """Both axes logarithmic; the paper's lines dashed."""
+    figure, axes = new_figure(6.4, 4.2)
+    for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
+        style = "--" if "paper" in name or "FLOPs" in name else "-"
+        points = sorted(line.items())
+        axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", ms=4, label=name)
+    ticks = sorted({x for line in lines.values() for x in line})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [short_count(x) for x in ticks], fontsize=FONT)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(xlabel, fontsize=FONT)
+    axes.set_ylabel(ylabel, fontsize=FONT)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    return figure
+
+
+def draw_bars(values: Mapping[str, float], xlabel: str, goal: float) -> "Figure":
+    figure, axes = new_figure(6.4, 1.1 + 0.4 * len(values))
+    axes.barh(range(len(values)), list(values.values()), height=0.6, color=VIEWS["latents"])
+    axes.axvline(goal, color=STREAMS[0], linewidth=1.6, label=f"goal: {goal:g}")
+    axes.set_yticks(range(len(values)), list(values), fontsize=FONT)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel, fontsize=FONT)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=FONT)
+    return figure
+
+
+def draw_curve(points: Sequence[Mapping]) -> "Figure":
+    figure, axes = new_figure(6.4, 3.6)
+    minutes = [one["minutes"] for one in points]
+    names = {"from latents": "latents", "from full text": "text", "from nothing": "nothing"}
+    for name, view in names.items():
+        values = [one[f"accuracy_{view}"] for one in points]
+        axes.plot(minutes, values, color=VIEWS[view], marker="o", ms=3, label=name)
+    axes.set_xlabel("minutes of training", fontsize=FONT)
+    axes.set_ylabel("tokens right", fontsize=FONT)
+    percent_axis(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    return figure

@@ -1,0 +1,110 @@
+"""The measurements of one part in one JSON file, which is written again after each of them."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from launch.bench.accelerator.report import report
+from lclm_jax.writing import write_whole
+
+SHOWN = 160  # characters of a result on the terminal
+RESERVE = 1.0  # seconds that must be left before another measurement begins
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of all results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Record:
+    """What a part has measured. A measurement that is in the file already is not repeated."""
+
+    def __init__(self, file: Path, deadline: float, begun: float | None = None):
+        self.file, self.deadline = file, deadline
+        self.begun = time.time() if begun is None else begun
+        self._lock = Lock()
+        self._data: dict[str, Any] = read_results(file) | {"errors": {}, "skipped": {}}
+
+    @property
+    def measurements(self) -> dict[str, dict[str, Any]]:
+        return self._data["measurements"]
+
+    def left(self) -> float:
+        """Seconds until the part is ended."""
+        return self.deadline - time.time()
+
+    def measure(
+        self, name: str, call: Callable[[], Result], needs: float = RESERVE
+    ) -> dict[str, Any] | None:
+        """What `call` returns, from the file if it is there.
+
+        None if it failed, which is recorded with its traceback, or if fewer than `needs` seconds
+        are left.
+        """
+        if name in self.measurements:
+            return self.measurements[name]
+        if self.left() < needs:
+            reason = f"needs {needs:.0f} s, {max(0.0, self.left()):.0f} s were left"
+            self._keep("skipped", name, reason)
+            return None
+        begun = time.perf_counter()
+        try:
+            result = call().to_dict()
+        except Exception as error:  # noqa: BLE001 - the next must not depend on this one
+            self._keep("errors", name, traceback.format_exc())
+            report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.begun)
+            return None
+        result["measured_in_seconds"] = time.perf_counter() - begun
+        self._data["partial"].pop(name, None)
+        self._keep("measurements", name, result)
+        report(f"{name}: {_brief(result)}", self.begun)
+        return result
+
+    def say(self, text: str):
+        report(text, self.begun)
+
+    def keep_partial(self, name: str, result: Result):
+        """Keeps what a long measurement has found so far; a later `measure` replaces it."""
+        self._keep("partial", name, result.to_dict())
+
+    def fail(self, name: str, text: str):
+        """Records an error of the part itself."""
+        self._keep("errors", name, text)
+
+    def finish(self):
+        """Marks the part as complete, unless something failed or was skipped."""
+        with self._lock:
+            complete = not self._data["errors"] and not self._data["skipped"]
+            self._data["finished"] = complete
+            self._write()
+
+    def _keep(self, kind: str, name: str, value: Any):
+        with self._lock:
+            self._data[kind][name] = value
+            self._write()
+
+    def _write(self):
+        write_whole(self.file, json.dumps(self._data, indent=1))
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """The content of a part's file; an empty one where there is none."""
+    empty = {"measurements": {}, "partial": {}, "errors": {}, "skipped": {}, "finished": False}
+    return empty | json.loads(file.read_text()) if file.exists() else empty
+
+
+def _brief(result: dict[str, Any]) -> str:
+    shown = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in result.items()
+        if isinstance(value, (bool, int, float, str)) and key != "measured_in_seconds"
+    ]
+    return ", ".join(shown)[:SHOWN]

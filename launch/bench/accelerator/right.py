@@ -1,0 +1,286 @@
+"""Whether the device computes what it should: attention, golden cases, training, checkpoints."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from convert.from_hf import read_hf
+from convert.golden import Check, Subject, replay
+from launch.bench.accelerator.agreement import Agreement, relative_error
+from launch.bench.accelerator.backends import attention_backends, reference_backend
+from launch.bench.accelerator.inference import answer
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import (
+    random_tokens,
+    segments_of,
+    small_tokenizer,
+    training_row,
+)
+from launch.bench.accelerator.sizes import Sizes, TrainingCase
+from launch.bench.accelerator.weights import random_params
+from lclm_jax.checkpoint import load_params, save_model
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    MeshConfig,
+    ModelConfig,
+    StageConfig,
+    TransformerConfig,
+)
+from lclm_jax.data.batch import Batch
+from lclm_jax.data.tokens import TURN_END, Tokenizer
+from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.model.masks import Places
+from lclm_jax.optim import Flat, flatten, split_trained
+from lclm_jax.sharding import make_mesh, one_device
+from lclm_jax.state import TrainState, init_state
+from lclm_jax.step import gradients_of, train_step
+from lclm_jax.typing import Array
+
+THREADS = 6  # programs that are compiled at a time
+ATTENTION = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}  # tolerances: output, gradients
+STEPS = 3  # of training
+LOSS, GRADIENTS = 1e-4, 1e-3  # tolerances of training on the device against the CPU
+ANSWER = 32  # tokens
+GOLDEN = Path(__file__).parents[3] / "tests" / "data" / "golden"
+LAYOUT = GOLDEN / "layouts" / "bf16_config457"  # a case of few quantities
+EXACT = "highest"  # jax's precision of float32 products, which by default are rounded on GPUs
+
+
+@dataclass(frozen=True)
+class GoldenCase(Result):
+    quantities: int
+    failed: list[str]  # names, each with its largest error
+    passed: bool
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One comparison of a back end with the reference."""
+
+    backend: str
+    length: int
+    causal: bool
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        kind = "causal" if self.causal else "bidirectional"
+        return f"attention {self.backend} {self.length} {kind} {self.dtype}"
+
+
+def run(sizes: Sizes, record: Record):
+    """All checks side by side, since most of their time is compilation; what tells most is begun
+    first. Checkpoints are written by the main thread."""
+    model = small_model(sizes)
+    golden = sorted(path.name for path in (GOLDEN / "cases").iterdir())
+    checks: dict[str, Callable[[], Result]] = {
+        case.name: partial(check_attention, sizes, case) for case in attention_cases(sizes)
+    }
+    checks["training step, device and CPU"] = partial(check_training, model)
+    checks["greedy tokens, device and CPU"] = partial(check_answer, model)
+    if sizes.tiny:
+        checks[f"golden {LAYOUT.name}"] = partial(check_golden_layout, LAYOUT)
+    else:
+        checks |= {f"golden {name}": partial(check_golden, name) for name in golden}
+    with ThreadPoolExecutor(THREADS) as threads:
+        begun = [threads.submit(record.measure, name, call) for name, call in checks.items()]
+        record.measure("checkpoint written and read", partial(check_checkpoint, model))
+        record.measure("load() onto named devices", partial(check_load, model))
+        for one in begun:
+            one.result()
+
+
+# --- attention ---
+
+
+def attention_cases(sizes: Sizes) -> list[AttentionCase]:
+    """Every length, both directions and both types, though not all together: for every back end."""
+    kinds = [(True, "bfloat16"), (True, "float32"), (False, "bfloat16"), (False, "float32")]
+    cases = []
+    for backend in attention_backends():
+        for number, length in enumerate(sizes.lengths):
+            for causal, dtype in (kinds[number % 4], kinds[(number + 3) % 4]):
+                cases.append(AttentionCase(backend, length, causal, dtype))
+    return cases
+
+
+def check_attention(sizes: Sizes, case: AttentionCase) -> Agreement:
+    """Output and gradients against all scores at once in float32, from the same inputs."""
+    q, k, v, weights, places = attention_inputs(sizes, case)
+    with jax.default_matmul_precision(EXACT):
+        found = outputs(attention_backends()[case.backend], q, k, v, weights, places, case.causal)
+        wide = [x.astype(jnp.float32) for x in (q, k, v)]
+        expected = outputs(reference_backend(), *wide, weights, places, case.causal)
+    names = ("output", "dq", "dk", "dv")
+    errors = {name: relative_error(x, y) for name, x, y in zip(names, found, expected, strict=True)}
+    output, gradients = ATTENTION[case.dtype]
+    return Agreement.of(errors, dict(zip(names, (output, *[gradients] * 3), strict=True)))
+
+
+def attention_inputs(
+    sizes: Sizes, case: AttentionCase
+) -> tuple[Array, Array, Array, Array, Places]:
+    """Random queries, keys and values, weights of the output, and two rows: packed examples with
+    padding at the end, and one example that fills the row."""
+    rng, length = np.random.default_rng(case.length), case.length
+    heads, kv_heads, width = sizes.heads
+    packed = segments_of([length // 3, length // 5, length // 3 - 7], length)
+    whole = segments_of([length], length)
+    places = Places(*(np.stack(pair) for pair in zip(packed, whole, strict=True)))
+    shapes = ((2, length, heads, width), *[(2, kv_heads, length, width)] * 2)
+    q, k, v = (jnp.asarray(rng.normal(size=shape), case.dtype) for shape in shapes)
+    weights = rng.normal(size=shapes[0]) * (places.segments > 0)[..., None, None]
+    return q, k, v, jnp.asarray(weights, jnp.float32), jax.tree.map(jnp.asarray, places)
+
+
+def outputs(backend: Callable, q, k, v, weights, places: Places, causal: bool) -> tuple[Array, ...]:
+    """What real queries get, and the gradients of a random projection of it."""
+
+    def projected(q, k, v):
+        attended = backend(q, k, v, places, causal, ("batch", "length")).astype(jnp.float32)
+        attended = jnp.where((places.segments > 0)[..., None, None], attended, 0.0)
+        return jnp.sum(attended * weights), attended
+
+    gradients, attended = jax.jit(jax.grad(projected, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return attended, *gradients
+
+
+# --- a small model, on the device and on the CPU ---
+
+
+def small_model(sizes: Sizes) -> ModelConfig:
+    """A few layers of the published kind in float32; no larger than a CPU likes."""
+    if sizes.tiny:
+        return sizes.model
+    tower = {"vocab": 2048, "head_dim": 64, "heads": 8, "kv_heads": 2, "initializer_range": 0.02}
+    encoder = TransformerConfig(width=256, layers=3, mlp=768, **tower)
+    decoder = TransformerConfig(width=384, layers=4, mlp=1152, **tower)
+    return ModelConfig(
+        encoder, decoder, CompressionConfig(ratio=16, window=256), dtype="float32", remat="none"
+    )
+
+
+def meshes() -> dict[str, jax.sharding.Mesh]:
+    """The device, and the CPU beside it."""
+    return {"device": one_device(), "cpu": make_mesh(MeshConfig(), jax.devices("cpu")[:1])}
+
+
+def check_training(config: ModelConfig) -> Agreement:
+    """Gradients, and the losses of a few steps."""
+    window = config.compression.window
+    case = TrainingCase("check", config, ("encoder", "adapter", "decoder"))
+    whole = case.config(positions=4 * window, windows=4)
+    (stage,) = whole.stages
+    batch = training_row(whole, small_tokenizer())
+    found = {}
+    for name, mesh in meshes().items():
+        with jax.set_mesh(mesh), jax.default_matmul_precision(EXACT):
+            params = random_params(config, "float32", mesh)
+            state = init_state(params, stage, whole.optimizer)
+            found[name] = jax.device_get(jax.jit(partial(learn, whole, stage))(state, batch))
+    (mine, losses), (expected, expected_losses) = found["device"], found["cpu"]
+    worst = dict.fromkeys(("encoder", "adapter", "decoder"), 0.0)
+    for path in mine:
+        part = path.split("/")[0]
+        worst[part] = max(worst[part], relative_error(mine[path], expected[path]))
+    errors = {f"gradients of {part}": error for part, error in worst.items()}
+    errors["losses"] = relative_error(losses, expected_losses)
+    return Agreement.of(errors, {name: LOSS if name == "losses" else GRADIENTS for name in errors})
+
+
+def learn(
+    config: Config, stage: StageConfig, state: TrainState, batch: Batch
+) -> tuple[Flat, Array]:
+    """The first gradients, and the losses of a few steps."""
+    gradients = gradients_of(*split_trained(state.params, stage), batch, config, stage)[2]
+
+    def step(state: TrainState, _: None) -> tuple[TrainState, Array]:
+        state, metrics = train_step(state, batch, config=config, stage=stage)
+        return state, metrics["loss"]
+
+    return gradients, jax.lax.scan(step, state, length=STEPS)[1]
+
+
+def check_answer(config: ModelConfig) -> Agreement:
+    """The tokens after a compressed context: the share that differs."""
+    context, question = texts(config)
+    found = {}
+    for name, mesh in meshes().items():
+        with jax.default_matmul_precision(EXACT):
+            params = random_params(config, "float32", mesh)
+            model = LanguageModel(config, params, small_tokenizer(), mesh)
+            found[name] = answer(model, context, question, ANSWER)
+    return Agreement.of(*different(found["device"], found["cpu"]))
+
+
+def different(found: np.ndarray, expected: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """The share of tokens that differ; none may."""
+    return {"different tokens": float(np.mean(found != expected))}, {"different tokens": 0.0}
+
+
+def texts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """A context that ends inside a window, and a question."""
+    context = random_tokens(config, 5 * config.compression.window + 37)
+    return context, random_tokens(config, 29, seed=1)
+
+
+def check_checkpoint(config: ModelConfig) -> Agreement:
+    """Every array as it was written."""
+    params = random_params(config, "float32", one_device())
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(directory, config, small_tokenizer(), params)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+        )
+        read = flatten(load_params(directory, abstract))
+    unequal = [path for path, x in flatten(params).items() if not np.array_equal(x, read[path])]
+    return Agreement.of({"unequal arrays": float(len(unequal))}, {"unequal arrays": 0.0})
+
+
+def check_load(config: ModelConfig) -> Agreement:
+    """A model that is loaded onto named devices answers as the one that was saved."""
+    params = random_params(config, config.dtype, one_device())
+    context, question = texts(config)
+    model = LanguageModel(config, params, small_tokenizer())
+    expected = answer(model, context, question, ANSWER)
+    with tempfile.TemporaryDirectory() as directory:
+        save_model(directory, config, model.tokenizer, params)
+        loaded = load(directory, devices=jax.devices()[:1])
+        found = answer(loaded, context, question, ANSWER)
+    return Agreement.of(*different(found, expected))
+
+
+# --- the PyTorch original ---
+
+
+def check_golden(name: str) -> GoldenCase:
+    """What the PyTorch original computed, replayed on this device."""
+    with tempfile.TemporaryDirectory() as directory, jax.default_matmul_precision(EXACT):
+        source = Path(directory) / name
+        shutil.copytree(GOLDEN / "base", source)
+        shutil.copytree(GOLDEN / "cases" / name, source, dirs_exist_ok=True)
+        tokenizer = Tokenizer.load(source / "decoder")
+        config, params = read_hf(source)
+        stop = (tokenizer.id(TURN_END),)
+        subject = Subject.of(config, params, tokenizer.memory.marker, stop)
+        return judge(replay(source, subject))
+
+
+def check_golden_layout(source: Path) -> GoldenCase:
+    """A case without a tokenizer."""
+    with jax.default_matmul_precision(EXACT):
+        return judge(replay(source, Subject.of(*read_hf(source))))
+
+
+def judge(checks: list[Check]) -> GoldenCase:
+    failed = [f"{check.name}: {check.error:.3g}" for check in checks if not check.passed]
+    return GoldenCase(len(checks), failed, not failed)

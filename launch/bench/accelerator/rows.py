@@ -1,0 +1,72 @@
+"""Random inputs: texts of tokens, and a training row as the project's packer makes it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from lclm_jax.config import Config, ModelConfig
+from lclm_jax.data.batch import Batch
+from lclm_jax.data.corpus import train_tokenizer
+from lclm_jax.data.packing import Budget, assemble, fill_row
+from lclm_jax.data.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.tokens import Tokenizer
+
+# Of each example of the row: its part of the positions. The contexts are whole windows, so that
+# PyTorch can read them without a mask.
+SHARES = (0.26, 0.2, 0.18, 0.15, 0.12, 0.08)
+BEFORE = 0.25  # part of an example's plain tokens that come before its context and are not trained
+
+
+def small_tokenizer() -> Tokenizer:
+    """A tokenizer for models that read random tokens; only its control tokens are used."""
+    return train_tokenizer(["benchmark"], 512)
+
+
+def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
+    vocab = min(config.decoder.vocab, config.encoder.vocab)
+    return np.random.default_rng(seed).integers(0, vocab, count).astype(np.int32)
+
+
+def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
+    """One row of several examples, each text, a context of whole windows, and trained text."""
+    model, positions, windows = config.model, config.data.positions, config.data.windows
+    rng, window = np.random.default_rng(seed), model.compression.window
+
+    def tokens(count: int) -> np.ndarray:
+        return rng.integers(0, model.encoder.vocab, count).astype(np.int32)
+
+    records: list[list[Span]] = []
+    for share, count in zip(SHARES, window_counts(windows), strict=False):
+        plain = int(share * positions) - count * (window // model.compression.ratio) - 2
+        before = int(BEFORE * plain)
+        records.append(
+            [
+                Plain(tokens(before)),
+                Context(tokens(count * window)),
+                Plain(tokens(plain - before), trained=True),
+            ]
+        )
+    examples = [lay_out(record, model, tokenizer.memory) for record in records]
+    return assemble([fill_row(Budget.of(model, positions, windows), examples)])
+
+
+def window_counts(windows: int) -> list[int]:
+    """How many windows each example's context has, the longest first, all windows in all.
+
+    >>> window_counts(14), window_counts(5)
+    ([5, 3, 2, 2, 1, 1], [2, 1, 1, 1])
+    """
+    counts: list[int] = []
+    while (left := windows - sum(counts)) > 0:
+        last = len(counts) == len(SHARES) - 1
+        counts.append(left if last else -(-left // 3))
+    return counts
+
+
+def segments_of(lengths: Sequence[int], total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segments and positions [total] of examples one after the other; what is left is padding."""
+    segments, positions, start = np.zeros(total, np.int32), np.zeros(total, np.int32), 0
+    for number, length in enumerate(lengths, start=1):
+        segments[start : start + length] = number
+        positions[start : start + length] = np.arange(length)
+        start += length
+    return segments, positions

@@ -1,0 +1,218 @@
+"""The figures that count, beside what they should be: summary.json and a table on the terminal."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from launch.bench.accelerator.comparison import DECODE, ENCODE, FIRST_TOKEN, TRAIN
+from launch.bench.accelerator.parts import PARTS, results_directory
+from launch.bench.accelerator.record import read_results
+from lclm_jax.command import show_table
+from lclm_jax.writing import write_whole
+
+Results = dict[str, dict[str, Any]]  # part -> what `read_results` returns
+K = 1024
+# Seconds to the first token and peak memory on one H200, as the paper's figure shows them.
+PAPER = {
+    4 * K: (0.063, 9.2e9),
+    64 * K: (0.478, 17.4e9),
+    128 * K: (0.97, 26.1e9),
+    512 * K: (4.49, 26.2e9),
+    1024 * K: (10.6, 36.8e9),
+}
+PAPER_TEXT = {64 * K: (4.47, 35.4e9), 256 * K: (61.4, 119e9)}  # without compression
+RATIO = 16  # of the paper's figure
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, and the bound it should keep. `value` is None where it was not measured."""
+
+    name: str
+    value: float | None
+    bound: float
+    at_least: bool
+    unit: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    @property
+    def verdict(self) -> str:
+        return {None: "not measured", True: "met", False: "MISSED"}[self.met]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"met": self.met}
+
+
+@dataclass(frozen=True)
+class Summary:
+    results: Results
+    goals: list[Goal]
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {
+            name: {
+                "finished": found["finished"],
+                "measured": len(found["measurements"]),
+                "failed": {key: last_line(text) for key, text in found["errors"].items()},
+                "skipped": found["skipped"],
+            }
+            for name, found in self.results.items()
+        }
+        return {
+            "machine": measurements(self.results, "peaks").get("machine", {}),
+            "goals": [goal.to_dict() for goal in self.goals],
+            "parts": parts,
+        }
+
+
+def read_all(directory: Path) -> Results:
+    """The results of every part that has begun, known ones in their order."""
+    files = {file.stem: file for file in sorted(results_directory(directory).glob("*.json"))}
+    names = [part.name for part in PARTS if part.name in files]
+    names += [name for name in files if name not in names]
+    return {name: read_results(files[name]) for name in names}
+
+
+def write_summary(directory: Path) -> Summary:
+    results = read_all(directory)
+    summary = Summary(results, list(goals(results)))
+    write_whole(directory / "summary.json", json.dumps(summary.to_dict(), indent=1))
+    return summary
+
+
+def measurements(results: Results, part: str) -> dict[str, dict[str, Any]]:
+    found = results.get(part, {})
+    return found.get("partial", {}) | found.get("measurements", {})
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+# --- goals ---
+
+
+def goals(results: Results) -> Iterator[Goal]:
+    made = len(measurements(results, "right"))
+    yield Goal(f"checks that failed, of {made} made", failed_checks(results), 0, False)
+    lengths = compressed(results)
+    by_tokens = {one["tokens"]: one for one in lengths}
+    for tokens, bound in ((64 * K, 0.32), (1024 * K, 7.0)):
+        value = by_tokens.get(tokens, {}).get("seconds")
+        yield Goal(f"first token after {tokens // K}k tokens at 16x", value, bound, False, "s")
+    peak = by_tokens.get(1024 * K, {}).get("peak_bytes")
+    yield Goal("peak memory at 1024k tokens", scaled(peak, 1e-9), 30.0, False, "GB")
+    compiled = sum(one["compile_seconds"] for one in lengths) if lengths else None
+    yield Goal("compile seconds, all lengths at 16x", compiled, 60.0, False, "s")
+    warm = [one["seconds"] for one in measurements(results, "first_token.warm").values()]
+    yield Goal("the same from the cache on disk", sum(warm) if warm else None, 5.0, False, "s")
+    for number in range(3):
+        best = best_step(results, number)
+        if best is not None:
+            share = mfu(results, best[1])
+            yield Goal(f"MFU, {best[0]}", scaled(share, 100), 45.0, True, "%")
+    yield Goal("results that differ from PyTorch's", failed_agreements(results), 0, False)
+    for task, ratio in torch_ratios(results).items():
+        yield Goal(f"times PyTorch's speed, {task}", ratio, 1.3, True)
+    for rows, share in decoding_shares(results).items():
+        yield Goal(f"share of memory speed, decoding {rows}", scaled(share, 100), 60.0, True, "%")
+
+
+def scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def failed_checks(results: Results) -> float | None:
+    """Checks of `right` that did not pass, those that ended with an error included."""
+    found = results.get("right")
+    if found is None:
+        return None
+    failed = [one for one in found["measurements"].values() if not one["passed"]]
+    return float(len(failed) + len(found["errors"]))
+
+
+def failed_agreements(results: Results) -> float | None:
+    found = measurements(results, "beside_torch.torch").values()
+    compared = [one["passed"] for one in found if "passed" in one]
+    return float(len(compared) - sum(compared)) if compared else None
+
+
+def compressed(results: Results, ratio: int = RATIO) -> list[dict[str, Any]]:
+    """Lengths that were measured at one ratio, ascending."""
+    found = measurements(results, "first_token.compressed").values()
+    return sorted((one for one in found if one["ratio"] == ratio), key=lambda one: one["tokens"])
+
+
+def plain(results: Results) -> list[dict[str, Any]]:
+    """Lengths that were read as text, ascending."""
+    found = measurements(results, "first_token.text").values()
+    return sorted((one for one in found if one["seconds"]), key=lambda one: one["tokens"])
+
+
+def best_step(results: Results, number: int) -> tuple[str, dict[str, Any]] | None:
+    """The fastest setting of a training case, with its name."""
+    found = measurements(results, f"training.{number}")
+    timed = {name: one for name, one in found.items() if one["seconds"]}
+    return min(timed.items(), key=lambda item: item[1]["seconds"]) if timed else None
+
+
+def mfu(results: Results, step: dict[str, Any], measured: bool = False) -> float | None:
+    """Share of the device's peak, by the data sheet or as a matrix product reached it."""
+    peak = measured_flops(results) if measured else data_sheet(results, "flops")
+    return step["model_flops"] / step["seconds"] / peak if peak else None
+
+
+def measured_flops(results: Results) -> float | None:
+    found = measurements(results, "peaks").get("matrix product, bfloat16", {})
+    return found.get("flops_per_second")
+
+
+def data_sheet(results: Results, what: str) -> float | None:
+    return measurements(results, "peaks").get("machine", {}).get(f"data_sheet_{what}")
+
+
+def torch_ratios(results: Results) -> dict[str, float]:
+    ours = measurements(results, "beside_torch.ours")
+    theirs = measurements(results, "beside_torch.torch")
+    names = (ENCODE, FIRST_TOKEN, DECODE, TRAIN)
+    both = [name for name in names if name in ours and name in theirs]
+    return {name: theirs[name]["seconds"] / ours[name]["seconds"] for name in both}
+
+
+def decoding_shares(results: Results) -> dict[str, float]:
+    speed = measurements(results, "peaks").get("memory", {}).get("bytes_per_second")
+    if not speed:
+        return {}
+    found = measurements(results, "decoding")
+    return {name: one["needed_bytes_per_second"] / speed for name, one in found.items()}
+
+
+# --- the terminal ---
+
+
+def show_goals(summary: Summary):
+    table = Table("figure", "value", "goal", "verdict")
+    for goal in summary.goals:
+        table.add_row(goal.name, shown(goal.value, goal.unit), bound(goal), goal.verdict)
+    for name, part in summary.to_dict()["parts"].items():
+        for kind in ("failed", "skipped"):
+            for what, why in part[kind].items():
+                table.add_row(f"{name}: {what}", "", "", f"{kind}: {why}"[:90])
+    show_table(table)
+
+
+def bound(goal: Goal) -> str:
+    return f"{'>=' if goal.at_least else '<='} {goal.bound:g} {goal.unit}".strip()
+
+
+def shown(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:.3g} {unit}".strip()

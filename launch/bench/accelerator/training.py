@@ -1,0 +1,147 @@
+"""A training step of one packed row: its seconds, the share of the peak it reaches, its memory."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import small_tokenizer, training_row
+from launch.bench.accelerator.sizes import Sizes, TrainingCase
+from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, repeat, seconds_of
+from launch.bench.accelerator.weights import random_params
+from lclm_jax.config import Config
+from lclm_jax.cost import training_flops
+from lclm_jax.data.batch import Batch
+from lclm_jax.sharding import one_device
+from lclm_jax.state import abstract_state, init_state
+from lclm_jax.step import train_step
+
+WARM_UPS = 2
+STEPS = 5  # at least
+
+
+@dataclass(frozen=True)
+class Step(Result):
+    """One setting of a training step. Without seconds where memory does not suffice."""
+
+    remat: str
+    positions: int
+    windows: int
+    examples: int
+    compile_seconds: float  # beside those of the other settings
+    predicted_peak_bytes: int | None  # by the compiler, of this very program
+    fits: bool
+    seconds: float | None = None
+    steps: int = 0
+    model_flops: float = 0.0
+    losses: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    peak_over_predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled step, what it was compiled for, and how long that took."""
+
+    config: Config
+    batch: Batch
+    step: Any
+    seconds: float
+
+
+def run(sizes: Sizes, record: Record, number: int):
+    """One case with every setting. All are compiled side by side before the first is run, so that
+    compilation takes no memory while steps are measured; the one that needs least is run first."""
+    case = sizes.cases[number]
+    names = {remat: f"{case.name}, remat {remat}" for remat in sizes.remats}
+    missing = [remat for remat, name in names.items() if name not in record.measurements]
+    with ThreadPoolExecutor(len(names)) as threads:
+        compiling = {x: threads.submit(compile_case, sizes, case, x) for x in missing}
+    for remat, future in compiling.items():
+        record.measure(names[remat], lambda x=future, r=remat: measure(x.result(), case, r), 2.0)
+
+
+def compile_case(sizes: Sizes, case: TrainingCase, remat: str) -> Program:
+    model = replace(case.model, remat=remat)
+    config = replace(case, model=model).config(sizes.positions, sizes.windows)
+    batch = jax.device_put(training_row(config, small_tokenizer()), jax.local_devices()[0])
+    begun = time.perf_counter()
+    step = compile_step(config, batch)
+    return Program(config, batch, step, time.perf_counter() - begun)
+
+
+def measure(program: Program, case: TrainingCase, remat: str) -> Step:
+    config, batch, compiled = program.config, program.batch, program.step
+    predicted = predicted_peak(compiled)
+    told = {
+        "remat": remat,
+        "positions": config.data.positions,
+        "windows": config.data.windows,
+        "examples": int(batch.segments.max()),
+        "compile_seconds": program.seconds,
+        "predicted_peak_bytes": predicted,
+    }
+    limit = memory_limit()
+    if limit and predicted and predicted > limit:
+        return Step(**told, fits=False)
+    seconds, losses = run_steps(compiled, config, batch)
+    peak = peak_memory()
+    return Step(
+        **told,
+        fits=True,
+        seconds=middle(seconds),
+        steps=len(seconds),
+        model_flops=training_flops(
+            config.model, config.data.positions, config.data.windows, case.trained
+        ).total,
+        losses=tuple(losses),
+        peak_bytes=peak,
+        peak_over_predicted=peak / predicted if peak and predicted else None,
+    )
+
+
+def compile_step(config: Config, batch: Any) -> Any:
+    """The step as a program; nothing is allocated yet."""
+    (stage,), mesh = config.stages, one_device()
+    step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return step.lower(abstract_state(config, stage, mesh), batch).compile()
+
+
+def run_steps(compiled: Any, config: Config, batch: Any) -> tuple[list[float], list[float]]:
+    """Seconds of steps after the warm-ups, and all losses."""
+    (stage,), mesh, losses = config.stages, one_device(), []
+    params = random_params(config.model, "float32", mesh)
+    state = init_state(params, stage, config.optimizer)
+    state = jax.tree.map(
+        lambda x, like: jax.device_put(x, like.sharding), state, abstract_state(config, stage, mesh)
+    )
+    del params
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        losses.append(metrics["loss"])
+        return state
+
+    for _ in range(WARM_UPS):
+        seconds_of(step)
+    seconds = repeat(step, least=STEPS, most=4 * STEPS)
+    return seconds, [float(loss) for loss in losses]
+
+
+def predicted_peak(compiled: Any) -> int | None:
+    """Bytes that the compiler says the program takes at most."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return None
+    held = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    return max(analysis.peak_memory_in_bytes, held)
