@@ -1,7 +1,7 @@
 """Training, encoding, first token and decoding beside plain PyTorch code of the same shapes: python -m launch.bench
 
 Both sides have the same weights, read the same arrays, compute in float32 and use all cores. Before anything is timed they
-must agree on the loss, the pooled states, the scores of the first token and the answer. In every round each step is timed in
+must agree on the loss, the latents, the scores of the first token and the answer. In every round each step is timed in
 torch and at once in ours, and a ratio is of such a pair, so that what else the machine does meets both. Needs torch: make bench
 """
 
@@ -30,7 +30,7 @@ from lclm_jax.data.corpus import train_tokenizer
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.generate import continue_tokens, prefill
-from lclm_jax.language_model import LanguageModel, pool_windows
+from lclm_jax.language_model import LanguageModel
 from lclm_jax.optim import flatten
 from lclm_jax.progress import track
 from lclm_jax.sharding import one_device
@@ -59,6 +59,7 @@ class Ours:
 
     def __init__(self, work: Work, params: Params, tokenizer: Tokenizer):
         self.work, self.params = work, params
+        self.tokens = np.asarray(work.windows.tokens).reshape(-1)
         self.model = LanguageModel(work.model, params, tokenizer)
         (stage,) = work.config.stages
         self.mesh = one_device()
@@ -75,20 +76,22 @@ class Ours:
         return step
 
     def encode(self) -> Callable[[], Any]:
-        return lambda: np.asarray(pool_windows(self.params, self.work.windows, self.work.model))
+        return lambda: self.model.compress_tokens(self.tokens).block_until_ready()
 
     def first_token(self) -> Callable[[], Any]:
         return lambda: self.model.complete_records([self.work.prompt], max_tokens=1)
 
     def decode(self) -> Callable[[], Any]:
         logits, lengths, cache = jax.block_until_ready(self.prefill())
-        rng, answer, model = jax.random.key(0), self.work.answer, self.work.model
-        return lambda: np.asarray(continue_tokens(self.params, logits, lengths, cache, model, answer, (), rng)[0])
+        inputs = (logits, lengths, cache, self.work.model, self.work.answer)
+        return lambda: continue_tokens(self.model.weights, *inputs)[0]
 
     def prefill(self) -> tuple[Array, Array, Any]:
-        """Scores, length and cache of the prompt."""
+        """Scores, length and cache of the prompt; decoding uses the cache up."""
         prompt = self.model.read([self.work.prompt])
-        logits, cache = prefill(self.params, prompt, self.work.model, self.work.answer)
+        with jax.set_mesh(self.mesh):
+            inputs = (prompt, self.work.model, self.work.answer)
+            logits, cache = prefill(self.model.weights, *inputs)
         return logits, jnp.asarray(prompt.lengths), cache
 
     def results(self) -> dict[str, np.ndarray]:
@@ -96,7 +99,7 @@ class Ours:
         logits, _, _ = self.prefill()
         return {
             "loss": np.asarray(loss),
-            "pooled": self.encode()(),
+            "latents": self.encode()().vectors,
             "first scores": np.asarray(logits),
             "answer": self.decode()(),
         }

@@ -214,7 +214,7 @@ class Theirs:
         return self.training.step
 
     def encode(self) -> Callable[[], Any]:
-        return torch.inference_mode()(lambda: self.model.pooled(self.inference.full))
+        return torch.inference_mode()(lambda: self.model.compress(self.inference.full))
 
     def first_token(self) -> Callable[[], Any]:
         return self.inference.first_token()
@@ -227,7 +227,7 @@ class Theirs:
         """What the untrained model says, to be compared with ours."""
         return {
             "loss": self.training.loss().numpy(),
-            "pooled": self.encode()().numpy(),
+            "latents": self.encode()().numpy()[0],
             "first scores": self.inference.prefill()[0].numpy(),
             "answer": self.decode()().numpy(),
         }

@@ -40,7 +40,7 @@ def test_both_sides_agree_then_train_and_decode(sides):
 
 def test_sides_that_differ_are_not_timed(sides):
     _, ours, theirs = sides
-    ours.params = jax.tree.map(lambda x: 1.01 * x, ours.params)
+    ours.model.params = jax.tree.map(lambda x: 1.01 * x, ours.params)
     with pytest.raises(UserError, match=r"agree to 0.0001 before they are timed"):
         bench.check_agreement(ours, theirs)
 

@@ -1,18 +1,29 @@
 """The ways to compute attention that are there on a device."""
 
 import jax
-from lclm_jax.model import attend
-from lclm_jax.model.attend import Backend
+
+from lclm_jax.model.attention import cpu, gpu
+from lclm_jax.model.attention.dispatch import BACKENDS
+from lclm_jax.model.attention.reference import reference
+from lclm_jax.model.attention.shards import Backend
+from lclm_jax.model.masks import Places
+from lclm_jax.typing import Array
 
 
 def attention_backends() -> dict[str, Backend]:
     """By name; each is called with (q, k, v, places, causal, axes). The model's own comes first."""
     platform = jax.default_backend()
-    own = attend.BACKENDS.get(platform, attend.reference)
-    every = {own.__name__: own, "blocked": attend.blocked}
-    return every | ({"stretched": attend.stretched} if platform == "cpu" else {})
+    own = BACKENDS.get(platform, reference)
+    every = {own.__name__: own, "blocked": gpu.blocked}
+    return every | ({"stretched": cpu.stretched} if platform == "cpu" else {})
 
 
 def reference_backend() -> Backend:
     """All scores at once."""
-    return attend.reference
+    return reference
+
+
+def cudnn(q: Array, k: Array, v: Array, places: Places, causal: bool, axes: tuple) -> Array:
+    """cuDNN's attention through jax.nn, to compare with; for rows of one example."""
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")

@@ -1,5 +1,6 @@
 """Tokens a second after a compressed context, and the share of the memory's speed that is used."""
 
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,23 +9,27 @@ import jax
 from launch.bench.accelerator.first_token import make_model
 from launch.bench.accelerator.inference import (
     State,
+    begin_decoding,
     compress,
-    decode,
+    decode_more,
     prefill,
     state_for_batch,
 )
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import random_tokens
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import middle, peak_memory, repeat
+from launch.bench.accelerator.timing import middle, peak_memory
 from lclm_jax.cost import cache_bytes
+from lclm_jax.generate import BLOCK
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.model.lclm import output_table
+
+BLOCKS = 4  # of tokens that are timed
 
 
 @dataclass(frozen=True)
 class Decoding(Result):
-    """Seconds of one step of a batch: the slope between answers of two lengths."""
+    """Seconds of one step of a batch: medians of blocks of steps after the first."""
 
     rows: int
     positions: int  # in the cache of a row, on average
@@ -44,30 +49,30 @@ def run(sizes: Sizes, record: Record):
         return
     latents = compress(model, random_tokens(model.config, sizes.middle))
     question = random_tokens(model.config, sizes.question, seed=1)
-    state = prefill(model, latents, question, sizes.room)
+    room = (BLOCKS + 1) * BLOCK
+    state = prefill(model, latents, question, room)
     read = len(latents) + 2 + len(question)
     for rows in sizes.batches:
-        record.measure(name_of(rows), partial(measure, model, state, rows, read, sizes.answers))
+        record.measure(name_of(rows), partial(measure, model, state, rows, read))
 
 
 def name_of(rows: int) -> str:
     return f"{rows} rows"
 
 
-def measure(
-    model: LanguageModel, state: State, rows: int, read: int, answers: tuple[int, int]
-) -> Decoding:
+def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decoding:
     config = model.config.decoder
-    several = state_for_batch(state, rows)
-    spent = {}
-    for steps in answers:
-        decode(model, several, steps)
-        spent[steps] = repeat(lambda steps=steps: decode(model, several, steps), least=3)
-    short, long = answers
-    seconds = (middle(spent[long]) - middle(spent[short])) / (long - short)
-    positions = read + (short + long) // 2
+    decoding = begin_decoding(model, state_for_batch(state, rows))
+    decoding, _ = decode_more(model, decoding)  # compiles
+    rounds = []
+    for _ in range(BLOCKS):
+        begun = time.perf_counter()
+        decoding, count = decode_more(model, decoding)
+        rounds.append((time.perf_counter() - begun) / count)
+    seconds = middle(rounds)
+    positions = read + BLOCK + BLOCKS * BLOCK // 2
     weights = read_weights(model)
-    itemsize = output_table(model.params, model.config).dtype.itemsize
+    itemsize = output_table(model.weights, model.config).dtype.itemsize
     cached = rows * cache_bytes(config, positions, itemsize)
     return Decoding(
         rows,
@@ -77,12 +82,12 @@ def measure(
         weights,
         cached,
         (weights + cached) / seconds,
-        min(len(one) for one in spent.values()),
+        len(rounds),
         peak_memory(),
     )
 
 
 def read_weights(model: LanguageModel) -> int:
     """Bytes of the layers and of the output table; of the input table a step reads a few rows."""
-    layers = sum(x.nbytes for x in jax.tree.leaves(model.params["decoder"]["layers"]))
-    return layers + output_table(model.params, model.config).nbytes
+    layers = sum(x.nbytes for x in jax.tree.leaves(model.weights["decoder"]["layers"]))
+    return layers + output_table(model.weights, model.config).nbytes

@@ -95,7 +95,7 @@ def run_compressed(sizes: Sizes, record: Record):
         for ratio in sizes.other_ratios:
             compression = replace(sizes.model.compression, ratio=ratio)
             config = replace(sizes.model, compression=compression)
-            other = LanguageModel(config, model.params, model.tokenizer)
+            other = LanguageModel(config, model.weights, model.tokenizer)
             call = partial(measure_compressed, other, tokens, sizes)
             needs = needed(before, compressed_cost(tokens, config).flops, sizes)
             record.measure(name_of(tokens, ratio), call, needs)
@@ -109,7 +109,7 @@ def measure_compressed(model: LanguageModel, tokens: int, sizes: Sizes) -> First
     latents = compress(model, text)
     prefill(model, latents, asked, sizes.room)
     first = time.perf_counter() - begun
-    compressing = repeat(lambda: compress(model, text).vectors, SECONDS)
+    compressing = repeat(lambda: compress(model, text), SECONDS)
     prefilling = repeat(lambda: prefill(model, latents, asked, sizes.room), SECONDS)
     compress_seconds, prefill_seconds = middle(compressing), middle(prefilling)
     total = compress_seconds + prefill_seconds

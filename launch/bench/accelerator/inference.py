@@ -7,27 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.data.spans import Plain
-from lclm_jax.generate import continue_tokens
+from lclm_jax.generate import BLOCK, Decoding, Rules, Sampling, begin, continue_tokens, decode_block
 from lclm_jax.generate import prefill as prefill_prompt
 from lclm_jax.language_model import LanguageModel, Latents
 from lclm_jax.model.attention import Cache
 from lclm_jax.typing import Array
 
+UNLIMITED = np.int32(2**30)  # tokens
+
 
 @dataclass(frozen=True)
 class State:
-    """What the decoder has read, and the scores of each row's next token."""
+    """What the decoder has read, and the scores of each row's next token. Decoding uses it up."""
 
     scores: Array  # [B V]
-    lengths: Array  # [B]
+    lengths: np.ndarray  # [B]
     cache: Cache
 
 
 def compress(model: LanguageModel, tokens: np.ndarray, ratio: int | None = None) -> Latents:
     """Latents of a text of tokens."""
-    latents = model.compress_tokens(tokens, ratio)
-    jax.block_until_ready(latents.vectors)
-    return latents
+    return model.compress_tokens(tokens, ratio).block_until_ready()
 
 
 def prefill(
@@ -37,25 +37,15 @@ def prefill(
     record = [*([latents] if latents is not None else []), Plain(text_tokens)]
     prompt = model.read([record])
     with jax.set_mesh(model.mesh):
-        scores, cache = prefill_prompt(model.params, prompt, model.config, room)
-    return jax.block_until_ready(State(scores, jnp.asarray(prompt.lengths), cache))
+        scores, cache = prefill_prompt(model.weights, prompt, model.config, room)
+    return jax.block_until_ready(State(scores, prompt.lengths, cache))
 
 
 def decode(model: LanguageModel, state: State, steps: int) -> np.ndarray:
-    """The most likely next tokens [B, steps], one after the other. The state may be used again."""
-    rng = jax.random.key(0)
+    """The most likely next tokens [B, steps], one after the other."""
+    inputs = (state.scores, state.lengths, state.cache, model.config, steps)
     with jax.set_mesh(model.mesh):
-        tokens, _ = continue_tokens(
-            model.params,
-            state.scores,
-            state.lengths,
-            state.cache,
-            model.config,
-            steps,
-            (),
-            rng,
-        )
-    return np.asarray(tokens)
+        return continue_tokens(model.weights, *inputs)[0]
 
 
 def state_for_batch(state: State, rows: int) -> State:
@@ -67,13 +57,29 @@ def state_for_batch(state: State, rows: int) -> State:
     cache = state.cache
     several = replace(
         cache,
-        keys=repeated(cache.keys, 1),
-        values=repeated(cache.values, 1),
+        keys=jax.tree.map(lambda x: repeated(x, x.ndim - 4), cache.keys),
+        values=jax.tree.map(lambda x: repeated(x, x.ndim - 4), cache.values),
         places=jax.tree.map(lambda x: repeated(x, 0), cache.places),
+        end=jnp.copy(cache.end),
     )
-    return jax.block_until_ready(
-        State(repeated(state.scores, 0), repeated(state.lengths, 0), several)
-    )
+    lengths = np.repeat(state.lengths, rows)
+    return jax.block_until_ready(State(repeated(state.scores, 0), lengths, several))
+
+
+def begin_decoding(model: LanguageModel, state: State) -> Decoding:
+    """Chooses the first tokens of a state's rows."""
+    with jax.set_mesh(model.mesh):
+        rules = Rules.of(Sampling())
+        lengths = state.lengths.astype(np.int32)
+        return begin(state.scores, lengths, state.cache, np.uint32(0), rules)
+
+
+def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int]:
+    """Reads and chooses a block of tokens of every row, and how many a row these are."""
+    with jax.set_mesh(model.mesh):
+        inputs = (decoding, UNLIMITED, Rules.of(Sampling()), model.config)
+        decoding, _ = decode_block(model.weights, *inputs)
+    return jax.block_until_ready(decoding), BLOCK
 
 
 def answer(

@@ -38,16 +38,16 @@ class Part:
 
 # In the order in which they run: what is worth most comes first.
 PARTS = (
-    Part("right", 65, cached=False),
-    Part("peaks", 35),
+    Part("right", 55, cached=False),
+    Part("peaks", 22),
     Part("first_token.compressed", 110),
-    Part("training.0", 55, needed_by="beside_torch"),
-    Part("training.1", 55, needed_by="beside_torch"),
+    Part("first_token.warm", 15),
+    Part("training.0", 60, needed_by="beside_torch"),
+    Part("training.1", 50, needed_by="beside_torch"),
     Part("beside_torch.ours", 25),
-    Part("beside_torch.torch", 55, on_cpu=True),
-    Part("decoding", 35),
-    Part("first_token.text", 30),
-    Part("first_token.warm", 20),
+    Part("beside_torch.torch", 50, on_cpu=True),
+    Part("decoding", 30),
+    Part("first_token.text", 25),
     Part("training.2", 35),
     Part("learning", 50),
 )

@@ -3,26 +3,29 @@
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from launch.bench.accelerator.backends import attention_backends
+from launch.bench.accelerator.backends import attention_backends, cudnn
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import SHARES, segments_of
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import memory_limit, middle, pipelined
 from lclm_jax.config import TransformerConfig
 from lclm_jax.hardware import find_chip
+from lclm_jax.model.attention.shards import Backend
 from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array
 from lclm_jax.version import code_version
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "torch", "transformers")
+THREADS = 8  # programs that are compiled at a time
 FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 
 
@@ -53,12 +56,12 @@ def run(sizes: Sizes, record: Record):
     record.measure("machine", machine)
     record.measure("matrix product, bfloat16", partial(measure_product, sizes.product))
     record.measure("memory", partial(measure_memory, sizes.copied))
-    for backend in attention_backends():
-        for shape in sizes.attention:
-            for backward in (False, True):
-                way = "forward and backward" if backward else "forward"
-                call = partial(measure_attention, backend, *shape, backward)
-                record.measure(f"attention {backend}, {shape[0]}, {way}", call)
+    cases = attention_cases(sizes)
+    missing = [name for name in cases if name not in record.measurements]
+    with ThreadPoolExecutor(THREADS) as threads:
+        compiling = {name: threads.submit(compile_attention, cases[name]) for name in missing}
+    for name, program in compiling.items():
+        record.measure(name, lambda program=program: measure_attention(program.result()))
 
 
 def machine() -> Machine:
@@ -111,12 +114,56 @@ def measure_memory(size: int) -> Speed:
     return Speed(middle(rounds), rounds, bytes_per_second=2 * x.nbytes / middle(rounds))
 
 
-def measure_attention(
-    backend: str, name: str, rows: int, length: int, tower: TransformerConfig, backward: bool
-) -> Speed:
-    """Attention alone. Operations are the model's: a causal query meets the keys before it, and
-    the backward pass does twice the work of the forward pass."""
-    lengths = example_lengths(name, length)
+@dataclass(frozen=True)
+class AttentionCase:
+    """Attention alone, of some rows of one length."""
+
+    backend: Backend
+    name: str
+    rows: int
+    length: int
+    tower: TransformerConfig
+    backward: bool
+
+
+def attention_cases(sizes: Sizes) -> dict[str, AttentionCase]:
+    """The model's own back end at every shape, and others beside it: blocks forward only, cuDNN
+    where a row is one example."""
+    own = next(iter(attention_backends()))
+    ways: dict[str, Backend] = dict(attention_backends())
+    if jax.default_backend() == "gpu":
+        ways["cudnn"] = cudnn
+    cases = {}
+    for way, backend in ways.items():
+        for shape in sizes.attention:
+            for backward in (False, True):
+                if way != own and (way != "cudnn" and backward or "packed" in shape[0]):
+                    continue
+                kind = "forward and backward" if backward else "forward"
+                case = AttentionCase(backend, *shape, backward)
+                cases[f"attention {way}, {shape[0]}, {kind}"] = case
+    return cases
+
+
+@dataclass(frozen=True)
+class AttentionProgram:
+    """A compiled case, its inputs, and the model's operations of a call."""
+
+    call: Any
+    inputs: tuple[Array, ...]
+    flops: float
+
+
+def measure_attention(program: AttentionProgram) -> Speed:
+    rounds = pipelined(lambda: program.call(*program.inputs))
+    return Speed(middle(rounds), rounds, flops_per_second=program.flops / middle(rounds))
+
+
+def compile_attention(case: AttentionCase) -> AttentionProgram:
+    """Operations are the model's: a causal query meets the keys before it, and the backward pass
+    does twice the work of the forward pass."""
+    rows, length, tower, backward = case.rows, case.length, case.tower, case.backward
+    lengths = example_lengths(case.name, length)
     segments, positions = segments_of(lengths, length)
     places = Places(*(jnp.tile(x, (rows, 1)) for x in (segments, positions)))
     shapes = (
@@ -129,11 +176,11 @@ def measure_attention(
         for key, shape in zip(keys[:3], shapes, strict=True)
     )
     given = jax.random.normal(keys[3], shapes[0], jnp.bfloat16)
-    call = attention_call(backend, places, tower.causal, backward)
-    rounds = pipelined(lambda: call(q, k, v, given))
+    call = attention_call(case.backend, places, tower.causal, backward)
+    inputs = (q, k, v, given)
     pairs = rows * sum(n * n / (2 if tower.causal else 1) for n in lengths)
     flops = 4 * pairs * tower.heads * tower.head_dim * (3 if backward else 1)
-    return Speed(middle(rounds), rounds, flops_per_second=flops / middle(rounds))
+    return AttentionProgram(call.lower(*inputs).compile(), inputs, flops)
 
 
 def example_lengths(name: str, length: int) -> list[int]:
@@ -141,11 +188,7 @@ def example_lengths(name: str, length: int) -> list[int]:
     return [int(share * length) for share in SHARES] if "packed" in name else [length]
 
 
-def attention_call(
-    backend: str, places: Places, causal: bool, backward: bool
-) -> Callable[[Array, Array, Array, Array], object]:
-    attend = attention_backends()[backend]
-
+def attention_call(attend: Backend, places: Places, causal: bool, backward: bool) -> Any:
     def forward(q: Array, k: Array, v: Array) -> Array:
         return attend(q, k, v, places, causal, ("batch", "length"))
 

@@ -38,6 +38,7 @@ from lclm_jax.config import (
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.tokens import TURN_END, Tokenizer
 from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.masks import Places
 from lclm_jax.optim import Flat, flatten, split_trained
 from lclm_jax.sharding import make_mesh, one_device
@@ -45,7 +46,7 @@ from lclm_jax.state import TrainState, init_state
 from lclm_jax.step import gradients_of, train_step
 from lclm_jax.typing import Array
 
-THREADS = 6  # programs that are compiled at a time
+THREADS = 12  # programs that are compiled at a time
 ATTENTION = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}  # tolerances: output, gradients
 STEPS = 3  # of training
 LOSS, GRADIENTS = 1e-4, 1e-3  # tolerances of training on the device against the CPU
@@ -85,6 +86,9 @@ def run(sizes: Sizes, record: Record):
     checks: dict[str, Callable[[], Result]] = {
         case.name: partial(check_attention, sizes, case) for case in attention_cases(sizes)
     }
+    for tokens, dtype in ((1, "bfloat16"), (300, "bfloat16"), (1, "float32"), (300, "float32")):
+        name = f"attention of {tokens} tokens after a cache, {dtype}"
+        checks[name] = partial(check_cache, sizes, tokens, dtype)
     checks["training step, device and CPU"] = partial(check_training, model)
     checks["greedy tokens, device and CPU"] = partial(check_answer, model)
     if sizes.tiny:
@@ -118,8 +122,9 @@ def check_attention(sizes: Sizes, case: AttentionCase) -> Agreement:
     q, k, v, weights, places = attention_inputs(sizes, case)
     with jax.default_matmul_precision(EXACT):
         found = outputs(attention_backends()[case.backend], q, k, v, weights, places, case.causal)
-        wide = [x.astype(jnp.float32) for x in (q, k, v)]
-        expected = outputs(reference_backend(), *wide, weights, places, case.causal)
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    inputs = jax.device_put((*wide, weights, places), jax.devices("cpu")[0])
+    expected = outputs(reference_backend(), *inputs, case.causal)
     names = ("output", "dq", "dk", "dv")
     errors = {name: relative_error(x, y) for name, x, y in zip(names, found, expected, strict=True)}
     output, gradients = ATTENTION[case.dtype]
@@ -152,6 +157,35 @@ def outputs(backend: Callable, q, k, v, weights, places: Places, causal: bool) -
 
     gradients, attended = jax.jit(jax.grad(projected, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return attended, *gradients
+
+
+def check_cache(sizes: Sizes, tokens: int, dtype: str) -> Agreement:
+    """Tokens after a cache, which read one layer of it and themselves, against the CPU."""
+    rng, (heads, kv_heads, width) = np.random.default_rng(tokens), sizes.heads
+    rows, length, end = 2, 1024, 777
+    cached = (3, rows, kv_heads, length, width)
+    own = (rows, kv_heads, tokens, width)
+    shapes = ((rows, tokens, heads, width), own, own, cached, cached)
+    q, k, v, keys, values = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    columns = np.broadcast_to(np.arange(length), (rows, length)).astype(np.int32)
+    cache = Cache(keys, values, Places(np.ones_like(columns), columns), jnp.int32(end))
+    after = np.broadcast_to(np.arange(end, end + tokens), (rows, tokens)).astype(np.int32)
+    queries = Places(np.ones_like(after), after)
+
+    def read(q, k, v, cache):
+        return attend_after(q, (k, v), queries, cache, jnp.int32(1), True)
+
+    found = {}
+    for name, mesh in meshes().items():
+        kind = dtype if name == "device" else "float32"
+        inputs = jax.tree.map(
+            lambda x, kind=kind: x.astype(kind) if x.dtype == dtype else x, (q, k, v, cache)
+        )
+        inputs = jax.device_put(inputs, mesh.devices.flat[0])
+        with jax.set_mesh(mesh), jax.default_matmul_precision(EXACT):
+            found[name] = jax.device_get(jax.jit(read)(*inputs))
+    error = relative_error(found["device"], found["cpu"])
+    return Agreement.of({"output": error}, {"output": ATTENTION[dtype][0]})
 
 
 # --- a small model, on the device and on the CPU ---

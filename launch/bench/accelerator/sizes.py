@@ -51,7 +51,6 @@ class Sizes:
     positions: int  # of the training row
     windows: int  # of the training row
     batches: tuple[int, ...]  # rows that are decoded together
-    answers: tuple[int, int]  # lengths of two answers
     answer: int  # tokens decoded beside PyTorch
     product: int  # rows and columns of the largest matrix product
     copied: int  # bytes
@@ -62,7 +61,7 @@ class Sizes:
     @property
     def room(self) -> int:
         """Positions for the answer: the same in all parts, so that they share programs."""
-        return max(*self.answers, self.answer)
+        return self.answer
 
 
 def published() -> Sizes:
@@ -86,11 +85,10 @@ def published() -> Sizes:
             TrainingCase("0.6B + 1.7B, all trained", small, every),
             TrainingCase("0.6B + 4B, all trained", model, every),
         ),
-        remats=("full", "dots"),
+        remats=("full", "attention", "dots"),
         positions=16 * k,
         windows=14,
         batches=(1, 8, 32),
-        answers=(32, 160),
         answer=64,
         product=8192,
         copied=2 * 2**30,
@@ -99,7 +97,7 @@ def published() -> Sizes:
             ("decoder, row of one example", 1, 16 * k, model.decoder),
             ("decoder, packed row", 1, 16 * k, model.decoder),
         ),
-        lengths=(1000, 777, 2048, 4097),
+        lengths=(1000, 777, 2048, 2561),
         heads=(8, 2, 128),
     )
 
@@ -126,7 +124,6 @@ def tiny() -> Sizes:
         positions=512,
         windows=5,
         batches=(1, 2),
-        answers=(4, 12),
         answer=8,
         product=256,
         copied=2**20,
