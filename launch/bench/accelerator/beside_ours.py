@@ -27,14 +27,17 @@ from lclm_jax.language_model import LanguageModel
 ROUNDS = 5  # of decoding
 
 
-def run(sizes: Sizes, record: Record, exchange: Path, results: Path):
+def run_serving(sizes: Sizes, record: Record, exchange: Path):
+    """Encoding, first token and decoding."""
     tasks = {ENCODE: encode, FIRST_TOKEN: first_token, DECODE: answer}
     inputs = make_inputs(sizes)
     if tasks.keys() - record.measurements.keys():
         model = make_model(sizes.model)
         for name, task in tasks.items():
             record.measure(name, partial(task, model, inputs, exchange, sizes.room))
-        del model
+
+
+def run_training(sizes: Sizes, record: Record, exchange: Path, results: Path):
     record.measure(TRAIN, partial(training_step, case_number(sizes), exchange, results))
 
 

@@ -1,7 +1,8 @@
 """The parts of the benchmark: each is a process of its own, with a share of the time."""
 
+import time
+import traceback
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -36,20 +37,26 @@ class Part:
         return results_directory(directory) / f"{self.name}.json"
 
 
+# Measurements of one model in one process, which share its weights and programs: their results,
+# each in a file of its own, and their shares of the process's time.
+SERVING = {
+    "first_token.compressed": 72,
+    "decoding": 40,
+    "beside_torch.serving": 8,
+    "peaks": 25,
+}
 # In the order in which they run: what is worth most comes first.
 PARTS = (
-    Part("right", 55, cached=False),
-    Part("peaks", 22),
-    Part("first_token.compressed", 110),
-    Part("first_token.warm", 15),
-    Part("training.0", 60, needed_by="beside_torch"),
-    Part("training.1", 50, needed_by="beside_torch"),
-    Part("beside_torch.ours", 25),
-    Part("beside_torch.torch", 50, on_cpu=True),
-    Part("decoding", 30),
-    Part("first_token.text", 25),
-    Part("training.2", 35),
-    Part("learning", 50),
+    Part("right", 70, cached=False),
+    Part("serving", 130, needed_by="beside_torch"),
+    Part("training.0", 65, needed_by="beside_torch"),
+    Part("training.1", 55, needed_by="beside_torch"),
+    Part("beside_torch.ours", 5, on_cpu=True),
+    Part("beside_torch.torch", 40, on_cpu=True),
+    Part("warm", 15),
+    Part("text", 20),
+    Part("training.2", 30),
+    Part("learning", 42),
 )
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
 
@@ -59,24 +66,34 @@ def results_directory(directory: Path) -> Path:
 
 
 def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
-    """The parts of these sections, of so many training cases.
+    """The parts of these sections, or of these names, of so many training cases.
 
     Raises ValueError for a section that is not known.
     """
-    unknown = [name for name in sections if name not in (*SECTIONS, FAIL)]
+    names = [part.name for part in PARTS]
+    unknown = [name for name in sections if name not in (*SECTIONS, *names, FAIL)]
     if unknown:
         raise ValueError(
             f"expected --sections of {', '.join(SECTIONS)}, got {', '.join(unknown)}; "
             "separate them with commas"
         )
-    chosen = [part for part in PARTS if part.section in sections or part.needed_by in sections]
+    chosen = [
+        part for part in PARTS if {part.section, part.name, part.needed_by} & {*sections}
+    ]
     chosen = [part for part in chosen if part.case is None or part.case < cases]
     return [*([Part(FAIL, 5)] if FAIL in sections else []), *chosen]
 
 
 def module_of(name: str) -> str:
     """The module that measures a part."""
-    known = {"beside_torch.ours": "beside_ours", "beside_torch.torch": "beside_torch"}
+    known = {
+        "beside_torch.ours": "beside_ours",
+        "beside_torch.serving": "beside_ours",
+        "beside_torch.torch": "beside_torch",
+        "serving": "first_token",
+        "text": "first_token",
+        "warm": "first_token",
+    }
     return f"{PACKAGE}.{known.get(name, name.partition('.')[0])}"
 
 
@@ -95,19 +112,41 @@ def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
     if section == FAIL:
         raise RuntimeError("this section fails on purpose")
     module = import_module(module_of(name))
-    if section == "first_token":
-        measure = {
-            "compressed": module.run_compressed,
-            "text": module.run_uncompressed,
-            "warm": partial(module.run_warm, results=results_directory(directory)),
-        }
-        measure[rest](sizes, record)
+    exchange, results = directory / "exchange", results_directory(directory)
+    if section == "serving":
+        run_serving(sizes, record, directory)
+    elif section == "first_token":
+        module.run_compressed(sizes, record)
+    elif section == "text":
+        module.run_uncompressed(sizes, record)
+    elif section == "warm":
+        module.run_warm(sizes, record, results)
     elif section == "training":
         module.run(sizes, record, int(rest))
+    elif name == "beside_torch.serving":
+        module.run_serving(sizes, record, exchange)
+    elif name == "beside_torch.ours":
+        module.run_training(sizes, record, exchange, results)
     elif section == "beside_torch":
-        exchange, results = directory / "exchange", results_directory(directory)
-        module.run(sizes, record, exchange, *([results] if rest == "ours" else []))
+        module.run(sizes, record, exchange)
     elif section == "learning":
         module.run(sizes, record, directory / "learning")
     else:
         module.run(sizes, record)
+
+
+def run_serving(sizes: Sizes, record: Record, directory: Path):
+    """The measurements of SERVING; each gets its share of the time that is left."""
+    shares = dict(SERVING)
+    while shares:
+        name, share = next(iter(shares.items()))
+        deadline = time.time() + record.left() * share / sum(shares.values())
+        del shares[name]
+        own = Record(results_directory(directory) / f"{name}.json", deadline, record.begun)
+        try:
+            run_part(name, sizes, own, directory)
+        except Exception:  # noqa: BLE001 - the others must not depend on it
+            own.fail("the part itself", traceback.format_exc())
+        own.finish()
+        if not own.finished:
+            record.skip(name, f"see results/{name}.json")

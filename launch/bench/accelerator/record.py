@@ -75,6 +75,15 @@ class Record:
         """Keeps what a long measurement has found so far; a later `measure` replaces it."""
         self._keep("partial", name, result.to_dict())
 
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` found nothing that failed or was skipped."""
+        return self._data["finished"]
+
+    def skip(self, name: str, reason: str):
+        """Records that something was not measured."""
+        self._keep("skipped", name, reason)
+
     def fail(self, name: str, text: str):
         """Records an error of the part itself."""
         self._keep("errors", name, text)

@@ -46,7 +46,7 @@ from lclm_jax.state import TrainState, init_state
 from lclm_jax.step import gradients_of, train_step
 from lclm_jax.typing import Array
 
-THREADS = 12  # programs that are compiled at a time
+THREADS = 4  # programs that are compiled at a time
 ATTENTION = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}  # tolerances: output, gradients
 STEPS = 3  # of training
 LOSS, GRADIENTS = 1e-4, 1e-3  # tolerances of training on the device against the CPU

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from launch.bench.accelerator.comparison import DECODE, ENCODE, FIRST_TOKEN, TRAIN
-from launch.bench.accelerator.parts import PARTS, results_directory
+from launch.bench.accelerator.parts import PARTS, SERVING, results_directory
 from launch.bench.accelerator.record import read_results
 from lclm_jax.command import show_table
 from lclm_jax.writing import write_whole
@@ -77,7 +77,8 @@ class Summary:
 def read_all(directory: Path) -> Results:
     """The results of every part that has begun, known ones in their order."""
     files = {file.stem: file for file in sorted(results_directory(directory).glob("*.json"))}
-    names = [part.name for part in PARTS if part.name in files]
+    order = [name for part in PARTS for name in (*(SERVING if part.name == "serving" else ()), part.name)]
+    names = [name for name in order if name in files]
     names += [name for name in files if name not in names]
     return {name: read_results(files[name]) for name in names}
 
@@ -113,7 +114,7 @@ def goals(results: Results) -> Iterator[Goal]:
     yield Goal("peak memory at 1024k tokens", scaled(peak, 1e-9), 30.0, False, "GB")
     compiled = sum(one["compile_seconds"] for one in lengths) if lengths else None
     yield Goal("compile seconds, all lengths at 16x", compiled, 60.0, False, "s")
-    warm = [one["seconds"] for one in measurements(results, "first_token.warm").values()]
+    warm = [one["seconds"] for one in measurements(results, "warm").values()]
     yield Goal("the same from the cache on disk", sum(warm) if warm else None, 5.0, False, "s")
     for number in range(3):
         best = best_step(results, number)
@@ -154,7 +155,7 @@ def compressed(results: Results, ratio: int = RATIO) -> list[dict[str, Any]]:
 
 def plain(results: Results) -> list[dict[str, Any]]:
     """Lengths that were read as text, ascending."""
-    found = measurements(results, "first_token.text").values()
+    found = measurements(results, "text").values()
     return sorted((one for one in found if one["seconds"]), key=lambda one: one["tokens"])
 
 
@@ -181,7 +182,8 @@ def data_sheet(results: Results, what: str) -> float | None:
 
 
 def torch_ratios(results: Results) -> dict[str, float]:
-    ours = measurements(results, "beside_torch.ours")
+    ours = measurements(results, "beside_torch.serving")
+    ours |= measurements(results, "beside_torch.ours")
     theirs = measurements(results, "beside_torch.torch")
     names = (ENCODE, FIRST_TOKEN, DECODE, TRAIN)
     both = [name for name in names if name in ours and name in theirs]
