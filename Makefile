@@ -73,6 +73,12 @@ $(VENV)/installed: pyproject.toml
 	.parity/bin/python -c 'import torch, lclm_jax'
 	touch $@
 
+.image/installed: pyproject.toml
+	$(PYTHON) -m venv .image
+	.image/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test,image]' | grep -v 'already satisfied' || true
+	.image/bin/python -c 'import lclm_jax'
+	touch $@
+
 .fit/installed .gpu/installed: .%/installed: pyproject.toml
 	$(PYTHON) -m venv .$*
 	.$*/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$*]' | grep -v 'already satisfied' || true
@@ -80,4 +86,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .parity .fit .gpu runs
+	rm -rf $(VENV) .parity .fit .gpu .image runs

@@ -161,4 +161,4 @@ def accept(figures: dict[str, Figures]):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, cache=False)

@@ -9,19 +9,11 @@ import argparse
 import logging
 from pathlib import Path
 
-import jax
-
 from launch.job import join
 from lclm_jax.command import read_config, run
+from lclm_jax.compilation import enable_cache
 from lclm_jax.processes import once
 from lclm_jax.train import train
-
-
-def keep_programs(directory: str):
-    """Compiled programs stay in the run's directory, for when it is started again, unless JAX is told another place."""
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(directory).resolve() / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def main():
@@ -34,10 +26,10 @@ def main():
     config, names = read_config(arguments.config, arguments.set)
     if "prepare" in names:
         once("prepare the data", lambda: names["prepare"](config))
-    keep_programs(config.run.directory)
+    enable_cache(Path(config.run.directory) / "programs")  # for when it is started again
     directory = train(config, arguments.stage)
     logging.info("trained; the checkpoint is %s", directory)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, cache=False)

@@ -16,12 +16,21 @@ from lclm_jax.config_values import override
 from lclm_jax.errors import UserError
 
 
-def run(main: Callable[[], None]):
-    """Calls `main`; a mistake in the input ends with its message and exit status 2, an interruption with 130."""
+def run(main: Callable[[], None], cache: bool = True):
+    """Calls `main`; a mistake in the input ends with its message and exit status 2, an interruption
+    with 130.
+
+    With `cache`, a command that uses JAX keeps its compiled programs on disk
+    (`compilation.enable_cache`).
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their errors reach us as exceptions
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if cache and "jax" in sys.modules:
+        from lclm_jax.compilation import enable_cache
+
+        enable_cache()
     try:
         main()
     except KeyboardInterrupt as stop:

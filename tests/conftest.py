@@ -10,6 +10,7 @@ EMITTERS = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswit
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" + EMITTERS
 os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["LCLM_JAX_CACHE"] = "off"
 
 import dataclasses
 import shutil

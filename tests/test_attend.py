@@ -13,6 +13,8 @@ from lclm_jax.model.attention import blocks, cpu, dispatch, gpu, reference, tpu
 from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.image
+
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
 WAYS = {"blocked": gpu.blocked, "stretched": cpu.stretched, "splash": partial(tpu.splash, interpret=True)}
 MESHES = {

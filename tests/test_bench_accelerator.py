@@ -13,6 +13,8 @@ from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import window_counts
 from launch.bench.accelerator.sizes import tiny
 
+pytestmark = pytest.mark.image
+
 HOUSE = Path(__file__).parents[1]
 CHOSEN = choose_parts(SECTIONS, len(tiny().cases))
 RESULTS = ["right", *SERVING, *(part.name for part in CHOSEN if part.name != "right")]

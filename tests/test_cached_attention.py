@@ -15,6 +15,8 @@ from lclm_jax.model.attention.reference import dense
 from lclm_jax.model.attention.tpu import splash_keys
 from lclm_jax.model.masks import Places
 
+pytestmark = pytest.mark.image
+
 ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 128
 
 

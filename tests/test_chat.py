@@ -11,6 +11,8 @@ from lclm_jax.data.rows import tokenise
 from lclm_jax.data.stretches import Role
 from lclm_jax.data.tokens import TextError, Tokenizer, add_memory
 
+pytestmark = pytest.mark.image
+
 PARAMETERS = {"type": "object", "properties": {"city name": {"type": "string"}}, "required": ["city name"]}
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "description": "Rain or <|im_end|> sun?", "parameters": PARAMETERS}},

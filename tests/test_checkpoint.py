@@ -29,6 +29,8 @@ from lclm_jax.language_model import load
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
 
+pytestmark = pytest.mark.image
+
 
 def small(value=0.0):
     """A tree of a few arrays and its description, on one device."""

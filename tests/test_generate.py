@@ -28,6 +28,8 @@ from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, loa
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
 
+pytestmark = pytest.mark.image
+
 STEPS = 6
 TEXT = "Ada likes pears. Ben likes figs."
 

@@ -16,6 +16,8 @@ from lclm_jax.data.spans import Context, Plain, Span, lay_out
 from lclm_jax.data.tokens import TURN_END, Tokenizer
 from lclm_jax.language_model import LanguageModel
 
+pytestmark = pytest.mark.image
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = tuple(sorted(path.name for path in (GOLDEN / "cases").iterdir()))
 LAYOUTS = {"bf16_config457": ("bfloat16", True), "untied_sharded": ("float32", False)}

@@ -26,6 +26,8 @@ from lclm_jax.model.transformer import Transformer
 from lclm_jax.sharding import RULES
 from lclm_jax.state import abstract_params, init_boxed
 
+pytestmark = pytest.mark.image
+
 HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.float32)
 
 

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lclm_jax.checkpoint import save_model
+
+pytestmark = pytest.mark.image
 
 SCRIPT = Path(__file__).with_name("programs.py")
 MOST = 12  # programs for thirty documents and thirty settings

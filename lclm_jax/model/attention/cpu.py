@@ -101,6 +101,8 @@ def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *in
     """`read(start, length, *inputs)` on a stretch that holds all keys [S] these queries may read."""
     size, s = queries.segments.shape[0], keys.segments.shape[0]
     lengths = [min(s, size << i) for i in range((-(-s // size) - 1).bit_length() + 1)]
+    if len(lengths) == 1:  # a sum over no lengths makes the compiler of jaxlib 0.11.2 crash
+        return read(jnp.int32(0), s, *inputs)
     seen = jnp.any(_row_mask(queries, keys, causal), axis=0)
     first, last = jnp.argmax(seen), jnp.where(jnp.any(seen), s - jnp.argmax(seen[::-1]), 0)
     needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)

@@ -85,10 +85,9 @@ def splash_keys(
         part = _splash_part(scaled, k, v, at_query, at_key, causal, interpret)
     else:
         lengths = _reaches(s)
-        inputs = (scaled, k, v, at_query, at_key)
         branches = [partial(_splash_prefix, length, interpret) for length in lengths]
-        choice = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < end)
-        part = jax.lax.switch(choice, branches, *inputs)
+        choice = sum((end > length).astype(jnp.int32) for length in lengths[:-1])
+        part = jax.lax.switch(choice, branches, scaled, k, v, at_query, at_key)
     attended, norms = part
     return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), norms.swapaxes(1, 2)[:, :t]
 
