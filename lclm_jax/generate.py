@@ -193,7 +193,7 @@ def make_chunk(prompt: Prompt, span: Span, config: ModelConfig, start: int = 0) 
         Places(real.astype(np.int32), np.where(real, columns + start, 0).astype(np.int32)),
         np.where((last >= 0) & (last < count), last, -1).astype(np.int32),
         np.int32(count),
-        tuple([*blocks, *[filler] * (limit - len(blocks))]),
+        (*blocks, *[filler] * (limit - len(blocks))),
     )
 
 
@@ -229,7 +229,7 @@ def cache_size(rows: int, length: int) -> int:
     """The size of a cache for so many positions: of one row 4096, 16384, 32768, 65536 ... and 2048
     more, for the question and the answer after a context; of several, at most an eighth more."""
     if rows > 1:
-        unit = max(128, 1 << max(0, (length - 1).bit_length() - 3))
+        unit = max(128, 1 << max(0, (length - 1).bit_length() - 4))
         return -(-length // unit) * unit
     size = 4096
     while size + 2048 < length:

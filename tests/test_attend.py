@@ -136,7 +136,7 @@ def test_flash_kernels_read_a_cache_up_to_its_end(monkeypatch, end):
     base = pytest.importorskip("tokamax._src.ops.attention.base")
     monkeypatch.setattr(gpu, "kernels", lambda: (base.DotProductAttention(), None))
     monkeypatch.setattr(gpu, "has_flash", lambda q: True)
-    q, k, v, places = inputs(128)
+    q, _, _, places = inputs(128)
     rng = np.random.default_rng(1)
     keys, values = rng.normal(size=(2, ROWS, KV_HEADS, 512, WIDTH)).astype(np.float32)
     used = np.broadcast_to(np.arange(512) < end, (ROWS, 512)).astype(np.int32)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax import language_model
+from lclm_jax import generate
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
-from lclm_jax import generate
 from lclm_jax.generate import (
     Prompt,
     Rules,

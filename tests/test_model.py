@@ -98,7 +98,9 @@ def test_attend(causal):
     np.testing.assert_allclose(attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6)
     both = [np.concatenate([old, new], axis=2) for old, new in zip(cached, (k, v), strict=True)]
     expected = softmax_attention(q, *both, np.concatenate([seen, own], axis=1))
-    np.testing.assert_allclose(attend_after(q, (k, v), queries, Cache(*cached, places, jnp.int32(6)), None, causal), expected, rtol=1e-5, atol=1e-6)
+    cache = Cache(*cached, places, jnp.int32(6))
+    found = attend_after(q, (k, v), queries, cache, None, causal)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_after_a_cache_in_bfloat16_of_several_rows():

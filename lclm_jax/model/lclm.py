@@ -1,6 +1,7 @@
 """The model: encode -> pool -> project -> place -> decode, five small functions and the call that joins them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -115,10 +116,9 @@ def place(
     """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where
     slots[t] is -1."""
     numbers = jnp.maximum(slots, 0)
-    if latents.ndim == 2:
-        chosen = jnp.take(latents, numbers, axis=0)
-    else:
-        chosen = jnp.take_along_axis(latents, numbers[..., None], axis=1)
+    shared = latents.ndim == 2
+    own = partial(jnp.take_along_axis, axis=1)
+    chosen = jnp.take(latents, numbers, axis=0) if shared else own(latents, numbers[..., None])
     return jnp.where((slots >= 0)[..., None], chosen, embedded)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from reference import GOLDEN, Reference, hidden_states, make_tower, publish
 from transformers import AutoModel, AutoModelForCausalLM

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -108,31 +109,24 @@ def read_modules(name: str):
 
 def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
     """Measures everything of a part."""
-    section, _, rest = name.partition(".")
-    if section == FAIL:
+    if name == FAIL:
         raise RuntimeError("this section fails on purpose")
-    module = import_module(module_of(name))
+    module, case = import_module(module_of(name)), name.partition(".")[2]
     exchange, results = directory / "exchange", results_directory(directory)
-    if section == "serving":
-        run_serving(sizes, record, directory)
-    elif section == "first_token":
-        module.run_compressed(sizes, record)
-    elif section == "text":
-        module.run_uncompressed(sizes, record)
-    elif section == "warm":
-        module.run_warm(sizes, record, results)
-    elif section == "training":
-        module.run(sizes, record, int(rest))
-    elif name == "beside_torch.serving":
-        module.run_serving(sizes, record, exchange)
-    elif name == "beside_torch.ours":
-        module.run_training(sizes, record, exchange, results)
-    elif section == "beside_torch":
-        module.run(sizes, record, exchange)
-    elif section == "learning":
-        module.run(sizes, record, directory / "learning")
+    calls: dict[str, Callable[[], None]] = {
+        "serving": lambda: run_serving(sizes, record, directory),
+        "first_token.compressed": lambda: module.run_compressed(sizes, record),
+        "text": lambda: module.run_uncompressed(sizes, record),
+        "warm": lambda: module.run_warm(sizes, record, results),
+        "beside_torch.serving": lambda: module.run_serving(sizes, record, exchange),
+        "beside_torch.ours": lambda: module.run_training(sizes, record, exchange, results),
+        "beside_torch.torch": lambda: module.run(sizes, record, exchange),
+        "learning": lambda: module.run(sizes, record, directory / "learning"),
+    }
+    if name.startswith("training."):
+        module.run(sizes, record, int(case))
     else:
-        module.run(sizes, record)
+        calls.get(name, lambda: module.run(sizes, record))()
 
 
 def run_serving(sizes: Sizes, record: Record, directory: Path):

@@ -137,7 +137,7 @@ def attention_cases(sizes: Sizes) -> dict[str, AttentionCase]:
     for way, backend in ways.items():
         for shape in sizes.attention:
             for backward in (False, True):
-                if way != own and (way != "cudnn" and backward or "packed" in shape[0]):
+                if way != own and ((way != "cudnn" and backward) or "packed" in shape[0]):
                     continue
                 kind = "forward and backward" if backward else "forward"
                 case = AttentionCase(backend, *shape, backward)

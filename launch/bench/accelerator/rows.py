@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.corpus import train_tokenizer

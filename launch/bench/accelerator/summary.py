@@ -77,7 +77,8 @@ class Summary:
 def read_all(directory: Path) -> Results:
     """The results of every part that has begun, known ones in their order."""
     files = {file.stem: file for file in sorted(results_directory(directory).glob("*.json"))}
-    order = [name for part in PARTS for name in (*(SERVING if part.name == "serving" else ()), part.name)]
+    inside = {"serving": tuple(SERVING)}
+    order = [name for part in PARTS for name in (*inside.get(part.name, ()), part.name)]
     names = [name for name in order if name in files]
     names += [name for name in files if name not in names]
     return {name: read_results(files[name]) for name in names}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+
 from lclm_jax.config import ModelConfig
 from lclm_jax.optim import flatten, unflatten
 from lclm_jax.state import abstract_params

@@ -1,0 +1,185 @@
+"""How prompts are read: in chunks, with latents where they lie, and a conversation once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lclm_jax import generate, language_model
+from lclm_jax.data.spans import Context, Plain
+from lclm_jax.generate import Prompt, Rules, Sampling, cache_size, plan_chunks, prefill
+from lclm_jax.language_model import LanguageModel, Latents
+from lclm_jax.model.lclm import LCLM
+from lclm_jax.model.masks import Places
+
+pytestmark = pytest.mark.image
+
+TEXT = "Ada likes pears. Ben likes figs. "
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def model(model_config, noisy, tokenizer):
+    return LanguageModel(model_config, noisy, tokenizer)
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(generate, "CHUNKS", (8, 32))
+
+
+def random_prompt(model, lengths, latents=12, seed=0):
+    """Prompts of random tokens, with the latents of every row in random places."""
+    rng = np.random.default_rng(seed)
+    rows, longest = len(lengths), max(lengths)
+    tokens, slots = rng.integers(0, 256, (rows, longest)), np.full((rows, longest), -1)
+    for row, length in enumerate(lengths):
+        count = min(latents, length)
+        where = np.sort(rng.choice(length, count, replace=False))
+        slots[row, where] = np.arange(count)
+    vectors = rng.normal(size=(rows, latents, model.config.decoder.width)).astype(np.float32)
+    return tokens, slots, vectors, np.array(lengths)
+
+
+def score(model, tokens, slots, latents, lengths):
+    """The scores of each row's next token, from one pass over whole prompts."""
+    columns = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    places = Places((columns < lengths[:, None]).astype(np.int32), columns.astype(np.int32))
+    lclm, variables = LCLM(model.config), {"params": model.params}
+    hidden, _ = lclm.apply(variables, tokens, slots, latents, places, method=LCLM.decode)
+    last = np.take_along_axis(np.asarray(hidden), lengths[:, None, None] - 1, axis=1)
+    return lclm.apply(variables, jnp.asarray(last), method=LCLM.logits)[:, 0]
+
+
+@pytest.mark.parametrize("lengths", [[1], [8], [9], [32], [33], [100], [75, 6, 40]])
+def test_chunks_give_what_one_pass_gives(model, short_chunks, lengths):
+    arrays = random_prompt(model, lengths)
+    logits, cache = prefill(model.weights, Prompt.of_arrays(*arrays), model.config, STEPS)
+    np.testing.assert_allclose(logits, score(model, *arrays), atol=2e-5)
+    assert int(cache.end) == max(lengths)
+
+
+def test_only_the_last_chunk_has_pads(model, short_chunks):
+    tokens = np.zeros((1, 77), np.int32)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), np.array([77]))
+    spans = plan_chunks(prompt, model.config)
+    assert [(span.first, span.stop, span.length) for span in spans] == [
+        (0, 32, 32),
+        (32, 64, 32),
+        (64, 72, 8),
+        (72, 77, 8),
+    ]
+
+
+def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):
+    """Each context has a window and a block of its own: more of them than a chunk is given."""
+    latents = [model.compress_tokens(np.arange(n, n + 3)) for n in range(40)]
+    prompt = model._prompt([[*latents, Plain(np.array([5, 6, 7]))]])
+    assert len(prompt.blocks) == 40
+    limits = [generate.block_limit(1, span.length, 4) for span in plan_chunks(prompt, model.config)]
+    spans = plan_chunks(prompt, model.config)
+    assert all(len(span.blocks) <= limit for span, limit in zip(spans, limits, strict=True))
+    logits, _ = prefill(model.weights, prompt, model.config, STEPS)
+    vectors = np.concatenate([one.vectors for one in latents])[None]
+    slots = np.where(prompt.slots >= 0, np.cumsum(prompt.slots >= 0) - 1, -1)
+    expected = score(model, prompt.tokens, slots, vectors, prompt.lengths)
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+
+def test_a_cache_that_is_given_is_read_on(model, short_chunks):
+    tokens, slots, vectors, _ = random_prompt(model, [50])
+    first, rest = (slice(0, 21), slice(21, 50))
+    begun = Prompt.of_arrays(tokens[:, first], slots[:, first], vectors, np.array([21]))
+    _, cache = prefill(model.weights, begun, model.config, 64)
+    more = Prompt.of_arrays(tokens[:, rest], slots[:, rest], vectors, np.array([29]))
+    logits, cache = prefill(model.weights, more, model.config, STEPS, cache, 21)
+    expected = score(model, tokens, slots, vectors, np.array([50]))
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+    with pytest.raises(ValueError, match=r"expected room for \d+ positions.*start a new one"):
+        prefill(model.weights, more, model.config, cache.length, cache, 50)
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 6144), (6144, 6144), (6145, 18432), (66000, 67584)])
+def test_caches_have_few_sizes(length, size):
+    assert cache_size(1, length) == size
+    assert length <= cache_size(8, length) <= max(1.125 * length, 128)
+
+
+def count_read(monkeypatch) -> list[int]:
+    """Collects how many positions each chunk has."""
+    counts: list[int] = []
+    original = generate.read_chunk
+
+    def read(params, chunk, *inputs, **settings):
+        counts.append(int(chunk.count))
+        return original(params, chunk, *inputs, **settings)
+
+    monkeypatch.setattr(generate, "read_chunk", read)
+    return counts
+
+
+def test_a_conversation_answers_as_chat_and_reads_only_what_is_new(model, monkeypatch):
+    counts = count_read(monkeypatch)
+    memory = model.compress(TEXT * 20)
+    turns = [[memory, "Who likes figs?"], "And plums? " * 4, [model.compress(TEXT), "Who?"]]
+    conversation, messages = model.conversation(), []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        counts.clear()
+        answer = conversation.ask(turn, max_tokens=STEPS)
+        read = sum(counts)
+        counts.clear()
+        assert answer == model.chat(messages, max_tokens=STEPS)
+        messages.append({"role": "assistant", "content": [answer]})
+        whole = sum(counts)
+        assert read == whole if len(messages) == 2 else read < whole / 2
+
+
+def test_a_context_in_a_conversation_is_compressed_once(model, monkeypatch):
+    passes = []
+    original = LanguageModel._encode_pass
+    monkeypatch.setattr(
+        LanguageModel, "_encode_pass", lambda *inputs: passes.append(1) or original(*inputs)
+    )
+    conversation = model.conversation()
+    conversation.ask(f"<|memory_start|>{TEXT}<|memory_end|>Who?", max_tokens=2)
+    before = len(passes)
+    conversation.ask("Who else?", max_tokens=2)
+    assert before and len(passes) == before
+
+
+def test_short_contexts_share_windows(model, monkeypatch):
+    """Each gets the latents it gets alone, from fewer windows than there are contexts."""
+    rng = np.random.default_rng(0)
+    contexts = [Context(rng.integers(0, 256, n).astype(np.int32)) for n in (3, 5, 16, 4, 37, 1, 0)]
+    alone = [model.compress_tokens(one.tokens).vectors for one in contexts]
+    seen = []
+    original = language_model.empty_windows
+    monkeypatch.setattr(
+        language_model, "empty_windows", lambda *shape: seen.append(shape[1]) or original(*shape)
+    )
+    for found, expected in zip(model.compress_all(contexts), alone, strict=True):
+        np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
+    assert sum(seen) < len(contexts)
+
+
+def test_latents_of_an_array_are_read_as_those_of_the_device(model):
+    memory = model.compress(TEXT * 3)
+    copied = Latents(memory.vectors, memory.tokens)
+    assert len(copied) == len(memory) and copied.width == memory.width
+    answer = model.generate([memory, "Who?"], max_tokens=STEPS)
+    assert model.generate([copied, "Who?"], max_tokens=STEPS) == answer
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=40), Sampling(1.3, top_p=0.7), Sampling(0.5, top_k=300)])
+def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
+    logits = jax.random.normal(jax.random.key(0), (3, 500)) * 4
+    rules = Rules.of(sampling)
+    whole = generate._lowest(logits, rules)
+    monkeypatch.setattr(generate, "CANDIDATES", 64)
+    np.testing.assert_allclose(generate._lowest(logits, rules), whole, rtol=1e-6)
+
+
+def test_too_many_stop_tokens():
+    with pytest.raises(ValueError, match="at most 16 stop tokens, got 17"):
+        Rules.of(Sampling(), range(17))
