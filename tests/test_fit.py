@@ -272,7 +272,7 @@ def test_the_command(here, small, tmp_path, command, capsys):
         whole = figures["estimate"].get("whole")
         assert (whole is None) == (job == "decode")
         if whole:
-            assert whole["calls"] >= 1 and whole["call_seconds"] >= figures["estimate"]["call_seconds"]
+            assert whole["call_seconds"] >= figures["estimate"]["call_seconds"]
             assert "the whole context" in capsys.readouterr().out
 
 

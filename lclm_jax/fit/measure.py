@@ -57,12 +57,11 @@ def measure(program: Program, mfu: float = MFU) -> Figures:
         **work[dearest],
         "collective_bytes": None if sent is None else sum(one.total for one in sent),
         "collectives": None if sent is None else _tally(sent),
-        "fsdp_budget_bytes": (
-            FSDP_BYTES * parameters // mesh.shape["tensor"] if program.job == "train" else None
-        ),
+        "fsdp_budget_bytes": None,
     }
-    if program.job == "train":  # the optimiser reads and writes what it trains
-        figures["moved_bytes"] += 2 * figures["argument_bytes"]
+    if program.job == "train":
+        figures["fsdp_budget_bytes"] = FSDP_BYTES * parameters // mesh.shape["tensor"]
+        figures["moved_bytes"] += 2 * figures["argument_bytes"]  # by the optimiser
     figures["fits"] = sent is not None and figures["peak_bytes"] <= figures["hbm_bytes"]
     return {**figures, "estimate": estimate(program, figures, mfu, turns, work)}
 
@@ -127,10 +126,9 @@ def describe(program: Program, mesh: dict[str, int], cache_length: int) -> Figur
     figures |= {"context": program.context, "latents": latents}
     if program.job == "compress":
         return figures
-    lengths = (
-        {"chunk": dearest.length, "filled": dearest.filled} if program.job == "prefill" else {}
-    )
-    return figures | lengths | {"cached": dearest.cached, "cache": cache_length}
+    if program.job == "prefill":
+        figures |= {"chunk": dearest.length, "filled": dearest.filled}
+    return figures | {"cached": dearest.cached, "cache": cache_length}
 
 
 def _read(compiled: jax.stages.Compiled, name: str) -> str:
@@ -146,11 +144,8 @@ def _read(compiled: jax.stages.Compiled, name: str) -> str:
 
 
 def _memory(analysis: Any) -> Figures:
-    held = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
+    made = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    held = analysis.argument_size_in_bytes + made
     return {
         "argument_bytes": analysis.argument_size_in_bytes,
         "temp_bytes": analysis.temp_size_in_bytes,
@@ -161,10 +156,8 @@ def _memory(analysis: Any) -> Figures:
 def _exhausted(message: str, arguments: int) -> Figures:
     """The compiler gave up: what it says it needed in all, beside what the arguments take."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needed = [
-        int(float(size) * unit[letter])
-        for size, letter in re.findall(r"([\d.]+)([KMGT])(?:i?B)?\b", message)
-    ]
+    sizes = re.findall(r"([\d.]+)([KMGT])(?:i?B)?\b", message)
+    needed = [int(float(size) * unit[letter]) for size, letter in sizes]
     peak = max([arguments, *needed])
     first = message.splitlines()[0]
     return {
@@ -181,10 +174,8 @@ def _tally(sent: list[Collective]) -> list[Figures]:
     for one in sent:
         for kind, size in one.bytes.items():
             sizes[one.kind, "+".join(one.axes) or "none", kind] += one.times * size
-    return [
-        {"kind": kind, "axes": axes, "type": type_, "bytes": size}
-        for (kind, axes, type_), size in sizes.most_common()
-    ]
+    names = ("kind", "axes", "type", "bytes")
+    return [dict(zip(names, (*key, size), strict=True)) for key, size in sizes.most_common()]
 
 
 def estimate(
@@ -203,7 +194,7 @@ def estimate(
     chip, dearest = program.where.chip, program.dearest
     sent = figures["collectives"] or ()
     network = sum(one["bytes"] / _speed(program.where, one["axes"]) for one in sent)
-    told = _call(program, figures, network) | {
+    found = _call(program, figures, network) | {
         "assumptions": {
             "peak_flops": chip.flops,
             "memory_bytes_per_second": chip.memory_speed,
@@ -212,15 +203,15 @@ def estimate(
         }
     }
     if program.job == "train":
-        return told | _stage(program, figures, mfu)
+        return found | _stage(program, figures, mfu)
     if program.job == "decode":
-        return told | {"tokens_per_second": 1 / told["call_seconds"][1]}
+        return found | {"tokens_per_second": 1 / found["call_seconds"][1]}
     done = [work[turn] for turn in turns]
     shares = [turn.length / dearest.length for turn in turns]
     calls = [_call(program, *one) for one in zip(done, [network * x for x in shares], strict=True)]
     whole = _whole(turns, done, calls)
     speed = program.context / whole["call_seconds"][1]
-    return told | {"whole": whole, "tokens_per_second": speed}
+    return found | {"whole": whole, "tokens_per_second": speed}
 
 
 def _call(program: Program, work: Figures, network: float) -> Figures:
@@ -251,9 +242,8 @@ def _whole(turns: list[Turn], work: list[Figures], calls: list[Figures]) -> Figu
 def _stage(program: Program, figures: Figures, mfu: float) -> Figures:
     """A training step at a share of the peak, and the stage at that speed."""
     chip, chips = program.where.chip, program.where.chips
-    step = (figures["model_flops"] + figures["attention_flops"]["model"]) / (
-        chips * chip.flops * mfu
-    )
+    flops = figures["model_flops"] + figures["attention_flops"]["model"]
+    step = flops / (chips * chip.flops * mfu)
     positions = figures["rows"] * figures["positions"]
     steps = (program.budget or program.stage.steps * positions) / positions
     text = figures["rows"] * figures["windows"] * program.config.model.compression.window
@@ -282,16 +272,11 @@ def advise(program: Program, figures: Figures) -> list[str]:
     if figures["fits"]:
         return []
     config, chips, hbm = program.config, program.where.chips, figures["hbm_bytes"]
-    more = (
-        f"a slice of more chips than {chips}, or of chips with more memory than "
-        f"{hbm / 2**30:.1f} GiB"
-    )
-    if figures["argument_bytes"] > hbm and not (
-        program.job == "train" and figures["mesh"]["data"] > 1
-    ):
-        return [
-            f"{more}: what it is handed takes {figures['argument_bytes'] / 2**30:.1f} GiB already"
-        ]
+    memory, given = f"{hbm / 2**30:.1f} GiB", figures["argument_bytes"]
+    more = f"a slice of more chips than {chips}, or of chips with more memory than {memory}"
+    copies = program.job == "train" and figures["mesh"]["data"] > 1
+    if given > hbm and not copies:
+        return [f"{more}: what it is handed takes {given / 2**30:.1f} GiB already"]
     if program.job != "train":
         return [
             "--set model.compression.ratio=... : at a larger ratio cache and prefill are smaller",
@@ -303,10 +288,8 @@ def advise(program: Program, figures: Figures) -> list[str]:
         figures["rows"] // (figures["mesh"]["data"] * figures["mesh"]["fsdp"]),
     )
     if mesh["data"] > 1:
-        advice.append(
-            f"--set mesh.data=1 --set mesh.fsdp={mesh['data'] * mesh['fsdp']}: the model's parts "
-            "on all chips"
-        )
+        parts = f"--set mesh.data=1 --set mesh.fsdp={mesh['data'] * mesh['fsdp']}"
+        advice.append(f"{parts}: the model's parts on all chips")
     if config.model.remat != "full":
         advice.append("--set model.remat=full: layers keep only what enters them")
     micro = config.run.micro_batches

@@ -87,8 +87,7 @@ def _estimate(figures: Figures) -> Section:
         ("a call at peak speeds", f"{in_seconds(low)} (all overlaps) to {in_seconds(high)} (nothing does)"),
     ]  # fmt: skip
     if whole := told.get("whole"):
-        seconds = " to ".join(map(in_seconds, whole["call_seconds"]))
-        rows.append((f"the whole context, calls: {whole['calls']}", seconds))
+        rows.append((f"the whole context, {number_of_calls(whole)}", in_span(whole)))
     if "mfu" not in told:
         return [*rows, ("tokens a second", f"{told['tokens_per_second']:,.0f}")]
     return [
@@ -111,6 +110,15 @@ def in_seconds(seconds: float) -> str:
     return duration(seconds) if seconds >= 100 else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def in_span(estimate: Figures) -> str:
+    """Seconds of a call, from everything overlapping to nothing."""
+    return " to ".join(map(in_seconds, estimate["call_seconds"]))
+
+
+def number_of_calls(whole: Figures) -> str:
+    return "1 call" if whole["calls"] == 1 else f"{whole['calls']} calls"
+
+
 def choice(figures: Figures) -> dict[str, str]:
     """One of several choices, as a row of a table."""
     trained = {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]} if figures["job"] == "train" else {}
@@ -119,7 +127,7 @@ def choice(figures: Figures) -> dict[str, str]:
         **trained,
         "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
         "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
-        "a call at peak speeds": " to ".join(map(in_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
+        "a call at peak speeds": in_span(figures["estimate"]) if figures["fits"] else "",
     }
 
 
