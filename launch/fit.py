@@ -3,8 +3,12 @@
     python -m launch.fit --config configs/lclm_0p6b_4b_16x.py --slice v5p:4x4x4
     python -m launch.fit --config configs/lclm_0p6b_4b_16x.py --slice v6e:1x1 --job decode --context 1000000
 
-Exit status 0 where it fits, 3 where it does not. Serving jobs split heads and cache over the slice unless mesh.* is set.
-TPUs are compiled for by libtpu (pip install -e '.[fit]'), H100 and H200 by jax's CUDA plugin (pip install -e '.[gpu]').
+Jobs that serve: compress is one pass over 16 windows, prefill the last whole chunk of a prompt, decode one token; the estimate
+adds up the calls of a context. They split heads and cache over the slice unless mesh.* is set. Exit status 0 where the program
+fits, 3 where it does not.
+
+TPUs are compiled for by libtpu (pip install -e '.[fit]'), H100 and H200 by jax's CUDA plugin (pip install -e '.[gpu]', in Python
+3.12: without tokamax, attention is that of cards that have no kernels).
 """
 
 import argparse

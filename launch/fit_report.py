@@ -25,7 +25,7 @@ from lclm_jax.progress import track
 
 CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
-WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes")
+WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "moved_bytes", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
 CONTEXTS = [2**power for power in range(12, 21, 2)]
 PODS = {"v5p:1x1x1": 1, "v5p:2x2x2": 1, "v5p:4x4x4": 1, "v5p:8x8x8": 1, "v5p:16x16x16": 16}  # copies of the model
@@ -61,7 +61,7 @@ def fittings() -> list[Fitting]:
         ("v5e:2x2", "decode", 16),
         ("v5p:1x1x1", "prefill", 16),
         ("v5p:1x1x1", "decode", 16),
-        ("h100:1", "prefill", 16),
+        *(("h100:1", job, 16) for job in ("compress", "prefill")),
         ("h100:1", "decode", 16),
     ]
     found = []
@@ -144,7 +144,7 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
     lines = []
     for name in before.keys() & after.keys():
         for key in WATCHED:
-            old, new = before[name][key], after[name][key]
+            old, new = before[name].get(key), after[name].get(key)
             if old is not None and new is not None and new > old * (1 + growth) + SLACK:
                 lines.append(f"{name}: {key} {new:.4g}, was {old:.4g}")
         if before[name]["fits"] and not after[name]["fits"]:

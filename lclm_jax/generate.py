@@ -150,6 +150,11 @@ def padded_length(length: int) -> int:
     return first
 
 
+def positions_needed(spans: Sequence[Span], room: int) -> int:
+    """Positions of a cache that chunks write to, or `room` more than they fill."""
+    return max(*(span.first + span.length for span in spans), spans[-1].stop + room)
+
+
 def block_size(prompt: Prompt, config: ModelConfig) -> int:
     """Latents of a block."""
     return len(prompt.blocks[0]) if prompt.blocks else config.compression.latents_per_window
@@ -253,14 +258,13 @@ def prefill(
     Raises ValueError where a given cache is too small.
     """
     spans = plan_chunks(prompt, config)
-    needed = max(span.first + span.length for span in spans)
-    total = spans[-1].stop + room
+    needed = positions_needed(spans, room)
     if cache is None:
-        cache = allocate_cache(params, config, len(prompt.tokens), max(needed, total))
-    elif start + max(needed, total) > cache.length:
+        cache = allocate_cache(params, config, len(prompt.tokens), needed)
+    elif start + needed > cache.length:
         raise ValueError(
-            f"expected room for {start + max(needed, total)} positions, got a cache of "
-            f"{cache.length}; start a new one"
+            f"expected room for {start + needed} positions, got a cache of {cache.length}; "
+            "start a new one"
         )
     logits = replicate(np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32))
     for span in spans:

@@ -19,14 +19,28 @@ from lclm_jax.fit.flops import matmul_flops
 from lclm_jax.fit.programs import Program, trained_parts
 from lclm_jax.fit.search import choices, rank
 from lclm_jax.fit.topology import TopologyError, slice_devices
-from lclm_jax.hardware import parse_slice
+from lclm_jax.fit.traffic import moved_bytes
+from lclm_jax.fit.walk import Cached
+from lclm_jax.generate import CHUNKS, cache_size
+from lclm_jax.hardware import CHIPS, parse_slice
+from lclm_jax.model.attention import gpu, tpu
+from lclm_jax.model.masks import Places
 from lclm_jax.sharding import make_mesh, serving_mesh
 
 PODS = parse_slice("v5p:4x4x4")
 
 
+def traced(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).trace(*arrays).jaxpr.jaxpr
+
+
 def products(function, *shapes):
-    return matmul_flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr.jaxpr)
+    return matmul_flops(traced(function, *shapes))
+
+
+def moved(function, *shapes, cached=None):
+    return moved_bytes(traced(function, *shapes), cached).total()
 
 
 def test_products_of_loops_branches_and_gradients():
@@ -57,6 +71,94 @@ def test_products_by_source():
             return x @ w @ w
 
     assert products(named, (4, 8), (8, 8)) == {"encoder": 512, "attend": 1024}
+
+
+def test_bytes_of_products_in_loops():
+    """Elementwise work is part of the products beside it."""
+
+    def layers(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=5)[0]
+
+    assert moved(layers, (4, 8), (8, 8)) == 5 * 4 * (32 + 64 + 32)
+    assert moved(lambda x: jnp.tanh(x) + 1, (4, 8)) == 0
+
+
+def test_bytes_of_gathers_and_updates_are_those_of_the_part():
+    assert moved(lambda x: x[jnp.array([3, 4])], (100, 8)) == 2 * 4 * 16
+    update = jax.lax.dynamic_update_slice_in_dim
+    assert moved(lambda x, y: update(x, y, 7, 0), (100, 8), (2, 8)) == 2 * 4 * 16
+
+
+def test_a_slice_that_a_product_reads_is_no_copy():
+    """One that a loop is handed is."""
+    rows = partial(jax.lax.dynamic_slice_in_dim, slice_size=10)
+
+    def directly(x, w, start=5):
+        return jnp.einsum("ij,jk", rows(x, start), w)
+
+    def in_a_loop(x, w, start=5):
+        part = rows(x, start)
+        return jax.lax.fori_loop(0, 3, lambda _, sums: sums + part @ w, jnp.zeros((10, 8)))
+
+    product = 4 * (80 + 64 + 80)
+    assert moved(directly, (100, 8), (8, 8)) == product
+    assert moved(in_a_loop, (100, 8), (8, 8)) == 3 * product + 2 * 4 * 80
+
+
+def test_a_loop_of_unknown_length_covers_what_it_cuts():
+    """Of a cache, what is in use."""
+
+    def read(q, k, end):
+        def step(i, sums):
+            return sums + q @ jax.lax.dynamic_slice_in_dim(k, 8 * i, 8).T
+
+        return jax.lax.fori_loop(0, end.astype(int), step, jnp.zeros((4, 8)))
+
+    shapes, block = ((4, 16), (80, 16), ()), 2 * 4 * 16 * 8
+    assert products(read, *shapes).total() == 10 * block
+    half = Cached(frozenset({80}), 40, 3)
+    assert matmul_flops(traced(read, *shapes), half).total() == 5 * block
+
+
+def test_of_a_stacked_cache_one_layer_is_read():
+    cached = Cached(frozenset({512, 1024}), 600, 3)
+    assert cached.shape((3, 1, 2, 1024, 128)) == (1, 2, 600, 128)
+    assert cached.shape((1, 2, 512, 128)) == (1, 2, 512, 128)
+    assert cached.shape((3, 1, 2, 256, 128)) == (3, 1, 2, 256, 128)
+
+
+def test_scores_in_memory_cost_more_time_than_their_products():
+    """Of a long sequence, on an H100; in a kernel they cost none."""
+    length, heads, width = 16384, 32, 128
+    q = jax.ShapeDtypeStruct((1, length, heads, width), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((1, 8, length, width), jnp.bfloat16)
+    row = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def read(way):
+        run = jax.jit(lambda q, k, v, *row: way(q, k, v, Places(*row), True, ("batch", "length")))
+        return run.trace(q, k, k, row, row).jaxpr.jaxpr
+
+    chip, blocked, kernel = CHIPS["h100"], read(gpu.blocked), read(tpu.splash)
+    computing = matmul_flops(blocked).total() / chip.flops
+    assert moved_bytes(blocked).total() / chip.memory_speed > 3 * computing
+    assert not matmul_flops(kernel)
+    assert moved_bytes(kernel).total() / chip.memory_speed < 0.1 * computing
+
+
+def test_turns_are_those_of_a_real_prompt():
+    program = Program(published(), published().stages[2], parse_slice("v6e:1x1"), "prefill", 2**20)
+    turns, mesh = program.turns(), make_mesh(MeshConfig())
+    assert sum(turn.filled for turn in turns) == 2**16 + 1024
+    assert {turn.length for turn in turns} == set(CHUNKS)
+    assert program.dearest.length == max(CHUNKS) and program.dearest.cached == 15 * 4096
+    whole = sum(turn.flops.attention for turn in turns)
+    assert whole == pytest.approx(4 * 36 * 32 * 128 * (2**16 + 1024) ** 2 / 2)
+    with jax.set_mesh(mesh):
+        assert program.call(mesh).cache_length == cache_size(1, 2**16 + 2048) == 2**16 + 2048
+        assert program.cached(turns[1], 67584).positions == 67584 // 8
+        assert program.cached(program.dearest, 67584).positions == 67584
+    compress = dataclasses.replace(program, job="compress")
+    assert len(compress.turns()) == 2**20 // 1024 // 16
 
 
 def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
@@ -96,7 +198,7 @@ def test_choices_divide_evenly_and_are_all_different():
         mesh, run = one.program.config.mesh, one.program.config.run
         assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 64
         assert 256 % (mesh.data * mesh.fsdp * run.micro_batches) == 0
-    assert {one.program.config.model.remat for one in found} == {"full", "dots"}
+    assert {one.program.config.model.remat for one in found} == {"full", "attention", "dots"}
     serving = list(choices(dataclasses.replace(program, job="decode")))
     assert {(one.program.config.mesh.context, one.program.config.mesh.tensor) for one in serving} == {
         (64, 1), (32, 2), (16, 4), (8, 8)
@@ -150,8 +252,8 @@ def small(config_once, tmp_path, monkeypatch):
 
 
 KEYS = {
-    "fits", "hbm_bytes", "argument_bytes", "temp_bytes", "peak_bytes", "matmul_flops", "model_flops", "collective_bytes",
-    "compile_seconds",
+    "fits", "hbm_bytes", "argument_bytes", "temp_bytes", "peak_bytes", "matmul_flops", "model_flops",
+    "moved_bytes", "collective_bytes", "compile_seconds",
 }  # fmt: skip
 
 
@@ -167,6 +269,11 @@ def test_the_command(here, small, tmp_path, command, capsys):
         assert run("v5e:1x2", "--job", job, "--context", 1000) == 0
         figures = json.loads(output.read_text())
         assert figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
+        whole = figures["estimate"].get("whole")
+        assert (whole is None) == (job == "decode")
+        if whole:
+            assert whole["call_seconds"] >= figures["estimate"]["call_seconds"]
+            assert "the whole context" in capsys.readouterr().out
 
 
 def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, command):

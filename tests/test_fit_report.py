@@ -11,10 +11,11 @@ from launch.fit_report import Fitting, compare, fit, fittings
 from lclm_jax.errors import UserError
 from lclm_jax.fit.report import markdown, write_report
 
-FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flops": 1e17, "collective_bytes": 10**10}
+FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flops": 1e17, "moved_bytes": 1e12,
+           "collective_bytes": 10**10}  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["peak_bytes", "temp_bytes", "matmul_flops", "collective_bytes"])
+@pytest.mark.parametrize("key", sorted(FIGURES.keys() - {"fits"}))
 def test_what_grew_is_named(key):
     grown = {"train": FIGURES | {key: FIGURES[key] * 1.03}}
     assert [line.split()[:2] for line in compare({"train": FIGURES}, grown, 0.02)] == [["train:", key]]
@@ -67,9 +68,11 @@ def test_the_page(tmp_path):
         "fsdp_budget_bytes": 2e10, "collectives": [{"type": "f32", "bytes": 2**29}],
     }  # fmt: skip
     refused = known | {"fits": False, "collective_bytes": None, "collectives": None}
+    whole = {"calls": 17, "call_seconds": [1.8, 1.9]}
+    prefill = known | {"estimate": estimate | {"whole": whole}}
     themes = {
         "training": [("v5p:4x4x4", known), ("v5e:1x1", refused)],
-        "serving": [("v6e:1x1 --job decode", known)],
+        "serving": [("v6e:1x1 --job decode", known), ("v6e:1x1 --job prefill", prefill)],
         "contexts": [("", known | {"context": 2**power}) for power in (12, 20)],
         "chips": [("", known | {"chips": chips, "rows": 4 * chips, "mesh": {"data": 2}}) for chips in (1, 64)],
     }
@@ -77,6 +80,7 @@ def test_the_page(tmp_path):
     page = (tmp_path / "fit.md").read_text()
     assert "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |" in page
     assert "| `v5e:1x1` | **no** |" in page and "nothing was executed" in page
+    assert "10 ms to 20 ms | – | 7 s |" in page and "10 ms to 20 ms | 1.8 s to 1.9 s in 17 calls | 7 s |" in page
     assert "14 encoder windows" in page and "token budget, 5.00B positions" in page
     assert "a v5p, 4 rows each" in page and "2 on 1, 2 on 64" in page
     assert "| 1,048,576 | 9.31 | 9.00 | 144.00 |" in page

@@ -34,7 +34,8 @@ def sections(figures: Figures) -> dict[str, Section]:
 
 
 def _program(figures: Figures) -> Section:
-    names = ("stage", "rows", "positions", "windows", "ratio", "micro_batches", "remat", "context", "latents")
+    trained = ("stage", "rows", "positions", "windows", "ratio", "micro_batches", "remat")
+    names = (*trained, "context", "latents", "chunk", "filled", "cached", "cache")
     told = [(name.replace("_", " "), f"{figures[name]:,}" if isinstance(figures[name], int) else figures[name])
             for name in names if name in figures]  # fmt: skip
     return [*told, ("mesh", _mesh(figures)), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
@@ -54,8 +55,9 @@ def _products(figures: Figures) -> Section:
     attention = figures["attention_flops"]
     rows = [(source, f"{count:.3e}") for source, count in figures["matmul_flops_by_source"].items()]
     rows += [("all, attention excluded", f"{total:.3e}"), ("the model's", f"{model:.3e}"), ("ratio", f"{total / model:.3f}")]
-    told = f"{attention['products']:.3e} in products" if attention["products"] else "in a kernel"
-    return [*rows, ("attention, the model's", f"{attention['model']:.3e}"), ("attention, done", told)]
+    how = "in products" if attention["products"] >= attention["done"] else "in a kernel"
+    done = ("attention, done", f"{attention['done']:.3e} {how}")
+    return [*rows, ("attention, the model's", f"{attention['model']:.3e}"), done]
 
 
 def _sent(figures: Figures) -> Section:
@@ -80,10 +82,12 @@ def _estimate(figures: Figures) -> Section:
     rows = [
         ("assumed of a chip", _assumed(assumed)),
         ("computing", in_seconds(told["compute_seconds"])),
-        ("reading its arguments once", in_seconds(told["memory_seconds"])),
+        (f"moving {figures['moved_bytes'] / GIB:.2f} GiB to and from memory", in_seconds(told["memory_seconds"])),
         ("sending", in_seconds(told["network_seconds"])),
         ("a call at peak speeds", f"{in_seconds(low)} (all overlaps) to {in_seconds(high)} (nothing does)"),
     ]  # fmt: skip
+    if whole := told.get("whole"):
+        rows.append((f"the whole context, {number_of_calls(whole)}", in_span(whole)))
     if "mfu" not in told:
         return [*rows, ("tokens a second", f"{told['tokens_per_second']:,.0f}")]
     return [
@@ -106,6 +110,15 @@ def in_seconds(seconds: float) -> str:
     return duration(seconds) if seconds >= 100 else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def in_span(estimate: Figures) -> str:
+    """Seconds of a call, from everything overlapping to nothing."""
+    return " to ".join(map(in_seconds, estimate["call_seconds"]))
+
+
+def number_of_calls(whole: Figures) -> str:
+    return "1 call" if whole["calls"] == 1 else f"{whole['calls']} calls"
+
+
 def choice(figures: Figures) -> dict[str, str]:
     """One of several choices, as a row of a table."""
     trained = {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]} if figures["job"] == "train" else {}
@@ -114,7 +127,7 @@ def choice(figures: Figures) -> dict[str, str]:
         **trained,
         "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
         "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
-        "a call at peak speeds": " to ".join(map(in_seconds, figures["estimate"]["call_seconds"])) if figures["fits"] else "",
+        "a call at peak speeds": in_span(figures["estimate"]) if figures["fits"] else "",
     }
 
 

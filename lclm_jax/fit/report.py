@@ -7,7 +7,7 @@ from lclm_jax import plots
 from lclm_jax.config import ModelConfig
 from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.fit.measure import Figures
-from lclm_jax.fit.page import GIB, NOTE, in_seconds
+from lclm_jax.fit.page import GIB, NOTE, in_span, number_of_calls
 
 Fits = Sequence[tuple[str, Figures]]  # arguments of `launch.fit` after --slice, and what it found
 Growth = dict[str, dict[int, float]]  # name of a line -> size -> GiB
@@ -33,6 +33,12 @@ whatever the batch.
 ## Serving a million tokens
 
 {serving}
+
+A call of `compress` is a pass over 16 windows, one of `prefill` the last chunk of 4,096 positions, one of `decode` a token; the
+cache is the one that generation allocates for the latents, tags, a question and an answer. The whole context adds up its passes
+or chunks. A call takes at least the longest of its products at a chip's peak, its bytes at the peak of the memory and what it
+sends, and about their sum where nothing overlaps; the bytes assume that elementwise work is fused into the products, kernels,
+gathers and updates beside it.
 
 ## As the context grows
 
@@ -94,9 +100,12 @@ def training_row(arguments: str, figures: Figures) -> dict[str, str]:
 
 
 def serving_row(arguments: str, figures: Figures) -> dict[str, str]:
-    low, high = figures["estimate"]["call_seconds"]
+    estimate, whole = figures["estimate"], UNKNOWN
+    if figures["fits"] and "whole" in estimate:
+        whole = f"{in_span(estimate['whole'])} in {number_of_calls(estimate['whole'])}"
     return _fits(arguments, figures) | {
-        "a call at peak speeds": f"{in_seconds(low)} to {in_seconds(high)}" if figures["fits"] else UNKNOWN,
+        "a call at peak speeds": in_span(estimate) if figures["fits"] else UNKNOWN,
+        "the whole context": whole,
         "compiled in": f"{figures['compile_seconds']:.0f} s",
     }
 

@@ -15,7 +15,7 @@ from lclm_jax.progress import progress_bar
 from lclm_jax.state import count_parameters
 
 STATE_BYTES = 12  # a trained parameter: float32 master and two moments
-REMATS = ("full", "dots")
+REMATS = {"full": 4 / 3, "attention": 1.3, "dots": 1.05}  # FLOPs of a step over the model's, roughly
 PATIENCE = 4
 
 
@@ -105,16 +105,20 @@ def _guess(program: Program, flops: float) -> Choice:
     parameters = count_parameters(config.model)
     tower, micro = config.model.decoder, config.run.micro_batches
     tokens = config.data.rows * config.data.positions / (mesh.data * mesh.fsdp * mesh.context)  # of a chip, in a step
-    full = config.model.remat == "full"
+    remat, attended = config.model.remat, tower.heads * tower.head_dim
     sent = FSDP_BYTES * micro * parameters / mesh.tensor
     if mesh.tensor > 1:  # sums of activations after attention and after the MLP, forward, again, and backward
-        sent += tower.layers * (6 if full else 4) * 2 * tokens * tower.width
+        sent += tower.layers * (4 if remat == "dots" else 6) * 2 * tokens * tower.width
     if mesh.context > 1:  # keys and values of whole sequences, forward and again, their gradients back
         sent += tower.layers * 4 * 2 * tokens * mesh.context * tower.kv_heads * tower.head_dim / mesh.tensor
-    inner = 2 * (tower.heads + tower.kv_heads) * tower.head_dim + 2 * tower.mlp  # queries, attended, keys, values, gate, up
-    kept = tower.width if full else 2 * tower.width + inner / mesh.tensor  # of a token in every layer
+    inner = 2 * (attended + tower.kv_heads * tower.head_dim) + 2 * tower.mlp  # queries, attended, keys, values, gate, up
+    kept = {  # of a token in every layer
+        "full": tower.width,
+        "attention": tower.width + attended / mesh.tensor,
+        "dots": 2 * tower.width + inner / mesh.tensor,
+    }[remat]
     held = STATE_BYTES * parameters * mesh.data / program.where.chips + 2 * tower.layers * tokens / micro * kept
-    return Choice(program, flops * (4 / 3 if full else 1.05) / chip.flops + sent / chip.link_speed, held)
+    return Choice(program, flops * REMATS[remat] / chip.flops + sent / chip.link_speed, held)
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Devices of a slice that is not here, for compilers that need none: libtpu for TPUs, jax's CUDA plugin for GPUs."""
 
 import os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -54,8 +55,8 @@ TPU_HELP = (
     "and v6e and 16x16x16 for v5p"
 )
 GPU_HELP = (
-    "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', and JAX_PLATFORMS=cpu where there is "
-    "no card"
+    "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', in Python 3.12 for the kernels of "
+    "attention, and JAX_PLATFORMS=cpu where there is no card"
 )
 
 
@@ -93,10 +94,11 @@ def _gpus(where: Slice) -> dict[str, Any]:
 
 
 def compiler(where: Slice) -> str:
-    """Name and version of what compiles for a slice, as figures of it should say."""
-    for package in ("libtpu",) if where.chip.kind == "tpu" else ("jax-cuda13-pjrt", "jax-cuda12-pjrt"):
-        try:
-            return f"jax {jax.__version__}, {package} {version(package)}"
-        except PackageNotFoundError:
-            continue
-    return f"jax {jax.__version__}"
+    """Names and versions of what compiles for a slice, as figures of it should say."""
+    gpu = where.chip.kind == "gpu"
+    packages = ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "tokamax") if gpu else ("libtpu",)
+    found = [f"jax {jax.__version__}"]
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)

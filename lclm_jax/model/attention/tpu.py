@@ -84,7 +84,7 @@ def splash_keys(
         at_key = jnp.pad(at_key, ((0, 0), (0, padded)))
         part = _splash_part(scaled, k, v, at_query, at_key, causal, interpret)
     else:
-        lengths = _reaches(s)
+        lengths = reaches(s)
         branches = [partial(_splash_prefix, length, interpret) for length in lengths]
         choice = sum((end > length).astype(jnp.int32) for length in lengths[:-1])
         part = jax.lax.switch(choice, branches, scaled, k, v, at_query, at_key)
@@ -115,7 +115,7 @@ def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Pa
     return attended, norms
 
 
-def _reaches(length: int) -> list[int]:
+def reaches(length: int) -> list[int]:
     """Lengths of a cache's prefix that are compiled: its eighth, quarter, half and the whole."""
     parts = [-(-length // (share * TILE)) * TILE for share in (8, 4, 2)]
     return [*sorted(set(parts) - {length}), length]
