@@ -111,7 +111,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Span:
+class PlannedChunk:
     """Columns of prompts that one chunk reads, the chunk's length, and the blocks it needs."""
 
     first: int
@@ -120,20 +120,20 @@ class Span:
     blocks: Int[np.ndarray, "X"]
 
 
-def plan_chunks(prompt: Prompt, config: ModelConfig) -> list[Span]:
+def plan_chunks(prompt: Prompt, config: ModelConfig) -> list[PlannedChunk]:
     """Cuts prompts into chunks of few lengths, each with a bounded number of latent blocks."""
     rows, total = len(prompt.tokens), int(prompt.lengths.max())
     size = block_size(prompt, config)
-    spans, first = [], 0
+    chunks, first = [], 0
     while first < total:
         length = chunk_length(total - first)
         stop = min(first + length, total)
         numbers = prompt.slots[:, first:stop] // size  # -1 where there is none
         stop = first + _columns_within(numbers, block_limit(rows, length, size))
         used = np.unique(numbers[:, : stop - first])
-        spans.append(Span(first, stop, length, used[used >= 0]))
+        chunks.append(PlannedChunk(first, stop, length, used[used >= 0]))
         first = stop
-    return spans
+    return chunks
 
 
 def chunk_length(left: int) -> int:
@@ -150,9 +150,9 @@ def padded_length(length: int) -> int:
     return first
 
 
-def positions_needed(spans: Sequence[Span], room: int) -> int:
+def positions_needed(chunks: Sequence[PlannedChunk], room: int) -> int:
     """Positions of a cache that chunks write to, or `room` more than they fill."""
-    return max(*(span.first + span.length for span in spans), spans[-1].stop + room)
+    return max(*(planned.first + planned.length for planned in chunks), chunks[-1].stop + room)
 
 
 def block_size(prompt: Prompt, config: ModelConfig) -> int:
@@ -178,22 +178,22 @@ def _columns_within(numbers: Int[np.ndarray, "B T"], limit: int) -> int:
     return columns
 
 
-def make_chunk(prompt: Prompt, span: Span, config: ModelConfig, start: int = 0) -> Chunk:
+def make_chunk(prompt: Prompt, planned: PlannedChunk, config: ModelConfig, start: int = 0) -> Chunk:
     """The arrays of one chunk; `start` is the number of tokens in the cache before the prompt."""
-    size, count = block_size(prompt, config), span.stop - span.first
-    columns = np.arange(span.first, span.first + span.length, dtype=np.int32)[None]
-    real = columns < np.minimum(prompt.lengths, span.stop)[:, None]
-    last = prompt.lengths - 1 - span.first
-    slots = _pad(prompt.slots[:, span.first : span.stop], span.length, -1)
-    if len(span.blocks):
-        renumbered = np.searchsorted(span.blocks, slots // size) * size + slots % size
+    size, count = block_size(prompt, config), planned.stop - planned.first
+    columns = np.arange(planned.first, planned.first + planned.length, dtype=np.int32)[None]
+    real = columns < np.minimum(prompt.lengths, planned.stop)[:, None]
+    last = prompt.lengths - 1 - planned.first
+    slots = _pad(prompt.slots[:, planned.first : planned.stop], planned.length, -1)
+    if len(planned.blocks):
+        renumbered = np.searchsorted(planned.blocks, slots // size) * size + slots % size
         slots = np.where(slots >= 0, renumbered, -1).astype(np.int32)
-    limit = block_limit(len(prompt.tokens), span.length, size)
-    blocks = [prompt.blocks[i] for i in span.blocks]
+    limit = block_limit(len(prompt.tokens), planned.length, size)
+    blocks = [prompt.blocks[i] for i in planned.blocks]
     blocks = [block if isinstance(block, jax.Array) else replicate(block) for block in blocks]
     filler = blocks[0] if blocks else replicate(np.zeros((size, config.decoder.width), config.dtype))
     return Chunk(
-        _pad(prompt.tokens[:, span.first : span.stop], span.length, 0),
+        _pad(prompt.tokens[:, planned.first : planned.stop], planned.length, 0),
         slots,
         Places(real.astype(np.int32), np.where(real, columns + start, 0).astype(np.int32)),
         np.where((last >= 0) & (last < count), last, -1).astype(np.int32),
@@ -257,8 +257,8 @@ def prefill(
 
     Raises ValueError where a given cache is too small.
     """
-    spans = plan_chunks(prompt, config)
-    needed = positions_needed(spans, room)
+    chunks = plan_chunks(prompt, config)
+    needed = positions_needed(chunks, room)
     if cache is None:
         cache = allocate_cache(params, config, len(prompt.tokens), needed)
     elif start + needed > cache.length:
@@ -267,9 +267,9 @@ def prefill(
             "start a new one"
         )
     logits = replicate(np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32))
-    for span in spans:
+    for planned in chunks:
         logits, cache = read_chunk(
-            params, make_chunk(prompt, span, config, start), logits, cache, config
+            params, make_chunk(prompt, planned, config, start), logits, cache, config
         )
     return logits, cache
 
@@ -323,15 +323,15 @@ def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:
     covered = jnp.exp(jax.nn.logsumexp(best, axis=-1) - total) >= rules.top_p
     enough = jnp.where(rules.top_k > 0, rules.top_k <= few, jnp.all(covered))
     if few == vocabulary:
-        return _cut(best, total, rules)
+        return _lowest_of(best, total, rules)
 
     def sort_all(_):
-        return _cut(jnp.sort(logits, axis=-1, descending=True), total, rules)
+        return _lowest_of(jnp.sort(logits, axis=-1, descending=True), total, rules)
 
-    return jax.lax.cond(enough, lambda best: _cut(best, total, rules), sort_all, best)
+    return jax.lax.cond(enough, lambda best: _lowest_of(best, total, rules), sort_all, best)
 
 
-def _cut(ordered: Float[Array, "B C"], total: Float[Array, "B"], rules: Rules) -> Float[Array, "B"]:
+def _lowest_of(ordered: Float[Array, "B C"], total: Float[Array, "B"], rules: Rules) -> Float[Array, "B"]:
     """`_lowest` from the best scores in order; `total` is the log of the sum of all."""
     rank = jnp.arange(ordered.shape[-1])
     limit = jnp.where(rules.top_k > 0, rules.top_k, ordered.shape[-1])
@@ -373,7 +373,7 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
 
 
 @partial(jax.jit, donate_argnames=("logits", "cache"))
-def begin(
+def start_decoding(
     logits: Float[Array, "B V"], lengths: Int[Array, "B"], cache: Cache, seed: Array, rules: Rules
 ) -> Decoding:
     """Chooses the first token of every row after its prompt of so many tokens."""
@@ -423,7 +423,7 @@ def continue_tokens(
     excluded; and the cache, without the last tokens."""
     rules = Rules.of(sampling, stops)
     lengths = np.asarray(lengths, np.int32)
-    state = begin(logits, lengths, cache, np.uint32(seed % 2**32), rules)
+    state = start_decoding(logits, lengths, cache, np.uint32(seed % 2**32), rules)
     blocks = [np.asarray(state.tokens)[:, None]]
     while sum(block.shape[1] for block in blocks) < steps and not np.asarray(state.ended).all():
         state, out = decode_block(params, state, np.int32(steps), rules, config)

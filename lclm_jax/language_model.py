@@ -41,7 +41,7 @@ Seated = tuple[Piece, int, int]  # a piece, and its first position and first lat
 
 
 @dataclass(frozen=True)
-class Slice:
+class BlockSlice:
     """Some latents of one block [P D], which lies on the device."""
 
     block: Array
@@ -56,8 +56,8 @@ class Latents:
     vectors [M D], or by `LanguageModel.compress`.
     """
 
-    def __init__(self, vectors: np.ndarray | Sequence[Slice], tokens: int):
-        slices = all(isinstance(one, Slice) for one in vectors)
+    def __init__(self, vectors: np.ndarray | Sequence[BlockSlice], tokens: int):
+        slices = all(isinstance(one, BlockSlice) for one in vectors)
         self._given = vectors if slices else np.asarray(vectors)
         self.tokens = tokens
 
@@ -85,14 +85,14 @@ class Latents:
         ]
         return np.concatenate(parts)
 
-    def slices(self, size: int, dtype: str) -> Sequence[Slice]:
+    def slices(self, size: int, dtype: str) -> Sequence[BlockSlice]:
         """The latents as slices of blocks of `size` latents; those of an array get this dtype."""
         if not isinstance(self._given, np.ndarray):
             return self._given
         starts = range(0, len(self._given), size)
         parts = [self._given[start : start + size] for start in starts]
         blocks = [np.pad(part, ((0, size - len(part)), (0, 0))).astype(dtype) for part in parts]
-        return [Slice(block, 0, len(part)) for block, part in zip(blocks, parts, strict=True)]
+        return [BlockSlice(block, 0, len(part)) for block, part in zip(blocks, parts, strict=True)]
 
     def block_until_ready(self) -> "Latents":
         """Waits until the device has made them."""
@@ -157,7 +157,7 @@ class LanguageModel:
             windows[window].append((piece, position, latent))
         blocks = self._encode(windows)
         slices = (
-            Slice(blocks[window], latent, piece.latents)
+            BlockSlice(blocks[window], latent, piece.latents)
             for piece, (window, _, latent) in zip(pieces, seats, strict=True)
         )
         return [
@@ -182,7 +182,7 @@ class LanguageModel:
         blocks = self._encode(windows())
         if self.config.adapter.attention:
             blocks = self._project(blocks, latents)
-        slices = [Slice(block, 0, count) for block, count in zip(blocks, latents, strict=True)]
+        slices = [BlockSlice(block, 0, count) for block, count in zip(blocks, latents, strict=True)]
         return Latents(slices, sum(tokens))
 
     def _cut(self, parts: Iterable[np.ndarray], ratio: int | None) -> Iterator[Piece]:
@@ -257,7 +257,7 @@ class LanguageModel:
         Put text that comes from elsewhere into a list: there, tags and control tokens are only
         characters.
         """
-        prompt = self._prompt([self._render(messages)])
+        prompt = self.read([self._render(messages)])
         return self._answer(prompt, max_tokens, sampling, seed)[0]
 
     def conversation(self) -> "Conversation":
@@ -275,15 +275,11 @@ class LanguageModel:
         listed = [parts] if isinstance(parts, (str, Latents)) else parts
         encode = self.tokenizer.encode
         record = [Plain(encode(part)) if isinstance(part, str) else part for part in listed]
-        return self._answer(self._prompt([record]), max_tokens, sampling, seed)[0]
+        return self._answer(self.read([record]), max_tokens, sampling, seed)[0]
 
     def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
         """Greedy continuations of a batch of records."""
-        return self._answer(self._prompt(records), max_tokens, GREEDY, 0)
-
-    def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:
-        """A batch of records as `generate.prefill` reads them, their contexts compressed."""
-        return self._prompt(records)
+        return self._answer(self.read(records), max_tokens, GREEDY, 0)
 
     def _render(self, messages: Sequence[Message]) -> list:
         """The record of a chat up to the assistant's next turn, with latents in it as they are."""
@@ -299,8 +295,9 @@ class LanguageModel:
         waiting = iter(latents)
         return [next(waiting) if isinstance(span, Given) else span for span in record]
 
-    def _prompt(self, records: Sequence[Sequence[Any]]) -> Prompt:
-        """Prompts of records, in which contexts are compressed and latents are slots."""
+    def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:
+        """A batch of records as `generate.prefill` takes them: contexts are compressed, and latents
+        fill their slots."""
         contexts = [part for record in records for part in record if isinstance(part, Context)]
         compressed = iter(self.compress_all(contexts))
         filled = [
@@ -320,10 +317,10 @@ class LanguageModel:
             tokens[i, : len(own)], slots[i, : len(own)] = own, table[own_slots]
         return Prompt(tokens, slots, lengths, list(blocks.values()))
 
-    def _lay_out(self, record: Sequence[Any]) -> tuple[tuple[np.ndarray, np.ndarray], list[Slice]]:
+    def _lay_out(self, record: Sequence[Any]) -> tuple[tuple[np.ndarray, np.ndarray], list[BlockSlice]]:
         """Tokens and slots of a record of text and latents, and the slices the slots number."""
         width, size = self.config.decoder.width, self.config.compression.latents_per_window
-        slices: list[Slice] = []
+        slices: list[BlockSlice] = []
         spans = []
         for part in record:
             if isinstance(part, Latents):
@@ -389,7 +386,7 @@ class Conversation:
         """The assistant's answer to one more turn of the user, as `LanguageModel.chat` gives it."""
         model = self.model
         messages = [*self.messages, {"role": "user", "content": self._kept(content)}]
-        prompt = model._prompt([model._render(messages)])
+        prompt = model.read([model._render(messages)])
         length = int(prompt.lengths[0])
         model._check_length(length, max_tokens)
         with jax.set_mesh(model.mesh):

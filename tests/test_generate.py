@@ -16,12 +16,12 @@ from lclm_jax.generate import (
     Prompt,
     Rules,
     Sampling,
-    begin,
     choose,
     decode_block,
     decode_step,
     generate_tokens,
     prefill,
+    start_decoding,
 )
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
 from lclm_jax.model.lclm import LCLM
@@ -99,7 +99,7 @@ def test_no_token_copies_the_cache(model, monkeypatch):
     prompt = Prompt(tokens, np.full_like(tokens, -1), np.array([9]))
     logits, cache = prefill(model.params, prompt, model.config, STEPS)
     rules = Rules.of(Sampling())
-    state = begin(logits, prompt.lengths.astype(np.int32), cache, np.uint32(0), rules)
+    state = start_decoding(logits, prompt.lengths.astype(np.int32), cache, np.uint32(0), rules)
     program = decode_block.lower(model.params, state, np.int32(STEPS), rules, model.config)
     steps = program.compile().as_text().split("ENTRY ")[0]
     cached = rf"= f32\[[\d,]*{length},{model.config.decoder.head_dim}\]\S* "

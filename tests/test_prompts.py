@@ -74,7 +74,7 @@ def test_only_the_last_chunk_has_pads(model, short_chunks):
 def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):
     """Each context has a window and a block of its own: more of them than a chunk is given."""
     latents = [model.compress_tokens(np.arange(n, n + 3)) for n in range(40)]
-    prompt = model._prompt([[*latents, Plain(np.array([5, 6, 7]))]])
+    prompt = model.read([[*latents, Plain(np.array([5, 6, 7]))]])
     assert len(prompt.blocks) == 40
     limits = [generate.block_limit(1, span.length, 4) for span in plan_chunks(prompt, model.config)]
     spans = plan_chunks(prompt, model.config)

@@ -21,8 +21,8 @@ from lclm_jax.data.streams import budget
 from lclm_jax.fit.walk import Cached
 from lclm_jax.generate import (
     ROOM,
+    PlannedChunk,
     Prompt,
-    Span,
     allocate_cache,
     decode_step,
     make_chunk,
@@ -248,7 +248,7 @@ def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
 
 def abstract_cache(config: ModelConfig, params: Any, context: int) -> Cache:
     """The shapes of the cache that `generate.prefill` allocates for a `sample_prompt`."""
-    spans: list[Span] = plan_chunks(sample_prompt(config, context), config)
+    spans: list[PlannedChunk] = plan_chunks(sample_prompt(config, context), config)
     needed = positions_needed(spans, ROOM)
     return jax.eval_shape(lambda params: allocate_cache(params, config, 1, needed), params)
 

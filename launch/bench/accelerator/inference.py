@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.data.spans import Plain
-from lclm_jax.generate import BLOCK, Decoding, Rules, Sampling, begin, continue_tokens, decode_block
+from lclm_jax.generate import (
+    BLOCK,
+    Decoding,
+    Rules,
+    Sampling,
+    continue_tokens,
+    decode_block,
+    start_decoding,
+)
 from lclm_jax.generate import prefill as prefill_prompt
 from lclm_jax.language_model import LanguageModel, Latents
 from lclm_jax.model.attention import Cache
@@ -71,7 +79,7 @@ def begin_decoding(model: LanguageModel, state: State) -> Decoding:
     with jax.set_mesh(model.mesh):
         rules = Rules.of(Sampling())
         lengths = state.lengths.astype(np.int32)
-        return begin(state.scores, lengths, state.cache, np.uint32(0), rules)
+        return start_decoding(state.scores, lengths, state.cache, np.uint32(0), rules)
 
 
 def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int]:
