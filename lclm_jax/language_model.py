@@ -86,11 +86,13 @@ class Latents:
         return np.concatenate(parts)
 
     def slices(self, size: int, dtype: str) -> Sequence[BlockSlice]:
-        """The latents as slices of blocks of `size` latents; those of an array get this dtype."""
-        if not isinstance(self._given, np.ndarray):
-            return self._given
-        starts = range(0, len(self._given), size)
-        parts = [self._given[start : start + size] for start in starts]
+        """The latents as slices of blocks of `size` latents, copied into new ones where they lie in
+        an array, or in the blocks of a model of another size."""
+        given = self._given
+        if not isinstance(given, np.ndarray) and all(len(one.block) == size for one in given):
+            return given
+        starts = range(0, len(self.vectors), size)
+        parts = [self.vectors[start : start + size] for start in starts]
         blocks = [np.pad(part, ((0, size - len(part)), (0, 0))).astype(dtype) for part in parts]
         return [BlockSlice(block, 0, len(part)) for block, part in zip(blocks, parts, strict=True)]
 

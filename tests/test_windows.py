@@ -242,7 +242,7 @@ def test_a_text_compressed_at_a_ratio_equals_the_model_of_that_ratio(kind, token
     for ratio in (2, 32, None):
         other = LanguageModel(fixed(config, ratio or 16), noise(config), tokenizer)
         ours, theirs = loaded.compress(TEXT, ratio=ratio), other.compress(TEXT)
-        np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=1e-6)
+        np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=5e-6)
         assert ours.tokens == theirs.tokens > 64, "several windows"
         counts.append(len(ours))
     assert counts[0] > counts[2] > counts[1]
