@@ -11,7 +11,15 @@ the other two published models.
 
 from configs import recipe_fine_tuning, recipe_pretraining
 from configs.shapes import QWEN3_4B_INSTRUCT_2507, QWEN3_EMBEDDING_0P6B, with_memory_tokens
-from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, Recipe, RunConfig, StageConfig
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    Group,
+    ModelConfig,
+    Recipe,
+    RunConfig,
+    StageConfig,
+)
 
 BATCH_TOKENS = 256 * 16384  # decoder positions of a global batch
 # Windows of a row: in fine-tuning the paper's encoder reads 29.73B tokens beside the decoder's 21.32B; in pre-training 0.82 of

@@ -17,10 +17,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from convert.hf_config import read_model_config
-from convert.hf_files import FileTensor, Published, find_published, list_file, list_tower, new_directory, write_json
+from convert.hf_files import (
+    FileTensor,
+    Published,
+    find_published,
+    list_file,
+    list_tower,
+    new_directory,
+    write_json,
+)
 from convert.hf_tokenizer import read_tokenizer
 from convert.mapping import ConversionError, Source, find_sources
-from convert.provenance import ORIGINALS, PROVENANCE, SMALL_FILES, copy_originals, hash_files, stored_dtypes
+from convert.provenance import (
+    ORIGINALS,
+    PROVENANCE,
+    SMALL_FILES,
+    copy_originals,
+    hash_files,
+    stored_dtypes,
+)
 from lclm_jax.checkpoint import save_streamed
 from lclm_jax.command import run
 from lclm_jax.config import ModelConfig

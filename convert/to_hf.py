@@ -15,9 +15,25 @@ import ml_dtypes
 import numpy as np
 
 from convert.hf_config import write_compression, write_generation, write_tower
-from convert.hf_files import ADAPTER, NewTensor, new_directory, read_json, write_file, write_json, write_weights
+from convert.hf_files import (
+    ADAPTER,
+    NewTensor,
+    new_directory,
+    read_json,
+    write_file,
+    write_json,
+    write_weights,
+)
 from convert.hf_tokenizer import without_memory
-from convert.mapping import COPIES, NUMPY, ConversionError, Tensor, parameter_shapes, published_tensors, to_published
+from convert.mapping import (
+    COPIES,
+    NUMPY,
+    ConversionError,
+    Tensor,
+    parameter_shapes,
+    published_tensors,
+    to_published,
+)
 from convert.provenance import ORIGINALS, PROVENANCE
 from lclm_jax.checkpoint import read_model, saved_params
 from lclm_jax.command import run

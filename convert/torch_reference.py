@@ -14,7 +14,13 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    Qwen3Config,
+)
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
 from convert.golden import Check, Subject, Tolerance, check, forward

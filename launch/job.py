@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import jax
-from jax._src.clusters import ClusterEnv  # the only place that knows whether jax.distributed would find a cluster
+from jax._src.clusters import (
+    ClusterEnv,  # the only place that knows whether jax.distributed would find a cluster
+)
 
 from lclm_jax.errors import UserError
 

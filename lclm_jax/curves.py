@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from lclm_jax.findings import Figures, finite
 from lclm_jax.history import History, gap_of, skipped_steps, views_of
-from lclm_jax.plots import DASHES, FONT, PART_COLOURS, STREAMS, VIEW_NAMES, VIEWS, new_figure, percent_axis
+from lclm_jax.plots import (
+    DASHES,
+    FONT,
+    PART_COLOURS,
+    STREAMS,
+    VIEW_NAMES,
+    VIEWS,
+    new_figure,
+    percent_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

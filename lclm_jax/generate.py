@@ -24,6 +24,7 @@ from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
 
 CHUNKS = (256, 4096)  # positions of a prompt that are read at once
 ROOM = 1024  # positions of a cache for what is asked and answered after a prompt
+EXTRA = 2 * ROOM + 256  # positions of a cache beside a context of a power of two of latents
 BLOCK = 64  # tokens that one call of the decoding program writes, at most
 CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
 MAX_STOPS = 16  # stop tokens of a call
@@ -216,11 +217,11 @@ def read_chunk(
     """
     latents = jnp.concatenate(chunk.blocks).astype(params["decoder"]["table"].dtype)
     inputs = (chunk.tokens, chunk.slots, latents, chunk.places, cache, chunk.count)
-    hidden, cache = apply(config, params, *inputs, method=LCLM.decode)
+    hidden, read = apply(config, params, *inputs, method=LCLM.decode)
     columns = jnp.maximum(chunk.last, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, columns, axis=1)
     scores = apply(config, params, last, method=LCLM.logits)[:, 0]
-    return jnp.where((chunk.last >= 0)[:, None], scores, logits), cache
+    return jnp.where((chunk.last >= 0)[:, None], scores, logits), read
 
 
 def allocate_cache(params: Params, config: ModelConfig, rows: int, length: int) -> Cache:
@@ -231,15 +232,18 @@ def allocate_cache(params: Params, config: ModelConfig, rows: int, length: int) 
 
 
 def cache_size(rows: int, length: int) -> int:
-    """The size of a cache for so many positions: of one row 4096, 16384, 32768, 65536 ... and 2048
-    more, for the question and the answer after a context; of several, at most an eighth more."""
+    """The size of a cache for so many positions.
+
+    Of one row: 4096, 16384, 32768, 65536 ... latents, and EXTRA for tags, a question and an answer.
+    Of several rows: at most an eighth more than the length.
+    """
     if rows > 1:
         unit = max(128, 1 << max(0, (length - 1).bit_length() - 4))
         return -(-length // unit) * unit
     size = 4096
-    while size + 2048 < length:
+    while size + EXTRA < length:
         size *= 4 if size == 4096 else 2
-    return size + 2048
+    return size + EXTRA
 
 
 def prefill(

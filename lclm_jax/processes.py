@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax._src.distributed import global_state  # jax.distributed offers no way to wait that leaves the devices alone
+from jax._src.distributed import (
+    global_state,  # jax.distributed offers no way to wait that leaves the devices alone
+)
 
 from lclm_jax.errors import UserError
 

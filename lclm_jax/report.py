@@ -8,7 +8,17 @@ from typing import Any
 from lclm_jax import course, findings, history, plots
 from lclm_jax.findings import Figures, ReportError, interval, percent, span
 from lclm_jax.history import History
-from lclm_jax.page import Html, bullets, document, element, mark_differences, note, picture, section, table
+from lclm_jax.page import (
+    Html,
+    bullets,
+    document,
+    element,
+    mark_differences,
+    note,
+    picture,
+    section,
+    table,
+)
 
 MAKES_ALL = "python -m launch.demo --config CONFIG"  # the file the run was made from; makes what is missing, reuses the rest
 VIEWS = tuple(plots.VIEWS)

@@ -11,7 +11,15 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.data.batch import Batch
 from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import apply, cast, output_table
-from lclm_jax.optim import Flat, component, flatten, learning_rates, split_trained, unflatten, update
+from lclm_jax.optim import (
+    Flat,
+    component,
+    flatten,
+    learning_rates,
+    split_trained,
+    unflatten,
+    update,
+)
 from lclm_jax.sharding import constrain
 from lclm_jax.state import TrainState
 from lclm_jax.typing import Array, Params

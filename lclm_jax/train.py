@@ -16,7 +16,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lclm_jax.checkpoint import Checkpoints, load_params, read_model_files, set_aside_damaged, write_model_files
+from lclm_jax.checkpoint import (
+    Checkpoints,
+    load_params,
+    read_model_files,
+    set_aside_damaged,
+    write_model_files,
+)
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config_values import differences, to_dict
 from lclm_jax.data.batch import Batch
@@ -29,7 +35,14 @@ from lclm_jax.profiling import Profiler
 from lclm_jax.progress import progress_bar
 from lclm_jax.recorder import Recorder
 from lclm_jax.replay import keep_batch
-from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows, replicated
+from lclm_jax.sharding import (
+    batch_sharding,
+    check_batches,
+    global_batch,
+    make_mesh,
+    own_rows,
+    replicated,
+)
 from lclm_jax.state import TrainState, abstract_params, abstract_state, begin_stage, init_params
 from lclm_jax.step import train_step
 from lclm_jax.stopping import StopRequest, stop_requests

@@ -11,7 +11,14 @@ import pytest
 from launch.soak import __main__ as module
 from launch.soak.__main__ import Row, Try, soak, summary
 from launch.soak.child import Session
-from launch.soak.compare import read_lines, same_batches, same_checkpoints, same_losses, same_skipped, whole_sessions
+from launch.soak.compare import (
+    read_lines,
+    same_batches,
+    same_checkpoints,
+    same_losses,
+    same_skipped,
+    whole_sessions,
+)
 from launch.soak.faults import BATCHES
 from launch.soak.plan import KILLS, KINDS, Fault, make_plan
 from launch.soak.tries import Outcome

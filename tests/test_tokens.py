@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from lclm_jax.data.chat import CHATML, parse_memory, render_chat
 from lclm_jax.data.corpus import CONTROL
 from lclm_jax.data.spans import Context, Given, Plain, lay_out
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError, Tokenizer
+from lclm_jax.data.tokens import (
+    MEMORY_END,
+    MEMORY_START,
+    PAD,
+    TURN_END,
+    TURN_START,
+    TextError,
+    Tokenizer,
+)
 
 CONTROL_WORDS = st.sampled_from([*CONTROL, "<|im_", "_end|>", "<|", "|>", "\n", " ", "system"])
 SPELLED = st.lists(st.one_of(CONTROL_WORDS, st.text(max_size=8)), max_size=8).map("".join)

@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import assert_equal, compiled_once, config, events_of, finished, lines_of, log_of, moved, once, saved  # noqa: F401
+from test_train import (  # noqa: F401
+    assert_equal,
+    compiled_once,
+    config,
+    events_of,
+    finished,
+    lines_of,
+    log_of,
+    moved,
+    once,
+    saved,
+)
 
 from configs.lclm_0p6b_4b_16x import config as published_config
 from lclm_jax.checkpoint import save_model

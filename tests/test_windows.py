@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.config import AdapterConfig, CompressionConfig, ConfigError, ModelConfig, TransformerConfig
+from lclm_jax.config import (
+    AdapterConfig,
+    CompressionConfig,
+    ConfigError,
+    ModelConfig,
+    TransformerConfig,
+)
 from lclm_jax.data.batch import empty_windows
 from lclm_jax.data.packing import Budget, assemble, fill_row, seat_piece
 from lclm_jax.data.spans import Context, Plain, count_latents, lay_out, split_windows

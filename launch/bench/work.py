@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, RunConfig, StageConfig, TransformerConfig
+from lclm_jax.config import (
+    CompressionConfig,
+    Config,
+    Group,
+    ModelConfig,
+    RunConfig,
+    StageConfig,
+    TransformerConfig,
+)
 from lclm_jax.cost import Flops, adapter_flops, layer_flops
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.data.packing import Budget, assemble, fill_row

@@ -15,7 +15,15 @@ from lclm_jax.data.chat import CHATML
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.rows import words_of
 from lclm_jax.data.shards import split_of
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, TURN_START, Tokenizer
+from lclm_jax.data.tokens import (
+    MEMORY_END,
+    MEMORY_SLOT,
+    MEMORY_START,
+    PAD,
+    TURN_END,
+    TURN_START,
+    Tokenizer,
+)
 from lclm_jax.data.transforms import read_requests
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)

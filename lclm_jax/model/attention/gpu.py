@@ -6,6 +6,7 @@ therefore lie side by side, as they do in packed rows, windows and prompts.
 
 import importlib.util
 from functools import cache, partial
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +48,10 @@ def has_token_kernel(q: Array) -> bool:
 @cache
 def kernels():
     """The forward and the backward operation of tokamax."""
-    from tokamax._src.ops.attention import pallas_mosaic_gpu, pallas_mosaic_gpu_vjp
-
-    forward = pallas_mosaic_gpu.PallasMosaicGpuFlashAttention()
-    return forward, pallas_mosaic_gpu_vjp.PallasMosaicGpuFlashAttentionVjp()
+    library = "tokamax._src.ops.attention.pallas_mosaic_gpu"
+    forward, backward = import_module(library), import_module(f"{library}_vjp")
+    flash = forward.PallasMosaicGpuFlashAttention()
+    return flash, backward.PallasMosaicGpuFlashAttentionVjp()
 
 
 def flash(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
@@ -108,8 +109,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def _mask(causal: bool, bounds):
-    from tokamax._src.ops.attention.base import Mask
-
+    Mask = import_module("tokamax._src.ops.attention.base").Mask
     starts, ends = (None if one is None else one[..., None, :] for one in bounds)
     return Mask(k_start=starts, k_end=ends, is_causal=causal)
 
