@@ -27,11 +27,24 @@ BATCH_TOKENS = 256 * 16384  # decoder positions of a global batch
 FINE_TUNING_WINDOWS = 23
 
 
-def stage(name: str, tokens: float, warmup: int, rates: tuple, recipe: Recipe, windows: int | None = None) -> StageConfig:
+def stage(
+    name: str, tokens: float, warmup: int, rates: tuple, recipe: Recipe, windows: int | None = None
+) -> StageConfig:
     """A stage that reads `tokens` decoder positions; rates of adapter, encoder and decoder, None where frozen."""
     names = ("adapter", "encoder", "decoder")
-    groups = tuple(Group(f"{part}/.*", rate, 0.0 if part == "decoder" else 0.01) for part, rate in zip(names, rates, strict=True))
-    return StageConfig(name, int(tokens // BATCH_TOKENS), groups, recipe.streams, warmup, directory=recipe.name, windows=windows)
+    groups = tuple(
+        Group(f"{part}/.*", rate, 0.0 if part == "decoder" else 0.01)
+        for part, rate in zip(names, rates, strict=True)
+    )
+    return StageConfig(
+        name,
+        int(tokens // BATCH_TOKENS),
+        groups,
+        recipe.streams,
+        warmup,
+        directory=recipe.name,
+        windows=windows,
+    )
 
 
 def config() -> Config:

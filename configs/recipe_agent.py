@@ -13,5 +13,9 @@ def recipe() -> Recipe:
     return Recipe(
         "agent",
         sources=(Source("corpus", "expand"), Source("instructions", "chat"), Source("web", "text")),
-        streams=(Stream("sft", "corpus", 40.0), Stream("sft", "instructions", 45.0), Stream("reconstruction", "web", 15.0)),
+        streams=(
+            Stream("sft", "corpus", 40.0),
+            Stream("sft", "instructions", 45.0),
+            Stream("reconstruction", "web", 15.0),
+        ),
     )

@@ -41,23 +41,41 @@ from lclm_jax.evaluate import Tests
 from lclm_jax.progress import track
 
 VOCAB = 1024  # small, so that most parameters are layers
-EVALUATED = Tests(("docs", "jumbles", "pairs"), lengths=((32, 32), (64, 64)), continued=(), questions="lookups", asked=768)
+EVALUATED = Tests(
+    ("docs", "jumbles", "pairs"),
+    lengths=((32, 32), (64, 64)),
+    continued=(),
+    questions="lookups",
+    asked=768,
+)
 
 
 def tower(layers: int) -> TransformerConfig:
-    return TransformerConfig(VOCAB, width=192, layers=layers, heads=8, kv_heads=4, head_dim=32, mlp=256, rope_theta=1e4)
+    return TransformerConfig(
+        VOCAB, width=192, layers=layers, heads=8, kv_heads=4, head_dim=32, mlp=256, rope_theta=1e4
+    )
 
 
 def language(steps: int, streams: tuple[Stream, ...]) -> StageConfig:
     """A stage in which the decoder learns to copy in plain text."""
     groups = (Group("decoder/.*", 2.5e-3, decay=0.0), Group("(adapter|encoder)/.*", None))
-    return StageConfig("language", steps, groups, streams, warmup=50, final_rate=2.5e-3, compress=False)
+    return StageConfig(
+        "language", steps, groups, streams, warmup=50, final_rate=2.5e-3, compress=False
+    )
 
 
-def together(name: str, steps: int, streams: tuple[Stream, ...], final_rate: float = 2e-3, **more: Any) -> StageConfig:
+def together(
+    name: str, steps: int, streams: tuple[Stream, ...], final_rate: float = 2e-3, **more: Any
+) -> StageConfig:
     """A stage that trains all parts; at one rate, so that it may be made longer without another course, or down to another."""
-    groups = (Group("adapter/.*", 2e-3), Group("encoder/.*", 2e-3), Group("decoder/.*", 2e-3, decay=0.0))
-    return StageConfig(name, steps, groups, streams, warmup=50, final_rate=final_rate, windows=4, **more)
+    groups = (
+        Group("adapter/.*", 2e-3),
+        Group("encoder/.*", 2e-3),
+        Group("decoder/.*", 2e-3, decay=0.0),
+    )
+    return StageConfig(
+        name, steps, groups, streams, warmup=50, final_rate=final_rate, windows=4, **more
+    )
 
 
 CHATS = ("reorderings", "lookups")
@@ -79,13 +97,20 @@ def is_chat(source: str) -> bool:
 
 
 LANGUAGE, COMPRESSED, QUESTIONED = (
-    tuple(Stream("sft" if is_chat(name) else "reconstruction", name, shares[mix]) for name, shares in SHARES.items())
+    tuple(
+        Stream("sft" if is_chat(name) else "reconstruction", name, shares[mix])
+        for name, shares in SHARES.items()
+    )
     for mix in range(3)
 )
 
 
 def recipe() -> Recipe:
-    return Recipe("small", tuple(Source(name, "chat" if is_chat(name) else "text") for name in NAMES), COMPRESSED)
+    return Recipe(
+        "small",
+        tuple(Source(name, "chat" if is_chat(name) else "text") for name in NAMES),
+        COMPRESSED,
+    )
 
 
 def config() -> Config:
@@ -132,10 +157,18 @@ def prepare(config: Config):
     """Writes documents as input files and prepares them; what is there already is reused."""
     directory = Path(config.data.directory)
     inputs = write_corpus(directory / "input", config.model.decoder.vocab, track)
-    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)
+    prepare_sources(
+        recipe(),
+        inputs,
+        directory,
+        Tokenizer.load(directory / "input" / "tokenizer"),
+        progress=track,
+    )
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer):
     """The same for a model that is trained already, of the documents that were held out from it, in its tokens."""
     directory = Path(config.data.directory)
-    prepare_sources(recipe(), write_held_out(directory / "input", track), directory, tokenizer, progress=track)
+    prepare_sources(
+        recipe(), write_held_out(directory / "input", track), directory, tokenizer, progress=track
+    )

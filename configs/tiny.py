@@ -33,11 +33,17 @@ TASKS = 6000
 
 
 def tower(layers: int) -> TransformerConfig:
-    return TransformerConfig(VOCAB, width=128, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=256, rope_theta=1e4)
+    return TransformerConfig(
+        VOCAB, width=128, layers=layers, heads=4, kv_heads=2, head_dim=32, mlp=256, rope_theta=1e4
+    )
 
 
 def trained(adapter: float, encoder: float | None, decoder: float | None) -> tuple[Group, ...]:
-    return (Group("adapter/.*", adapter), Group("encoder/.*", encoder), Group("decoder/.*", decoder, decay=0.0))
+    return (
+        Group("adapter/.*", adapter),
+        Group("encoder/.*", encoder),
+        Group("decoder/.*", decoder, decay=0.0),
+    )
 
 
 PRETRAINING = (
@@ -55,7 +61,12 @@ FINE_TUNING = (
 
 
 def recipe() -> Recipe:
-    sources = (Source("code", "code"), Source("docs", "text"), Source("haystacks", "text"), Source("tasks", "chat"))
+    sources = (
+        Source("code", "code"),
+        Source("docs", "text"),
+        Source("haystacks", "text"),
+        Source("tasks", "chat"),
+    )
     return Recipe("tiny", sources, PRETRAINING)
 
 
@@ -90,19 +101,41 @@ def config() -> Config:
                 compress=False,
             ),
             StageConfig(
-                "adapter", 25, trained(4e-3, None, None), PRETRAINING, warmup=5, final_rate=1e-3, encoder_from_decoder=True
+                "adapter",
+                25,
+                trained(4e-3, None, None),
+                PRETRAINING,
+                warmup=5,
+                final_rate=1e-3,
+                encoder_from_decoder=True,
             ),
-            StageConfig("encoder", 50, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3),
+            StageConfig(
+                "encoder", 50, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3
+            ),
             StageConfig("decoder", 850, trained(2.5e-3, 2.5e-3, 2.5e-3), PRETRAINING, warmup=20),
             StageConfig("sft", 110, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
-        run=RunConfig(directory="runs/tiny", save_every=100, validate_every=200, validation_examples=32, loss_chunk=512),
+        run=RunConfig(
+            directory="runs/tiny",
+            save_every=100,
+            validate_every=200,
+            validation_examples=32,
+            loss_chunk=512,
+        ),
     )
 
 
 def prepare(config: Config):
     """Writes this machine's own text as input files and prepares them; what is there already is reused."""
     directory = Path(config.data.directory)
-    inputs = write_corpus(directory / "input", config.model.decoder.vocab, TASKS, config.data.requests, track)
-    prepare_sources(recipe(), inputs, directory, Tokenizer.load(directory / "input" / "tokenizer"), progress=track)
+    inputs = write_corpus(
+        directory / "input", config.model.decoder.vocab, TASKS, config.data.requests, track
+    )
+    prepare_sources(
+        recipe(),
+        inputs,
+        directory,
+        Tokenizer.load(directory / "input" / "tokenizer"),
+        progress=track,
+    )

@@ -80,9 +80,15 @@ def bench(directory: Path, config: ModelConfig, rounds: int, dtype: str = "BF16"
         shutil.rmtree(source)
         pairs.append(compare("to_hf", ours, source))
         shutil.rmtree(ours)
-        differing = [name for name, was in track(list(before.items()), "comparing") if hash_file(source / name) != was]
+        differing = [
+            name
+            for name, was in track(list(before.items()), "comparing")
+            if hash_file(source / name) != was
+        ]
         if differing:
-            raise UserError(f"after both conversions these files are not what they were: {', '.join(differing)}")
+            raise UserError(
+                f"after both conversions these files are not what they were: {', '.join(differing)}"
+            )
     shutil.rmtree(directory)
     return Result(size, largest, pairs)
 
@@ -91,7 +97,11 @@ def compare(module: str, source: Path, destination: Path) -> Pair:
     """Times a plain copy of `source` and then its conversion to `destination`."""
     copy = measure(["cp", "-r", str(source), str(destination)])
     shutil.rmtree(destination)
-    return Pair(module, copy, measure([sys.executable, "-m", f"convert.{module}", str(source), str(destination)]))
+    return Pair(
+        module,
+        copy,
+        measure([sys.executable, "-m", f"convert.{module}", str(source), str(destination)]),
+    )
 
 
 def measure(command: Sequence[str]) -> Figure:
@@ -102,7 +112,9 @@ def measure(command: Sequence[str]) -> Figure:
     _, status, usage = os.wait4(child, 0)
     os.sync()
     if status:
-        raise UserError(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
+        raise UserError(
+            f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}"
+        )
     return Figure(time.perf_counter() - begun, usage.ru_maxrss * 1024)
 
 
@@ -111,20 +123,29 @@ def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
     noise = np.random.default_rng(0).normal(size=1 << 22).astype(np.float32).astype(NUMPY[dtype])
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in published_tensors(parameter_shapes(config)):
-        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, dtype, repeat(noise, math.prod(tensor.shape))))
+        parts[tensor.part].append(
+            NewTensor(tensor.key, tensor.shape, dtype, repeat(noise, math.prod(tensor.shape)))
+        )
     with new_directory(directory) as partial_directory:
         for _ in track(write_parts(partial_directory, parts), "making a checkpoint"):
             pass
         for part in TOWERS:
-            write_json(partial_directory / part / "config.json", write_tower(getattr(config, part), part, "bfloat16", None))
-        for name, values in zip(("model_config.json", "processor_config.json"), write_compression(config), strict=True):
+            write_json(
+                partial_directory / part / "config.json",
+                write_tower(getattr(config, part), part, "bfloat16", None),
+            )
+        for name, values in zip(
+            ("model_config.json", "processor_config.json"), write_compression(config), strict=True
+        ):
             write_json(partial_directory / name, values)
     return max(tensor.size for tensors in parts.values() for tensor in tensors)
 
 
 def repeat(noise: np.ndarray, count: int) -> list[Callable[[], np.ndarray]]:
     """`count` numbers, in blocks, each block begun elsewhere in the noise so that no two tensors are the same by chance."""
-    return [partial(_roll, noise, count + start, count - start) for start in range(0, count, len(noise))]
+    return [
+        partial(_roll, noise, count + start, count - start) for start in range(0, count, len(noise))
+    ]
 
 
 def _roll(noise: np.ndarray, shift: int, count: int) -> np.ndarray:
@@ -132,16 +153,24 @@ def _roll(noise: np.ndarray, shift: int, count: int) -> np.ndarray:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path, help="where to work; removed afterwards")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     result = bench(arguments.directory, published_config().model, arguments.rounds)
-    table = Table("step", "copy, MB/s", "conversion, MB/s", "share of the copy's speed", "peak RSS, MiB")
+    table = Table(
+        "step", "copy, MB/s", "conversion, MB/s", "share of the copy's speed", "peak RSS, MiB"
+    )
     for pair in result.pairs:
         table.add_row(*_row(pair.name, result.size, [pair]))
     for name in ("from_hf", "to_hf"):
-        table.add_row(*_row(f"{name}, median", result.size, [pair for pair in result.pairs if pair.name == name]))
+        table.add_row(
+            *_row(
+                f"{name}, median", result.size, [pair for pair in result.pairs if pair.name == name]
+            )
+        )
     show_table(table)
     limit, peak = 3 * result.largest + GIB, max(pair.conversion.peak for pair in result.pairs)
     sys.stdout.write(
@@ -149,7 +178,9 @@ def main():
         f"its limit {limit / 2**20:.0f} MiB; what came back is byte-equal\n"
     )
     if peak > limit:
-        raise UserError(f"a conversion held more than {limit / 2**20:.0f} MiB (3 x the largest tensor + 1 GiB)")
+        raise UserError(
+            f"a conversion held more than {limit / 2**20:.0f} MiB (3 x the largest tensor + 1 GiB)"
+        )
 
 
 def _row(name: str, size: int, pairs: Sequence[Pair]) -> tuple[str, ...]:

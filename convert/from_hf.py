@@ -59,7 +59,12 @@ class Opened:
     sources: dict[str, Source]  # by flat path of our parameter
 
 
-def from_hf(source: str | Path, destination: str | Path, revision: str | None = None, rounded_rope: bool = False) -> Path:
+def from_hf(
+    source: str | Path,
+    destination: str | Path,
+    revision: str | None = None,
+    rounded_rope: bool = False,
+) -> Path:
     """Converts a published checkpoint into one `lclm_jax.language_model.load` reads. Returns `destination`.
 
     `source` is a directory or the name of a hub repository; its weights pass through memory a block at a time and keep
@@ -74,15 +79,22 @@ def from_hf(source: str | Path, destination: str | Path, revision: str | None = 
         with ThreadPoolExecutor(max_workers=1) as beside:
             every = [tensor for tensors in opened.stored.values() for tensor in tensors]
             hashes = beside.submit(hash_files, every, opened.published.source)
-            with streamed({path: found.leaf() for path, found in opened.sources.items()}, "writing MB") as params:
+            with streamed(
+                {path: found.leaf() for path, found in opened.sources.items()}, "writing MB"
+            ) as params:
                 save_streamed(directory, config, params)
             origin = {"source": str(source), "revision": commit, "files": hashes.result()}
-        write_json(directory / PROVENANCE, origin | stored_dtypes(opened.stored, opened.sources.values()))
+        write_json(
+            directory / PROVENANCE, origin | stored_dtypes(opened.stored, opened.sources.values())
+        )
         copy_originals(opened.published, directory / ORIGINALS)
         if tokenizer:
             tokenizer.save(directory / "tokenizer")
         else:
-            log.warning("%s has no tokenizer: the checkpoint computes but cannot read text until it has tokenizer/", source)
+            log.warning(
+                "%s has no tokenizer: the checkpoint computes but cannot read text until it has tokenizer/",
+                source,
+            )
     return Path(destination)
 
 
@@ -91,25 +103,41 @@ def read_hf(source: str | Path, mesh: Mesh | None = None) -> tuple[ModelConfig, 
     opened = open_hf(source)
     leaves = {path: found.leaf(np.float32) for path, found in opened.sources.items()}
     if mesh is None:
-        return opened.config, unflatten({path: leaf.read(0, leaf.shape[0]) for path, leaf in leaves.items()})
+        return opened.config, unflatten(
+            {path: leaf.read(0, leaf.shape[0]) for path, leaf in leaves.items()}
+        )
     where = flatten(abstract_params(opened.config, mesh))
-    return opened.config, unflatten({path: leaf.to_array(where[path].sharding) for path, leaf in leaves.items()})
+    return opened.config, unflatten(
+        {path: leaf.to_array(where[path].sharding) for path, leaf in leaves.items()}
+    )
 
 
 def fetch(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The directory of a published checkpoint, downloaded if `source` names a hub repository, and its commit there."""
     if Path(source).is_dir():
         if revision:
-            raise ConversionError(f"{source} is a directory and has no revisions, got --revision {revision}; leave it out")
+            raise ConversionError(
+                f"{source} is a directory and has no revisions, got --revision {revision}; leave it out"
+            )
         return Path(source), None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/")
+        raise FileNotFoundError(
+            f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/"
+        )
     import huggingface_hub
 
     try:
         commit = huggingface_hub.HfApi().model_info(str(source), revision=revision).sha
-        return Path(huggingface_hub.snapshot_download(str(source), revision=commit, allow_patterns=list(HUB_FILES))), commit
-    except (OSError, huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(source), revision=commit, allow_patterns=list(HUB_FILES)
+            )
+        ), commit
+    except (
+        OSError,
+        huggingface_hub.errors.HfHubHTTPError,
+        huggingface_hub.errors.HFValidationError,
+    ) as error:
         raise FileNotFoundError(
             f"{source}: no such directory, and revision {revision or 'main'} could not be had from the hub: {error}"
         ) from error
@@ -130,7 +158,9 @@ def open_hf(source: str | Path) -> Opened:
 
 def round_rope(config: ModelConfig) -> ModelConfig:
     """The same model with rotary frequencies rounded to bfloat16, as the original computes them."""
-    towers = {name: replace(getattr(config, name), rounded_rope=True) for name in ("encoder", "decoder")}
+    towers = {
+        name: replace(getattr(config, name), rounded_rope=True) for name in ("encoder", "decoder")
+    }
     return replace(config, **towers)
 
 
@@ -148,14 +178,24 @@ def streamed(leaves: Mapping[str, Streamed], label: str) -> Iterator[Params]:
             show(done // 10**6, "")
             return block
 
-        yield unflatten({path: replace(leaf, read=partial(counted, leaf.read)) for path, leaf in leaves.items()})
+        yield unflatten(
+            {path: replace(leaf, read=partial(counted, leaf.read)) for path, leaf in leaves.items()}
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="directory with decoder/, encoder/, adapter/ and model_config.json, or a hub repository")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        help="directory with decoder/, encoder/, adapter/ and model_config.json, or a hub repository",
+    )
     parser.add_argument("destination", help="new directory for the checkpoint")
-    parser.add_argument("--revision", help="commit, tag or branch of the hub repository (default: main, as it is now)")
+    parser.add_argument(
+        "--revision",
+        help="commit, tag or branch of the hub repository (default: main, as it is now)",
+    )
     parser.add_argument(
         "--rounded-rope",
         action="store_true",
@@ -163,8 +203,12 @@ def main():
     )
     arguments = parser.parse_args()
     keep_memory()
-    jax.config.update("jax_platforms", "cpu")  # moving numbers needs no accelerator, and would lock it
-    written = from_hf(arguments.source, arguments.destination, arguments.revision, arguments.rounded_rope)
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # moving numbers needs no accelerator, and would lock it
+    written = from_hf(
+        arguments.source, arguments.destination, arguments.revision, arguments.rounded_rope
+    )
     sys.stdout.write(f"wrote {written.resolve()}\n")
 
 

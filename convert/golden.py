@@ -62,45 +62,75 @@ class Subject:
     stop: tuple[int, ...] = ()  # tokens that the original was forbidden to generate
 
     @classmethod
-    def of(cls, config: ModelConfig, params: Params, marker: int = 0, stop: tuple[int, ...] = ()) -> "Subject":
-        return cls(replace(config, dtype="float32"), jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), params), marker, stop)
+    def of(
+        cls, config: ModelConfig, params: Params, marker: int = 0, stop: tuple[int, ...] = ()
+    ) -> "Subject":
+        return cls(
+            replace(config, dtype="float32"),
+            jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), params),
+            marker,
+            stop,
+        )
 
 
-def replay(directory: str | Path, subject: Subject, tolerance: Tolerance = Tolerance()) -> list[Check]:
+def replay(
+    directory: str | Path, subject: Subject, tolerance: Tolerance = Tolerance()
+) -> list[Check]:
     """Compares every quantity of a case with what `subject` computes; `tolerance` is that of activations and loss.
 
     Raises ConversionError for a quantity that is not known, or that the case's inputs do not lead to.
     """
     directory = Path(directory)
     inputs, outputs = read_json(directory / "inputs.json"), read_arrays(directory / "outputs.npz")
-    norms = {f"gradnorm/{name}": np.array(norm) for name, norm in inputs.get("param_grad_norms", {}).items()}
+    norms = {
+        f"gradnorm/{name}": np.array(norm)
+        for name, norm in inputs.get("param_grad_norms", {}).items()
+    }
     checks = compare(Replay(inputs, norms | outputs, subject), directory, tolerance)
     if (directory / "packed_outputs.npz").exists():
-        packed = Replay(read_json(directory / "packed_inputs.json"), read_arrays(directory / "packed_outputs.npz"), subject)
-        checks += [replace(check, name=f"packed {check.name}") for check in compare(packed, directory, tolerance)]
+        packed = Replay(
+            read_json(directory / "packed_inputs.json"),
+            read_arrays(directory / "packed_outputs.npz"),
+            subject,
+        )
+        checks += [
+            replace(check, name=f"packed {check.name}")
+            for check in compare(packed, directory, tolerance)
+        ]
     return checks
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file; pickled ones are refused."""
     if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file; a golden case has inputs.json and outputs.npz")
+        raise FileNotFoundError(
+            f"{file}: no such file; a golden case has inputs.json and outputs.npz"
+        )
     with np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
 
 
 def compare(case: "Replay", directory: Path, tolerance: Tolerance) -> list[Check]:
     """A check of every quantity the case's outputs hold."""
-    found = {name: (rule, match) for name in case.outputs for rule in RULES if (match := re.fullmatch(rule[0], name))}
+    found = {
+        name: (rule, match)
+        for name in case.outputs
+        for rule in RULES
+        if (match := re.fullmatch(rule[0], name))
+    }
     unknown = sorted(set(case.outputs) - set(found) - {POSITIONS})
     if unknown:
-        raise ConversionError(f"{directory} holds quantities that cannot be replayed: {', '.join(unknown)}; add them to RULES")
+        raise ConversionError(
+            f"{directory} holds quantities that cannot be replayed: {', '.join(unknown)}; add them to RULES"
+        )
     checks = []
     for name, ((_, compute, own), match) in found.items():
         try:
             ours = np.asarray(compute(case, *match.groups()))
         except KeyError as error:
-            raise ConversionError(f"{directory}: {name} needs {error}, which the case's inputs do not have") from error
+            raise ConversionError(
+                f"{directory}: {name} needs {error}, which the case's inputs do not have"
+            ) from error
         checks.append(check(name, ours, case.outputs[name], own or tolerance))
     return checks
 
@@ -108,10 +138,17 @@ def compare(case: "Replay", directory: Path, tolerance: Tolerance) -> list[Check
 def check(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: Tolerance) -> Check:
     """Fails on another shape and on anything that is not a number, too."""
     if ours.size != theirs.size:
-        return Check(f"{name}: expected {list(theirs.shape)}, got {list(ours.shape)}", theirs.shape, np.inf, False)
+        return Check(
+            f"{name}: expected {list(theirs.shape)}, got {list(ours.shape)}",
+            theirs.shape,
+            np.inf,
+            False,
+        )
     difference = np.abs(ours.reshape(theirs.shape).astype(np.float64) - theirs.astype(np.float64))
     allowed = tolerance.absolute + tolerance.relative * np.abs(theirs.astype(np.float64))
-    return Check(name, theirs.shape, float(difference.max(initial=0.0)), bool(np.all(difference <= allowed)))
+    return Check(
+        name, theirs.shape, float(difference.max(initial=0.0)), bool(np.all(difference <= allowed))
+    )
 
 
 @dataclass(frozen=True)
@@ -131,38 +168,57 @@ class Replay:
         ends = np.cumsum(self.example_lengths)
         tokens, labels = self.inputs["input_ids"], self.inputs.get("labels")
         lengths = zip(ends, self.example_lengths, strict=True)
-        return self._row([self._example(tokens, labels, end - length, end) for end, length in lengths])
+        return self._row(
+            [self._example(tokens, labels, end - length, end) for end, length in lengths]
+        )
 
     @cached_property
     def budget(self) -> Budget:
         """Room for every row of the case, a window for every piece: the model is compiled for one shape."""
         config = self.subject.config
-        answered = len(self.inputs.get("prompt_input_ids", ())) + len(self.outputs.get("greedy", ()))
-        pieces = sum(-(-len(context) // config.compression.window) or 1 for context in self.inputs["memory_token_ids"])
+        answered = len(self.inputs.get("prompt_input_ids", ())) + len(
+            self.outputs.get("greedy", ())
+        )
+        pieces = sum(
+            -(-len(context) // config.compression.window) or 1
+            for context in self.inputs["memory_token_ids"]
+        )
         return Budget.of(config, max(len(self.inputs["input_ids"]), answered), max(1, pieces))
 
     def _row(self, examples: Sequence[Example]) -> Batch:
         return assemble([fill_row(self.budget, examples)])
 
-    def _example(self, tokens: list[int], labels: list[int] | None, start: int, end: int) -> Example:
+    def _example(
+        self, tokens: list[int], labels: list[int] | None, start: int, end: int
+    ) -> Example:
         ids = np.array(tokens[start:end], np.int32)
         slots, pieces, latents = np.full(len(ids), -1, np.int32), [], 0
         spans = zip(self.inputs["memory_positions"], self.inputs["memory_token_ids"], strict=True)
         for number, ((first, last), context) in enumerate(spans):
             if start <= first < end:
                 slots[first - start : last - start] = np.arange(latents, latents + last - first)
-                split = split_windows(Context(np.array(context, np.int32)), self.subject.config, self.subject.marker)
+                split = split_windows(
+                    Context(np.array(context, np.int32)), self.subject.config, self.subject.marker
+                )
                 pieces += [replace(piece, context=number) for piece in split]
                 latents += last - first
         targets = np.full(len(ids), UNLABELLED)
         targets[:-1] = (labels or tokens)[start + 1 : end]
         labelled = targets != UNLABELLED
-        return Example(ids, np.where(labelled, targets, 0).astype(np.int32), labelled.astype(np.float32), slots, pieces)
+        return Example(
+            ids,
+            np.where(labelled, targets, 0).astype(np.int32),
+            labelled.astype(np.float32),
+            slots,
+            pieces,
+        )
 
     @cached_property
     def results(self) -> tuple[np.ndarray, ...]:
         """Pooled vectors and latents in the order of their slots [M, .], hidden states [T, D] and logits [T, V]."""
-        pooled, latents, hidden, logits = jax.device_get(forward(self.subject.params, self.batch, self.subject.config))
+        pooled, latents, hidden, logits = jax.device_get(
+            forward(self.subject.params, self.batch, self.subject.config)
+        )
         order, length = self.batch.slots[self.batch.slots >= 0], sum(self.example_lengths)
         return pooled[order], latents[order], hidden[:length], logits[:length]
 
@@ -174,27 +230,41 @@ class Replay:
     @cached_property
     def empty(self) -> tuple[np.ndarray, ...]:
         """Pooled vector and latent of a context without tokens."""
-        pieces = split_windows(Context(np.zeros(0, np.int32)), self.subject.config, self.subject.marker)
+        pieces = split_windows(
+            Context(np.zeros(0, np.int32)), self.subject.config, self.subject.marker
+        )
         one = np.zeros(1, np.int32)
         batch = self._row([Example(one, one, np.zeros(1, np.float32), one, pieces)])
-        return tuple(np.asarray(x)[:1] for x in forward(self.subject.params, batch, self.subject.config)[:2])
+        return tuple(
+            np.asarray(x)[:1] for x in forward(self.subject.params, batch, self.subject.config)[:2]
+        )
 
     @cached_property
     def gradients(self) -> tuple[float, dict[str, np.ndarray]]:
         """The loss, and its gradient by every published tensor, named `part.key`."""
-        loss, gradients = jax.device_get(loss_and_gradients(self.subject.params, self.batch, self.subject.config))
+        loss, gradients = jax.device_get(
+            loss_and_gradients(self.subject.params, self.batch, self.subject.config)
+        )
         parts = publish_params(gradients)
-        return loss, {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+        return loss, {
+            f"{part}.{key}": tensor
+            for part, tensors in parts.items()
+            for key, tensor in tensors.items()
+        }
 
     def gradient_norm(self, name: str) -> float:
         """Norm over one tensor, or over all of a component."""
-        of_part = [x for key, x in self.gradients[1].items() if key == name or key.startswith(f"{name}.")]
+        of_part = [
+            x for key, x in self.gradients[1].items() if key == name or key.startswith(f"{name}.")
+        ]
         return float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in of_part)))
 
     @property
     def prompt(self) -> Prompt:
         tokens = np.array(self.inputs["prompt_input_ids"], np.int32)[None]
-        slots = np.where(self.batch.slots >= 0, np.cumsum(self.batch.slots >= 0) - 1, -1).astype(np.int32)
+        slots = np.where(self.batch.slots >= 0, np.cumsum(self.batch.slots >= 0) - 1, -1).astype(
+            np.int32
+        )
         latents = self.results[1][None]
         lengths = np.array([tokens.shape[1]], np.int32)
         return Prompt.of_arrays(tokens, slots[:, : tokens.shape[1]], latents, lengths)
@@ -245,7 +315,12 @@ RULES: tuple[tuple[str, Callable[..., Any], Tolerance | None], ...] = (
 @partial(jax.jit, static_argnames="config")
 def forward(params: Params, batch: Batch, config: ModelConfig):
     """Pooled vectors and latents [M, .], hidden states [T, D] and logits [T, V] of a batch of one row."""
-    pooled = apply(config, params, batch.windows, method=lambda model, windows: model.pool(model.encode(windows), windows))
+    pooled = apply(
+        config,
+        params,
+        batch.windows,
+        method=lambda model, windows: model.pool(model.encode(windows), windows),
+    )
     latents = apply(config, params, batch.windows, method=LCLM.compress)
     hidden = apply(config, params, batch)
     return pooled[0], latents[0], hidden[0], apply(config, params, hidden, method=LCLM.logits)[0]
@@ -257,7 +332,9 @@ def loss_and_gradients(params: Params, batch: Batch, config: ModelConfig):
 
     def objective(params):
         hidden = apply(config, params, batch)
-        summed, *_ = cross_entropy(hidden, output_table(params, config), batch.targets, batch.weights, 1024)
+        summed, *_ = cross_entropy(
+            hidden, output_table(params, config), batch.targets, batch.weights, 1024
+        )
         return summed / jnp.sum(batch.weights)
 
     return jax.value_and_grad(objective)(params)

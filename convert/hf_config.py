@@ -61,9 +61,16 @@ def read_tower(file: Path, causal: bool) -> TransformerConfig:
     values = read_json(file)
     kind = values.get("model_type")
     if kind == "llama" and values.get("head_dim") is None and values.get("num_attention_heads"):
-        values["head_dim"] = values.get("hidden_size", 0) // values["num_attention_heads"]  # transformers' own default
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}  # in the order of transformers
-    theta = next((place["rope_theta"] for place in (rope, values) if place.get("rope_theta") is not None), None)
+        values["head_dim"] = (
+            values.get("hidden_size", 0) // values["num_attention_heads"]
+        )  # transformers' own default
+    rope = (
+        values.get("rope_scaling") or values.get("rope_parameters") or {}
+    )  # in the order of transformers
+    theta = next(
+        (place["rope_theta"] for place in (rope, values) if place.get("rope_theta") is not None),
+        None,
+    )
     problems = [f"{key} is missing" for key in TOWER_FIELDS if values.get(key) is None]
     if theta is None:
         problems.append("rope_theta is missing, at the top or in rope_parameters")
@@ -81,10 +88,18 @@ def read_tower(file: Path, causal: bool) -> TransformerConfig:
         raise ConversionError(f"{file}: {'; '.join(problems)}")
     spread = values.get("initializer_range")
     fields = {ours: values[theirs] for theirs, ours in TOWER_FIELDS.items()}
-    return TransformerConfig(**fields, rope_theta=float(theta), qk_norm=QK_NORM[kind], causal=causal, initializer_range=spread)
+    return TransformerConfig(
+        **fields,
+        rope_theta=float(theta),
+        qk_norm=QK_NORM[kind],
+        causal=causal,
+        initializer_range=spread,
+    )
 
 
-def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def write_tower(
+    config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     """The config.json that transformers reads; both spellings of rope theta, for versions before and after 5."""
     kind = next(kind for kind, qk_norm in QK_NORM.items() if qk_norm == config.qk_norm)
     return {
@@ -95,7 +110,11 @@ def write_tower(config: TransformerConfig, part: str, dtype: str, tokenizer: Tok
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "torch_dtype": dtype,
-        **({} if config.initializer_range is None else {"initializer_range": config.initializer_range}),
+        **(
+            {}
+            if config.initializer_range is None
+            else {"initializer_range": config.initializer_range}
+        ),
         "attention_dropout": 0.0,
         "use_cache": True,
         **(special_ids(tokenizer) if tokenizer else {}),
@@ -109,10 +128,15 @@ def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """As Qwen3 has them. No pad_token_id: torch would stop training that row of the embedding table."""
-    return {"bos_token_id": tokenizer.control.get(PAD), "eos_token_id": tokenizer.control.get(TURN_END)}
+    return {
+        "bos_token_id": tokenizer.control.get(PAD),
+        "eos_token_id": tokenizer.control.get(TURN_END),
+    }
 
 
-def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig, AdapterConfig, bool]:
+def read_compression(
+    directory: Path, name: str = ""
+) -> tuple[CompressionConfig, AdapterConfig, bool]:
     """How a checkpoint compresses, its adapter, and whether its encoder is causal, from model_config.json.
 
     processor_config.json, where there is one, must agree. `compression_ratios`, a list, is ours: the format knows one ratio.
@@ -126,7 +150,10 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
         values["encoder_window_size"] = int(found[1])
     required = ("compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type")
     problems = [f"{key} is missing" for key in required if values.get(key) is None]
-    for key, allowed in (("pooling", ("mean", "eos", "concat")), ("encoder_mask_type", tuple(MASKS))):
+    for key, allowed in (
+        ("pooling", ("mean", "eos", "concat")),
+        ("encoder_mask_type", tuple(MASKS)),
+    ):
         if values.get(key) is not None and values[key] not in allowed:
             problems.append(f"{key} must be one of {', '.join(allowed)}, got {values[key]!r}")
     ratios = values.get("compression_ratios", [])
@@ -135,7 +162,9 @@ def read_compression(directory: Path, name: str = "") -> tuple[CompressionConfig
     kind = values.get("adapter_type", "mlp")
     if kind not in ADAPTERS:
         problems.append(f"adapter_type must be one of {', '.join(ADAPTERS)}, got {kind!r}")
-    problems += _check_processor(directory / "processor_config.json", values.get("compression_ratio"))
+    problems += _check_processor(
+        directory / "processor_config.json", values.get("compression_ratio")
+    )
     if problems:
         raise ConversionError(f"{file}: {'; '.join(problems)}")
     compression = CompressionConfig(
@@ -178,7 +207,9 @@ def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, An
         "compression_ratio": compression.ratio,
         "encoder_window_size": compression.window,
         "pooling": compression.pooling,
-        "encoder_mask_type": next(name for name, causal in MASKS.items() if causal == config.encoder.causal),
+        "encoder_mask_type": next(
+            name for name, causal in MASKS.items() if causal == config.encoder.causal
+        ),
         "boundary_overlap": compression.overlap,
         "adapter_type": config.adapter.kind,
     }
@@ -188,4 +219,8 @@ def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, An
         model["num_adapter_layers"] = config.adapter.layers
     # The longest text whose latents the decoder has positions for.
     longest = config.decoder.max_positions * compression.ratio
-    return model, {"compression_ratio": compression.ratio, "max_memory_length": longest, **MEMORY_SETTINGS}
+    return model, {
+        "compression_ratio": compression.ratio,
+        "max_memory_length": longest,
+        **MEMORY_SETTINGS,
+    }

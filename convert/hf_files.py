@@ -80,20 +80,38 @@ def find_published(source: str | Path) -> Published:
     """
     source = Path(source)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/")
+        raise FileNotFoundError(
+            f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/"
+        )
     root = next((root for root in [source, *_numbered(source)] if any(_parts(root))), source)
     decoder, encoder, adapter = _parts(root)
-    settings = next((place for place in (root, source) if (place / "model_config.json").exists()), None)
-    named = {"decoder/": decoder, "encoder/": encoder, ADAPTER[0]: adapter, "model_config.json": settings}
+    settings = next(
+        (place for place in (root, source) if (place / "model_config.json").exists()), None
+    )
+    named = {
+        "decoder/": decoder,
+        "encoder/": encoder,
+        ADAPTER[0]: adapter,
+        "model_config.json": settings,
+    }
     missing = [name for name, path in named.items() if path is None]
     if decoder is None or encoder is None or adapter is None or settings is None:
-        raise FileNotFoundError(f"{root}: not a complete published checkpoint, it has no {', no '.join(missing)}")
+        raise FileNotFoundError(
+            f"{root}: not a complete published checkpoint, it has no {', no '.join(missing)}"
+        )
     return Published(decoder, encoder, adapter, settings, source)
 
 
 def _numbered(source: Path) -> list[Path]:
-    numbers = {path: re.fullmatch(r"checkpoint_(\d+)", path.name) for path in source.iterdir() if path.is_dir()}
-    return sorted((path for path, found in numbers.items() if found), key=lambda path: -int(path.name.split("_")[1]))
+    numbers = {
+        path: re.fullmatch(r"checkpoint_(\d+)", path.name)
+        for path in source.iterdir()
+        if path.is_dir()
+    }
+    return sorted(
+        (path for path, found in numbers.items() if found),
+        key=lambda path: -int(path.name.split("_")[1]),
+    )
 
 
 def _parts(root: Path) -> tuple[Path | None, Path | None, Path | None]:
@@ -107,15 +125,21 @@ def list_tower(directory: Path) -> list[FileTensor]:
     """Every tensor of a tower, from one file or from the shards its index names; a tensor in two shards is listed twice."""
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists():
-        raise ConversionError(f"{directory} holds both {SINGLE} and {INDEX}; remove the one that is out of date")
+        raise ConversionError(
+            f"{directory} holds both {SINGLE} and {INDEX}; remove the one that is out of date"
+        )
     if single.exists():
         return list_file(single)
     if not index.exists():
-        raise FileNotFoundError(f"{directory}: no weights; expected {SINGLE}, or {INDEX} and its shards")
+        raise FileNotFoundError(
+            f"{directory}: no weights; expected {SINGLE}, or {INDEX} and its shards"
+        )
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     absent = [name for name in shards if not (directory / name).exists()]
     if absent:
-        raise FileNotFoundError(f"{directory}: {INDEX} names shards that are not there: {', '.join(absent)}")
+        raise FileNotFoundError(
+            f"{directory}: {INDEX} names shards that are not there: {', '.join(absent)}"
+        )
     return [tensor for name in shards for tensor in list_file(directory / name)]
 
 
@@ -125,18 +149,24 @@ def list_file(file: Path) -> list[FileTensor]:
         with safe_open(file, framework="np"):  # checks that the header is sound and fits the file
             pass
     except SafetensorError as error:
-        raise ConversionError(f"{file} is not a whole safetensors file: {error}; copy or download it again") from error
+        raise ConversionError(
+            f"{file} is not a whole safetensors file: {error}; copy or download it again"
+        ) from error
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
     return [
-        FileTensor(key, tuple(one["shape"]), one["dtype"], file, 8 + length + one["data_offsets"][0])
+        FileTensor(
+            key, tuple(one["shape"]), one["dtype"], file, 8 + length + one["data_offsets"][0]
+        )
         for key, one in header.items()
     ]
 
 
-def write_weights(directory: Path, tensors: Sequence[NewTensor], shard: int = SHARD) -> Iterator[int]:
+def write_weights(
+    directory: Path, tensors: Sequence[NewTensor], shard: int = SHARD
+) -> Iterator[int]:
     """Writes tensors as one file or, beyond `shard` bytes, as several with an index; yields bytes as they are written."""
     shards: list[list[NewTensor]] = [[]]
     for tensor in tensors:
@@ -146,11 +176,19 @@ def write_weights(directory: Path, tensors: Sequence[NewTensor], shard: int = SH
     if len(shards) == 1:
         yield from write_file(directory / SINGLE, tensors)
         return
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
     for name, some in zip(names, shards, strict=True):
         yield from write_file(directory / name, some)
-    weight_map = {tensor.key: name for name, some in zip(names, shards, strict=True) for tensor in some}
-    write_json(directory / INDEX, {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": weight_map})
+    weight_map = {
+        tensor.key: name for name, some in zip(names, shards, strict=True) for tensor in some
+    }
+    write_json(
+        directory / INDEX,
+        {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": weight_map},
+    )
 
 
 def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
@@ -162,7 +200,11 @@ def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
-        header[tensor.key] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (end, end + tensor.size)}
+        header[tensor.key] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": (end, end + tensor.size),
+        }
         end += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -171,7 +213,9 @@ def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
         for block in ahead([block for tensor in tensors for block in tensor.blocks]):
             yield write_pieces(opened, block)
         if opened.tell() != 8 + len(text) + end:
-            raise ConversionError(f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}")
+            raise ConversionError(
+                f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}"
+            )
 
 
 def write_pieces(file: BinaryIO, block: np.ndarray) -> int:

@@ -19,7 +19,9 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
     tokenizer = Tokenizer.load(published.decoder)
     absent = [name for name in MEMORY if name not in tokenizer.control]
     if absent:
-        raise ConversionError(f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; expected all memory tokens")
+        raise ConversionError(
+            f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; expected all memory tokens"
+        )
     for tower, needed, table in (
         ("decoder", rows(tokenizer), config.decoder.vocab),
         ("encoder", tokenizer.size - len(MEMORY), config.encoder.vocab),
@@ -36,7 +38,9 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
 
 def check_shared(encoder: Path, decoder: Path):
     """Raises ConversionError when the encoder's directory has a tokenizer that splits text otherwise than the decoder's."""
-    if (encoder / "tokenizer.json").exists() and _vocabulary(Tokenizer.load(encoder)) != _vocabulary(Tokenizer.load(decoder)):
+    if (encoder / "tokenizer.json").exists() and _vocabulary(
+        Tokenizer.load(encoder)
+    ) != _vocabulary(Tokenizer.load(decoder)):
         raise ConversionError(
             f"{encoder}/tokenizer.json is not the decoder's without its memory tokens; one tokenizer must serve both towers"
         )
@@ -52,11 +56,16 @@ def _check_marker(settings: Path):
     marker = read_json(settings).get("pad_token", PAD) if settings.exists() else PAD
     marker = marker["content"] if isinstance(marker, dict) else marker
     if marker != PAD:
-        raise ConversionError(f"{settings}: eos pooling marks latents with pad_token, expected {PAD}, got {marker}")
+        raise ConversionError(
+            f"{settings}: eos pooling marks latents with pad_token, expected {PAD}, got {marker}"
+        )
 
 
 def without_memory(tokenizer: Tokenizer) -> Tokenizer:
     """The encoder's tokenizer: the decoder's without the three memory tokens."""
     fields = json.loads(tokenizer.definition)
     kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY]
-    return Tokenizer(json.dumps({**fields, "added_tokens": kept}, indent=2, ensure_ascii=False), tokenizer.template)
+    return Tokenizer(
+        json.dumps({**fields, "added_tokens": kept}, indent=2, ensure_ascii=False),
+        tokenizer.template,
+    )

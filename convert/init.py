@@ -33,7 +33,13 @@ from lclm_jax.streaming import Streamed
 HEAD = "lm_head.weight"  # of an encoder made from a language model: it has no use for it
 
 
-def init(encoder: str | Path, decoder: str | Path, destination: str | Path, settings: Sequence[str] = (), seed: int = 0) -> Path:
+def init(
+    encoder: str | Path,
+    decoder: str | Path,
+    destination: str | Path,
+    settings: Sequence[str] = (),
+    seed: int = 0,
+) -> Path:
     """An LCLM whose towers are the base models in two Hugging Face directories. Returns `destination`.
 
     `settings` are changes to the ModelConfig, as in "compression.ratio=8". Towers keep their stored dtypes; the adapter is
@@ -45,21 +51,34 @@ def init(encoder: str | Path, decoder: str | Path, destination: str | Path, sett
         stored["encoder"] = [tensor for tensor in stored["encoder"] if tensor.key != HEAD]
         check_shared(towers["encoder"], towers["decoder"])
         tokenizer = add_memory(Tokenizer.load(towers["decoder"]))
-        base = _model(*(read_tower(place / "config.json", causal=True) for place in towers.values()), settings)
+        base = _model(
+            *(read_tower(place / "config.json", causal=True) for place in towers.values()), settings
+        )
         base_dtypes = {tensor.dtype for tensor in stored["decoder"]}
         config = _with_vocab(base, tokenizer, "float32" if base_dtypes == {"F32"} else "bfloat16")
-        leaves = {path: _resized(path, source, config) for path, source in find_sources(stored, base).items()}
+        leaves = {
+            path: _resized(path, source, config)
+            for path, source in find_sources(stored, base).items()
+        }
         leaves |= fresh(config, seed, lambda path: path.startswith("adapter/"))
         with streamed(leaves, "writing MB") as params:
             save_streamed(directory, config, params)
         tokenizer.save(directory / "tokenizer")
         files = {part: hash_files(tensors, towers[part]) for part, tensors in stored.items()}
-        write_json(directory / PROVENANCE, {"source": {part: str(place) for part, place in towers.items()}, "files": files})
+        write_json(
+            directory / PROVENANCE,
+            {"source": {part: str(place) for part, place in towers.items()}, "files": files},
+        )
     return Path(destination)
 
 
 def init_random(
-    encoder: str, decoder: str, destination: str | Path, tokenizer: str | Path, settings: Sequence[str] = (), seed: int = 0
+    encoder: str,
+    decoder: str,
+    destination: str | Path,
+    tokenizer: str | Path,
+    settings: Sequence[str] = (),
+    seed: int = 0,
 ) -> Path:
     """An LCLM of fresh float32 weights. A tower is a name in configs/shapes.py or a directory with config.json; the tables
     have a row for every entry of the tokenizer. Returns `destination`."""
@@ -70,7 +89,10 @@ def init_random(
         with streamed(fresh(config, seed, lambda path: True), "writing MB") as params:
             save_streamed(directory, config, params)
         whole.save(directory / "tokenizer")
-        write_json(directory / PROVENANCE, {"source": {"encoder": encoder, "decoder": decoder, "seed": seed}})
+        write_json(
+            directory / PROVENANCE,
+            {"source": {"encoder": encoder, "decoder": decoder, "seed": seed}},
+        )
     return Path(destination)
 
 
@@ -87,7 +109,10 @@ def fresh(config: ModelConfig, seed: int, chosen: Callable[[str], bool]) -> dict
         return last(path)[start:stop]
 
     shapes = {path: shape for path, shape in parameter_shapes(config).items() if chosen(path)}
-    return {path: Streamed(shape, np.dtype(np.float32), partial(read, path)) for path, shape in shapes.items()}
+    return {
+        path: Streamed(shape, np.dtype(np.float32), partial(read, path))
+        for path, shape in shapes.items()
+    }
 
 
 def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
@@ -98,7 +123,10 @@ def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
 
     @cache
     def mean() -> np.ndarray:
-        blocks = (source.read(i, min(i + 4096, held)).astype(np.float64).sum(axis=0) for i in range(0, held, 4096))
+        blocks = (
+            source.read(i, min(i + 4096, held)).astype(np.float64).sum(axis=0)
+            for i in range(0, held, 4096)
+        )
         return (sum(blocks) / held).astype(source.dtype)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -109,7 +137,9 @@ def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
     return Streamed((config.decoder.vocab, width), source.dtype, read)
 
 
-def _model(encoder: TransformerConfig, decoder: TransformerConfig, settings: Sequence[str]) -> ModelConfig:
+def _model(
+    encoder: TransformerConfig, decoder: TransformerConfig, settings: Sequence[str]
+) -> ModelConfig:
     config = ModelConfig(encoder, decoder)
     for setting in settings:
         config = override(config, setting)
@@ -126,18 +156,36 @@ def _shape(name: str) -> TransformerConfig:
         return SHAPES[name]
     file = Path(name) / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"{name}: neither a directory with config.json nor one of the shapes {', '.join(SHAPES)}")
+        raise FileNotFoundError(
+            f"{name}: neither a directory with config.json nor one of the shapes {', '.join(SHAPES)}"
+        )
     return read_tower(file, causal=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", required=True, help="directory of the base model; with --random also a shape's name")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--encoder",
+        required=True,
+        help="directory of the base model; with --random also a shape's name",
+    )
     parser.add_argument("--decoder", required=True, help="the same for the decoder")
     parser.add_argument("--out", required=True, help="new directory for the checkpoint")
-    parser.add_argument("--random", action="store_true", help="fresh weights; only shapes are taken from the towers")
-    parser.add_argument("--tokenizer", help="directory with tokenizer.json, for --random (default: the decoder's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the model, as compression.ratio=8")
+    parser.add_argument(
+        "--random", action="store_true", help="fresh weights; only shapes are taken from the towers"
+    )
+    parser.add_argument(
+        "--tokenizer", help="directory with tokenizer.json, for --random (default: the decoder's)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the model, as compression.ratio=8",
+    )
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

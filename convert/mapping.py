@@ -30,7 +30,11 @@ TRANSFORMS = {
     "join_heads": 2,  # [D, N*H] <-> [N, H, D]
 }
 # Dtype as safetensors spells it -> numpy's.
-NUMPY = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+NUMPY = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
 
 
 class ConversionError(UserError):
@@ -83,7 +87,9 @@ TABLE = (
     Rule("adapter", "fc2.bias", "adapter/fc2_bias"),
     *layer_rules("adapter", "attention_layers.{layer}.decoder_layer.", "adapter/layers"),
 )
-OPTIONAL_PREFIX = {"encoder": "model."}  # files saved with a head's wrapper around the model carry it
+OPTIONAL_PREFIX = {
+    "encoder": "model."
+}  # files saved with a head's wrapper around the model carry it
 # A key that may repeat another tensor where no rule for it applies: the head of a tied tower.
 COPIES = {
     ("decoder", "lm_head.weight"): "model.embed_tokens.weight",
@@ -149,7 +155,11 @@ class Source:
     def leaf(self, dtype: DTypeLike = None) -> Streamed:
         """The parameter as a leaf that is read block by block, in the stored dtype unless another is named."""
         target = self.dtype if dtype is None else np.dtype(dtype)
-        return Streamed(self.shape, target, lambda start, stop: self.read(start, stop).astype(target, copy=False))
+        return Streamed(
+            self.shape,
+            target,
+            lambda start, stop: self.read(start, stop).astype(target, copy=False),
+        )
 
     def _convert(self, i: int, shape: tuple[int, ...]) -> np.ndarray:
         tensor, stored = self.tensors[i]
@@ -162,7 +172,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flatten(nn.meta.unbox(boxed)).items()}
 
 
-def published_tensors(shapes: Mapping[str, tuple[int, ...]], table: Sequence[Rule] = TABLE) -> list[Tensor]:
+def published_tensors(
+    shapes: Mapping[str, tuple[int, ...]], table: Sequence[Rule] = TABLE
+) -> list[Tensor]:
     """Every tensor of a published checkpoint whose parameters have these shapes, in the order of the table.
 
     >>> shapes {"decoder/layers/attention/q": (2, 96, 6, 16)}: two tensors [96, 96], model.layers.0... and model.layers.1...
@@ -170,16 +182,33 @@ def published_tensors(shapes: Mapping[str, tuple[int, ...]], table: Sequence[Rul
     """
     without = sorted(set(shapes) - {rule.ours for rule in table})
     if without:
-        raise ConversionError(f"no rule in convert/mapping.py publishes the parameters {', '.join(without)}; add rows to TABLE")
-    return [tensor for rule in table if rule.ours in shapes for tensor in _expand(rule, shapes[rule.ours])]
+        raise ConversionError(
+            f"no rule in convert/mapping.py publishes the parameters {', '.join(without)}; add rows to TABLE"
+        )
+    return [
+        tensor
+        for rule in table
+        if rule.ours in shapes
+        for tensor in _expand(rule, shapes[rule.ours])
+    ]
 
 
 def _expand(rule: Rule, shape: tuple[int, ...]) -> Iterator[Tensor]:
     if "{layer}" not in rule.published:
-        yield Tensor(rule.part, rule.published, published_shape(shape, rule.transform), rule.ours, None, rule.transform)
+        yield Tensor(
+            rule.part,
+            rule.published,
+            published_shape(shape, rule.transform),
+            rule.ours,
+            None,
+            rule.transform,
+        )
         return
     for layer in range(shape[0]):
-        key, published = rule.published.format(layer=layer), published_shape(shape[1:], rule.transform)
+        key, published = (
+            rule.published.format(layer=layer),
+            published_shape(shape[1:], rule.transform),
+        )
         yield Tensor(rule.part, key, published, rule.ours, layer, rule.transform)
 
 
@@ -221,11 +250,16 @@ def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) ->
     found, problems = match(stored, wanted)
     if problems:
         listed = "\n  ".join(problems)
-        raise ConversionError(f"{len(problems)} tensors do not fit config.json and model_config.json:\n  {listed}")
+        raise ConversionError(
+            f"{len(problems)} tensors do not fit config.json and model_config.json:\n  {listed}"
+        )
     members: dict[str, list[tuple[Tensor, Stored]]] = {}
     for tensor in wanted:
         members.setdefault(tensor.path, []).append((tensor, found[tensor.part, tensor.key]))
-    return {path: Source(shapes[path], _common_dtype(some), tuple(some)) for path, some in members.items()}
+    return {
+        path: Source(shapes[path], _common_dtype(some), tuple(some))
+        for path, some in members.items()
+    }
 
 
 def _common_dtype(members: Sequence[tuple[Tensor, Stored]]) -> np.dtype:
@@ -234,10 +268,16 @@ def _common_dtype(members: Sequence[tuple[Tensor, Stored]]) -> np.dtype:
     return NUMPY[dtypes.pop() if len(dtypes) == 1 else "F32"]
 
 
-def match(stored: Mapping[str, Sequence[Stored]], wanted: Sequence[Tensor]) -> tuple[dict[tuple[str, str], Stored], list[str]]:
+def match(
+    stored: Mapping[str, Sequence[Stored]], wanted: Sequence[Tensor]
+) -> tuple[dict[tuple[str, str], Stored], list[str]]:
     """Stored tensors by (part, table's key), and what is wrong, one line a tensor."""
     expected = {(tensor.part, tensor.key): tensor for tensor in wanted}
-    named = [((part, _bare(part, tensor.key)), tensor) for part, tensors in stored.items() for tensor in tensors]
+    named = [
+        ((part, _bare(part, tensor.key)), tensor)
+        for part, tensors in stored.items()
+        for tensor in tensors
+    ]
     found = dict(named)
     problems = [
         f"{_name(name)}: stored {times} times, expected once"
@@ -247,13 +287,18 @@ def match(stored: Mapping[str, Sequence[Stored]], wanted: Sequence[Tensor]) -> t
     for name, tensor in found.items():
         problems += _judge(name, tensor, expected, found)
     problems += [
-        f"{_name(name)}: missing, expected {list(tensor.shape)}" for name, tensor in expected.items() if name not in found
+        f"{_name(name)}: missing, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name not in found
     ]
     return found, problems
 
 
 def _judge(
-    name: tuple[str, str], tensor: Stored, expected: Mapping[tuple[str, str], Tensor], found: Mapping[tuple[str, str], Stored]
+    name: tuple[str, str],
+    tensor: Stored,
+    expected: Mapping[tuple[str, str], Tensor],
+    found: Mapping[tuple[str, str], Stored],
 ) -> list[str]:
     original = found.get((name[0], COPIES.get(name, "")))
     wanted = expected.get(name) or original
@@ -262,9 +307,18 @@ def _judge(
     if tensor.dtype not in NUMPY:
         return [f"{_name(name)}: expected dtype {', '.join(NUMPY)}, got {tensor.dtype}"]
     if tensor.shape != wanted.shape:
-        return [f"{_name(name)}: expected {list(wanted.shape)}, got {list(tensor.shape)} in {tensor.file}"]
-    if original is not None and wanted is original and original.dtype in NUMPY and not same_rows(tensor, original):
-        return [f"{_name(name)}: differs from {original.key}, but tie_word_embeddings says they are one"]
+        return [
+            f"{_name(name)}: expected {list(wanted.shape)}, got {list(tensor.shape)} in {tensor.file}"
+        ]
+    if (
+        original is not None
+        and wanted is original
+        and original.dtype in NUMPY
+        and not same_rows(tensor, original)
+    ):
+        return [
+            f"{_name(name)}: differs from {original.key}, but tie_word_embeddings says they are one"
+        ]
     return []
 
 
@@ -279,8 +333,12 @@ def _name(name: tuple[str, str]) -> str:
 def same_rows(first: Stored, second: Stored) -> bool:
     """Whether two tensors of one shape hold the same numbers, a few rows at a time."""
     step = max(1, CHUNK // max(1, 4 * math.prod(first.shape[1:])))
-    pairs = ((first.read(i, i + step), second.read(i, i + step)) for i in range(0, first.shape[0], step))
-    return all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in pairs)
+    pairs = (
+        (first.read(i, i + step), second.read(i, i + step)) for i in range(0, first.shape[0], step)
+    )
+    return all(
+        np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in pairs
+    )
 
 
 def publish_params(params: Params) -> dict[str, dict[str, np.ndarray]]:
@@ -288,6 +346,9 @@ def publish_params(params: Params) -> dict[str, dict[str, np.ndarray]]:
     flat = flatten(params)
     parts: dict[str, dict[str, np.ndarray]] = {"decoder": {}, "encoder": {}, "adapter": {}}
     for tensor in published_tensors({path: tuple(array.shape) for path, array in flat.items()}):
-        array = np.asarray(flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer], np.float32)
+        array = np.asarray(
+            flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer],
+            np.float32,
+        )
         parts[tensor.part][tensor.key] = to_published(array, tensor.transform)
     return parts

@@ -24,20 +24,34 @@ def hash_file(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": checksums.hash_file(file)}
 
 
-def stored_dtypes(stored: Mapping[str, Sequence[FileTensor]], sources: Iterable[Source]) -> dict[str, Any]:
+def stored_dtypes(
+    stored: Mapping[str, Sequence[FileTensor]], sources: Iterable[Source]
+) -> dict[str, Any]:
     """What an export needs to give every tensor back as it was: dtypes by part and key, and which were copies of others."""
     tensors: dict[str, dict[str, str]] = {part: {} for part in stored}
     for source in sources:
         for tensor, found in source.tensors:
             tensors[tensor.part][tensor.key] = found.dtype
-    copies = [(part, key) for part, key in COPIES if key in {one.key for one in stored[part]} - set(tensors[part])]
+    copies = [
+        (part, key)
+        for part, key in COPIES
+        if key in {one.key for one in stored[part]} - set(tensors[part])
+    ]
     return {"tensors": tensors, "copies": copies}
 
 
 def copy_originals(published: Published, directory: Path):
     """Every small file of the source: settings, both tokenizers, chat templates."""
-    for origin, name in ((published.decoder, "decoder"), (published.encoder, "encoder"), (published.settings, "")):
+    for origin, name in (
+        (published.decoder, "decoder"),
+        (published.encoder, "encoder"),
+        (published.settings, ""),
+    ):
         (directory / name).mkdir(parents=True, exist_ok=True)
         for file in origin.iterdir():
-            if file.is_file() and file.suffix in SMALL_FILES and not file.name.endswith(".index.json"):
+            if (
+                file.is_file()
+                and file.suffix in SMALL_FILES
+                and not file.name.endswith(".index.json")
+            ):
                 shutil.copyfile(file, directory / name / file.name)

@@ -74,14 +74,21 @@ class Saved:
     def dtype(self, tensor: Tensor) -> str:
         """The dtype a tensor was published in or, in a training run, is saved in."""
         stored = self.provenance.get("tensors", {}).get(tensor.part, {}).get(tensor.key)
-        return stored or next(name for name, dtype in NUMPY.items() if dtype == self.params.open(tensor.path).dtype.numpy_dtype)
+        return stored or next(
+            name
+            for name, dtype in NUMPY.items()
+            if dtype == self.params.open(tensor.path).dtype.numpy_dtype
+        )
 
     def blocks(self, tensor: Tensor, dtype: str) -> list[Callable[[], np.ndarray]]:
         """The tensor as published: functions that read it, some rows each."""
         rows, step = tensor.shape[0], tensor.shape[0]
         if tensor.layer is None and tensor.transform == "none":
             step = max(1, CHUNK // max(1, NUMPY[dtype].itemsize * math.prod(tensor.shape[1:])))
-        return [partial(self._read, tensor, dtype, start, min(start + step, rows)) for start in range(0, rows, step)]
+        return [
+            partial(self._read, tensor, dtype, start, min(start + step, rows))
+            for start in range(0, rows, step)
+        ]
 
     def _read(self, tensor: Tensor, dtype: str, start: int, stop: int) -> np.ndarray:
         array = self.params.open(tensor.path)
@@ -92,7 +99,12 @@ class Saved:
         return to_published(round_to(array.read().result(), dtype, tensor), tensor.transform)
 
 
-def to_hf(checkpoint: str | Path, destination: str | Path, step: int | None = None, dtype: str | None = None) -> Path:
+def to_hf(
+    checkpoint: str | Path,
+    destination: str | Path,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> Path:
     """Converts a training run, or what `from_hf` wrote, into the published layout. Returns `destination`.
 
     Takes the newest step unless one is named. Tensors keep the dtypes they were published or saved in unless `dtype`
@@ -117,7 +129,9 @@ def new_tensors(saved: Saved, dtype: str | None) -> dict[str, list[NewTensor]]:
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in saved.tensors:
         name = DTYPES[dtype] if dtype else saved.dtype(tensor)
-        parts[tensor.part].append(NewTensor(tensor.key, tensor.shape, name, saved.blocks(tensor, name)))
+        parts[tensor.part].append(
+            NewTensor(tensor.key, tensor.shape, name, saved.blocks(tensor, name))
+        )
     for part, copy in saved.provenance.get("copies", []):
         original = next(tensor for tensor in parts[part] if tensor.key == COPIES[part, copy])
         parts[part].append(replace(original, key=copy))
@@ -139,11 +153,15 @@ def round_to(array: np.ndarray, dtype: str, tensor: Tensor) -> np.ndarray:
     narrower = ml_dtypes.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY[dtype]).max
     if narrower and not np.array_equal(np.isfinite(array), np.isfinite(rounded)):
         largest = float(np.abs(array.astype(np.float32)).max())
-        raise ConversionError(f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; choose another --dtype")
+        raise ConversionError(
+            f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; choose another --dtype"
+        )
     return rounded
 
 
-def write_settings(directory: Path, saved: Saved, parts: dict[str, list[NewTensor]], dtype: str | None):
+def write_settings(
+    directory: Path, saved: Saved, parts: dict[str, list[NewTensor]], dtype: str | None
+):
     """Settings and tokenizers: the source's own where the checkpoint keeps them, else from what the checkpoint knows."""
     originals = saved.directory / ORIGINALS
     if originals.exists():
@@ -173,14 +191,24 @@ def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="directory of a training run, or what convert.from_hf wrote")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", help="directory of a training run, or what convert.from_hf wrote"
+    )
     parser.add_argument("destination", help="new directory for the published layout")
     parser.add_argument("--step", type=int, help="saved step to convert (default: the newest)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of every tensor (default: as it was published, or saved in training)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of every tensor (default: as it was published, or saved in training)",
+    )
     arguments = parser.parse_args()
     keep_memory()
-    jax.config.update("jax_platforms", "cpu")  # moving numbers needs no accelerator, and would lock it
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # moving numbers needs no accelerator, and would lock it
     written = to_hf(arguments.checkpoint, arguments.destination, arguments.step, arguments.dtype)
     sys.stdout.write(f"wrote {written.resolve()}\n")
 

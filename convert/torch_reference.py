@@ -62,7 +62,11 @@ def compare_logits(source: str | Path, subject: Subject) -> list[Check]:
 def layer_config(tower: PretrainedConfig, width: int) -> Qwen3Config:
     """Shape of the adapter's attention layers: a whole Qwen3 layer of a tower's sizes, in any model."""
     values = {**tower.to_dict(), "hidden_size": width, "head_dim": tower.head_dim}
-    values = {key: value for key, value in values.items() if key not in ("model_type", "architectures", "layer_types")}
+    values = {
+        key: value
+        for key, value in values.items()
+        if key not in ("model_type", "architectures", "layer_types")
+    }
     config = Qwen3Config(**values)
     config._attn_implementation = "eager"
     return config
@@ -74,16 +78,25 @@ class Adapter(torch.nn.Module):
     def __init__(self, settings: dict[str, Any], encoder: Qwen3Config, decoder: Qwen3Config):
         super().__init__()
         self.kind = settings["adapter_type"]
-        inputs = encoder.hidden_size * (settings["compression_ratio"] if settings["pooling"] == "concat" else 1)
+        inputs = encoder.hidden_size * (
+            settings["compression_ratio"] if settings["pooling"] == "concat" else 1
+        )
         self.norm = torch.nn.RMSNorm(inputs, eps=ADAPTER_EPS)
         self.fc1 = torch.nn.Linear(inputs, decoder.hidden_size)
         self.fc2 = torch.nn.Linear(decoder.hidden_size, decoder.hidden_size)
         if self.kind == "mlp":
             return
-        tower, width = (decoder, decoder.hidden_size) if self.kind == "mlp_attn" else (encoder, inputs)
+        tower, width = (
+            (decoder, decoder.hidden_size) if self.kind == "mlp_attn" else (encoder, inputs)
+        )
         tower = layer_config(tower, width)
-        layers = [Qwen3DecoderLayer(tower, layer_idx=0) for _ in range(settings.get("num_adapter_layers", 1))]
-        self.attention_layers = torch.nn.ModuleList(torch.nn.ModuleDict({"decoder_layer": layer}) for layer in layers)
+        layers = [
+            Qwen3DecoderLayer(tower, layer_idx=0)
+            for _ in range(settings.get("num_adapter_layers", 1))
+        ]
+        self.attention_layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"decoder_layer": layer}) for layer in layers
+        )
         self.rotary = [Qwen3RotaryEmbedding(tower)]  # in a list: it has no weights to load
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -96,7 +109,9 @@ class Adapter(torch.nn.Module):
         x, n = x[None], len(x)
         rotary = self.rotary[0](x, torch.arange(n)[None])
         for layer in self.attention_layers:
-            x = layer["decoder_layer"](x, attention_mask=torch.zeros(1, 1, n, n), position_embeddings=rotary)
+            x = layer["decoder_layer"](
+                x, attention_mask=torch.zeros(1, 1, n, n), position_embeddings=rotary
+            )
         return x[0]
 
 
@@ -139,31 +154,46 @@ class Reference:
         return AutoTokenizer.from_pretrained(self.published.encoder).pad_token_id
 
     @torch.no_grad()
-    def compress(self, tokens: np.ndarray, ratio: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def compress(
+        self, tokens: np.ndarray, ratio: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled encoder states and latents of one context, at the checkpoint's ratio or another."""
         window, width = self.settings["encoder_window_size"], self.adapter.norm.weight.shape[0]
         ratio = ratio or self.settings["compression_ratio"]
         starts = range(0, len(tokens), window)
-        pooled = [self._pool_window(tokens, start, min(start + window, len(tokens)), ratio) for start in starts]
+        pooled = [
+            self._pool_window(tokens, start, min(start + window, len(tokens)), ratio)
+            for start in starts
+        ]
         together = torch.cat(pooled) if pooled else torch.zeros(1, width)
         return together, self.adapter(together)
 
     def _pool_window(self, tokens: np.ndarray, start: int, end: int, ratio: int) -> torch.Tensor:
-        causal, overlap = self.settings["encoder_mask_type"] == "causal", self.settings["boundary_overlap"]
+        causal, overlap = (
+            self.settings["encoder_mask_type"] == "causal",
+            self.settings["boundary_overlap"],
+        )
         pooling = self.settings["pooling"]
         left, right = max(0, start - overlap), end if causal else min(len(tokens), end + overlap)
         count = math.ceil((end - start) / ratio)
         markers = count if pooling == "eos" else 0
         read = torch.tensor([*tokens[left:right].tolist(), *[self.marker] * markers])
         mask = None if causal else torch.zeros(1, 1, len(read), len(read))
-        hidden = self.encoder(input_ids=read[None], attention_mask=mask, use_cache=False).last_hidden_state[0]
+        hidden = self.encoder(
+            input_ids=read[None], attention_mask=mask, use_cache=False
+        ).last_hidden_state[0]
         if pooling == "eos":
             return hidden[right - left :]
         groups = hidden[start - left : end - left].split(ratio)
         if pooling == "mean":
             return torch.stack([group.mean(dim=0) for group in groups])
         return torch.stack(
-            [torch.nn.functional.pad(group.flatten(), (0, ratio * hidden.shape[1] - group.numel())) for group in groups]
+            [
+                torch.nn.functional.pad(
+                    group.flatten(), (0, ratio * hidden.shape[1] - group.numel())
+                )
+                for group in groups
+            ]
         )
 
     @torch.no_grad()

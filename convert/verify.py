@@ -42,11 +42,16 @@ class Line:
     passed: bool
 
 
-def compare_tensors(source: str | Path, checkpoint: str | Path, step: int | None = None) -> Iterator[Line]:
+def compare_tensors(
+    source: str | Path, checkpoint: str | Path, step: int | None = None
+) -> Iterator[Line]:
     """Every tensor of `source` against `checkpoint`, byte by byte, one at a time in memory; missing and unknown ones too."""
     saved, opened = Saved.open(checkpoint, step), open_hf(source)
     found, problems = match(opened.stored, saved.tensors)
-    yield from (Line(problem, (), "", "", "", False) for problem in [*problems, *compare_settings(opened, saved)])
+    yield from (
+        Line(problem, (), "", "", "", False)
+        for problem in [*problems, *compare_settings(opened, saved)]
+    )
     for tensor in saved.tensors:
         other = found.get((tensor.part, tensor.key))
         if isinstance(other, FileTensor) and other.shape == tensor.shape and other.dtype in NUMPY:
@@ -57,9 +62,16 @@ def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
     """What the checkpoint says of itself otherwise than its source; rounded rotary frequencies are a choice, not a difference."""
     expected = round_rope(opened.config) if saved.config.decoder.rounded_rope else opened.config
     ours, theirs = to_dict(saved.config), to_dict(expected)
-    yield from (f"model.json {name}: expected {theirs[name]}, got {ours[name]}" for name in ours if ours[name] != theirs[name])
+    yield from (
+        f"model.json {name}: expected {theirs[name]}, got {ours[name]}"
+        for name in ours
+        if ours[name] != theirs[name]
+    )
     tokenizer = opened.published.decoder / "tokenizer.json"
-    if tokenizer.exists() and Tokenizer.load(saved.directory / "tokenizer").definition != tokenizer.read_text():
+    if (
+        tokenizer.exists()
+        and Tokenizer.load(saved.directory / "tokenizer").definition != tokenizer.read_text()
+    ):
         yield f"tokenizer/tokenizer.json: expected {tokenizer}, word for word"
 
 
@@ -72,7 +84,11 @@ def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> Line:
         start += len(block)
     same = ours.digest() == theirs.digest() and saved.dtype(tensor) == other.dtype
     name = f"{tensor.part} {tensor.key}"
-    dtype = other.dtype if saved.dtype(tensor) == other.dtype else f"{other.dtype}, kept as {saved.dtype(tensor)}"
+    dtype = (
+        other.dtype
+        if saved.dtype(tensor) == other.dtype
+        else f"{other.dtype}, kept as {saved.dtype(tensor)}"
+    )
     return Line(name, tensor.shape, dtype, theirs.hexdigest()[:12], ours.hexdigest()[:12], same)
 
 
@@ -92,18 +108,32 @@ def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ..
     published = find_published(source)
     marker = read_json(published.encoder / "config.json").get("pad_token_id")
     if marker is None and saved.config.compression.pooling == "eos":
-        raise ConversionError(f"{published.encoder}: eos pooling needs a pad token; expected a tokenizer or pad_token_id")
+        raise ConversionError(
+            f"{published.encoder}: eos pooling needs a pad token; expected a tokenizer or pad_token_id"
+        )
     end = read_json(published.decoder / "config.json").get("eos_token_id")
     return marker or 0, () if end is None else tuple(np.atleast_1d(end).tolist())
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the published checkpoint: decoder/, encoder/, adapter/ and model_config.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        help="the published checkpoint: decoder/, encoder/, adapter/ and model_config.json",
+    )
     parser.add_argument("checkpoint", help="what convert.from_hf made of it")
-    parser.add_argument("--torch", action="store_true", help="compare logits with transformers' models too")
+    parser.add_argument(
+        "--torch", action="store_true", help="compare logits with transformers' models too"
+    )
     parser.add_argument("--golden", metavar="CASE_DIR", help="replay a golden case instead")
-    parser.add_argument("--tolerance", type=float, default=Tolerance().absolute, help="largest absolute error of a golden case")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=Tolerance().absolute,
+        help="largest absolute error of a golden case",
+    )
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     if arguments.golden:
@@ -115,7 +145,9 @@ def main():
     if arguments.torch:
         from convert.torch_reference import compare_logits
 
-        show_checks(compare_logits(arguments.source, read_subject(arguments.source, arguments.checkpoint)))
+        show_checks(
+            compare_logits(arguments.source, read_subject(arguments.source, arguments.checkpoint))
+        )
 
 
 def show_lines(lines: list[Line]):
@@ -123,11 +155,20 @@ def show_lines(lines: list[Line]):
     table = Table("tensor", "shape", "dtype", "published", "ours", "")
     for line in lines:
         shape = " x ".join(map(str, line.shape))
-        table.add_row(line.name, shape, line.dtype, line.theirs, line.ours, "same" if line.passed else "DIFFERS")
+        table.add_row(
+            line.name,
+            shape,
+            line.dtype,
+            line.theirs,
+            line.ours,
+            "same" if line.passed else "DIFFERS",
+        )
     show_table(table)
     wrong = [line.name for line in lines if not line.passed]
     if wrong:
-        raise Difference(f"{len(wrong)} of {len(lines)} lines differ: {'; '.join(wrong[:10])}; convert again")
+        raise Difference(
+            f"{len(wrong)} of {len(lines)} lines differ: {'; '.join(wrong[:10])}; convert again"
+        )
     sys.stdout.write(f"all {len(lines)} tensors are the same, byte by byte\n")
 
 
@@ -136,11 +177,15 @@ def show_checks(checks: list[Check]):
     table = Table("quantity", "shape", "largest absolute error", "")
     for check in checks:
         shape = " x ".join(map(str, check.shape)) or "1"
-        table.add_row(check.name, shape, f"{check.error:.2e}", "within" if check.passed else "BEYOND")
+        table.add_row(
+            check.name, shape, f"{check.error:.2e}", "within" if check.passed else "BEYOND"
+        )
     show_table(table)
     wrong = [check.name for check in checks if not check.passed]
     if wrong:
-        raise Difference(f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: {', '.join(wrong[:10])}")
+        raise Difference(
+            f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: {', '.join(wrong[:10])}"
+        )
     sys.stdout.write(f"all {len(checks)} quantities are within the tolerance\n")
 
 

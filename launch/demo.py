@@ -39,7 +39,9 @@ PASSAGES = 100
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/tiny.py")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
@@ -52,7 +54,10 @@ def main():
     evaluation = run_directory / "evaluation.json"
     if not evaluation.exists() or json.loads(evaluation.read_text())["step"] != step:
         tests = names.get("EVALUATED", Tests())
-        result = evaluate(load(run_directory), config, tests) | {"step": step, "seconds": time.perf_counter() - begun}
+        result = evaluate(load(run_directory), config, tests) | {
+            "step": step,
+            "seconds": time.perf_counter() - begun,
+        }
         evaluation.write_text(json.dumps(result, indent=2))
     exported = run_directory / "hf" / str(step)
     if not exported.with_suffix(".json").exists():
@@ -60,7 +65,9 @@ def main():
         (run_directory / "round_trip.json").write_text(result)
         exported.with_suffix(".json").write_text(result)
     report = write_report(run_directory)
-    logging.info("done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve())
+    logging.info(
+        "done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve()
+    )
 
 
 def evaluate(model: LanguageModel, config: Config, tests: Tests) -> dict:
@@ -75,24 +82,37 @@ def evaluate(model: LanguageModel, config: Config, tests: Tests) -> dict:
     ]
     questions, answers = None, []
     if tests.questions:
-        questions, answers = question_accuracy(model, directory, tests.questions, data, tests.asked, track)
+        questions, answers = question_accuracy(
+            model, directory, tests.questions, data, tests.asked, track
+        )
     return {
-        "parameters": {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()},
+        "parameters": {
+            name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()
+        },
         "ratio": model.config.compression.ratio,
         "window": model.config.compression.window,
         "reconstruction": accuracy,
-        "continuation": [continuation_loss(model, directory, source, data, PASSAGES, track) for source in tests.continued],
+        "continuation": [
+            continuation_loss(model, directory, source, data, PASSAGES, track)
+            for source in tests.continued
+        ],
         "questions": questions,
         "cost": {
             "this model": costs(model.config, [2**k for k in range(6, 14)]),
-            "published 0.6B + 4B, ratio 16": costs(published().model, [2**k for k in range(10, 21)]),
+            "published 0.6B + 4B, ratio 16": costs(
+                published().model, [2**k for k in range(10, 21)]
+            ),
         },
         "samples": {
             "reconstruction": [
-                sample for source in tests.passages for sample in reconstruction_samples(model, directory, source, data, 4)
+                sample
+                for source in tests.passages
+                for sample in reconstruction_samples(model, directory, source, data, 4)
             ],
             "continuation": [
-                sample for source in tests.continued[:1] for sample in continuation_samples(model, directory, source, data, 4)
+                sample
+                for source in tests.continued[:1]
+                for sample in continuation_samples(model, directory, source, data, 4)
             ],
             "questions": answers[:8],
         },
@@ -102,7 +122,11 @@ def evaluate(model: LanguageModel, config: Config, tests: Tests) -> dict:
 def costs(config: ModelConfig, lengths: list[int]) -> list[dict]:
     """Cost of reading contexts of these lengths, plain and compressed."""
     return [
-        {"tokens": n, "plain": asdict(uncompressed_cost(n, config)), "compressed": asdict(compressed_cost(n, config))}
+        {
+            "tokens": n,
+            "plain": asdict(uncompressed_cost(n, config)),
+            "compressed": asdict(compressed_cost(n, config)),
+        }
         for n in lengths
     ]
 

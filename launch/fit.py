@@ -32,21 +32,66 @@ TOO_LARGE = 3  # exit status
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="a file in configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
-    parser.add_argument("--slice", required=True, type=parse_slice, help="CHIP:SHAPE, as v5p:4x4x4, v6e:2x4 or h100:8")
-    parser.add_argument("--slices", type=int, default=1, help="so many of them; mesh.data is a multiple of it (default: 1)")
     parser.add_argument(
-        "--job", default="train", choices=("train", "compress", "prefill", "decode"), help="(default: %(default)s)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting; repeatable",
+    )
+    parser.add_argument(
+        "--slice",
+        required=True,
+        type=parse_slice,
+        help="CHIP:SHAPE, as v5p:4x4x4, v6e:2x4 or h100:8",
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        default=1,
+        help="so many of them; mesh.data is a multiple of it (default: 1)",
+    )
+    parser.add_argument(
+        "--job",
+        default="train",
+        choices=("train", "compress", "prefill", "decode"),
+        help="(default: %(default)s)",
     )
     parser.add_argument("--stage", help="trained in; by default the one that costs most")
-    parser.add_argument("--context", type=int, default=1_000_000, help="tokens that are served (default: %(default)s)")
-    parser.add_argument("--mfu", type=float, default=MFU, help="share of its peak reached in training (default: %(default)s)")
-    parser.add_argument("--search", action="store_true", help="try meshes, micro-batches and remat, and rank those that fit")
-    parser.add_argument("--tries", type=int, default=8, help="how many that fit to find with --search (default: %(default)s)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=1_000_000,
+        help="tokens that are served (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=MFU,
+        help="share of its peak reached in training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, micro-batches and remat, and rank those that fit",
+    )
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=8,
+        help="how many that fit to find with --search (default: %(default)s)",
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, with --search a list of them")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there, with --search a list of them",
+    )
     arguments = parser.parse_args()
     config, _ = read_config(arguments.config, arguments.set)
     where = replace(arguments.slice, count=arguments.slices)
@@ -54,20 +99,30 @@ def main():
     program = Program(config, stage, where, arguments.job, arguments.context, budget)
     if arguments.job != "train" and not any(one.startswith("mesh.") for one in arguments.set):
         program = serve(program)
-    tried = search(program, arguments.tries, arguments.mfu) if arguments.search else [measure(program, arguments.mfu)]
+    tried = (
+        search(program, arguments.tries, arguments.mfu)
+        if arguments.search
+        else [measure(program, arguments.mfu)]
+    )
     if not tried:
-        raise ConfigError(f"no mesh of {where} divides {config.data.rows} rows and the model; set data.rows")
+        raise ConfigError(
+            f"no mesh of {where} divides {config.data.rows} rows and the model; set data.rows"
+        )
     first = tried[0]
     advice = advise(program, first)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(tried if arguments.search else first, indent=2))
     if arguments.html:
-        page.write_page(arguments.html, shlex.join(["python", "-m", "launch.fit", *sys.argv[1:]]), tried, advice)
+        page.write_page(
+            arguments.html, shlex.join(["python", "-m", "launch.fit", *sys.argv[1:]]), tried, advice
+        )
     if arguments.search:
         show_choices(tried)
     show(first)
-    sys.stdout.write("\n".join([f"{page.verdict(first)}.", *(f"  try {one}" for one in advice), page.NOTE, ""]))
+    sys.stdout.write(
+        "\n".join([f"{page.verdict(first)}.", *(f"  try {one}" for one in advice), page.NOTE, ""])
+    )
     if not first["fits"]:
         sys.exit(TOO_LARGE)
 
@@ -75,16 +130,23 @@ def main():
 def find_stage(config: Config, name: str | None) -> StageConfig:
     """The stage of this name, or the one that trains on most positions in most of its parameters: the recipe's third."""
     if name is None:
-        return max(config.stages, key=lambda stage: (sum(group.rate is not None for group in stage.groups), stage.steps))
+        return max(
+            config.stages,
+            key=lambda stage: (sum(group.rate is not None for group in stage.groups), stage.steps),
+        )
     named = [stage for stage in config.stages if stage.name == name]
     if not named:
-        raise ConfigError(f"expected a stage of {', '.join(stage.name for stage in config.stages)}, got --stage {name}")
+        raise ConfigError(
+            f"expected a stage of {', '.join(stage.name for stage in config.stages)}, got --stage {name}"
+        )
     return named[0]
 
 
 def find_budget(arguments: argparse.Namespace) -> int:
     """Decoder positions the stage is to read in all, whatever batch --set asks for."""
-    config, _ = read_config(arguments.config, [one for one in arguments.set if one.startswith("stages.")])
+    config, _ = read_config(
+        arguments.config, [one for one in arguments.set if one.startswith("stages.")]
+    )
     return find_stage(config, arguments.stage).steps * config.data.rows * config.data.positions
 
 

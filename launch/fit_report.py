@@ -28,7 +28,13 @@ DOCS = Path("docs")
 WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "moved_bytes", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
 CONTEXTS = [2**power for power in range(12, 21, 2)]
-PODS = {"v5p:1x1x1": 1, "v5p:2x2x2": 1, "v5p:4x4x4": 1, "v5p:8x8x8": 1, "v5p:16x16x16": 16}  # copies of the model
+PODS = {
+    "v5p:1x1x1": 1,
+    "v5p:2x2x2": 1,
+    "v5p:4x4x4": 1,
+    "v5p:8x8x8": 1,
+    "v5p:16x16x16": 16,
+}  # copies of the model
 ROWS_OF_A_CHIP = 4
 
 
@@ -66,10 +72,20 @@ def fittings() -> list[Fitting]:
     ]
     found = []
     for where, job, ratio in serving:
-        asked = ("--job", job, "--context", str(2**20), *settings(f"model.compression.ratio={ratio}"))
+        asked = (
+            "--job",
+            job,
+            "--context",
+            str(2**20),
+            *settings(f"model.compression.ratio={ratio}"),
+        )
         found.append(Fitting(f"{job}-{ratio}x-{where}", (where, *asked), "serving"))
     found += [
-        Fitting(f"decode-{context}", ("v6e:1x1", "--job", "decode", "--context", str(context)), "contexts")
+        Fitting(
+            f"decode-{context}",
+            ("v6e:1x1", "--job", "decode", "--context", str(context)),
+            "contexts",
+        )
         for context in CONTEXTS
     ]
     half = settings("data.rows=128", "data.windows=128")
@@ -82,7 +98,9 @@ def fittings() -> list[Fitting]:
         "h100:8": ("h100:8", *settings("data.rows=8")),
         "h100:8-half-latents": ("h100:8", *settings("data.rows=8", "data.windows=128")),
     }
-    found += [Fitting(f"train-{name}", arguments, "training") for name, arguments in training.items()]
+    found += [
+        Fitting(f"train-{name}", arguments, "training") for name, arguments in training.items()
+    ]
     for where, copies in PODS.items():
         rows = ROWS_OF_A_CHIP * parse_slice(where).chips
         changed = [f"data.rows={rows}", *([f"mesh.data={copies}"] if copies > 1 else [])]
@@ -95,28 +113,54 @@ def settings(*assignments: str) -> tuple[str, ...]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=Path("runs/fit"), help="of finished runs (default: %(default)s)")
-    parser.add_argument(
-        "--gpu-python", default=".gpu/bin/python", help="of an environment with jax's CUDA plugin (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--growth", type=float, default=0.02, help="that is let pass, as a share (default: %(default)s)")
-    parser.add_argument("--accept", action="store_true", help="make these figures the ones in docs/")
-    parser.add_argument("--only", help="run only those whose name has this in it, and write nothing")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path("runs/fit"),
+        help="of finished runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gpu-python",
+        default=".gpu/bin/python",
+        help="of an environment with jax's CUDA plugin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--growth",
+        type=float,
+        default=0.02,
+        help="that is let pass, as a share (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accept", action="store_true", help="make these figures the ones in docs/"
+    )
+    parser.add_argument(
+        "--only", help="run only those whose name has this in it, and write nothing"
+    )
     arguments = parser.parse_args()
     chosen = [one for one in fittings() if not arguments.only or arguments.only in one.name]
     figures = {}
     for one in track(chosen, "fitting", len(chosen)):
         if one.gpu and not Path(arguments.gpu_python).exists():
-            logging.warning("%s is left out: no %s; make .gpu/installed", one.name, arguments.gpu_python)
+            logging.warning(
+                "%s is left out: no %s; make .gpu/installed", one.name, arguments.gpu_python
+            )
             continue
-        figures[one.name] = fit(one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable)
+        figures[one.name] = fit(
+            one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable
+        )
     before = DOCS / "fit.json"
-    grown = compare(json.loads(before.read_text()) if before.exists() else {}, figures, arguments.growth)
+    grown = compare(
+        json.loads(before.read_text()) if before.exists() else {}, figures, arguments.growth
+    )
     if arguments.accept and not arguments.only:
         accept(figures)
     elif grown:
-        raise GrownError("worse than docs/fit.json; mend it, or say --accept:\n  " + "\n  ".join(grown))
+        raise GrownError(
+            "worse than docs/fit.json; mend it, or say --accept:\n  " + "\n  ".join(grown)
+        )
 
 
 def fit(one: Fitting, directory: Path, python: str) -> Figures:
@@ -127,7 +171,9 @@ def fit(one: Fitting, directory: Path, python: str) -> Figures:
         unfinished, log = found.with_suffix(".partial"), found.with_suffix(".log")
         command = [python, "-m", "launch.fit", "--json", str(unfinished), *told(one)]
         with log.open("w") as output:
-            status = subprocess.run(command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}).returncode
+            status = subprocess.run(
+                command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+            ).returncode
         if status not in (0, 3):
             raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
         unfinished.rename(found)
@@ -155,8 +201,15 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
 def accept(figures: dict[str, Figures]):
     """Makes these the figures in docs/."""
     (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
-    found = [(one.theme, shlex.join(one.arguments), figures[one.name]) for one in fittings() if one.name in figures]
-    themes = {theme: [(command, told) for its, command, told in found if its == theme] for theme, _, _ in found}
+    found = [
+        (one.theme, shlex.join(one.arguments), figures[one.name])
+        for one in fittings()
+        if one.name in figures
+    ]
+    themes = {
+        theme: [(command, told) for its, command, told in found if its == theme]
+        for theme, _, _ in found
+    }
     write_report(DOCS, themes, published().model)
 
 

@@ -18,22 +18,40 @@ SHOWN = 3  # examples of each stream on the page
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path, help="what launch.prepare wrote")
     parser.add_argument(
-        "--config", default="configs/lclm_0p6b_4b_16x.py", help="whose model and budgets to use (default: %(default)s)"
+        "--config",
+        default="configs/lclm_0p6b_4b_16x.py",
+        help="whose model and budgets to use (default: %(default)s)",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting; repeatable",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows to pack for the fill (default: %(default)s)")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help="rows to pack for the fill (default: %(default)s)"
+    )
     arguments = parser.parse_args()
-    config, stage, tokenizer = open_prepared(read_config(arguments.config, arguments.set)[0], arguments.directory)
+    config, stage, tokenizer = open_prepared(
+        read_config(arguments.config, arguments.set)[0], arguments.directory
+    )
     figures = survey(config, stage, tokenizer, arguments.rows, track)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
     page = arguments.html or arguments.directory / "inspect.html"
-    write_page(page, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model)
+    write_page(
+        page, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model
+    )
     packing = figures["packing"]
     sys.stdout.write(
         f"{packing['rows']} rows of {packing['positions']} positions and {packing['windows']} windows: "

@@ -80,7 +80,9 @@ def join():
         job.address,
         job.processes,
         job.process,
-        initialization_timeout=max(1, job.start // 2),  # JAX waits so long twice: to connect, and for the others
+        initialization_timeout=max(
+            1, job.start // 2
+        ),  # JAX waits so long twice: to connect, and for the others
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=HEARTBEAT,
     )
@@ -91,15 +93,31 @@ def find(environment: Mapping[str, str]) -> Job | None:
     start = _number(environment, "LCLM_JAX_START_SECONDS", START)
     given = [name for name in SETTINGS if environment.get(name)]
     if given and len(given) < len(SETTINGS):
-        raise JobError(f"expected all of {', '.join(SETTINGS)} or none, got only {', '.join(given)}; set the others, too")
+        raise JobError(
+            f"expected all of {', '.join(SETTINGS)} or none, got only {', '.join(given)}; set the others, too"
+        )
     if given:
-        job = Job(_number(environment, SETTINGS[1]), _number(environment, SETTINGS[2]), environment[SETTINGS[0]], start)
+        job = Job(
+            _number(environment, SETTINGS[1]),
+            _number(environment, SETTINGS[2]),
+            environment[SETTINGS[0]],
+            start,
+        )
         if not 0 <= job.process < job.processes:
-            raise JobError(f"expected JAX_PROCESS_ID from 0 to {job.processes - 1} (JAX_NUM_PROCESSES - 1), got {job.process}")
+            raise JobError(
+                f"expected JAX_PROCESS_ID from 0 to {job.processes - 1} (JAX_NUM_PROCESSES - 1), got {job.process}"
+            )
         if not re.fullmatch(r".+:\d+", job.address or ""):
             raise JobError(f"expected JAX_COORDINATOR_ADDRESS as host:port, got {job.address!r}")
     else:
-        cluster = next((one for one in ClusterEnv._cluster_types if not one.opt_in_only_method and one.is_env_present()), None)
+        cluster = next(
+            (
+                one
+                for one in ClusterEnv._cluster_types
+                if not one.opt_in_only_method and one.is_env_present()
+            ),
+            None,
+        )
         if cluster is None:
             return None
         job = Job(cluster.get_process_count(), cluster.get_process_id(), start=start)
@@ -118,10 +136,14 @@ def supervise(job: Job) -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     said: deque[bytes] = deque(maxlen=KEPT)
     # In a group of its own, or Ctrl-C would reach it twice.
-    worker = subprocess.Popen(command, env={**os.environ, WORKER: "1"}, stderr=subprocess.PIPE, process_group=0)
+    worker = subprocess.Popen(
+        command, env={**os.environ, WORKER: "1"}, stderr=subprocess.PIPE, process_group=0
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: worker.send_signal(number))
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a connection that broke; not under nohup
+    if (
+        signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    ):  # a connection that broke; not under nohup
         signal.signal(signal.SIGHUP, lambda *_: worker.send_signal(signal.SIGTERM))
     assert worker.stderr is not None
     listener = threading.Thread(target=_pass_on, args=(worker.stderr, said), daemon=True)
@@ -159,7 +181,11 @@ def last_word(job: Job, status: int, said: str) -> str:
         return f"error: {me} ends because {who} died; the output of {who} says why. {AGAIN}\n"
     if status == -signal.SIGABRT:
         return f"error: {me} ends because the job's processes lost each other; see above. {AGAIN}\n"
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
+    how = (
+        f"was killed by {signal.Signals(-status).name}"
+        if status < 0
+        else f"failed with status {status}"
+    )
     return f"error: {me} {how}; the others end within a minute. {AGAIN}\n"
 
 
@@ -168,7 +194,9 @@ def dead_processes(said: str) -> list[int]:
     message = said.rpartition(FATAL)[2] if FATAL in said else ""
     if listed := re.search(r"unhealthy \(stopped sending heartbeats\):\n((?:\d+\n)+)", message):
         return sorted(map(int, listed[1].split()))
-    if named := re.search(r"Task (\d+) heartbeat timeout|first task at the barrier: (\d+)", message):
+    if named := re.search(
+        r"Task (\d+) heartbeat timeout|first task at the barrier: (\d+)", message
+    ):
         return [int(named[1] or named[2])]
     if "Failed to send RPC to coordination service" in message:
         return [0]  # which runs the service

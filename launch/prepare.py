@@ -23,22 +23,44 @@ from lclm_jax.progress import track
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a file in configs/ with a function recipe()")
-    parser.add_argument(
-        "--input", action="append", default=[], metavar="NAME=PATH", help="of a source; repeatable, also for one source"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--inputs", type=Path, metavar="DIR", help="has the input of every source that has no --input: NAME, or NAME and a suffix"
+        "--recipe", required=True, help="a file in configs/ with a function recipe()"
     )
     parser.add_argument(
-        "--without", action="append", default=[], metavar="NAME", help="leave a source and its streams out; repeatable"
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="of a source; repeatable, also for one source",
+    )
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="DIR",
+        help="has the input of every source that has no --input: NAME, or NAME and a suffix",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave a source and its streams out; repeatable",
     )
     parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
-    parser.add_argument("--tokenizer", help="directory with tokenizer.json, or a hub repository (default: the recipe's)")
+    parser.add_argument(
+        "--tokenizer",
+        help="directory with tokenizer.json, or a hub repository (default: the recipe's)",
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe, as most_rejected=50"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the recipe, as most_rejected=50",
     )
     arguments = parser.parse_args()
     recipe = read_function(arguments.recipe, "recipe")[0]()
@@ -52,18 +74,30 @@ def main():
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
     table = Table("source", "kind", "rows", "examples", "held out", "tokens", "refused")
     for name, source in manifest["sources"].items():
-        refused = ", ".join(f"{count} {reason}" for reason, count in source["rejected"].items()) or "none"
+        refused = (
+            ", ".join(f"{count} {reason}" for reason, count in source["rejected"].items()) or "none"
+        )
         tokens, examples = sum(source["tokens"].values()), source["examples"]
         table.add_row(
-            name, source["kind"], f"{source['rows']:,}", f"{examples['train']:,}", f"{examples['held']:,}", f"{tokens:,}", refused
+            name,
+            source["kind"],
+            f"{source['rows']:,}",
+            f"{examples['train']:,}",
+            f"{examples['held']:,}",
+            f"{tokens:,}",
+            refused,
         )
     show_table(table)
     if any(source["rejected"] for source in manifest["sources"].values()):
         sys.stdout.write(f"every refused row, with file and reason: {arguments.out / REJECTIONS}\n")
-    sys.stdout.write(f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n")
+    sys.stdout.write(
+        f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n"
+    )
 
 
-def read_inputs(assignments: list[str], recipe: Recipe, directory: Path | None = None) -> dict[str, list[str]]:
+def read_inputs(
+    assignments: list[str], recipe: Recipe, directory: Path | None = None
+) -> dict[str, list[str]]:
     """The patterns of every source: those assigned, else what has its name in `directory`.
 
     Raises ConfigError for a source that is missing or unknown.
@@ -75,11 +109,20 @@ def read_inputs(assignments: list[str], recipe: Recipe, directory: Path | None =
         if not equals or not path:
             raise ConfigError(f"expected --input NAME=PATH, got {assignment!r}")
         if name not in names:
-            raise ConfigError(f"recipe {recipe.name} has no source {name!r}; its sources are {', '.join(names)}")
+            raise ConfigError(
+                f"recipe {recipe.name} has no source {name!r}; its sources are {', '.join(names)}"
+            )
         inputs.setdefault(name, []).append(path)
     if directory is not None:
-        found = {name: sorted(map(str, [*directory.glob(name), *directory.glob(f"{name}.*")])) for name in names}
-        inputs = {name: inputs.get(name) or found[name] for name in names if inputs.get(name) or found[name]}
+        found = {
+            name: sorted(map(str, [*directory.glob(name), *directory.glob(f"{name}.*")]))
+            for name in names
+        }
+        inputs = {
+            name: inputs.get(name) or found[name]
+            for name in names
+            if inputs.get(name) or found[name]
+        }
     missing = [name for name in names if name not in inputs]
     if missing:
         raise ConfigError(

@@ -15,7 +15,9 @@ from lclm_jax.replay import Replayed, replay
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="directory that training wrote to")
     parser.add_argument("--batch", type=Path, help="a file in its directory skipped/")
     arguments = parser.parse_args()
@@ -27,7 +29,9 @@ def main():
     if suspects:
         logging.info("not finite by themselves: %s", ", ".join(suspects))
     elif np.isfinite(found.loss) and all(map(np.isfinite, found.norms.values())):
-        logging.info("everything is finite: the batch is not to blame where it was skipped, or the code has changed since")
+        logging.info(
+            "everything is finite: the batch is not to blame where it was skipped, or the code has changed since"
+        )
     else:
         logging.info("no example is to blame by itself: look at the parameters")
 
@@ -36,7 +40,9 @@ def as_table(found: Replayed) -> Table:
     """Every example with its loss, those that are not finite first, then the largest."""
     norms = dict(found.rows)
     table = Table("record", "row", "loss", *(["gradient norm of the row"] if norms else []))
-    for record, row, loss in sorted(found.examples, key=lambda one: (bool(np.isfinite(one[2])), -one[2])):
+    for record, row, loss in sorted(
+        found.examples, key=lambda one: (bool(np.isfinite(one[2])), -one[2])
+    ):
         table.add_row(record, str(row), f"{loss:.4f}", *([f"{norms[row]:.4g}"] if norms else []))
     return table
 

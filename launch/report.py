@@ -9,7 +9,9 @@ from lclm_jax.report import write_report
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="directory that training wrote to")
     logging.info("the report is %s", write_report(parser.parse_args().run))
 

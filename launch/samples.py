@@ -16,8 +16,12 @@ from lclm_jax.progress import track
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory for one jsonl file a source")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory for one jsonl file a source"
+    )
     arguments = parser.parse_args()
     inputs = write_samples(arguments.out, track)
     table = Table("source", "what it is", "file", "MB")

@@ -26,14 +26,24 @@ SHOWN = 3  # samples of each kind
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/small.py", help="what it was trained by; tells what it is tested on")
-    parser.add_argument("--checkpoint", type=Path, default=Path("docs/small/model"), help="in the published layout")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/small.py",
+        help="what it was trained by; tells what it is tested on",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("docs/small/model"), help="in the published layout"
+    )
     parser.add_argument("--out", default="runs/show", help="where held-out text is prepared")
     arguments = parser.parse_args()
     config, names = read_config(arguments.config, [f"data.directory={arguments.out}"])
     if "prepare_held_out" not in names:
-        raise ConfigError(f"{arguments.config} has no function prepare_held_out(); expected one as in configs/small.py")
+        raise ConfigError(
+            f"{arguments.config} has no function prepare_held_out(); expected one as in configs/small.py"
+        )
     with TemporaryDirectory() as directory:
         model = load(from_hf(arguments.checkpoint, Path(directory) / "converted"))
     names["prepare_held_out"](config, model.tokenizer)
@@ -47,7 +57,9 @@ def show(evaluation: Figures):
     table = Table("held-out text", *VIEW_NAMES.values(), caption="right, with 95 % intervals")
     table.title = f"{sum(sizes.values()):,} parameters, {ratio} tokens a latent"
     for item in compare(evaluation):
-        table.add_row(item.name, *(interval(view) for view in (item.latents, item.text, item.nothing)))
+        table.add_row(
+            item.name, *(interval(view) for view in (item.latents, item.text, item.nothing))
+        )
     show_table(table)
     for sentence in judge_ratios(evaluation["reconstruction"]):
         logging.info(sentence)
@@ -57,7 +69,9 @@ def show(evaluation: Figures):
         passages.add_row(Text(sample["passage"]), Text(sample["written"]))
     questions = Table("context", "question", "answered from its latents", "truth", show_lines=True)
     for sample in samples["questions"][:SHOWN]:
-        questions.add_row(*(Text(sample[key]) for key in ("context", "question", "from_latents", "answer")))
+        questions.add_row(
+            *(Text(sample[key]) for key in ("context", "question", "from_latents", "answer"))
+        )
     for one in (passages, questions):
         if one.row_count:
             show_table(one)

@@ -7,4 +7,14 @@ from lclm_jax.generate import Sampling
 from lclm_jax.language_model import LanguageModel, Latents, load
 from lclm_jax.train import train
 
-__all__ = ["Config", "Context", "LanguageModel", "Latents", "ModelConfig", "Sampling", "load", "override", "train"]
+__all__ = [
+    "Config",
+    "Context",
+    "LanguageModel",
+    "Latents",
+    "ModelConfig",
+    "Sampling",
+    "load",
+    "override",
+    "train",
+]

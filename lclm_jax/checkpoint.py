@@ -44,7 +44,10 @@ class _Kept:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [one.step for one in checkpoints]
         newest = sorted(steps)[-self.newest :]
-        return [step in newest or step in self.always or bool(self.every and step % self.every == 0) for step in steps]
+        return [
+            step in newest or step in self.always or bool(self.every and step % self.every == 0)
+            for step in steps
+        ]
 
 
 class Checkpoints:
@@ -55,12 +58,18 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, keep: int | None = None, keep_every: int | None = None, always: Collection[int] = ()
+        self,
+        directory: str | Path,
+        keep: int | None = None,
+        keep_every: int | None = None,
+        always: Collection[int] = (),
     ):
         self.directory = Path(directory).resolve() / STEPS
         policy = None if keep is None else _Kept(keep, keep_every, frozenset(always))
         clean = keep is not None
-        self._steps = ocp.training.Checkpointer(self.directory, preservation_policy=policy, cleanup_tmp_directories=clean)
+        self._steps = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=clean
+        )
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
         self._told = False  # that the last save has failed
@@ -79,7 +88,9 @@ class Checkpoints:
         self._told = False
         try:
             with saving(trees):
-                self._steps.save_checkpointables_async(step, trees, force=True, overwrite=True, custom_metadata=metadata)
+                self._steps.save_checkpointables_async(
+                    step, trees, force=True, overwrite=True, custom_metadata=metadata
+                )
         except OSError as error:
             raise self._failed(error) from error
         self._saving = self._background.submit(self._finish, step)
@@ -106,7 +117,11 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         self._told = True
-        before = "There is none before it" if self.latest is None else f"Step {self.latest} before it is intact"
+        before = (
+            "There is none before it"
+            if self.latest is None
+            else f"Step {self.latest} before it is intact"
+        )
         return CheckpointError(
             f"could not write a checkpoint to {self.directory}: {error}. {before}; "
             "free some space or set run.directory, then start again to continue from there"
@@ -120,7 +135,11 @@ class Checkpoints:
         self.expect(step, abstract)
         try:
             return self._steps.load_checkpointables(step, abstract)
-        except (OSError, ValueError, KeyError) as error:  # of damaged files: tensorstore's, Orbax', and JSON's
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+        ) as error:  # of damaged files: tensorstore's, Orbax', and JSON's
             raise self._unreadable(step, error) from error
 
     def _unreadable(self, step: int, reason: object) -> CheckpointError:
@@ -131,7 +150,9 @@ class Checkpoints:
         """Raises CheckpointError unless the step is there and holds these trees, in these shapes."""
         steps = [saved.step for saved in self._steps.checkpoints]
         if step not in steps:
-            raise CheckpointError(f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}")
+            raise CheckpointError(
+                f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}"
+            )
         saved: Any = self._steps.checkpointables_metadata(step).metadata
         for name, tree in abstract.items():
             if name not in saved:
@@ -193,10 +214,17 @@ def check_shapes(expected: Any, saved: Any, where: str):
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in leaves
+        }
 
     want, have = shapes(expected), shapes(saved)
-    wrong = [f"{path}: expected {want[path]}, got {have.get(path, 'nothing')}" for path in want if want[path] != have.get(path)]
+    wrong = [
+        f"{path}: expected {want[path]}, got {have.get(path, 'nothing')}"
+        for path in want
+        if want[path] != have.get(path)
+    ]
     wrong += [f"{path}: not expected, got {have[path]}" for path in have if path not in want]
     if wrong:
         listed = "\n  ".join(wrong[:20])
@@ -214,7 +242,9 @@ def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tok
     if (directory / STEPS).exists():
         held, its_tokenizer = read_model_files(directory)
         if replace(held, dtype=config.dtype, remat=config.remat) != config:
-            differing = [name for name, value in to_dict(held).items() if value != to_dict(config)[name]]
+            differing = [
+                name for name, value in to_dict(held).items() if value != to_dict(config)[name]
+            ]
             raise CheckpointError(
                 f"{directory} holds another model (model.json differs in {', '.join(differing)}); "
                 "set run.directory to a new place, or the model as it was"
@@ -239,7 +269,9 @@ def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
 def read_model(directory: str | Path) -> ModelConfig:
     file = Path(directory) / "model.json"
     if not file.exists():
-        raise FileNotFoundError(f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/")
+        raise FileNotFoundError(
+            f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/"
+        )
     return from_dict(ModelConfig, json.loads(file.read_text()))
 
 
@@ -274,9 +306,13 @@ def saved_params(directory: str | Path, abstract: Params, step: int | None = Non
 def _opened(directory: str | Path, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
     """The saved steps of a directory, and the newest of them unless one is named."""
     if not (Path(directory) / STEPS).is_dir():
-        raise FileNotFoundError(f"{directory}/{STEPS}: no saved steps here; expected a training run or a converted checkpoint")
+        raise FileNotFoundError(
+            f"{directory}/{STEPS}: no saved steps here; expected a training run or a converted checkpoint"
+        )
     with Checkpoints(directory) as checkpoints:
         found = checkpoints.latest if step is None else step
         if found is None:
-            raise CheckpointError(f"{directory}/{STEPS} holds no finished checkpoint; has a first one been saved?")
+            raise CheckpointError(
+                f"{directory}/{STEPS} holds no finished checkpoint; has a first one been saved?"
+            )
         yield checkpoints, found

@@ -17,10 +17,15 @@ def hash_file(path: Path) -> str:
 
 def write_checksums(directory: Path):
     """Of every file in a directory and below. They appear whole, and last."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    files = sorted(
+        path for path in directory.rglob("*") if path.is_file() and path.name != CHECKSUMS
+    )
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(hash_file, files))
-    lines = [f"{digest}  {path.relative_to(directory)}\n" for digest, path in zip(digests, files, strict=True)]
+    lines = [
+        f"{digest}  {path.relative_to(directory)}\n"
+        for digest, path in zip(digests, files, strict=True)
+    ]
     write_whole(directory / CHECKSUMS, "".join(lines))
 
 
@@ -39,7 +44,13 @@ def damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
     if not lines or any(len(line) != 2 for line in lines):
         return [f"{CHECKSUMS} is not a list of checksums"]
     with ThreadPoolExecutor() as pool:
-        return [said for said in pool.map(lambda line: _compare(directory / line[1], line[0]), lines[share::shares]) if said]
+        return [
+            said
+            for said in pool.map(
+                lambda line: _compare(directory / line[1], line[0]), lines[share::shares]
+            )
+            if said
+        ]
 
 
 def _compare(path: Path, digest: str) -> str:

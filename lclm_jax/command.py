@@ -58,8 +58,12 @@ def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, An
 def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     """The function `name` of a Python file in configs/, and all its names."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such config; expected a Python file with a function {name}()")
+        raise FileNotFoundError(
+            f"{path}: no such config; expected a Python file with a function {name}()"
+        )
     names = runpy.run_path(path)
     if name not in names:
-        raise ConfigError(f"{path} has no function {name}(); expected one that returns a lclm_jax {name.capitalize()}")
+        raise ConfigError(
+            f"{path} has no function {name}(); expected one that returns a lclm_jax {name.capitalize()}"
+        )
     return names[name], names

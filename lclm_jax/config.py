@@ -32,11 +32,15 @@ class TransformerConfig:
     tied: bool = True  # the decoder's output head is its embedding table
     max_positions: int = 32768
     rounded_rope: bool = False  # rotary frequencies rounded to bfloat16, as the original's bf16 loading and training did
-    initializer_range: float | None = None  # standard deviation of fresh matrices; None: width ** -0.5, residual branches 0
+    initializer_range: float | None = (
+        None  # standard deviation of fresh matrices; None: width ** -0.5, residual branches 0
+    )
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ConfigError(f"heads must be a multiple of kv_heads, got heads={self.heads}, kv_heads={self.kv_heads}")
+            raise ConfigError(
+                f"heads must be a multiple of kv_heads, got heads={self.heads}, kv_heads={self.kv_heads}"
+            )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
 
@@ -48,12 +52,18 @@ class CompressionConfig:
     ratio: int = 16  # tokens per latent
     window: int = 1024  # tokens the encoder reads at once
     pooling: Literal["mean", "eos", "concat"] = "mean"
-    overlap: int = 0  # neighbouring tokens a window also sees, on the left and, bidirectional, on the right
-    ratios: tuple[int, ...] = ()  # other ratios a context may ask for; training draws from all of them
+    overlap: int = (
+        0  # neighbouring tokens a window also sees, on the left and, bidirectional, on the right
+    )
+    ratios: tuple[
+        int, ...
+    ] = ()  # other ratios a context may ask for; training draws from all of them
 
     def __post_init__(self):
         if self.ratio < 1 or self.window < 1 or self.overlap < 0:
-            raise ConfigError(f"ratio and window must be positive and overlap not negative, got {self}")
+            raise ConfigError(
+                f"ratio and window must be positive and overlap not negative, got {self}"
+            )
         for ratio in self.all_ratios:
             if ratio < 1 or self.window % ratio:
                 near = max(ratio, round(self.window / max(ratio, 1)) * ratio)
@@ -62,7 +72,9 @@ class CompressionConfig:
                     f"set compression.window={near} or another ratio"
                 )
         if self.ratios and self.pooling == "concat":
-            raise ConfigError(f"concat pooling has one ratio, got ratio={self.ratio} and ratios={self.ratios}; use mean or eos")
+            raise ConfigError(
+                f"concat pooling has one ratio, got ratio={self.ratio} and ratios={self.ratios}; use mean or eos"
+            )
 
     @property
     def all_ratios(self) -> tuple[int, ...]:
@@ -84,7 +96,9 @@ class AdapterConfig:
 
     def __post_init__(self):
         if self.layers < 1:
-            raise ConfigError(f"adapter.layers must be positive, got {self.layers}; for no attention set adapter.kind=mlp")
+            raise ConfigError(
+                f"adapter.layers must be positive, got {self.layers}; for no attention set adapter.kind=mlp"
+            )
 
     @property
     def attention(self) -> bool:
@@ -97,7 +111,9 @@ class ModelConfig:
     decoder: TransformerConfig
     compression: CompressionConfig = CompressionConfig()
     adapter: AdapterConfig = AdapterConfig()
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations; master weights stay float32
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16"  # of activations; master weights stay float32
+    )
     # What a layer recomputes in its backward pass: all; all but attention; all but matrix products
     # and attention; nothing. Each needs less time and more memory than the one before.
     remat: Literal["full", "attention", "dots", "none"] = "full"
@@ -113,7 +129,9 @@ class ModelConfig:
     @property
     def adapter_inputs(self) -> int:
         """Width of what the pooling hands to the adapter."""
-        return self.encoder.width * (self.compression.ratio if self.compression.pooling == "concat" else 1)
+        return self.encoder.width * (
+            self.compression.ratio if self.compression.pooling == "concat" else 1
+        )
 
     @property
     def adapter_layers(self) -> TransformerConfig:
@@ -123,7 +141,9 @@ class ModelConfig:
         """
         before = dataclasses.replace(self.encoder, width=self.adapter_inputs)
         tower = before if self.adapter.kind == "attn_mlp" else self.decoder
-        return dataclasses.replace(tower, layers=self.adapter.layers, qk_norm=True, causal=False, initializer_range=0.02)
+        return dataclasses.replace(
+            tower, layers=self.adapter.layers, qk_norm=True, causal=False, initializer_range=0.02
+        )
 
 
 @dataclass(frozen=True)
@@ -148,17 +168,25 @@ class DataConfig:
     # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
     # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
     spare_latents: float = 0.125
-    passage: tuple[int, int] | None = None  # crops documents to a random length between these; None: whole, as in the paper
+    passage: tuple[int, int] | None = (
+        None  # crops documents to a random length between these; None: whole, as in the paper
+    )
     reconstruction: tuple[int, int] | None = None  # the same for a passage to be reconstructed
     requests: int = 100  # how many of the wordings that ask for a passage are used
     shortest_segment: int = 128  # tokens of the shortest alternating segment (paper, C.4)
-    trainable: int = 8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
-    ratio_weights: tuple[float, ...] = ()  # how often a context gets each of the model's ratios; none: each as often
+    trainable: int = (
+        8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
+    )
+    ratio_weights: tuple[
+        float, ...
+    ] = ()  # how often a context gets each of the model's ratios; none: each as often
     seed: int = 0
 
     def __post_init__(self):
         if self.rows < 1 or self.positions < 1 or self.lookahead < 1:
-            raise ConfigError(f"data.rows, data.positions and data.lookahead must be positive, got {self}")
+            raise ConfigError(
+                f"data.rows, data.positions and data.lookahead must be positive, got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,7 +206,9 @@ class Recipe:
     name: str
     sources: tuple[Source, ...]
     streams: tuple["Stream", ...]
-    tokenizer: str = "Qwen/Qwen3-4B-Instruct-2507"  # a directory with tokenizer.json, or a hub repository
+    tokenizer: str = (
+        "Qwen/Qwen3-4B-Instruct-2507"  # a directory with tokenizer.json, or a hub repository
+    )
     longest: int = 50_000_000  # characters of a document; a longer one is refused
     most_rejected: int = 1000  # rows of a source that may be refused before preparation stops
 
@@ -186,14 +216,20 @@ class Recipe:
         names = [source.name for source in self.sources]
         strange = {stream.source for stream in self.streams} - set(names)
         if strange or len(set(names)) != len(names):
-            raise ConfigError(f"streams read from sources of different names, got sources {names} and streams of {strange}")
+            raise ConfigError(
+                f"streams read from sources of different names, got sources {names} and streams of {strange}"
+            )
 
     def without(self, name: str) -> "Recipe":
         """The recipe with one source and its streams left out; the other streams share its part."""
         if name not in [source.name for source in self.sources]:
-            raise ConfigError(f"recipe {self.name} has no source {name!r}; its sources are {[one.name for one in self.sources]}")
+            raise ConfigError(
+                f"recipe {self.name} has no source {name!r}; its sources are {[one.name for one in self.sources]}"
+            )
         sources = tuple(source for source in self.sources if source.name != name)
-        return dataclasses.replace(self, sources=sources, streams=tuple(one for one in self.streams if one.source != name))
+        return dataclasses.replace(
+            self, sources=sources, streams=tuple(one for one in self.streams if one.source != name)
+        )
 
 
 @dataclass(frozen=True)
@@ -228,10 +264,14 @@ class StageConfig:
     streams: tuple[Stream, ...]
     warmup: int = 250
     final_rate: float = 1e-6
-    encoder_from_decoder: bool = False  # the encoder starts this stage as a copy of the decoder's first layers
+    encoder_from_decoder: bool = (
+        False  # the encoder starts this stage as a copy of the decoder's first layers
+    )
     directory: str = ""  # where in data.directory its sources lie
     windows: int | None = None  # encoder windows of a row, if not data.windows
-    compress: bool = True  # False trains the decoder on the same examples with every context as plain text
+    compress: bool = (
+        True  # False trains the decoder on the same examples with every context as plain text
+    )
 
 
 @dataclass(frozen=True)
@@ -247,7 +287,9 @@ class RunConfig:
     """The loop around the stages."""
 
     directory: str = "runs/lclm"
-    begin: str | None = None  # the checkpoint whose parameters the first stage begins with; None: random ones
+    begin: str | None = (
+        None  # the checkpoint whose parameters the first stage begins with; None: random ones
+    )
     save_every: int = 500  # steps
     keep: int = 2  # newest checkpoints to keep, beside the last of every stage
     keep_every: int | None = None  # and those of steps that are a multiple of it
@@ -255,7 +297,9 @@ class RunConfig:
     validate_every: int = 500  # steps between looks at held-out examples, also taken after a stage's last step; 0: never
     validation_examples: int = 64  # of every stream
     most_skipped: int = 10  # steps in a row that are not finite until training stops
-    patience: float | None = 3600.0  # seconds a step may take, with all that comes between two, until the run is ended; None: any
+    patience: float | None = (
+        3600.0  # seconds a step may take, with all that comes between two, until the run is ended; None: any
+    )
     tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
     wandb: str | None = None  # the project of Weights & Biases to send the log to, too
     loss_chunk: int = 1024  # positions of a device whose logits exist at once
@@ -279,4 +323,7 @@ class Config:
 
     def run_step(self, stage: str, step: int) -> int:
         """The step of the run, all stages in a row, that a step of a stage is."""
-        return sum(one.steps for one in self.stages[: [one.name for one in self.stages].index(stage)]) + step
+        return (
+            sum(one.steps for one in self.stages[: [one.name for one in self.stages].index(stage)])
+            + step
+        )

@@ -38,8 +38,14 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
     >>> differences({"data": {"rows": 8}}, {"data": {"rows": 16}})
     {'data.rows': [8, 16]}
     """
-    if isinstance(old, list) and isinstance(new, list) and all(isinstance(one, dict) for one in (*old, *new)):
-        old, new = ({one.get("name", str(i)): one for i, one in enumerate(items)} for items in (old, new))
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and all(isinstance(one, dict) for one in (*old, *new))
+    ):
+        old, new = (
+            {one.get("name", str(i)): one for i, one in enumerate(items)} for items in (old, new)
+        )
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {path[:-1]: [old, new]}
     changed: dict[str, list[Any]] = {}
@@ -69,14 +75,20 @@ def _override(node: Any, keys: list[str], text: str, path: str) -> Any:
         _check_key(key, names, path)
         i = names.index(key)
         if not rest:
-            raise ConfigError(f"{path}{key} is a group of settings; name one of them, as in {path}{key}.<field>=value")
+            raise ConfigError(
+                f"{path}{key} is a group of settings; name one of them, as in {path}{key}.<field>=value"
+            )
         return (*node[:i], _override(node[i], rest, text, f"{path}{key}."), *node[i + 1 :])
     if not dataclasses.is_dataclass(node):
         raise ConfigError(f"{path[:-1]} is a single value and has no field {key!r}")
     hints = typing.get_type_hints(type(node))
     _check_key(key, hints, path)
     old = getattr(node, key)
-    value = _override(old, rest, text, f"{path}{key}.") if rest else _parse(hints[key], _literal(text), f"{path}{key}")
+    value = (
+        _override(old, rest, text, f"{path}{key}.")
+        if rest
+        else _parse(hints[key], _literal(text), f"{path}{key}")
+    )
     return dataclasses.replace(node, **{key: value})
 
 
@@ -85,7 +97,9 @@ def _check_key(key: str, known: typing.Iterable[str], path: str):
     if key in known:
         return
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    raise ConfigError(f"unknown setting {path}{key}: did you mean {path}{near[0]}? Settings here: {', '.join(known)}")
+    raise ConfigError(
+        f"unknown setting {path}{key}: did you mean {path}{near[0]}? Settings here: {', '.join(known)}"
+    )
 
 
 def _literal(text: str) -> Any:
@@ -106,18 +120,31 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type `hint` asks for; the only conversions are int to float and list to tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, f"{path}.") if isinstance(value, dict) else _expect(hint, value, path)
+        return (
+            from_dict(hint, value, f"{path}.")
+            if isinstance(value, dict)
+            else _expect(hint, value, path)
+        )
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(value):
             raise ConfigError(f"{path} takes {len(kinds)} values, got {value!r}")
-        return tuple(_parse(kind, item, f"{path}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _parse(kind, item, f"{path}.{i}")
+            for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is Literal:
         if value not in arguments:
-            raise ConfigError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
+            raise ConfigError(
+                f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}"
+            )
         return value
     if origin is types.UnionType:
-        return None if value is None else _parse(next(kind for kind in arguments if kind is not type(None)), value, path)
+        return (
+            None
+            if value is None
+            else _parse(next(kind for kind in arguments if kind is not type(None)), value, path)
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return _expect(hint, value, path)

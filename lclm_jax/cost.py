@@ -44,7 +44,10 @@ class Flops:
 
     def times(self, products: float, attention: float | None = None) -> "Flops":
         """So often; attention as often as products unless it is told apart."""
-        return Flops(products * self.products, (products if attention is None else attention) * self.attention)
+        return Flops(
+            products * self.products,
+            (products if attention is None else attention) * self.attention,
+        )
 
 
 def layer_flops(config: TransformerConfig, length: int) -> Flops:
@@ -56,8 +59,14 @@ def layer_flops(config: TransformerConfig, length: int) -> Flops:
 
 def adapter_flops(config: ModelConfig, latents: int) -> Flops:
     """One forward pass over the latents of one context."""
-    products = Flops(2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width))
-    return products + layer_flops(config.adapter_layers, latents) if config.adapter.attention else products
+    products = Flops(
+        2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width)
+    )
+    return (
+        products + layer_flops(config.adapter_layers, latents)
+        if config.adapter.attention
+        else products
+    )
 
 
 def read_flops(config: TransformerConfig, length: int) -> float:
@@ -72,7 +81,13 @@ def cache_bytes(config: TransformerConfig, positions: int, itemsize: int) -> int
 def uncompressed_cost(tokens: int, config: ModelConfig) -> Cost:
     """The decoder reads the text itself."""
     itemsize = 2 if config.dtype == "bfloat16" else 4
-    return Cost(tokens, cache_bytes(config.decoder, tokens, itemsize), 0.0, 0.0, read_flops(config.decoder, tokens))
+    return Cost(
+        tokens,
+        cache_bytes(config.decoder, tokens, itemsize),
+        0.0,
+        0.0,
+        read_flops(config.decoder, tokens),
+    )
 
 
 def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
@@ -87,11 +102,16 @@ def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
     adapter = adapter_flops(config, latents).total
     positions = latents + 2
     decoder = read_flops(config.decoder, positions)
-    return Cost(positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder)
+    return Cost(
+        positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder
+    )
 
 
 def training_flops(
-    config: ModelConfig, positions: int, windows: int, trained: Collection[str] = ("encoder", "adapter", "decoder")
+    config: ModelConfig,
+    positions: int,
+    windows: int,
+    trained: Collection[str] = ("encoder", "adapter", "decoder"),
 ) -> Flops:
     """Model FLOPs of one row, forward and backward: 6 for each trained weight and token it meets, and causal attention.
 

@@ -24,13 +24,19 @@ def training(config: Figures, run: History) -> list[Html]:
         form = ".2f" if quantity == "loss" else ".1%"
         ends = _ends(curves.streams_curves(run, quantity), form)
         alt = f"Lines of the {quantity} of every stream {about}. {ends}"
-        pictures.append(picture(findings.upper_first(quantity), curves.plot_training(run, quantity), alt))
+        pictures.append(
+            picture(findings.upper_first(quantity), curves.plot_training(run, quantity), alt)
+        )
     plain = [stage["name"] for stage in config["stages"] if not stage.get("compress", True)]
     return [
         note(
             "Loss and share of trained tokens that were the model's best guess, per stream of examples, on the training batches "
             "as they came; every point is the mean since the point before. A stage that does not train on a stream leaves a gap."
-            + (f" Contexts are plain text, not yet latents, in stage {' and '.join(plain)}." if plain else "")
+            + (
+                f" Contexts are plain text, not yet latents, in stage {' and '.join(plain)}."
+                if plain
+                else ""
+            )
         ),
         element("div", *pictures, class_="pictures"),
         element("h3", "Where each stage ended: loss (accuracy)"),
@@ -40,12 +46,18 @@ def training(config: Figures, run: History) -> list[Html]:
 
 
 def _stage_ends(run: History) -> Html:
-    streams = list(dict.fromkeys(name for stage in run.stages for line in stage.lines for name in line.get("streams", ())))
+    streams = list(
+        dict.fromkeys(
+            name for stage in run.stages for line in stage.lines for name in line.get("streams", ())
+        )
+    )
     rows = []
     for stage in run.stages:
         last = stage.lines[-1].get("streams", {})
         cells = [
-            f"{figure(last[name].get('loss'), '.2f')} ({percent(last[name].get('accuracy'))})" if name in last else "–"
+            f"{figure(last[name].get('loss'), '.2f')} ({percent(last[name].get('accuracy'))})"
+            if name in last
+            else "–"
             for name in streams
         ]
         rows.append([stage.name, f"{stage.last:,} of {stage.steps:,}", *cells])
@@ -63,17 +75,46 @@ def _inside(run: History) -> list[Html]:
     skipped = bool(history.skipped_steps(run))
     times = {name: curve for name, curve in times.items() if any(curves.numbers(curve))}
     panels = [
-        ("Gradient norm", norms, lambda name: curves.plot_components(run, norms, name, marked=skipped), ".2g"),
+        (
+            "Gradient norm",
+            norms,
+            lambda name: curves.plot_components(run, norms, name, marked=skipped),
+            ".2g",
+        ),
         ("Update norm", updates, lambda name: curves.plot_components(run, updates, name), ".2g"),
-        ("Update / parameters", moved, lambda name: curves.plot_components(run, moved, name), ".2g"),
-        ("Learning rate", rates, lambda name: curves.plot_components(run, rates, name, band=False), ".2g"),
+        (
+            "Update / parameters",
+            moved,
+            lambda name: curves.plot_components(run, moved, name),
+            ".2g",
+        ),
+        (
+            "Learning rate",
+            rates,
+            lambda name: curves.plot_components(run, rates, name, band=False),
+            ".2g",
+        ),
         ("Tokens per latent", ratio, lambda name: curves.plot_values(run, ratio, name), ".3g"),
-        ("Budgets in use", fills, lambda name: curves.plot_values(run, fills, name, shares=True), ".1%"),
+        (
+            "Budgets in use",
+            fills,
+            lambda name: curves.plot_values(run, fills, name, shares=True),
+            ".1%",
+        ),
         ("Positions a second", pace, lambda name: curves.plot_values(run, pace, name), ",.0f"),
-        ("Use of the time", times, lambda name: curves.plot_values(run, times, name, shares=True), ".1%"),
+        (
+            "Use of the time",
+            times,
+            lambda name: curves.plot_values(run, times, name, shares=True),
+            ".1%",
+        ),
     ]
     pictures = [
-        picture("", draw(name), f"{name} over the steps of the run. {_ends(found, form)}{_range(found, form)}")
+        picture(
+            "",
+            draw(name),
+            f"{name} over the steps of the run. {_ends(found, form)}{_range(found, form)}",
+        )
         for name, found, draw, form in panels
         if any(found.values())
     ]
@@ -83,10 +124,18 @@ def _inside(run: History) -> list[Html]:
         element("h3", "What went on inside"),
         note(
             "Norms and rates by component, on logarithmic axes"
-            + (", with red lines at the foot for skipped steps" if skipped and any(norms.values()) else "")
+            + (
+                ", with red lines at the foot for skipped steps"
+                if skipped and any(norms.values())
+                else ""
+            )
             + ". Where a run is too long for a point a line, each is the mean of several and the shade their range; values "
             "that are not finite, and on these axes zeros, are left out."
-            + (" Update / parameters is how far a step moved a component as a share of its norm." if moved else "")
+            + (
+                " Update / parameters is how far a step moved a component as a share of its norm."
+                if moved
+                else ""
+            )
         ),
         element("div", *pictures, class_="pictures thirds"),
         *_paces(run),
@@ -98,7 +147,11 @@ def _paces(run: History) -> list[Html]:
     columns: list[tuple[str, Callable[[Stage], float | None], str]] = [
         ("positions a second", lambda stage: _median(stage, "positions_per_second"), ",.0f"),
         ("seconds a step", lambda stage: _median(stage, "step_seconds"), ",.3g"),
-        ("model FLOPs a second and device", lambda stage: _median(stage, "flops_per_second"), ".2e"),
+        (
+            "model FLOPs a second and device",
+            lambda stage: _median(stage, "flops_per_second"),
+            ".2e",
+        ),
         ("of the chip's peak", lambda stage: _median(stage, "mfu"), ".1%"),
         ("waiting for data", lambda stage: _median(stage, "waiting"), ".1%"),
         ("tokens per latent", _ratio, ".3g"),
@@ -110,10 +163,20 @@ def _paces(run: History) -> list[Html]:
     unknown = any("mfu" in line for line in lines) and "of the chip's peak" not in known
     return [
         element("h3", "How each stage ran"),
-        table(["stage", *known], [[stage.name, *(known[name][i] for name in known)] for i, stage in enumerate(run.stages)]),
+        table(
+            ["stage", *known],
+            [
+                [stage.name, *(known[name][i] for name in known)]
+                for i, stage in enumerate(run.stages)
+            ],
+        ),
         note(
             "Medians over the lines of the log, but tokens per latent and skipped steps, which are of the whole stage."
-            + (" The peak of this device is not known, so neither is the share of it in use." if unknown else "")
+            + (
+                " The peak of this device is not known, so neither is the share of it in use."
+                if unknown
+                else ""
+            )
         ),
     ]
 
@@ -124,20 +187,36 @@ def _median(stage: Stage, key: str) -> float | None:
 
 
 def _ratio(stage: Stage) -> float | None:
-    tokens, latents = (sum(finite(line.get(key)) or 0.0 for line in stage.lines) for key in ("context_tokens", "latents"))
+    tokens, latents = (
+        sum(finite(line.get(key)) or 0.0 for line in stage.lines)
+        for key in ("context_tokens", "latents")
+    )
     return tokens / latents if latents else None
 
 
 def validation(run: History) -> Html | None:
     """Held-out documents in the three views; None where they were not read."""
-    streams = [name for name in run.streams if any(_has_views(one, name) for one in run.validations)]
+    streams = [
+        name for name in run.streams if any(_has_views(one, name) for one in run.validations)
+    ]
     if not streams:
         return None
     last = run.validations[-1]
-    losses = [picture("", curves.plot_views(run, name, "loss"), _views_in_words(run, name, "loss")) for name in streams]
+    losses = [
+        picture("", curves.plot_views(run, name, "loss"), _views_in_words(run, name, "loss"))
+        for name in streams
+    ]
     repeated = [name for name in streams if name.startswith("reconstruction/")]
-    shares = [picture("", curves.plot_views(run, name, "accuracy"), _views_in_words(run, name, "accuracy")) for name in repeated]
-    gaps = {name: curves.validated(run, lambda one, name=name: history.gap_of(one, name)) for name in streams}
+    shares = [
+        picture(
+            "", curves.plot_views(run, name, "accuracy"), _views_in_words(run, name, "accuracy")
+        )
+        for name in repeated
+    ]
+    gaps = {
+        name: curves.validated(run, lambda one, name=name: history.gap_of(one, name))
+        for name in streams
+    }
     gaps = {name: curve for name, curve in gaps.items() if curve}
     blocks = [
         note(
@@ -149,10 +228,15 @@ def validation(run: History) -> Html | None:
         element("div", *losses, class_="pictures thirds"),
     ]
     if shares:
-        blocks += [element("h3", "Passages repeated: tokens right"), element("div", *shares, class_="pictures thirds")]
+        blocks += [
+            element("h3", "Passages repeated: tokens right"),
+            element("div", *shares, class_="pictures thirds"),
+        ]
     blocks.append(element("h3", "Share of the gap closed"))
     if gaps:
-        alt = f"Lines of the share of the gap closed over the steps of the run. {_ends(gaps, '.1%')}"
+        alt = (
+            f"Lines of the share of the gap closed over the steps of the run. {_ends(gaps, '.1%')}"
+        )
         blocks += [
             element("div", picture("", curves.plot_gaps(run, list(gaps)), alt), class_="pictures"),
             note(
@@ -161,8 +245,15 @@ def validation(run: History) -> Html | None:
             ),
         ]
     else:
-        blocks.append(note("The full text did not lower the loss of any stream, so there was no gap to close."))
-    blocks += [element("h3", f"The last validation: stage {last.stage}, step {last.step:,} of the run"), _last_table(last)]
+        blocks.append(
+            note(
+                "The full text did not lower the loss of any stream, so there was no gap to close."
+            )
+        )
+    blocks += [
+        element("h3", f"The last validation: stage {last.stage}, step {last.step:,} of the run"),
+        _last_table(last),
+    ]
     return section("Validation", *blocks)
 
 
@@ -173,8 +264,12 @@ def _has_views(one: Validation, stream: str) -> bool:
 def _last_table(last: Validation) -> Html:
     rows = []
     for name, views in last.streams.items():
-        losses, shares = (history.views_of(last, name, quantity) for quantity in ("loss", "accuracy"))
-        tokens = next((view["tokens"] for view in views.values() if view and "tokens" in view), None)
+        losses, shares = (
+            history.views_of(last, name, quantity) for quantity in ("loss", "accuracy")
+        )
+        tokens = next(
+            (view["tokens"] for view in views.values() if view and "tokens" in view), None
+        )
         rows.append(
             [
                 name,
@@ -186,17 +281,28 @@ def _last_table(last: Validation) -> Html:
         )
     names = VIEW_NAMES.values()
     return table(
-        ["stream", "tokens", *(f"loss {name}" for name in names), "gap closed", *(f"right {name}" for name in names)], rows
+        [
+            "stream",
+            "tokens",
+            *(f"loss {name}" for name in names),
+            "gap closed",
+            *(f"right {name}" for name in names),
+        ],
+        rows,
     )
 
 
 def _views_in_words(run: History, stream: str, quantity: str) -> str:
     """The alt text of a picture of the three views, with where they stood first and last."""
-    known = [values for one in run.validations if (values := history.views_of(one, stream, quantity))]
+    known = [
+        values for one in run.validations if (values := history.views_of(one, stream, quantity))
+    ]
     form = ".3f" if quantity == "loss" else ".1%"
 
     def said(values: Mapping[str, float]) -> str:
-        return ", ".join(f"{figure(value, form)} {VIEW_NAMES[view]}" for view, value in values.items())
+        return ", ".join(
+            f"{figure(value, form)} {VIEW_NAMES[view]}" for view, value in values.items()
+        )
 
     words = f"Lines of the held-out {quantity} of {stream}."
     if len(known) > 1:
@@ -209,13 +315,19 @@ def happened(run: History) -> Html:
     if not run.events:
         return section(
             "What happened",
-            note("There is no events.jsonl in this directory, or nothing in it: restarts and the like were not written down."),
+            note(
+                "There is no events.jsonl in this directory, or nothing in it: restarts and the like were not written down."
+            ),
         )
     rows = history.timeline(run)
     told = element("p", history.summarise(run))
     cut = len(rows) - MOST
     if cut > 0:
-        rows = [*rows[: MOST // 2], ["…", "", "", f"{cut:,} more", "in events.jsonl"], *rows[-MOST // 2 :]]
+        rows = [
+            *rows[: MOST // 2],
+            ["…", "", "", f"{cut:,} more", "in events.jsonl"],
+            *rows[-MOST // 2 :],
+        ]
     shown = table(["when, UTC", "step", "stage", "what", "particulars"], rows, words=True)
     if len(run.events) > LONG:
         shown = element("details", element("summary", f"All {len(run.events):,} events"), shown)
@@ -225,12 +337,32 @@ def happened(run: History) -> Html:
 def _ends(found: Mapping[str, Curve], form: str) -> str:
     """Where curves end, in words."""
     ends = {name: curves.last(curve) for name, curve in found.items()}
-    said = ", ".join(f"{name} {figure(value, form)}".strip() for name, value in ends.items() if math.isfinite(value))
+    said = ", ".join(
+        f"{name} {figure(value, form)}".strip()
+        for name, value in ends.items()
+        if math.isfinite(value)
+    )
     return f"At the end: {said}." if said else "No value is finite."
 
 
 def _range(found: Mapping[str, Any], form: str) -> str:
     """The least and the greatest that curves reach, in words."""
-    lows = [low for curve in found.values() for piece in curve for low in piece.lows if math.isfinite(low)]
-    highs = [high for curve in found.values() for piece in curve for high in piece.highs if math.isfinite(high)]
-    return f" In all from {figure(min(lows), form)} to {figure(max(highs), form)}." if lows and highs else ""
+    lows = [
+        low
+        for curve in found.values()
+        for piece in curve
+        for low in piece.lows
+        if math.isfinite(low)
+    ]
+    highs = [
+        high
+        for curve in found.values()
+        for piece in curve
+        for high in piece.highs
+        if math.isfinite(high)
+    ]
+    return (
+        f" In all from {figure(min(lows), form)} to {figure(max(highs), form)}."
+        if lows and highs
+        else ""
+    )

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 MOST = 400  # points of a curve over the whole run
 Value = Callable[[Figures], Any]
-PARTS = ("encoder", "adapter", "decoder", "")  # components as the log names them; the last is all of them
+PARTS = (
+    "encoder",
+    "adapter",
+    "decoder",
+    "",
+)  # components as the log names them; the last is all of them
 COLOURS = dict(zip(PARTS, (*PART_COLOURS, "#333333"), strict=True))
 
 
@@ -49,9 +54,17 @@ def thin(points: Sequence[tuple[int, Any, float]], share: int) -> Piece:
     steps, means, lows, highs = [], [], [], []
     for first in range(0, len(points), share):
         some = points[first : first + share]
-        good = [(number, weight) for _, value, weight in some if (number := finite(value)) is not None and weight > 0]
+        good = [
+            (number, weight)
+            for _, value, weight in some
+            if (number := finite(value)) is not None and weight > 0
+        ]
         steps.append(some[-1][0])
-        means.append(sum(number * weight for number, weight in good) / sum(weight for _, weight in good) if good else math.nan)
+        means.append(
+            sum(number * weight for number, weight in good) / sum(weight for _, weight in good)
+            if good
+            else math.nan
+        )
         lows.append(min((number for number, _ in good), default=math.nan))
         highs.append(max((number for number, _ in good), default=math.nan))
     return Piece(steps, means, lows, highs)
@@ -63,7 +76,11 @@ def logged(history: History, value: Value, weight: Value | None = None) -> Curve
     pieces = []
     for stage in history.stages:
         points = [
-            (stage.start + line["step"], number, 1.0 if weight is None else finite(weight(line)) or 0.0)
+            (
+                stage.start + line["step"],
+                number,
+                1.0 if weight is None else finite(weight(line)) or 0.0,
+            )
             for line in stage.lines
             if (number := value(line)) is not None
         ]
@@ -74,20 +91,27 @@ def logged(history: History, value: Value, weight: Value | None = None) -> Curve
 
 def validated(history: History, value: Callable[[Any], float | None]) -> Curve:
     """What validations say, all stages in one piece, for the documents stay the same."""
-    points = [(one.step, number, 1.0) for one in history.validations if (number := value(one)) is not None]
+    points = [
+        (one.step, number, 1.0) for one in history.validations if (number := value(one)) is not None
+    ]
     return [thin(points, math.ceil(len(points) / MOST))] if points else []
 
 
 def components(history: History, name: str) -> dict[str, Curve]:
     """The curve of `name/<component>` for every component that was trained; without any, of `name` itself."""
-    curves = {part: logged(history, lambda line, part=part: line.get(f"{name}/{part}")) for part in PARTS[:-1]}
+    curves = {
+        part: logged(history, lambda line, part=part: line.get(f"{name}/{part}"))
+        for part in PARTS[:-1]
+    }
     curves = {part: curve for part, curve in curves.items() if curve}
     return curves or _present({"": logged(history, lambda line: line.get(name))})
 
 
 def relative_updates(history: History) -> dict[str, Curve]:
     """By component, how far a step moved the parameters as a share of their own norm."""
-    return _present({part: logged(history, lambda line, part=part: _moved(line, part)) for part in PARTS[:-1]})
+    return _present(
+        {part: logged(history, lambda line, part=part: _moved(line, part)) for part in PARTS[:-1]}
+    )
 
 
 def _moved(line: Figures, part: str) -> float | None:
@@ -109,7 +133,12 @@ def _ratio(line: Figures) -> float | None:
 
 def values(history: History, names: Mapping[str, str]) -> dict[str, Curve]:
     """Curves of plain values of the log: {label: key}."""
-    return _present({label: logged(history, lambda line, key=key: line.get(key)) for label, key in names.items()})
+    return _present(
+        {
+            label: logged(history, lambda line, key=key: line.get(key))
+            for label, key in names.items()
+        }
+    )
 
 
 def _present(curves: Mapping[str, Curve]) -> dict[str, Curve]:
@@ -136,7 +165,9 @@ def streams_curves(history: History, quantity: str) -> dict[str, Curve]:
     def of(name: str, key: str) -> Value:
         return lambda line: (line.get("streams") or {}).get(name, {}).get(key)
 
-    return _present({name: logged(history, of(name, quantity), of(name, "tokens")) for name in history.streams})
+    return _present(
+        {name: logged(history, of(name, quantity), of(name, "tokens")) for name in history.streams}
+    )
 
 
 def plot_training(history: History, quantity: str) -> "Figure":
@@ -158,7 +189,11 @@ def plot_training(history: History, quantity: str) -> "Figure":
 
 
 def plot_components(
-    history: History, curves: Mapping[str, Curve], title: str, band: bool = True, marked: bool = False
+    history: History,
+    curves: Mapping[str, Curve],
+    title: str,
+    band: bool = True,
+    marked: bool = False,
 ) -> "Figure":
     """One quantity of every component on a logarithmic axis.
 
@@ -172,22 +207,43 @@ def plot_components(
     if marked and (steps := skipped_steps(history)):
         steps = steps[:: math.ceil(len(steps) / MOST)]
         axes.plot(
-            steps, [0.03] * len(steps), "|", color="#B00020", markersize=8, transform=axes.get_xaxis_transform(), label="skipped"
+            steps,
+            [0.03] * len(steps),
+            "|",
+            color="#B00020",
+            markersize=8,
+            transform=axes.get_xaxis_transform(),
+            label="skipped",
         )
     return _finish(figure, axes, history, title, len(curves) + marked)
 
 
-def plot_values(history: History, curves: Mapping[str, Curve], title: str, shares: bool = False) -> "Figure":
+def plot_values(
+    history: History, curves: Mapping[str, Curve], title: str, shares: bool = False
+) -> "Figure":
     """Quantities on one linear axis that begins at nothing; `shares` in percent, up to all where they come near it."""
     figure, axes = new_figure(3.6, 3.3)
-    for (name, curve), colour in zip(curves.items(), (VIEWS["latents"], STREAMS[0], VIEWS["text"]), strict=False):
+    for (name, curve), colour in zip(
+        curves.items(), (VIEWS["latents"], STREAMS[0], VIEWS["text"]), strict=False
+    ):
         _draw(axes, curve, name, band=not shares, color=colour)
     most = top(curves)
     if shares:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
         axes.set_ylim(0, 1.02 if most > 0.5 else max(1.1 * most, 0.01))
     else:
-        highest = max([0.0, *(high for curve in curves.values() for piece in curve for high in piece.highs if high > 0)])
+        highest = max(
+            [
+                0.0,
+                *(
+                    high
+                    for curve in curves.values()
+                    for piece in curve
+                    for high in piece.highs
+                    if high > 0
+                ),
+            ]
+        )
         axes.set_ylim(0, min(1.05 * highest, 1.5 * most) or 1)
         axes.yaxis.set_major_formatter(lambda value, _: short_number(value))
     return _finish(figure, axes, history, title, len(curves) if any(curves) else 0)
@@ -238,13 +294,24 @@ def _stream_style(history: History, name: str) -> dict[str, Any]:
     return {"color": STREAMS[i % len(STREAMS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
-def _draw(axes: "Axes", curve: Curve, label: str, band: bool = False, marker: str | None = None, **style: Any):
+def _draw(
+    axes: "Axes",
+    curve: Curve,
+    label: str,
+    band: bool = False,
+    marker: str | None = None,
+    **style: Any,
+):
     count = sum(len(piece.steps) for piece in curve)
     for piece in curve:
         mark = "o" if len(piece.steps) < 3 else marker if count < 40 else None
-        axes.plot(piece.steps, piece.means, label=label, marker=mark, markersize=3, linewidth=1.6, **style)
+        axes.plot(
+            piece.steps, piece.means, label=label, marker=mark, markersize=3, linewidth=1.6, **style
+        )
         if band and piece.lows != piece.highs:
-            axes.fill_between(piece.steps, piece.lows, piece.highs, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(
+                piece.steps, piece.lows, piece.highs, color=style["color"], alpha=0.15, linewidth=0
+            )
         label = "_"  # one entry in the legend
 
 
@@ -254,7 +321,10 @@ def _positive(curve: Curve) -> Curve:
     def only(values: Sequence[float]) -> list[float]:
         return [value if value > 0 else math.nan for value in values]
 
-    return [Piece(piece.steps, only(piece.means), only(piece.lows), only(piece.highs)) for piece in curve]
+    return [
+        Piece(piece.steps, only(piece.means), only(piece.lows), only(piece.highs))
+        for piece in curve
+    ]
 
 
 def _logarithmic(axes: "Axes", curves: Mapping[str, Curve]):
@@ -267,7 +337,9 @@ def _logarithmic(axes: "Axes", curves: Mapping[str, Curve]):
     axes.set_yscale("log")
     if max(shown) < 100 * min(shown):
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}" if not 1e-3 <= value < 1e4 else f"{value:g}")
+    axes.yaxis.set_major_formatter(
+        lambda value, _: f"{value:.0e}" if not 1e-3 <= value < 1e4 else f"{value:g}"
+    )
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -276,7 +348,14 @@ def _finish(figure: "Figure", axes: "Axes", history: History, title: str, entrie
     axes.set_xlabel("step", fontsize=FONT)
     axes.set_title(title, loc="left", fontsize=10)
     if entries:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=FONT, handlelength=1.2, columnspacing=0.9)
+        figure.legend(
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+            fontsize=FONT,
+            handlelength=1.2,
+            columnspacing=0.9,
+        )
     return figure
 
 
@@ -287,7 +366,9 @@ def _mark_stages(axes: "Axes", history: History, names: bool):
     end = history.end
     axes.set_xlim(0, 1.015 * end)
     axes.xaxis.set_major_locator(MaxNLocator(6 if names else 4, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: short_number(value) if end >= 10_000 else f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(
+        lambda value, _: short_number(value) if end >= 10_000 else f"{value:,.0f}"
+    )
     place = -math.inf
     for i, (name, start, stop) in enumerate(history.spans):
         if i % 2:
@@ -308,6 +389,12 @@ def _mark_stages(axes: "Axes", history: History, names: bool):
             rotation_mode="anchor",
             ha="left",
             va="bottom",
-            arrowprops={"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#AAAAAA",
+                "linewidth": 0.8,
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
             fontsize=FONT,
         )

@@ -66,7 +66,9 @@ def read_log(path: Path) -> list[Stage]:
 def read_lines(path: Path) -> list[Figures]:
     """The lines of a file of JSON that say a stage and a step, as they were written; one that was cut short is left out."""
     result = []
-    with path.open(encoding="utf-8", errors="replace") if path.exists() else nullcontext(()) as texts:
+    with (
+        path.open(encoding="utf-8", errors="replace") if path.exists() else nullcontext(()) as texts
+    ):
         for number, text in enumerate(texts, start=1):
             try:
                 line = json.loads(text)
@@ -76,7 +78,9 @@ def read_lines(path: Path) -> list[Figures]:
             if [type(part) for part in place] == [str, int]:
                 result.append(line)
             elif text.strip():
-                log.warning("%s:%d is not a whole line with a stage and a step; left out", path, number)
+                log.warning(
+                    "%s:%d is not a whole line with a stage and a step; left out", path, number
+                )
     return result
 
 
@@ -115,13 +119,17 @@ def training_seconds(stages: Sequence[Stage], data: Figures) -> float:
 
 
 def trained_tokens(stages: Sequence[Stage]) -> float:
-    return sum(finite(line.get("trained_tokens")) or 0.0 for stage in stages for line in stage.lines)
+    return sum(
+        finite(line.get("trained_tokens")) or 0.0 for stage in stages for line in stage.lines
+    )
 
 
 def compare(evaluation: Figures) -> list[Comparison]:
     """Every test of an evaluation that gives a share: passages by source and length, then the questions, if any were asked."""
     result = [
-        Comparison(passages(entry), *(entry[view]["accuracy"] for view in ("latents", "text", "nothing")))
+        Comparison(
+            passages(entry), *(entry[view]["accuracy"] for view in ("latents", "text", "nothing"))
+        )
         for entry in evaluation["reconstruction"]
     ]
     return result + compare_questions(evaluation)
@@ -131,7 +139,14 @@ def compare_questions(evaluation: Figures) -> list[Comparison]:
     questions = evaluation["questions"]
     if questions is None:
         return []
-    return [Comparison("questions answered exactly", questions["latents"], questions["text"], questions["nothing"])]
+    return [
+        Comparison(
+            "questions answered exactly",
+            questions["latents"],
+            questions["text"],
+            questions["nothing"],
+        )
+    ]
 
 
 def passages(entry: Figures) -> str:
@@ -166,8 +181,13 @@ def summarise(evaluation: Figures) -> tuple[str, list[str]]:
         verdict = f"Compression works in part: in {len(clear)} of {total} tests the latents clearly beat no context at all."
     else:
         verdict = f"Compression does not work yet: in none of {total} tests do the latents clearly beat no context at all."
-    facts = [f"Every {evaluation['ratio']} tokens of a context become one latent, which the decoder reads in place of the text."]
-    facts += [judge(item) for item in (*pool(evaluation["reconstruction"]), *compare_questions(evaluation))]
+    facts = [
+        f"Every {evaluation['ratio']} tokens of a context become one latent, which the decoder reads in place of the text."
+    ]
+    facts += [
+        judge(item)
+        for item in (*pool(evaluation["reconstruction"]), *compare_questions(evaluation))
+    ]
     for name, entries in list(evaluation["cost"].items())[:1]:
         facts.append(f"Reading with {name}: {describe_cost(entries[-1])}")
     return verdict, facts
@@ -180,11 +200,14 @@ def pool(entries: Sequence[Figures]) -> list[Comparison]:
         views = {}
         for view in ("latents", "text", "nothing"):
             shares = [
-                entry[view]["accuracy"] for entry in entries if entry["source"] == source and entry[view]["accuracy"]["count"]
+                entry[view]["accuracy"]
+                for entry in entries
+                if entry["source"] == source and entry[view]["accuracy"]["count"]
             ]
             count = sum(share["count"] for share in shares)
             means = {
-                key: sum(share[key] * share["count"] for share in shares) / max(count, 1) for key in ("value", "low", "high")
+                key: sum(share[key] * share["count"] for share in shares) / max(count, 1)
+                for key in ("value", "low", "high")
             }
             views[view] = means | {"count": count}
         result.append(Comparison(f"tokens of {source} passages reconstructed", **views))
@@ -194,7 +217,9 @@ def pool(entries: Sequence[Figures]) -> list[Comparison]:
 def describe_cost(entry: Figures) -> str:
     plain, compressed = entry["plain"], entry["compressed"]
     flops = total_flops(compressed) / total_flops(plain)
-    work = f"{percent(flops)} of the FLOPs" + (", more work than without compression" if flops > 1 else "")
+    work = f"{percent(flops)} of the FLOPs" + (
+        ", more work than without compression" if flops > 1 else ""
+    )
     return (
         f"a context of {entry['tokens']:,} tokens takes {compressed['positions']:,} decoder positions in place of "
         f"{plain['positions']:,}, a cache {plain['cache_bytes'] / compressed['cache_bytes']:.1f} times smaller and {work}."
@@ -205,7 +230,9 @@ def judge(item: Comparison) -> str:
     """One test in plain words, the bad news included."""
     if not item.latents["count"]:
         return f"{upper_first(item.name)}: nothing was tested."
-    latents, text, nothing = (percent(view["value"]) for view in (item.latents, item.text, item.nothing))
+    latents, text, nothing = (
+        percent(view["value"]) for view in (item.latents, item.text, item.nothing)
+    )
     figures = f"{upper_first(item.name)}: {latents} from latents, {text} from the full text, {nothing} from nothing."
     if item.clear and item.latents["value"] > item.text["value"]:
         return f"{figures} The latents clearly beat nothing; this decoder reads them better than it reads the text itself."
@@ -223,7 +250,8 @@ def judge(item: Comparison) -> str:
 def judge_continuation(entry: Figures) -> str:
     latents, text, nothing = (entry[view] for view in ("latents", "text", "nothing"))
     opening = (
-        f"Continuing {entry['source']}: loss {latents:.3f} after latents, {text:.3f} after the text, {nothing:.3f} after nothing."
+        f"Continuing {entry['source']}: loss {latents:.3f} after latents, "
+        f"{text:.3f} after the text, {nothing:.3f} after nothing."
     )
     share = gap_closed(-latents, -text, -nothing)
     if share is None:
@@ -239,12 +267,21 @@ def judge_lengths(entries: Sequence[Figures]) -> list[str]:
     """How reconstruction changes from the shortest to the longest passages of each source."""
     result = []
     for source in dict.fromkeys(entry["source"] for entry in entries):
-        some = sorted((entry for entry in entries if entry["source"] == source), key=lambda entry: entry["lengths"][0])
+        some = sorted(
+            (entry for entry in entries if entry["source"] == source),
+            key=lambda entry: entry["lengths"][0],
+        )
         if len(some) < 2:
             continue
         first, last = some[0], some[-1]
         short, long = first["latents"]["accuracy"], last["latents"]["accuracy"]
-        change = "falls" if long["high"] < short["low"] else "rises" if long["low"] > short["high"] else "hardly changes"
+        change = (
+            "falls"
+            if long["high"] < short["low"]
+            else "rises"
+            if long["low"] > short["high"]
+            else "hardly changes"
+        )
         result.append(
             f"Longer passages of {source}: accuracy from latents {change}, from {percent(short['value'])} at "
             f"{span(first['lengths'])} tokens to {percent(long['value'])} at {span(last['lengths'])}."
@@ -257,9 +294,14 @@ def judge_ratios(entries: Sequence[Figures]) -> list[str]:
     result = []
     for entry in entries:
         if ratios := entry.get("ratios"):
-            told = ", ".join(f"{percent(figures['accuracy']['value'])} at ratio {ratio}" for ratio, figures in ratios.items())
+            told = ", ".join(
+                f"{percent(figures['accuracy']['value'])} at ratio {ratio}"
+                for ratio, figures in ratios.items()
+            )
             nothing = percent(entry["nothing"]["accuracy"]["value"])
-            result.append(f"{upper_first(passages(entry))} by ratio: {told}; {nothing} from nothing.")
+            result.append(
+                f"{upper_first(passages(entry))} by ratio: {told}; {nothing} from nothing."
+            )
     return result
 
 
@@ -309,7 +351,13 @@ def interval(share: Figures) -> str:
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
 
 
 def byte_count(count: float) -> str:

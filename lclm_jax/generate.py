@@ -192,7 +192,9 @@ def make_chunk(prompt: Prompt, planned: PlannedChunk, config: ModelConfig, start
     limit = block_limit(len(prompt.tokens), planned.length, size)
     blocks = [prompt.blocks[i] for i in planned.blocks]
     blocks = [block if isinstance(block, jax.Array) else replicate(block) for block in blocks]
-    filler = blocks[0] if blocks else replicate(np.zeros((size, config.decoder.width), config.dtype))
+    filler = (
+        blocks[0] if blocks else replicate(np.zeros((size, config.decoder.width), config.dtype))
+    )
     return Chunk(
         _pad(prompt.tokens[:, planned.first : planned.stop], planned.length, 0),
         slots,
@@ -335,7 +337,9 @@ def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:
     return jax.lax.cond(enough, lambda best: _lowest_of(best, total, rules), sort_all, best)
 
 
-def _lowest_of(ordered: Float[Array, "B C"], total: Float[Array, "B"], rules: Rules) -> Float[Array, "B"]:
+def _lowest_of(
+    ordered: Float[Array, "B C"], total: Float[Array, "B"], rules: Rules
+) -> Float[Array, "B"]:
     """`_lowest` from the best scores in order; `total` is the log of the sum of all."""
     rank = jnp.arange(ordered.shape[-1])
     limit = jnp.where(rules.top_k > 0, rules.top_k, ordered.shape[-1])

@@ -33,12 +33,50 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 6.25e9, 4, dimensions=3, reports=("TPU v4",)),
-        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 4, reports=("TPU v5 lite", "TPU v5e")),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 4, dimensions=3, reports=("TPU v5p", "TPU v5")),
-        Chip("v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9, 4, reports=("TPU v6 lite", "TPU v6e")),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 50e9, 8, kind="gpu", dimensions=1, reports=("NVIDIA H100",)),
-        Chip("h200", 989e12, 140 * GIB, 4800e9, 450e9, 50e9, 8, kind="gpu", dimensions=1, reports=("NVIDIA H200",)),
+        Chip(
+            "v4", 275e12, 31.75 * GIB, 1228e9, 300e9, 6.25e9, 4, dimensions=3, reports=("TPU v4",)
+        ),
+        Chip(
+            "v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 4, reports=("TPU v5 lite", "TPU v5e")
+        ),
+        Chip(
+            "v5p",
+            459e12,
+            95 * GIB,
+            2765e9,
+            600e9,
+            6.25e9,
+            4,
+            dimensions=3,
+            reports=("TPU v5p", "TPU v5"),
+        ),
+        Chip(
+            "v6e", 918e12, 31.24 * GIB, 1640e9, 448e9, 12.5e9, 4, reports=("TPU v6 lite", "TPU v6e")
+        ),
+        Chip(
+            "h100",
+            989e12,
+            79 * GIB,
+            3350e9,
+            450e9,
+            50e9,
+            8,
+            kind="gpu",
+            dimensions=1,
+            reports=("NVIDIA H100",),
+        ),
+        Chip(
+            "h200",
+            989e12,
+            140 * GIB,
+            4800e9,
+            450e9,
+            50e9,
+            8,
+            kind="gpu",
+            dimensions=1,
+            reports=("NVIDIA H200",),
+        ),
     )
 }
 
@@ -87,9 +125,13 @@ def parse_slice(name: str) -> Slice:
     parts = shape.split("x")
     if chip not in CHIPS or not all(part.isdigit() and int(part) for part in parts):
         known = ", ".join(CHIPS)
-        raise SliceError(f"expected CHIP:SHAPE as v5p:4x4x4, v5e:4x8 or h100:8, of chip {known}, got {name!r}")
+        raise SliceError(
+            f"expected CHIP:SHAPE as v5p:4x4x4, v5e:4x8 or h100:8, of chip {known}, got {name!r}"
+        )
     found = CHIPS[chip]
     if len(parts) != found.dimensions:
         example = "x".join(["4"] * found.dimensions)
-        raise SliceError(f"a slice of {chip} has {found.dimensions} dimensions, as {chip}:{example}, got {name!r}")
+        raise SliceError(
+            f"a slice of {chip} has {found.dimensions} dimensions, as {chip}:{example}, got {name!r}"
+        )
     return Slice(found, tuple(map(int, parts)))

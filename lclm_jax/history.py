@@ -50,13 +50,27 @@ class History:
         """Every stage that was reached, with the steps it begins after and ends with."""
         names, begins = list(self.starts), list(self.starts.values())
         spans = zip(names, begins, [*begins[1:], self.end], strict=True)
-        return [(name, begin, min(stop, self.end)) for name, begin, stop in spans if begin < self.end]
+        return [
+            (name, begin, min(stop, self.end)) for name, begin, stop in spans if begin < self.end
+        ]
 
     @cached_property
     def streams(self) -> list[str]:
         """Names of all streams, those trained on first."""
-        trained = [name for stage in self.stages for line in stage.lines for name in line.get("streams", ())]
-        return list(dict.fromkeys([*trained, *(name for validation in self.validations for name in validation.streams)]))
+        trained = [
+            name
+            for stage in self.stages
+            for line in stage.lines
+            for name in line.get("streams", ())
+        ]
+        return list(
+            dict.fromkeys(
+                [
+                    *trained,
+                    *(name for validation in self.validations for name in validation.streams),
+                ]
+            )
+        )
 
     def place(self, line: Figures) -> int | None:
         """The step of the run that a line is about; None where its stage is none of this run."""
@@ -65,16 +79,28 @@ class History:
 
 
 def read_history(directory: Path, config: Figures) -> History:
-    lines, validations = (findings.read_lines(directory / name) for name in ("log.jsonl", "validation.jsonl"))
+    lines, validations = (
+        findings.read_lines(directory / name) for name in ("log.jsonl", "validation.jsonl")
+    )
     stages = findings.by_stage(lines)
-    steps = {stage["name"]: stage["steps"] for stage in config["stages"]} | {stage.name: stage.steps for stage in stages}
+    steps = {stage["name"]: stage["steps"] for stage in config["stages"]} | {
+        stage.name: stage.steps for stage in stages
+    }
     ends = list(steps.values())
     starts = {name: sum(ends[:number]) for number, name in enumerate(steps)}
     return History(
         [replace(stage, start=starts[stage.name]) for stage in stages],
         _last_validations(validations, starts),
-        [line for line in findings.read_lines(directory / "events.jsonl") if isinstance(line.get("event"), str)],
-        sorted(time for line in (*lines, *validations) if (time := finite(line.get("time"))) is not None),
+        [
+            line
+            for line in findings.read_lines(directory / "events.jsonl")
+            if isinstance(line.get("event"), str)
+        ],
+        sorted(
+            time
+            for line in (*lines, *validations)
+            if (time := finite(line.get("time"))) is not None
+        ),
         starts,
     )
 
@@ -85,8 +111,13 @@ def _last_validations(lines: Iterable[Figures], starts: Mapping[str, int]) -> li
     for line in lines:
         if line["stage"] not in starts:
             continue
-        this = Validation(line["stage"], starts[line["stage"]] + line["step"], line.get("streams") or {})
-        while result and (result[-1].step > this.step or (result[-1].stage, result[-1].step) == (this.stage, this.step)):
+        this = Validation(
+            line["stage"], starts[line["stage"]] + line["step"], line.get("streams") or {}
+        )
+        while result and (
+            result[-1].step > this.step
+            or (result[-1].stage, result[-1].step) == (this.stage, this.step)
+        ):
             result.pop()
         result.append(this)
     return result
@@ -95,7 +126,10 @@ def _last_validations(lines: Iterable[Figures], starts: Mapping[str, int]) -> li
 def views_of(validation: Validation, stream: str, quantity: str) -> dict[str, float]:
     """The quantity, "loss" or "accuracy", of a stream in each view that has one."""
     views = validation.streams.get(stream, {})
-    values = {view: finite((views.get(view) or {}).get(quantity)) for view in ("latents", "text", "nothing")}
+    values = {
+        view: finite((views.get(view) or {}).get(quantity))
+        for view in ("latents", "text", "nothing")
+    }
     return {view: value for view, value in values.items() if value is not None}
 
 
@@ -114,13 +148,21 @@ def sessions(events: Sequence[Figures], times: Sequence[float]) -> dict[int, flo
     """
     result: dict[int, float | None] = {}
     seen: float | None = None  # the last time of an event that a session under way has written
-    fresh: float | None = None  # when a session began that has done nothing yet; it may still say where it resumed
+    fresh: float | None = (
+        None  # when a session began that has done nothing yet; it may still say where it resumed
+    )
     for i, event in enumerate(events):
         kind, now = event["event"], finite(event.get("time"))
         if kind in OPENING:
             continue
-        if kind == "started" or (kind == "resumed" and (fresh is None or _any_between(times, fresh, now))):
-            before = [] if now is None else [*times[: bisect_left(times, now)][-1:], *([] if seen is None else [seen])]
+        if kind == "started" or (
+            kind == "resumed" and (fresh is None or _any_between(times, fresh, now))
+        ):
+            before = (
+                []
+                if now is None
+                else [*times[: bisect_left(times, now)][-1:], *([] if seen is None else [seen])]
+            )
             result[i] = max(0.0, now - max(before)) if now is not None and before else None
         fresh = now if kind == "started" else None
         seen = now if seen is None or (now is not None and now > seen) else seen
@@ -146,22 +188,32 @@ def summarise(history: History) -> str:
     counted = sum(int(finite(stage.lines[-1].get("skipped")) or 0) for stage in history.stages)
     skipped = max(counted, len(skipped_steps(history)))
     if skipped:
-        parts.append(f"{_count(skipped, 'step was', 'steps were')} skipped because loss or gradients were not finite")
+        parts.append(
+            f"{_count(skipped, 'step was', 'steps were')} skipped because loss or gradients were not finite"
+        )
     elif begun:
         parts.append("no step was skipped")
-    damaged = {str(event.get("checkpoint")) for event in history.events if event["event"] == "damaged"}
+    damaged = {
+        str(event.get("checkpoint")) for event in history.events if event["event"] == "damaged"
+    }
     if damaged:
-        parts.append(f"{_count(len(damaged), 'damaged checkpoint was', 'damaged checkpoints were')} passed over")
+        parts.append(
+            f"{_count(len(damaged), 'damaged checkpoint was', 'damaged checkpoints were')} passed over"
+        )
     changes = sum(event["event"] == "changed" for event in history.events)
     if changes:
         parts.append(f"settings were changed {_times(changes)}")
     words = [findings.upper_first("; ".join(parts)) + "."] if parts else []
     gaps = [gap for gap in begun.values() if gap is not None]
     if gaps:
-        words.append(f"Between sessions, from the last line written to the next start, {duration(sum(gaps))} passed.")
+        words.append(
+            f"Between sessions, from the last line written to the next start, {duration(sum(gaps))} passed."
+        )
     if history.events and history.events[-1]["event"] == "stopped":
         place, reason = history.place(history.events[-1]), history.events[-1].get("reason")
-        words.append(f"It stopped{'' if place is None else f' at step {place:,}'}{f': {reason}' if reason else ''}.")
+        words.append(
+            f"It stopped{'' if place is None else f' at step {place:,}'}{f': {reason}' if reason else ''}."
+        )
     return " ".join(words)
 
 
@@ -171,22 +223,40 @@ def timeline(history: History) -> list[list[str]]:
     rows = []
     for i, event in enumerate(history.events):
         place, seconds = history.place(event), finite(event.get("time"))
-        when = "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        when = (
+            "–"
+            if seconds is None
+            else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        )
         gap = begun.get(i)
         after = [] if gap is None else [f"{duration(gap)} after the last line before"]
         words = "; ".join(part for part in (_particulars(event), *after) if part)
-        rows.append([when, "–" if place is None else f"{place:,}", event["stage"], _name(event["event"]), words])
+        rows.append(
+            [
+                when,
+                "–" if place is None else f"{place:,}",
+                event["stage"],
+                _name(event["event"]),
+                words,
+            ]
+        )
     return rows
 
 
 def _name(event: str) -> str:
-    names = {"skipped": "step skipped", "damaged": "checkpoint damaged", "changed": "settings changed"}
+    names = {
+        "skipped": "step skipped",
+        "damaged": "checkpoint damaged",
+        "changed": "settings changed",
+    }
     return names.get(event, event)
 
 
 def _particulars(event: Figures) -> str:
     """What an event says beside when and where it was."""
-    rest = {key: value for key, value in event.items() if key not in ("time", "event", "stage", "step")}
+    rest = {
+        key: value for key, value in event.items() if key not in ("time", "event", "stage", "step")
+    }
     match event["event"], rest:
         case "resumed", {"from": int(step)}:
             return f"from step {step:,}"
@@ -214,7 +284,9 @@ def _skipped(rest: Figures) -> str:
     records = rest.get("records")
     if isinstance(records, list) and records:
         more = f" and {len(records) - NAMED:,} more" if len(records) > NAMED else ""
-        figures.append(f"{_count(len(records), 'record', 'records')}: {', '.join(map(str, records[:NAMED]))}{more}")
+        figures.append(
+            f"{_count(len(records), 'record', 'records')}: {', '.join(map(str, records[:NAMED]))}{more}"
+        )
     return "; ".join(figures)
 
 

@@ -36,7 +36,9 @@ class Sink(Protocol):
 class Journal:
     """Writes lines of JSON into a run's directory and hands their numbers to the sinks."""
 
-    def __init__(self, directory: Path, config: Config, sinks: tuple[Sink, ...] = (), writes: bool = True):
+    def __init__(
+        self, directory: Path, config: Config, sinks: tuple[Sink, ...] = (), writes: bool = True
+    ):
         self.directory, self.config, self.sinks, self.writes = directory, config, sinks, writes
 
     def log(self, line: Mapping[str, Any]):
@@ -46,13 +48,23 @@ class Journal:
         self._write(VALIDATION, line, "validation/")
 
     def event(self, event: str, stage: StageConfig, step: int, **fields: Any):
-        self._append(EVENTS, {"time": time.time(), "event": event, "stage": stage.name, "step": step, **fields})
+        self._append(
+            EVENTS,
+            {"time": time.time(), "event": event, "stage": stage.name, "step": step, **fields},
+        )
 
     def _write(self, name: str, line: Mapping[str, Any], prefix: str = ""):
         self._append(name, line)
         step = self.config.run_step(line["stage"], line["step"])
         for sink in self.sinks if self.writes else ():
-            sink.add(step, {prefix + key: value for key, value in numbers(line) if key not in ("step", "steps", "time")})
+            sink.add(
+                step,
+                {
+                    prefix + key: value
+                    for key, value in numbers(line)
+                    if key not in ("step", "steps", "time")
+                },
+            )
 
     def _append(self, name: str, line: Mapping[str, Any]):
         if not self.writes:
@@ -88,7 +100,9 @@ def open_journal(directory: Path, config: Config) -> Iterator[Journal]:
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
-            sinks += [stack.enter_context(_tensorboard(directory))] if config.run.tensorboard else []
+            sinks += (
+                [stack.enter_context(_tensorboard(directory))] if config.run.tensorboard else []
+            )
             sinks += [stack.enter_context(_wandb(directory, config))] if config.run.wandb else []
         yield Journal(directory, config, tuple(sinks), writes=is_first())
 
@@ -129,7 +143,9 @@ def _wandb(directory: Path, config: Config) -> Iterator[Sink]:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ConfigError("run.wandb needs wandb; pip install -e '.[watch]', or set run.wandb=None") from error
+        raise ConfigError(
+            "run.wandb needs wandb; pip install -e '.[watch]', or set run.wandb=None"
+        ) from error
     number = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     run = wandb.init(
         project=config.run.wandb,

@@ -314,12 +314,16 @@ class LanguageModel:
         tokens = np.zeros((len(rows), lengths.max()), np.int32)
         slots = np.full_like(tokens, -1)
         for i, ((own, own_slots), slices) in enumerate(rows):
-            where = [numbers[id(one.block)] * size + one.first + np.arange(one.count) for one in slices]
+            where = [
+                numbers[id(one.block)] * size + one.first + np.arange(one.count) for one in slices
+            ]
             table = np.concatenate([*where, [-1]]).astype(np.int32)
             tokens[i, : len(own)], slots[i, : len(own)] = own, table[own_slots]
         return Prompt(tokens, slots, lengths, list(blocks.values()))
 
-    def _lay_out(self, record: Sequence[Any]) -> tuple[tuple[np.ndarray, np.ndarray], list[BlockSlice]]:
+    def _lay_out(
+        self, record: Sequence[Any]
+    ) -> tuple[tuple[np.ndarray, np.ndarray], list[BlockSlice]]:
         """Tokens and slots of a record of text and latents, and the slices the slots number."""
         width, size = self.config.decoder.width, self.config.compression.latents_per_window
         slices: list[BlockSlice] = []
@@ -420,7 +424,10 @@ class Conversation:
         if cache is not None:
             cache = cache.replace(end=np.int32(shared))
         rest = Prompt(
-            prompt.tokens[:, shared:], prompt.slots[:, shared:], prompt.lengths - shared, prompt.blocks
+            prompt.tokens[:, shared:],
+            prompt.slots[:, shared:],
+            prompt.lengths - shared,
+            prompt.blocks,
         )
         return prefill(model.weights, rest, model.config, room, cache, shared)
 
@@ -444,7 +451,9 @@ def load(
 def serving_params(params: Params, config: ModelConfig) -> Params:
     """Parameters in the dtype the model computes in, the decoder's layers as the devices in scope
     read them best."""
-    params = jax.tree.map(lambda x: x if x.dtype == config.dtype else x.astype(config.dtype), params)
+    params = jax.tree.map(
+        lambda x: x if x.dtype == config.dtype else x.astype(config.dtype), params
+    )
     layers = params["decoder"]["layers"]
     size = sum(x.nbytes for x in jax.tree.leaves(layers))
     apart = platform() == "cpu" and size <= UNSTACKED

@@ -45,8 +45,14 @@ def _forward(hidden, table, targets, weights, chunk):
 def _backward(chunk, gradients, by_output):
     by_sum = by_output[0]
     if isinstance(by_sum, jax.custom_derivatives.SymbolicZero):
-        raise TypeError("expected gradients of cross_entropy's sum, its first result; got one of a loss by position; use weights")
-    return *(None if one is None else (by_sum * one).astype(one.dtype) for one in gradients), None, None
+        raise TypeError(
+            "expected gradients of cross_entropy's sum, its first result; got one of a loss by position; use weights"
+        )
+    return (
+        *(None if one is None else (by_sum * one).astype(one.dtype) for one in gradients),
+        None,
+        None,
+    )
 
 
 _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -55,7 +61,9 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 def _on_devices(hidden, table, targets, weights, chunk, wanted):
     """(sum, losses, whether right), and the sum's gradients of `hidden` and `table`, None where not `wanted`."""
     entries = len(table)
-    table = constrain(table, "vocab", "table")  # as it lies, or the compiler gathers the float32 master and casts it after
+    table = constrain(
+        table, "vocab", "table"
+    )  # as it lies, or the compiler gathers the float32 master and casts it after
     table = jnp.pad(table, ((0, -entries % splits("logits")), (0, 0)))
     # On a mesh that splits no positions XLA refuses a reduction over those axes (RET_CHECK of its partitioner).
     rows = mesh_axes("batch", "length") if splits("batch") * splits("length") > 1 else ()
@@ -64,16 +72,32 @@ def _on_devices(hidden, table, targets, weights, chunk, wanted):
         positions = to_spec(("batch", "length"))
         specs = (positions, jax.P(), positions, positions)
         out = (positions, positions, (positions, jax.P()))
-        score = jax.shard_map(score, in_specs=specs, out_specs=out, axis_names=set(rows), check_vma=False)
-    nll, correct, (by_hidden, by_table) = score(hidden, constrain(table, "logits", None), targets, weights)
+        score = jax.shard_map(
+            score, in_specs=specs, out_specs=out, axis_names=set(rows), check_vma=False
+        )
+    nll, correct, (by_hidden, by_table) = score(
+        hidden, constrain(table, "logits", None), targets, weights
+    )
     if by_table is not None:
         by_table = constrain(by_table[:entries], "vocab", "table")
-    gradients = jax.lax.optimization_barrier((by_hidden, by_table))  # or the compiler may reduce the table's at the very end
+    gradients = jax.lax.optimization_barrier(
+        (by_hidden, by_table)
+    )  # or the compiler may reduce the table's at the very end
     return (jnp.sum(nll * weights), nll, correct), gradients
 
 
 @jax.named_scope("loss")
-def _score(hidden, table, targets, weights, *, chunk: int, entries: int, rows: tuple[str, ...], wanted: tuple[bool, bool]):
+def _score(
+    hidden,
+    table,
+    targets,
+    weights,
+    *,
+    chunk: int,
+    entries: int,
+    rows: tuple[str, ...],
+    wanted: tuple[bool, bool],
+):
     """`_on_devices` of one device's positions, which `rows` split; entries of the table from `entries` on are padding."""
     shape, count = targets.shape, targets.size
     size = min(count, chunk)
@@ -83,7 +107,9 @@ def _score(hidden, table, targets, weights, *, chunk: int, entries: int, rows: t
 
     def chunks(x):
         x = jnp.take(x.reshape(count, *x.shape[2:]), order, axis=0)
-        return jnp.pad(x, ((0, pieces * size - count),) + ((0, 0),) * (x.ndim - 1)).reshape(pieces, size, *x.shape[1:])
+        return jnp.pad(x, ((0, pieces * size - count),) + ((0, 0),) * (x.ndim - 1)).reshape(
+            pieces, size, *x.shape[1:]
+        )
 
     def score(by_table, x, y, w):
         logits = jnp.einsum("TD,VD->TV", x, table, preferred_element_type=jnp.float32)
@@ -96,7 +122,11 @@ def _score(hidden, table, targets, weights, *, chunk: int, entries: int, rows: t
         by_x = jnp.einsum("TV,VD->TD", by_logit, table).astype(x.dtype) if wanted[0] else None
         if wanted[1]:
             by_table += jnp.einsum("TV,TD->VD", by_logit, x, preferred_element_type=jnp.float32)
-        return by_table, (jnp.where(w > 0, norm - chosen, 0.0), jnp.where(w > 0, correct, False).astype(jnp.float32), by_x)
+        return by_table, (
+            jnp.where(w > 0, norm - chosen, 0.0),
+            jnp.where(w > 0, correct, False).astype(jnp.float32),
+            by_x,
+        )
 
     def skip(by_table, x, y, w):
         nothing = jnp.zeros(y.shape, jnp.float32)
@@ -114,4 +144,8 @@ def _score(hidden, table, targets, weights, *, chunk: int, entries: int, rows: t
     nll, correct, by_hidden = jax.tree.map(
         lambda x: x.reshape(-1, *x.shape[2:])[:count][back].reshape(*shape, *x.shape[2:]), results
     )
-    return nll, correct, (by_hidden, None if by_table is None else jax.lax.psum(by_table.astype(table.dtype), rows))
+    return (
+        nll,
+        correct,
+        (by_hidden, None if by_table is None else jax.lax.psum(by_table.astype(table.dtype), rows)),
+    )

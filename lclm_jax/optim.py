@@ -39,14 +39,24 @@ def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, G
     """
     assigned: dict[str, dict[str, Group]] = {}
     for path in paths:
-        number = next((i for i, group in enumerate(stage.groups) if re.fullmatch(group.pattern, path)), None)
+        number = next(
+            (i for i, group in enumerate(stage.groups) if re.fullmatch(group.pattern, path)), None
+        )
         if number is None:
-            raise ConfigError(f"stage {stage.name}: no group matches parameter {path}; add a pattern (rate=none freezes it)")
+            raise ConfigError(
+                f"stage {stage.name}: no group matches parameter {path}; add a pattern (rate=none freezes it)"
+            )
         if stage.groups[number].rate is not None:
             assigned.setdefault(f"{component(path)}/{number}", {})[path] = stage.groups[number]
-    unused = [group.pattern for group in stage.groups if not any(re.fullmatch(group.pattern, path) for path in paths)]
+    unused = [
+        group.pattern
+        for group in stage.groups
+        if not any(re.fullmatch(group.pattern, path) for path in paths)
+    ]
     if unused:
-        raise ConfigError(f"stage {stage.name}: patterns {unused} match no parameter; parameters begin {paths[:3]}")
+        raise ConfigError(
+            f"stage {stage.name}: patterns {unused} match no parameter; parameters begin {paths[:3]}"
+        )
     return assigned
 
 
@@ -54,31 +64,44 @@ def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
     """(trained, frozen) parameters of a stage."""
     flat = flatten(params)
     names = {path for group in assign_groups(list(flat), stage).values() for path in group}
-    return {p: x for p, x in flat.items() if p in names}, {p: x for p, x in flat.items() if p not in names}
+    return {p: x for p, x in flat.items() if p in names}, {
+        p: x for p, x in flat.items() if p not in names
+    }
 
 
 def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
     """Linear warm-up, then cosine to the final rate at the stage's last step."""
     warmup = min(stage.warmup, max(1, stage.steps // 2))
-    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, stage.steps, min(stage.final_rate, rate))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, rate, warmup, stage.steps, min(stage.final_rate, rate)
+    )
 
 
-def optimizers(paths: list[str], stage: StageConfig, config: OptimizerConfig) -> dict[str, optax.GradientTransformation]:
+def optimizers(
+    paths: list[str], stage: StageConfig, config: OptimizerConfig
+) -> dict[str, optax.GradientTransformation]:
     """AdamW for every label of `assign_groups`."""
     made = {}
     for label, members in assign_groups(paths, stage).items():
         group = next(iter(members.values()))
         rate = schedule(stage, group.rate or 0.0)
-        made[label] = optax.adamw(rate, config.beta1, config.beta2, config.eps, weight_decay=group.decay)
+        made[label] = optax.adamw(
+            rate, config.beta1, config.beta2, config.eps, weight_decay=group.decay
+        )
     return made
 
 
-def init_moments(params: Params, stage: StageConfig, config: OptimizerConfig) -> dict[str, optax.OptState]:
+def init_moments(
+    params: Params, stage: StageConfig, config: OptimizerConfig
+) -> dict[str, optax.OptState]:
     """Fresh optimizer state, for trained parameters only."""
     flat = flatten(params)
     groups = assign_groups(list(flat), stage)
     made = optimizers(list(flat), stage, config)
-    return {label: made[label].init({path: flat[path] for path in members}) for label, members in groups.items()}
+    return {
+        label: made[label].init({path: flat[path] for path in members})
+        for label, members in groups.items()
+    }
 
 
 def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> dict[str, Array]:
@@ -86,7 +109,10 @@ def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> di
     rates: dict[str, Array] = {}
     for label in sorted(moments):
         rate = stage.groups[int(label.partition("/")[2])].rate or 0.0
-        rates.setdefault(component(label), jnp.asarray(schedule(stage, rate)(optax.tree.get(moments[label][0], "count"))))
+        rates.setdefault(
+            component(label),
+            jnp.asarray(schedule(stage, rate)(optax.tree.get(moments[label][0], "count"))),
+        )
     return rates
 
 
@@ -114,7 +140,9 @@ def update(
         moves = finite & memory if component(label) in MEMORY_COMPONENTS else finite
         new = optax.apply_updates(old, updates)
         new, new_moments[label] = jax.tree.map(
-            lambda after, before, moves=moves: jnp.where(moves, after, before), (new, state), (old, moments[label])
+            lambda after, before, moves=moves: jnp.where(moves, after, before),
+            (new, state),
+            (old, moments[label]),
         )
         flat |= new
     return unflatten(flat), new_moments

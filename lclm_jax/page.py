@@ -24,20 +24,27 @@ def element(name: str, /, *children: Any, **attributes: Any) -> Html:
     >>> element("p", "a < b", class_="note")
     '<p class="note">a &lt; b</p>'
     """
-    settings = "".join(f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    settings = "".join(
+        f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items()
+    )
     if name in VOID:
         return Html(f"<{name}{settings}>")
     return Html(f"<{name}{settings}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[Any]) -> Html:
-    return Html("".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children))
+    return Html(
+        "".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children)
+    )
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], words: bool = False) -> Html:
     """A table that scrolls sideways where it is too wide; cells after the first line up right, or left where they are words."""
     head = element("tr", *(element("th", text, scope="col") for text in headings))
-    body = [element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest)) for first, *rest in rows]
+    body = [
+        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in rest))
+        for first, *rest in rows
+    ]
     return element(
         "div",
         element("table", element("thead", head), element("tbody", *body)),
@@ -70,12 +77,20 @@ def document(title: str, *body: Html) -> Html:
         element("title", title),
         element("style", Html(STYLE)),
     )
-    return join((Html("<!doctype html>\n"), element("html", head, element("body", element("main", *body)), lang="en"), "\n"))
+    return join(
+        (
+            Html("<!doctype html>\n"),
+            element("html", head, element("body", element("main", *body)), lang="en"),
+            "\n",
+        )
+    )
 
 
 def mark_differences(original: str, written: str) -> tuple[Html, Html]:
     """Both texts with the words that are not in the other, in order, inside `<mark>`."""
-    pairs = [re.split(r"(\s+)", text) for text in (original, written)]  # words at even places, the space between at odd ones
+    pairs = [
+        re.split(r"(\s+)", text) for text in (original, written)
+    ]  # words at even places, the space between at odd ones
     words = [parts[::2] for parts in pairs]
     matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
     same: tuple[set[int], set[int]] = (set(), set())
@@ -83,7 +98,10 @@ def mark_differences(original: str, written: str) -> tuple[Html, Html]:
         same[0].update(range(block.a, block.a + block.size))
         same[1].update(range(block.b, block.b + block.size))
     first, second = (
-        join(part if i % 2 or not part or i // 2 in kept else element("mark", part) for i, part in enumerate(parts))
+        join(
+            part if i % 2 or not part or i // 2 in kept else element("mark", part)
+            for i, part in enumerate(parts)
+        )
         for parts, kept in zip(pairs, same, strict=True)
     )
     return first, second

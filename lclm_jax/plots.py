@@ -31,7 +31,9 @@ def as_data_uri(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
-def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str) -> "Figure":
+def plot_proportions(
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]], ylabel: str
+) -> "Figure":
     """Bars of the three views with 95 % intervals: {group: {view: {"value", "low", "high"}}}."""
     figure, axes = new_figure(5.6, 3.4)
     for i, (view, colour) in enumerate(VIEWS.items()):
@@ -43,11 +45,21 @@ def plot_proportions(groups: Mapping[str, Mapping[str, Mapping[str, float]]], yl
             [max(0.0, share["high"] - share["value"]) for share in shares],
         ]
         axes.bar(places, values, width=0.25, color=colour, label=VIEW_NAMES[view])
-        axes.errorbar(places, values, yerr=errors, fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5)
+        axes.errorbar(
+            places, values, yerr=errors, fmt="none", ecolor="#222222", elinewidth=1, capsize=2.5
+        )
         for place, share in zip(places, shares, strict=True):
             if math.isfinite(share["value"]):
                 height = max(share["high"], share["value"]) + 0.015
-                axes.text(place, height, f"{100 * share['value']:.0f}", ha="center", va="bottom", fontsize=8, color="#222222")
+                axes.text(
+                    place,
+                    height,
+                    f"{100 * share['value']:.0f}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                    color="#222222",
+                )
     axes.set_xticks(range(len(groups)), list(groups), fontsize=FONT)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylabel(ylabel, fontsize=FONT)
@@ -62,8 +74,20 @@ def plot_ratios(lines: Mapping[str, Mapping[int, Mapping[str, float]]], ylabel: 
     figure, axes = new_figure(5.6, 3.4)
     for (name, line), colour in zip(lines.items(), STREAMS, strict=False):
         values = [share["value"] for share in line.values()]
-        low, high = ([abs(share[bound] - share["value"]) for share in line.values()] for bound in ("low", "high"))
-        axes.errorbar(list(line), values, yerr=[low, high], color=colour, marker="o", markersize=4, capsize=2.5, label=name)
+        low, high = (
+            [abs(share[bound] - share["value"]) for share in line.values()]
+            for bound in ("low", "high")
+        )
+        axes.errorbar(
+            list(line),
+            values,
+            yerr=[low, high],
+            color=colour,
+            marker="o",
+            markersize=4,
+            capsize=2.5,
+            label=name,
+        )
     ratios = sorted({ratio for line in lines.values() for ratio in line})
     axes.set_xscale("log")
     axes.set_xticks(ratios, [str(ratio) for ratio in ratios], fontsize=FONT)
@@ -79,9 +103,16 @@ def plot_cost(entries: Sequence[Mapping[str, Any]], key: str, label: str) -> "Fi
     """One cost against context length, reading the text itself and reading latents, both axes logarithmic."""
     figure, axes = new_figure(3.6, 3.3)
     tokens = [entry["tokens"] for entry in entries]
-    for side, name, view, mark in (("plain", "full text", "text", "s"), ("compressed", "latents", "latents", "o")):
-        values = [total_flops(entry[side]) if key == "flops" else entry[side][key] for entry in entries]
-        axes.plot(tokens, values, color=VIEWS[view], marker=mark, markersize=4, linewidth=1.6, label=name)
+    for side, name, view, mark in (
+        ("plain", "full text", "text", "s"),
+        ("compressed", "latents", "latents", "o"),
+    ):
+        values = [
+            total_flops(entry[side]) if key == "flops" else entry[side][key] for entry in entries
+        ]
+        axes.plot(
+            tokens, values, color=VIEWS[view], marker=mark, markersize=4, linewidth=1.6, label=name
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     chosen = _about_five(tokens)
@@ -99,17 +130,28 @@ def plot_flop_parts(entries: Sequence[Mapping[str, Any]]) -> "Figure":
     chosen = _about_five(entries)
     bottoms = [0.0] * len(chosen)
     for part, colour in zip(PARTS, PART_COLOURS, strict=True):
-        shares = [entry["compressed"][f"{part}_flops"] / total_flops(entry["plain"]) for entry in chosen]
+        shares = [
+            entry["compressed"][f"{part}_flops"] / total_flops(entry["plain"]) for entry in chosen
+        ]
         axes.bar(range(len(chosen)), shares, bottom=bottoms, width=0.7, color=colour, label=part)
         bottoms = [bottom + share for bottom, share in zip(bottoms, shares, strict=True)]
     axes.axhline(1.0, color=VIEWS["text"], linewidth=1.6, label="full text")
     axes.set_ylim(0, 1.08 * max([1.0, *bottoms]))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_xticks(range(len(chosen)), [short_count(entry["tokens"]) for entry in chosen], fontsize=FONT)
+    axes.set_xticks(
+        range(len(chosen)), [short_count(entry["tokens"]) for entry in chosen], fontsize=FONT
+    )
     axes.set_xlabel("context length, tokens", fontsize=FONT)
     axes.set_title("FLOPs of latents against full text", loc="left", fontsize=10)
     axes.grid(visible=False, axis="x")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, handlelength=1, columnspacing=0.8, fontsize=8)
+    figure.legend(
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        handlelength=1,
+        columnspacing=0.8,
+        fontsize=8,
+    )
     return figure
 
 
@@ -133,7 +175,12 @@ def plot_lengths(counts: Mapping[int, int]) -> "Figure":
     """How many examples have each length, in bins that double: {first length of the bin: examples}."""
     figure, axes = new_figure(3.2, 2.4)
     lengths = sorted(counts)
-    axes.bar(range(len(lengths)), [counts[length] for length in lengths], width=0.9, color=VIEWS["latents"])
+    axes.bar(
+        range(len(lengths)),
+        [counts[length] for length in lengths],
+        width=0.9,
+        color=VIEWS["latents"],
+    )
     chosen = _about_five(range(len(lengths)))
     axes.set_xticks(chosen, [short_count(lengths[i]) for i in chosen], fontsize=FONT)
     axes.set_xlabel("tokens, at least", fontsize=FONT)
@@ -146,7 +193,9 @@ def plot_fills(fills: Mapping[str, Sequence[float]]) -> "Figure":
     figure, axes = new_figure(5.6, 3.0)
     lowest = min(0.9, *(min(values) for values in fills.values()))
     edges = [lowest + (1.0 - lowest) * i / 40 for i in range(41)]
-    for (label, values), colour in zip(fills.items(), (VIEWS["text"], VIEWS["latents"]), strict=False):
+    for (label, values), colour in zip(
+        fills.items(), (VIEWS["text"], VIEWS["latents"]), strict=False
+    ):
         axes.hist(values, bins=edges, color=colour, alpha=0.65, label=label)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.set_xlabel("in use", fontsize=FONT)
@@ -159,7 +208,15 @@ def plot_growth(lines: Mapping[str, Mapping[int, float]], xlabel: str, ylabel: s
     """Quantities over a size, both axes logarithmic: {name: {size: quantity}}."""
     figure, axes = new_figure(5.6, 3.8)
     for (name, line), colour in zip(lines.items(), (*VIEWS.values(), *STREAMS), strict=False):
-        axes.plot(list(line), list(line.values()), color=colour, marker="o", markersize=4, linewidth=1.6, label=name)
+        axes.plot(
+            list(line),
+            list(line.values()),
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label=name,
+        )
     sizes = sorted({size for line in lines.values() for size in line})
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -175,8 +232,15 @@ def plot_memory(figures: Mapping[str, Any]) -> "Figure":
     """What a program takes of a chip beside what the chip has, in GiB."""
     parts = {"arguments": "argument_bytes", "temporaries": "temp_bytes", "peak": "peak_bytes"}
     figure, axes = new_figure(5.6, 1.9)
-    axes.barh(range(len(parts)), [figures[key] / 2**30 for key in parts.values()], height=0.6, color=VIEWS["latents"])
-    axes.axvline(figures["hbm_bytes"] / 2**30, color=STREAMS[0], linewidth=1.6, label="memory of a chip")
+    axes.barh(
+        range(len(parts)),
+        [figures[key] / 2**30 for key in parts.values()],
+        height=0.6,
+        color=VIEWS["latents"],
+    )
+    axes.axvline(
+        figures["hbm_bytes"] / 2**30, color=STREAMS[0], linewidth=1.6, label="memory of a chip"
+    )
     axes.set_yticks(range(len(parts)), list(parts), fontsize=FONT)
     axes.invert_yaxis()
     axes.set_xlabel("GiB", fontsize=FONT)
@@ -209,7 +273,9 @@ def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ReportError("the report's plots need matplotlib: pip install 'lclm_jax[demo]'") from error
+        raise ReportError(
+            "the report's plots need matplotlib: pip install 'lclm_jax[demo]'"
+        ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

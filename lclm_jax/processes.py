@@ -61,7 +61,12 @@ def gather(text: str) -> list[str]:
     client.key_value_set(f"{key}/{jax.process_index()}", text)
     heard = once(
         "hear from all processes",
-        lambda: json.dumps([client.blocking_key_value_get(f"{key}/{process}", _PATIENCE) for process in range(count)]),
+        lambda: json.dumps(
+            [
+                client.blocking_key_value_get(f"{key}/{process}", _PATIENCE)
+                for process in range(count)
+            ]
+        ),
     )
     assert heard is not None
     return json.loads(heard)

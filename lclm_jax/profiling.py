@@ -15,7 +15,11 @@ class Profiler:
     """Begins a trace when the file is there, and ends it so many steps later. One process of a run has one."""
 
     def __init__(self, directory: Path, watches: bool = True):
-        self.request, self.traces, self.watches = directory / REQUEST, directory / "profiles", watches
+        self.request, self.traces, self.watches = (
+            directory / REQUEST,
+            directory / "profiles",
+            watches,
+        )
         self.left = 0
         self.trace: Path | None = None
 

@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def progress_bar(label: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(
+    label: str, total: int, done: int = 0, shown: bool = True
+) -> Iterator[Callable[[int, str], None]]:
     """Yields `show(done, note)`."""
     columns = (
         TextColumn("{task.description:<24}"),

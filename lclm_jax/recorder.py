@@ -34,10 +34,14 @@ class Recorder:
         self.summary = ""  # of the last step that is known
         self.failing = 0  # steps in a row that were not finite
         self.failed: tuple[int, Position] | None = None  # the first of them
-        self.left_out: dict[str, dict[str, int]] = {}  # examples that fit no row, by stream and reason, since the stage began
+        self.left_out: dict[
+            str, dict[str, int]
+        ] = {}  # examples that fit no row, by stream and reason, since the stage began
         self.since, self.waited = time.perf_counter(), 0.0  # of the step that begins
         windows = stage.windows or config.data.windows
-        row = training_flops(config.model, config.data.positions, windows, trained_parts(config, stage)).total
+        row = training_flops(
+            config.model, config.data.positions, windows, trained_parts(config, stage)
+        ).total
         self.flops = config.data.rows * row / jax.device_count()  # of a step and device
         chip = find_chip(jax.devices()[0].device_kind)
         self.peak = chip.flops if chip else None
@@ -61,7 +65,11 @@ class Recorder:
         seconds, waited = self._pace()
         figures = self.steps[-1]
         tokens = float(figures["context_tokens"] + figures["decoder_tokens"]) / seconds
-        words = [f"loss {float(figures['loss']):.3f}", f"{tokens:,.0f} tokens/s", f"{seconds:.3g} s/step"]
+        words = [
+            f"loss {float(figures['loss']):.3f}",
+            f"{tokens:,.0f} tokens/s",
+            f"{seconds:.3g} s/step",
+        ]
         words.append(f"waits {100 * waited:.0f} %")
         words += [f"MFU {100 * self.flops / seconds / self.peak:.0f} %"] if self.peak else []
         return " · ".join(words)
@@ -79,7 +87,9 @@ class Recorder:
         if self.unread:
             jax.block_until_ready(self.unread[-1][1])
         now = time.perf_counter()
-        self.unread.append((step, metrics | {"seconds": now - self.since, "waited": self.waited}, before))
+        self.unread.append(
+            (step, metrics | {"seconds": now - self.since, "waited": self.waited}, before)
+        )
         self.since, self.waited = now, 0.0
         self._read(keep=1)
 
@@ -95,7 +105,10 @@ class Recorder:
             self.steps.append(figures | {"step": step})
             self._watch(step, figures, before)
             self.summary = self.summarise()
-            self.left_out = {self.stage.streams[int(number)].name: count for number, count in before["left_out"].items()}
+            self.left_out = {
+                self.stage.streams[int(number)].name: count
+                for number, count in before["left_out"].items()
+            }
             if step % self.config.run.log_every == 0:
                 self._write()
 
@@ -110,7 +123,9 @@ class Recorder:
         if not self.journal.writes:
             return
         told = {"loss": float(figures["loss"]), "gradient_norm": float(figures["gradient_norm"])}
-        records = [record for row in batch_records(self.order, self.config, dict(before)) for record in row]
+        records = [
+            record for row in batch_records(self.order, self.config, dict(before)) for record in row
+        ]
         log.warning(
             "%s step %d was skipped: loss %s, gradient norm %s; its examples: %s",
             *(self.stage.name, step, told["loss"], told["gradient_norm"], ", ".join(records)),
@@ -121,23 +136,56 @@ class Recorder:
         if not self.steps:
             return
         last, (seconds, waiting) = self.steps[-1], self._pace()
-        taken = [figures for figures in self.steps if figures["finite"]]  # what was skipped was not trained on
-        sums = {key: sum((np.asarray(figures[key], np.float64) for figures in taken), np.zeros(())) for key in ADDED}
+        taken = [
+            figures for figures in self.steps if figures["finite"]
+        ]  # what was skipped was not trained on
+        sums = {
+            key: sum((np.asarray(figures[key], np.float64) for figures in taken), np.zeros(()))
+            for key in ADDED
+        }
         tokens = float(sums["stream_tokens"].sum())
-        line = {"stage": self.stage.name, "step": last["step"], "steps": self.stage.steps, "time": time.time()}
-        line |= {"loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan, "trained_tokens": tokens}
+        line = {
+            "stage": self.stage.name,
+            "step": last["step"],
+            "steps": self.stage.steps,
+            "time": time.time(),
+        }
+        line |= {
+            "loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan,
+            "trained_tokens": tokens,
+        }
         line |= {key: float(sums[key]) for key in ("context_tokens", "latents", "decoder_tokens")}
-        line |= {"step_seconds": seconds, "positions_per_second": self.config.data.rows * self.config.data.positions / seconds}
-        line["tokens_per_second"] = (line["context_tokens"] + line["decoder_tokens"]) / (seconds * len(self.steps))
-        line |= {"flops_per_second": self.flops / seconds, "mfu": self.flops / seconds / self.peak if self.peak else None}
+        line |= {
+            "step_seconds": seconds,
+            "positions_per_second": self.config.data.rows * self.config.data.positions / seconds,
+        }
+        line["tokens_per_second"] = (line["context_tokens"] + line["decoder_tokens"]) / (
+            seconds * len(self.steps)
+        )
+        line |= {
+            "flops_per_second": self.flops / seconds,
+            "mfu": self.flops / seconds / self.peak if self.peak else None,
+        }
         line |= {"waiting": waiting, "left_out": self.left_out}
-        line |= {key: float(x) for key, x in last.items() if key not in line and key not in HIDDEN and np.ndim(x) == 0}
-        columns = np.stack([sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1)
+        line |= {
+            key: float(x)
+            for key, x in last.items()
+            if key not in line and key not in HIDDEN and np.ndim(x) == 0
+        }
+        columns = np.stack(
+            [sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1
+        )
         line["streams"] = {
-            stream.name: {"loss": float(nll / count), "accuracy": float(correct / count), "tokens": int(count)}
+            stream.name: {
+                "loss": float(nll / count),
+                "accuracy": float(correct / count),
+                "tokens": int(count),
+            }
             for stream, (nll, correct, count) in zip(self.stage.streams, columns, strict=True)
             if count
         }
         self.journal.log(line)
-        log.info("%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"])
+        log.info(
+            "%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"]
+        )
         self.steps.clear()

@@ -27,7 +27,10 @@ def keep_batch(directory: Path, batch: Batch, told: Mapping[str, Any]) -> Path:
     place = directory / SKIPPED
     place.mkdir(exist_ok=True)
     file = place / f"{told['stage']}-{told['step']}.npz"
-    arrays = {**_fields(batch), **{f"windows.{name}": x for name, x in _fields(batch.windows).items()}}
+    arrays = {
+        **_fields(batch),
+        **{f"windows.{name}": x for name, x in _fields(batch.windows).items()},
+    }
     np.savez_compressed(file, told=np.array(json.dumps(told)), **arrays)
     return file
 
@@ -47,7 +50,11 @@ def read_batch(file: Path) -> tuple[Batch, dict[str, Any]]:
     with np.load(file, allow_pickle=False) as held:
         arrays = {name: held[name] for name in held.files}
     told = json.loads(str(arrays.pop("told")))
-    windows = {name.partition(".")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("windows.")}
+    windows = {
+        name.partition(".")[2]: arrays.pop(name)
+        for name in list(arrays)
+        if name.startswith("windows.")
+    }
     return Batch(**arrays, windows=Windows(**windows)), told
 
 
@@ -59,13 +66,17 @@ class Replayed:
     loss: float
     norms: dict[str, float]  # of gradients, by component
     examples: list[tuple[str, int, float]]  # (record, row, mean loss), in the batch's order
-    rows: list[tuple[int, float]]  # (row, gradient norm) of each alone; only where every loss is finite and a gradient is not
+    rows: list[
+        tuple[int, float]
+    ]  # (row, gradient norm) of each alone; only where every loss is finite and a gradient is not
 
     @property
     def suspects(self) -> list[str]:
         """The records that are not finite by themselves."""
         bad = [row for row, norm in self.rows if not np.isfinite(norm)]
-        return [record for record, row, loss in self.examples if not np.isfinite(loss) or row in bad]
+        return [
+            record for record, row, loss in self.examples if not np.isfinite(loss) or row in bad
+        ]
 
 
 def replay(directory: Path, file: Path | None = None) -> Replayed:
@@ -75,7 +86,9 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
     """
     files = kept_batches(directory)
     if file is None and not files:
-        raise CheckpointError(f"{directory} has kept no batch; one is kept when too many steps in a row are not finite")
+        raise CheckpointError(
+            f"{directory} has kept no batch; one is kept when too many steps in a row are not finite"
+        )
     batch, told = read_batch(file or files[-1])
     config = from_dict(Config, json.loads((directory / "config.json").read_text()))
     stage = next(stage for stage in config.stages if stage.name == told["stage"])
@@ -89,12 +102,31 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
         loss, norms = jax.device_get(differentiate(trained, frozen, batch))
         examples = _by_example(nll, batch, told["records"])
         rows: list[tuple[int, float]] = []
-        if all(np.isfinite(x) for _, _, x in examples) and not all(map(np.isfinite, norms.values())):
+        if all(np.isfinite(x) for _, _, x in examples) and not all(
+            map(np.isfinite, norms.values())
+        ):
             for row in range(len(nll)):
-                only = np.where(np.arange(len(nll))[:, None] == row, np.asarray(batch.weights), 0).astype(np.float32)
+                only = np.where(
+                    np.arange(len(nll))[:, None] == row, np.asarray(batch.weights), 0
+                ).astype(np.float32)
                 alone = batch.replace(weights=jax.device_put(only, batch_sharding(mesh)))
-                rows.append((row, float(np.linalg.norm(list(jax.device_get(differentiate(trained, frozen, alone)[1]).values())))))
-    return Replayed(told, float(loss), {name: float(norm) for name, norm in norms.items()}, examples, rows)
+                rows.append(
+                    (
+                        row,
+                        float(
+                            np.linalg.norm(
+                                list(
+                                    jax.device_get(
+                                        differentiate(trained, frozen, alone)[1]
+                                    ).values()
+                                )
+                            )
+                        ),
+                    )
+                )
+    return Replayed(
+        told, float(loss), {name: float(norm) for name, norm in norms.items()}, examples, rows
+    )
 
 
 def _norms(trained: Any, frozen: Any, batch: Batch, config: Config, stage: StageConfig) -> Any:
@@ -102,7 +134,9 @@ def _norms(trained: Any, frozen: Any, batch: Batch, config: Config, stage: Stage
     return loss, component_norms(gradients)
 
 
-def _by_example(nll: np.ndarray, batch: Batch, records: Sequence[Sequence[str]]) -> list[tuple[str, int, float]]:
+def _by_example(
+    nll: np.ndarray, batch: Batch, records: Sequence[Sequence[str]]
+) -> list[tuple[str, int, float]]:
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
     found = []
     for row, names in enumerate(records):

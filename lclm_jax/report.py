@@ -34,7 +34,9 @@ def write_report(run_directory: str | Path) -> Path:
     directory = Path(run_directory)
     config = _read(directory / "config.json")
     if config is None:
-        raise ReportError(f"{directory} is not a run: it has no config.json; give the directory that training wrote to")
+        raise ReportError(
+            f"{directory} is not a run: it has no config.json; give the directory that training wrote to"
+        )
     run = history.read_history(directory, config)
     evaluation = _read(directory / "evaluation.json")
     measured = (_reconstruction, _ratios, _questions, _cost, _samples) if evaluation else ()
@@ -67,7 +69,10 @@ def _summary(directory: Path, config: Figures, run: History, evaluation: Figures
     done = run.done
     cards = [
         (f"{done:,} of {planned:,}", "training steps"),
-        (findings.duration(findings.training_seconds(run.stages, config["data"])), "in the training loop"),
+        (
+            findings.duration(findings.training_seconds(run.stages, config["data"])),
+            "in the training loop",
+        ),
         (findings.big_count(findings.trained_tokens(run.stages)), "tokens trained on"),
     ]
     if evaluation is None:
@@ -75,19 +80,37 @@ def _summary(directory: Path, config: Figures, run: History, evaluation: Figures
     else:
         verdict, facts = findings.summarise(evaluation)
         words = [element("p", verdict, class_="verdict"), bullets(facts)]
-        cards.append((findings.big_count(sum(evaluation["parameters"].values())), "parameters in all"))
+        cards.append(
+            (findings.big_count(sum(evaluation["parameters"].values())), "parameters in all")
+        )
         if evaluation["step"] < done:
             old = f"These figures are of step {evaluation['step']:,}; training has since reached step {done:,}."
-            words.append(element("p", old, " To evaluate again: ", element("code", MAKES_ALL), class_="missing"))
+            words.append(
+                element(
+                    "p", old, " To evaluate again: ", element("code", MAKES_ALL), class_="missing"
+                )
+            )
     if done < planned:
         where = f"in stage {run.stages[-1].name}, " if run.stages else ""
-        words.append(element("p", f"Training is not complete: {where}step {done:,} of {planned:,}.", class_="missing"))
+        words.append(
+            element(
+                "p",
+                f"Training is not complete: {where}step {done:,} of {planned:,}.",
+                class_="missing",
+            )
+        )
     if told := history.summarise(run):
         words.append(element("p", told))
-    boxes = [element("div", element("b", figure), element("span", label), class_="card") for figure, label in cards]
+    boxes = [
+        element("div", element("b", figure), element("span", label), class_="card")
+        for figure, label in cards
+    ]
     name = directory.resolve().name
     return element(
-        "header", element("h1", f"Run {name}"), element("section", *words, element("div", *boxes, class_="cards")), id="summary"
+        "header",
+        element("h1", f"Run {name}"),
+        element("section", *words, element("div", *boxes, class_="cards")),
+        id="summary",
     )
 
 
@@ -100,7 +123,9 @@ def _training(config: Figures, run: History) -> Html:
 def _validation(run: History) -> Html:
     return course.validation(run) or section(
         "Validation",
-        note("There is no validation.jsonl in this directory, or nothing in it: held-out text was not read during training."),
+        note(
+            "There is no validation.jsonl in this directory, or nothing in it: held-out text was not read during training."
+        ),
     )
 
 
@@ -109,7 +134,10 @@ def _reconstruction(evaluation: Figures) -> Html:
     pictures = []
     for source in dict.fromkeys(entry["source"] for entry in entries):
         some = [entry for entry in entries if entry["source"] == source]
-        groups = {f"{span(entry['lengths'])} tokens": {view: entry[view]["accuracy"] for view in VIEWS} for entry in some}
+        groups = {
+            f"{span(entry['lengths'])} tokens": {view: entry[view]["accuracy"] for view in VIEWS}
+            for entry in some
+        }
         alt = f"Bars of the reconstruction accuracy on {source}. " + " ".join(
             _in_words(name, group) for name, group in groups.items()
         )
@@ -118,7 +146,14 @@ def _reconstruction(evaluation: Figures) -> Html:
     for entry in entries:
         shares = [interval(entry[view]["accuracy"]) for view in VIEWS]
         losses = [f"{entry[view]['loss']:.2f}" for view in VIEWS]
-        rows.append([f"{entry['source']}, {span(entry['lengths'])} tokens", entry["passages"], *shares, *losses])
+        rows.append(
+            [
+                f"{entry['source']}, {span(entry['lengths'])} tokens",
+                entry["passages"],
+                *shares,
+                *losses,
+            ]
+        )
     return section(
         "Reconstruction",
         element(
@@ -127,8 +162,18 @@ def _reconstruction(evaluation: Figures) -> Html:
             "token given the true ones before it: with nothing to read, some can still be guessed from the passage so far.",
         ),
         element("div", *pictures, class_="pictures"),
-        table(["passages", "number", *plots.VIEW_NAMES.values(), *(f"loss {name}" for name in plots.VIEW_NAMES.values())], rows),
-        _about_intervals("Tokens of one passage depend on each other, so the true uncertainty is somewhat larger."),
+        table(
+            [
+                "passages",
+                "number",
+                *plots.VIEW_NAMES.values(),
+                *(f"loss {name}" for name in plots.VIEW_NAMES.values()),
+            ],
+            rows,
+        ),
+        _about_intervals(
+            "Tokens of one passage depend on each other, so the true uncertainty is somewhat larger."
+        ),
     )
 
 
@@ -150,8 +195,15 @@ def _ratios(evaluation: Figures) -> Html:
     told = findings.judge_ratios(entries)
     return section(
         "Ratios",
-        element("p", "The same passages, every context in latents of one ratio; the model was asked for each."),
-        picture("", plots.plot_ratios(lines, "tokens right"), "Lines of the reconstruction accuracy by ratio. " + " ".join(told)),
+        element(
+            "p",
+            "The same passages, every context in latents of one ratio; the model was asked for each.",
+        ),
+        picture(
+            "",
+            plots.plot_ratios(lines, "tokens right"),
+            "Lines of the reconstruction accuracy by ratio. " + " ".join(told),
+        ),
         table(["passages", *(f"ratio {ratio}" for ratio in ratios), "from nothing"], rows),
         _about_intervals(),
     )
@@ -160,7 +212,11 @@ def _ratios(evaluation: Figures) -> Html:
 def _questions(evaluation: Figures) -> Html:
     halves = [_answered(evaluation["questions"])] if evaluation["questions"] else []
     halves += [_continued(evaluation["continuation"])] if evaluation["continuation"] else []
-    return section("Questions and continuation", element("div", *halves, class_="pictures")) if halves else Html("")
+    return (
+        section("Questions and continuation", element("div", *halves, class_="pictures"))
+        if halves
+        else Html("")
+    )
 
 
 def _answered(questions: Figures) -> Html:
@@ -169,16 +225,27 @@ def _answered(questions: Figures) -> Html:
     return element(
         "div",
         element("h3", "Questions answered"),
-        element("p", f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact."),
+        element(
+            "p",
+            f"{questions['questions']} questions about a fact hidden in a context; the answer must be exact.",
+        ),
         picture("", plots.plot_proportions({"all questions": shares}, "answered exactly"), alt),
-        table(["", *plots.VIEW_NAMES.values()], [["answered", *(interval(questions[view]) for view in VIEWS)]]),
+        table(
+            ["", *plots.VIEW_NAMES.values()],
+            [["answered", *(interval(questions[view]) for view in VIEWS)]],
+        ),
         _about_intervals(),
     )
 
 
 def _continued(entries: Sequence[Figures]) -> Html:
     losses = [
-        [entry["source"], entry["documents"], *(f"{entry[view]:.3f}" for view in VIEWS), findings.say_gap(entry)]
+        [
+            entry["source"],
+            entry["documents"],
+            *(f"{entry[view]:.3f}" for view in VIEWS),
+            findings.say_gap(entry),
+        ]
         for entry in entries
     ]
     return element(
@@ -190,7 +257,13 @@ def _continued(entries: Sequence[Figures]) -> Html:
             "better. Gap closed is how much of the way from nothing to the full text the latents go.",
         ),
         table(
-            ["source", "documents", *(name.replace("from", "after") for name in plots.VIEW_NAMES.values()), "gap closed"], losses
+            [
+                "source",
+                "documents",
+                *(name.replace("from", "after") for name in plots.VIEW_NAMES.values()),
+                "gap closed",
+            ],
+            losses,
         ),
     )
 
@@ -198,10 +271,20 @@ def _continued(entries: Sequence[Figures]) -> Html:
 def _cost(evaluation: Figures) -> Html:
     blocks = []
     for name, entries in evaluation["cost"].items():
-        span = f"for {entries[0]['tokens']:,} to {entries[-1]['tokens']:,} tokens of context, {name}"
+        span = (
+            f"for {entries[0]['tokens']:,} to {entries[-1]['tokens']:,} tokens of context, {name}"
+        )
         pictures = [
-            picture("", plots.plot_cost(entries, key, label), f"Lines of {label.lower()} {span}, full text against latents.")
-            for key, label in (("positions", "Decoder positions"), ("cache_bytes", "KV cache, bytes"), ("flops", "Prefill FLOPs"))
+            picture(
+                "",
+                plots.plot_cost(entries, key, label),
+                f"Lines of {label.lower()} {span}, full text against latents.",
+            )
+            for key, label in (
+                ("positions", "Decoder positions"),
+                ("cache_bytes", "KV cache, bytes"),
+                ("flops", "Prefill FLOPs"),
+            )
         ]
         alt = f"Stacked bars of the FLOPs of encoder, adapter and decoder as a share of reading the full text, {span}."
         pictures.append(picture("", plots.plot_flop_parts(entries), alt))
@@ -244,27 +327,44 @@ def _cost_row(entry: Figures) -> list[str]:
 
 def _samples(evaluation: Figures) -> Html:
     samples = evaluation["samples"]
-    blocks = [element("h3", "Reconstruction, written from latents alone"), note("Words that differ are marked.")]
+    blocks = [
+        element("h3", "Reconstruction, written from latents alone"),
+        note("Words that differ are marked."),
+    ]
     for sample in samples["reconstruction"]:
         original, written = mark_differences(sample["passage"], sample["written"])
         blocks.append(_beside(sample["source"], {"original": original, "written": written}))
     if samples["continuation"]:
         blocks.append(element("h3", "Continuation, the opening read as latents"))
     for sample in samples["continuation"]:
-        quotes = {"opening": sample["opening"], "what followed": sample["truth"], "written": sample["written"]}
+        quotes = {
+            "opening": sample["opening"],
+            "what followed": sample["truth"],
+            "written": sample["written"],
+        }
         blocks.append(_beside(sample["source"], quotes))
     questions = samples["questions"]
     shown = questions[:SHOWN]
     if questions:
         number = evaluation["questions"]["questions"]
-        blocks += [element("h3", "Questions"), note(f"The first {len(shown)} of {number}, not chosen.")]
+        blocks += [
+            element("h3", "Questions"),
+            note(f"The first {len(shown)} of {number}, not chosen."),
+        ]
     for sample in shown:
-        answers = [["truth", sample["answer"]]] + [[plots.VIEW_NAMES[view], _answer(sample, view)] for view in VIEWS]
+        answers = [["truth", sample["answer"]]] + [
+            [plots.VIEW_NAMES[view], _answer(sample, view)] for view in VIEWS
+        ]
         blocks.append(
             element(
                 "div",
                 element("p", sample["question"]),
-                element("div", element("div", sample["context"], class_="quote"), _answers(answers), class_="beside"),
+                element(
+                    "div",
+                    element("div", sample["context"], class_="quote"),
+                    _answers(answers),
+                    class_="beside",
+                ),
                 class_="sample",
             )
         )
@@ -296,7 +396,9 @@ def _limits(config: Figures, run: History, evaluation: Figures | None) -> Html:
                 "more by latents than by the full text; one that was trained on latents alone may read nothing else."
             ),
         ]
-    return section("What a model of this size can and cannot do", element("p", " ".join(words)), *blocks)
+    return section(
+        "What a model of this size can and cannot do", element("p", " ".join(words)), *blocks
+    )
 
 
 def _files(config: Figures, evaluation: Figures | None, round_trip: Figures | None) -> Html:
@@ -329,9 +431,15 @@ def _files(config: Figures, evaluation: Figures | None, round_trip: Figures | No
     )
     if evaluation is not None:
         sizes = evaluation["parameters"]
-        blocks.append(table(["part", "parameters"], [[part, f"{count:,}"] for part, count in sizes.items()]))
+        blocks.append(
+            table(["part", "parameters"], [[part, f"{count:,}"] for part, count in sizes.items()])
+        )
         duration = findings.duration(evaluation["seconds"])
-        blocks.append(note(f"Evaluated at step {evaluation['step']:,}, {duration} after the start of the command that did it."))
+        blocks.append(
+            note(
+                f"Evaluated at step {evaluation['step']:,}, {duration} after the start of the command that did it."
+            )
+        )
     settings = element("div", json.dumps(config, indent=2), class_="quote")
     blocks.append(element("details", element("summary", "The run's config"), settings))
     return section("Round trip, sizes and settings", *blocks)
@@ -352,7 +460,11 @@ def _about_intervals(more: str = "") -> Html:
 
 
 def _in_words(name: str, shares: Figures) -> str:
-    return f"{name}: " + ", ".join(f"{percent(shares[view]['value'])} {plots.VIEW_NAMES[view]}" for view in VIEWS) + "."
+    return (
+        f"{name}: "
+        + ", ".join(f"{percent(shares[view]['value'])} {plots.VIEW_NAMES[view]}" for view in VIEWS)
+        + "."
+    )
 
 
 def _beside(title: str, quotes: dict[str, str]) -> Html:
@@ -360,15 +472,26 @@ def _beside(title: str, quotes: dict[str, str]) -> Html:
         element("div", element("div", label, class_="label"), element("div", text, class_="quote"))
         for label, text in quotes.items()
     ]
-    return element("div", element("div", title, class_="label"), element("div", *columns, class_="beside"), class_="sample")
+    return element(
+        "div",
+        element("div", title, class_="label"),
+        element("div", *columns, class_="beside"),
+        class_="sample",
+    )
 
 
 def _answer(sample: Figures, view: str) -> Html:
     answer = sample[f"from_{view}"]
     right = answer == sample["answer"]
-    return element("span", f"{'✓' if right else '✗'} {answer or '(empty)'}", class_="right" if right else "wrong")
+    return element(
+        "span",
+        f"{'✓' if right else '✗'} {answer or '(empty)'}",
+        class_="right" if right else "wrong",
+    )
 
 
 def _answers(rows: Sequence[Sequence[Any]]) -> Html:
-    lines = [element("tr", element("th", name, scope="row"), element("td", cell)) for name, cell in rows]
+    lines = [
+        element("tr", element("th", name, scope="row"), element("td", cell)) for name, cell in rows
+    ]
     return element("div", element("table", element("tbody", *lines), class_="answers"))

@@ -48,20 +48,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(
             f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
         )
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = (
+        len({getattr(device, "slice_index", 0) for device in devices})
+        if devices[0].platform == "tpu"
+        else 1
+    )
     if shape[0] % slices:
-        raise ConfigError(f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices")
+        raise ConfigError(
+            f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices"
+        )
     # As jax.make_mesh, which refuses several slices, and takes the hosts of a GPU cluster for some.
     split = devices[0].device_kind in SPLIT_AXES
     try:
         if slices == 1:
-            arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=split)
+            arranged = mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=split
+            )
         else:
             within, across = [shape[0] // slices, *shape[1:]], [slices, 1, 1, 1]
-            arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=split)
+            arranged = mesh_utils.create_hybrid_device_mesh(
+                within, across, devices, allow_split_physical_axes=split
+            )
     except NotImplementedError as error:
         sizes = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-        raise ConfigError(f"each of mesh {sizes} must be a product of sides of the slice; set mesh.<axis>: {error}") from error
+        raise ConfigError(
+            f"each of mesh {sizes} must be a product of sides of the slice; set mesh.<axis>: {error}"
+        ) from error
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
@@ -94,7 +106,9 @@ def mesh_axes(*axes: str | None) -> tuple[str, ...]:
     if jax.sharding.get_abstract_mesh().empty:
         return ()
     split = (dict(RULES)[axis] for axis in axes if axis)
-    return tuple(name for names in split for name in ([names] if isinstance(names, str) else names or ()))
+    return tuple(
+        name for names in split for name in ([names] if isinstance(names, str) else names or ())
+    )
 
 
 def splits(axis: str | None) -> int:
@@ -133,7 +147,9 @@ def shardings(boxed, mesh: Mesh):
             ) from error
         return sharding
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    return jax.tree_util.tree_map_with_path(
+        one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -177,14 +193,18 @@ def check_batches(config: Config):
     """Raises ConfigError unless the mesh in scope divides the batches of every stage, and names the settings."""
     data, parts = config.data, config.run.micro_batches
     rows = data.rows // parts
-    mesh = ", ".join(f"{axis}={size}" for axis, size in jax.sharding.get_abstract_mesh().shape.items())
+    mesh = ", ".join(
+        f"{axis}={size}" for axis, size in jax.sharding.get_abstract_mesh().shape.items()
+    )
     if data.rows % (parts * splits("batch")):
         raise ConfigError(
             f"data.rows must divide over mesh.data * mesh.fsdp, in each of run.micro_batches; got data.rows={data.rows}, "
             f"run.micro_batches={parts} on the mesh {mesh}; set data.rows to a multiple of {parts * splits('batch')}"
         )
     if data.positions % splits("length"):
-        raise ConfigError(f"data.positions must divide over mesh.context, got data.positions={data.positions} on the mesh {mesh}")
+        raise ConfigError(
+            f"data.positions must divide over mesh.context, got data.positions={data.positions} on the mesh {mesh}"
+        )
     for stage in config.stages:
         windows = stage.windows or data.windows
         if rows * windows % splits("windows"):

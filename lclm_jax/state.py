@@ -42,7 +42,9 @@ def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> 
     """Shapes, dtypes and shardings of all parameters; nothing is allocated."""
     boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=sharding
+        ),
         nn.meta.unbox(boxed),
         shardings(boxed, mesh),
     )
@@ -50,7 +52,10 @@ def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> 
 
 @cache
 def count_parameters(config: ModelConfig) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))))
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0))))
+    )
 
 
 def trained_parts(config: Config, stage: StageConfig) -> set[str]:
@@ -73,8 +78,14 @@ def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState
     shapes = jax.eval_shape(partial(init_state, stage=stage, optimizer=config.optimizer), params)
 
     def place(path, leaf):
-        name = next((key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None)
-        sharding = flat[name].sharding if name in flat and leaf.shape == flat[name].shape else replicated(mesh)
+        name = next(
+            (key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None
+        )
+        sharding = (
+            flat[name].sharding
+            if name in flat and leaf.shape == flat[name].shape
+            else replicated(mesh)
+        )
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, shapes).replace(params=params)
@@ -82,7 +93,9 @@ def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState
 
 def init_state(params: Params, stage: StageConfig, optimizer: OptimizerConfig) -> TrainState:
     """The state in which a stage begins: these parameters, fresh moments."""
-    return TrainState(params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+    return TrainState(
+        params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0), jnp.int32(0)
+    )
 
 
 def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
@@ -90,15 +103,33 @@ def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) 
     if stage.encoder_from_decoder:
         params = {**params, "encoder": first_layers(params["decoder"], config.model)}
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, stage, mesh))
-    return jax.jit(partial(init_state, stage=stage, optimizer=config.optimizer), out_shardings=where)(params)
+    return jax.jit(
+        partial(init_state, stage=stage, optimizer=config.optimizer), out_shardings=where
+    )(params)
 
 
 def first_layers(decoder: Params, config: ModelConfig) -> Params:
     """An encoder made of the decoder's embedding, first layers and final norm ("encoder from an LM")."""
     small, large = config.encoder, config.decoder
-    for name in ("vocab", "width", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "norm_eps"):
+    for name in (
+        "vocab",
+        "width",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "mlp",
+        "rope_theta",
+        "norm_eps",
+    ):
         if getattr(small, name) != getattr(large, name):
-            raise ConfigError(f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, got {small}, {large}")
+            raise ConfigError(
+                f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, got {small}, {large}"
+            )
     if small.layers > large.layers:
-        raise ConfigError(f"encoder_from_decoder needs at least {small.layers} decoder layers, got {large.layers}")
-    return {**decoder, "layers": jax.tree.map(lambda stacked: stacked[: small.layers], decoder["layers"])}
+        raise ConfigError(
+            f"encoder_from_decoder needs at least {small.layers} decoder layers, got {large.layers}"
+        )
+    return {
+        **decoder,
+        "layers": jax.tree.map(lambda stacked: stacked[: small.layers], decoder["layers"]),
+    }

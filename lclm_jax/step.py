@@ -25,10 +25,16 @@ from lclm_jax.state import TrainState
 from lclm_jax.typing import Array, Params
 
 Metrics = dict[str, Any]
-STREAM_SUMS = ("stream_nll", "stream_correct", "stream_tokens")  # of losses, right guesses and trained tokens
+STREAM_SUMS = (
+    "stream_nll",
+    "stream_correct",
+    "stream_tokens",
+)  # of losses, right guesses and trained tokens
 
 
-def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageConfig) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, *, config: Config, stage: StageConfig
+) -> tuple[TrainState, Metrics]:
     """One update of a stage's trained parameters. Metrics are sums and norms, still on device.
 
     A loss or gradient that is not finite anywhere moves nothing anywhere. After `run.most_skipped` of them in a row nothing
@@ -40,7 +46,9 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     going = state.failing < config.run.most_skipped
     memory = jnp.any(batch.slots >= 0)
-    params, moments = update(state.params, state.moments, gradients, stage, config.optimizer, finite & going, memory)
+    params, moments = update(
+        state.params, state.moments, gradients, stage, config.optimizer, finite & going, memory
+    )
     failing = jnp.where(finite & going, 0, state.failing + 1)
     after = TrainState(params, moments, state.step + 1, state.skipped + ~(finite & going), failing)
     moved = {path: x - trained[path] for path, x in flatten(params).items() if path in trained}
@@ -67,10 +75,15 @@ def train_step(state: TrainState, batch: Batch, *, config: Config, stage: StageC
 def component_norms(arrays: Flat) -> dict[str, Array]:
     """The norm over each component's arrays."""
     parts = sorted({component(path) for path in arrays})
-    return {part: optax.tree.norm([x for path, x in arrays.items() if component(path) == part]) for part in parts}
+    return {
+        part: optax.tree.norm([x for path, x in arrays.items() if component(path) == part])
+        for part in parts
+    }
 
 
-def gradients_of(trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig) -> tuple[Array, Metrics, Flat]:
+def gradients_of(
+    trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig
+) -> tuple[Array, Metrics, Flat]:
     """The mean loss over the batch's trained tokens, sums by stream, and float32 gradients.
 
     With `run.micro_batches`, rows are read a share at a time and gradients add up; each trained token counts the same.
@@ -89,15 +102,21 @@ def gradients_of(trained: Flat, frozen: Flat, batch: Batch, config: Config, stag
         return some(batch)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, batch))
     shares = jax.tree.map(partial(_shares, count=count), batch)
-    return jax.lax.scan(lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares)[0]
+    return jax.lax.scan(
+        lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares
+    )[0]
 
 
 def _shares(x: Array, count: int) -> Array:
     """[B ...] -> [count, B / count ...]; every device splits the rows it has."""
-    return constrain(x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1))
+    return constrain(
+        x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1)
+    )
 
 
-def objective(trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None):
+def objective(
+    trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None
+):
     """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
     summed, nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
@@ -111,11 +130,21 @@ def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Ar
     """
     params = cast(params, config.model.dtype)
     hidden = apply(config.model, params, batch)
-    return cross_entropy(hidden, output_table(params, config.model), batch.targets, batch.weights, config.run.loss_chunk)
+    return cross_entropy(
+        hidden,
+        output_table(params, config.model),
+        batch.targets,
+        batch.weights,
+        config.run.loss_chunk,
+    )
 
 
 def stream_sums(batch: Batch, nll: Array, correct: Array, count: int) -> Metrics:
     """STREAM_SUMS, each [X] by stream."""
     streams = jax.nn.one_hot(batch.streams, count) * batch.weights[..., None]
-    sums = jnp.einsum("BT,BTX->X", nll, streams), jnp.einsum("BT,BTX->X", correct, streams), streams.sum((0, 1))
+    sums = (
+        jnp.einsum("BT,BTX->X", nll, streams),
+        jnp.einsum("BT,BTX->X", correct, streams),
+        streams.sum((0, 1)),
+    )
     return dict(zip(STREAM_SUMS, sums, strict=True))

@@ -52,7 +52,9 @@ def _any(asked: bool, mesh: Mesh) -> jax.Array:
 
 def _heed(request: StopRequest, name: str, well: tuple[str, ...]):
     """Waits for a notice of Google Cloud to this machine; ends at once on any other machine."""
-    url = f"http://{os.environ.get('GCE_METADATA_HOST', METADATA)}/computeMetadata/v1/instance/{name}"
+    url = (
+        f"http://{os.environ.get('GCE_METADATA_HOST', METADATA)}/computeMetadata/v1/instance/{name}"
+    )
     said = _ask(url, 5)
     while said in well:
         heard = _ask(f"{url}?wait_for_change=true&timeout_sec={PATIENCE}", PATIENCE + 10)

@@ -65,13 +65,21 @@ class Streamed:
     def to_array(self, sharding: jax.sharding.Sharding) -> jax.Array:
         """Reads the leaf into a sharded array: every block goes to the local shards it is part of, and is forgotten."""
         where = sharding.addressable_devices_indices_map(self.shape)
-        bounds = {device: [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)] for device, index in where.items()}
-        shards = {tuple(box): np.empty([stop - start for start, stop in box], self.dtype) for box in bounds.values()}
+        bounds = {
+            device: [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
+            for device, index in where.items()
+        }
+        shards = {
+            tuple(box): np.empty([stop - start for start, stop in box], self.dtype)
+            for box in bounds.values()
+        }
         for first, block in self.blocks():
             for (rows, *others), shard in ((box, shard) for box, shard in shards.items()):
                 start, stop = max(first, rows[0]), min(first + len(block), rows[1])
                 if start < stop:
-                    part = block[(slice(start - first, stop - first), *(slice(*bound) for bound in others))]
+                    part = block[
+                        (slice(start - first, stop - first), *(slice(*bound) for bound in others))
+                    ]
                     shard[start - rows[0] : stop - rows[0]] = part
         local = [jax.device_put(shards[tuple(box)], device) for device, box in bounds.items()]
         return jax.make_array_from_single_device_arrays(self.shape, sharding, local)
@@ -106,7 +114,9 @@ def _write_leaves(directory: Path, params: Any):
         for start, block in leaf.blocks():
             while len(pending) >= AHEAD:
                 pending.popleft().result()
-            written = array[start : start + len(block)].write(block, can_reference_source_data_indefinitely=True)
+            written = array[start : start + len(block)].write(
+                block, can_reference_source_data_indefinitely=True
+            )
             pending.append(written)
     while pending:
         pending.popleft().result()
@@ -175,5 +185,7 @@ class SavedTree:
         else:
             store = {"driver": "file", "path": f"{directory}/{name}/"}
         spec = {"driver": "zarr3" if self._metadata["use_zarr3"] else "zarr", "kvstore": store}
-        spec["context"] = {"file_io_mode": {"mode": "memmap"}}  # one copy less, and no pages to clear
+        spec["context"] = {
+            "file_io_mode": {"mode": "memmap"}
+        }  # one copy less, and no pages to clear
         return ts.open({**spec, "fill_missing_data_reads": False}, open=True, read=True).result()

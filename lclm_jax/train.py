@@ -94,27 +94,48 @@ def train(config: Config, only: str | None = None) -> Path:
         params = _first_params(run) if position is None else {}
         for stage in stages:
             order = stage_order(config, stage, run.tokenizer)
-            batches = iter(stage_batches(order, config, own_rows(batch_sharding(run.mesh), config.data.rows)))
+            batches = iter(
+                stage_batches(order, config, own_rows(batch_sharding(run.mesh), config.data.rows))
+            )
             if position is None:
                 state = begin_stage(params, config, stage, run.mesh)
-                run.journal.event("started" if stage is stages[0] else "entered", stage, 0, code=code_version())
+                run.journal.event(
+                    "started" if stage is stages[0] else "entered", stage, 0, code=code_version()
+                )
             else:
-                state = _going_on(_restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config)
+                state = _going_on(
+                    _restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config
+                )
                 batches.set_state(position["data"])
                 step = position["stage_step"]
-                run.journal.event("resumed", stage, step, **{"from": config.run_step(stage.name, step)}, code=code_version())
+                run.journal.event(
+                    "resumed",
+                    stage,
+                    step,
+                    **{"from": config.run_step(stage.name, step)},
+                    code=code_version(),
+                )
                 position = None
             params = _run_stage(run, stage, state, order, batches).params
         return run.directory
 
 
-def _run_stage(run: Run, stage: StageConfig, state: TrainState, order: Order, batches: Iterator[Batch]) -> TrainState:
+def _run_stage(
+    run: Run, stage: StageConfig, state: TrainState, order: Order, batches: Iterator[Batch]
+) -> TrainState:
     config, mesh, begun = run.config, run.mesh, int(state.step)
     recorder = Recorder(config, stage, order, run.journal)
     profiler = Profiler(run.directory, is_first())
-    validate = Validation(config, stage, run.tokenizer, mesh) if config.run.validate_every and begun < stage.steps else None
+    validate = (
+        Validation(config, stage, run.tokenizer, mesh)
+        if config.run.validate_every and begun < stage.steps
+        else None
+    )
     step_function = None
-    with progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar, ExitStack() as stack:
+    with (
+        progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar,
+        ExitStack() as stack,
+    ):
         stack.callback(profiler.close)
         for step in range(begun + 1, stage.steps + 1):
             run.alive()
@@ -139,7 +160,9 @@ def _run_stage(run: Run, stage: StageConfig, state: TrainState, order: Order, ba
                 recorder.flush()
                 with recorder.outside():
                     streams = validate(state.params)
-                run.journal.validation({"stage": stage.name, "step": step, "time": time.time(), "streams": streams})
+                run.journal.validation(
+                    {"stage": stage.name, "step": step, "time": time.time(), "streams": streams}
+                )
             if last or stopping or step % config.run.save_every == 0:
                 recorder.flush()
                 with recorder.outside():
@@ -159,8 +182,13 @@ def _run_stage(run: Run, stage: StageConfig, state: TrainState, order: Order, ba
 def _compile(run: Run, stage: StageConfig, state: TrainState, batch: Batch) -> Any:
     """The step as a program for these shapes and no others: it can never be compiled again in the middle of a stage."""
     begun = time.perf_counter()
-    where = jax.tree.map(lambda x: x.sharding, state), replicated(run.mesh)  # so that every process can read the metrics
-    step = jax.jit(partial(train_step, config=run.config, stage=stage), donate_argnums=0, out_shardings=where)
+    where = (
+        jax.tree.map(lambda x: x.sharding, state),
+        replicated(run.mesh),
+    )  # so that every process can read the metrics
+    step = jax.jit(
+        partial(train_step, config=run.config, stage=stage), donate_argnums=0, out_shardings=where
+    )
     compiled = step.lower(state, batch).compile()
     run.journal.event("compiled", stage, int(state.step), seconds=time.perf_counter() - begun)
     return compiled
@@ -171,9 +199,13 @@ def _open(config: Config) -> Iterator[Run]:
     """A run's directory, with its journal and checkpoints, and what stops it; damaged checkpoints are set aside first."""
     for name, path in (("run", config.run.directory), ("data", config.data.directory)):
         if "://" in path:
-            raise ConfigError(f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse")
+            raise ConfigError(
+                f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse"
+            )
     directory = Path(config.run.directory)
-    tokenizer = Tokenizer.load(Path(config.data.directory) / config.stages[0].directory / "tokenizer")
+    tokenizer = Tokenizer.load(
+        Path(config.data.directory) / config.stages[0].directory / "tokenizer"
+    )
     mesh = make_mesh(config.mesh)
     ends = [config.run_step(stage.name, stage.steps) for stage in config.stages]
     with jax.set_mesh(mesh):
@@ -187,7 +219,9 @@ def _open(config: Config) -> Iterator[Run]:
             stop_requests() as stop,
             watchdog(config.run.patience) as alive,
         ):
-            yield Run(config, directory, tokenizer, mesh, journal, checkpoints, stop, alive, damaged)
+            yield Run(
+                config, directory, tokenizer, mesh, journal, checkpoints, stop, alive, damaged
+            )
 
 
 def _write_files(directory: Path, config: Config, tokenizer: Tokenizer):
@@ -207,19 +241,32 @@ def _position(run: Run) -> Position | None:
             f"{run.checkpoints.directory} was saved in stage {position.get('stage')!r}, this config has {', '.join(stages)}; "
             "use the config it was trained with, or another run.directory"
         )
-    if changed := differences(position.get("config", {}), json.loads(json.dumps(to_dict(run.config)))):
+    if changed := differences(
+        position.get("config", {}), json.loads(json.dumps(to_dict(run.config)))
+    ):
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
         log.warning("settings have changed since the checkpoint: %s", told)
-        run.journal.event("changed", stages[position["stage"]], position["stage_step"], settings=changed)
+        run.journal.event(
+            "changed", stages[position["stage"]], position["stage_step"], settings=changed
+        )
     return position
 
 
 def _tell_damaged(run: Run, position: Position | None):
     """Which checkpoints were passed over, and where the run goes on instead."""
     stages = {stage.name: stage for stage in run.config.stages}
-    stage, step = (stages[position["stage"]], position["stage_step"]) if position else (run.config.stages[0], 0)
+    stage, step = (
+        (stages[position["stage"]], position["stage_step"])
+        if position
+        else (run.config.stages[0], 0)
+    )
     for checkpoint, reason in run.damaged:
-        log.warning("checkpoint %d is damaged and was moved to %s: %s", checkpoint, run.directory / "damaged", reason)
+        log.warning(
+            "checkpoint %d is damaged and was moved to %s: %s",
+            checkpoint,
+            run.directory / "damaged",
+            reason,
+        )
         run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)
 
 
@@ -271,18 +318,29 @@ def _save(run: Run, stage: StageConfig, step: int, state: TrainState, batches: I
         "config": to_dict(run.config),
         "code": code_version(),
     }
-    run.checkpoints.save(run.config.run_step(stage.name, step), {"params": state.params, "training": _training(state)}, position)
+    run.checkpoints.save(
+        run.config.run_step(stage.name, step),
+        {"params": state.params, "training": _training(state)},
+        position,
+    )
 
 
 def _training(state: TrainState) -> dict[str, Any]:
     """What a checkpoint keeps beside the parameters."""
-    return {"moments": state.moments, "step": state.step, "skipped": state.skipped, "failing": state.failing}
+    return {
+        "moments": state.moments,
+        "step": state.step,
+        "skipped": state.skipped,
+        "failing": state.failing,
+    }
 
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
     latest = checkpoints.latest
     assert latest is not None
-    trees = checkpoints.restore(latest, {"params": abstract.params, "training": _training(abstract)})
+    trees = checkpoints.restore(
+        latest, {"params": abstract.params, "training": _training(abstract)}
+    )
     return TrainState(params=trees["params"], **trees["training"])
 
 
@@ -293,7 +351,12 @@ def _going_on(state: TrainState, config: Config) -> TrainState:
 
 
 def _not_finite(
-    run: Run, stage: StageConfig, step: int, state: TrainState, batches: Iterator[Batch], recorder: Recorder
+    run: Run,
+    stage: StageConfig,
+    step: int,
+    state: TrainState,
+    batches: Iterator[Batch],
+    recorder: Recorder,
 ) -> NotFinite:
     """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
     assert recorder.failed is not None
@@ -308,7 +371,12 @@ def _not_finite(
         return str(keep_batch(run.directory, batch, told | {"records": records}))
 
     file = once("keep the batch", keep)
-    run.journal.event("stopped", stage, step, reason=f"{run.config.run.most_skipped} steps in a row were not finite")
+    run.journal.event(
+        "stopped",
+        stage,
+        step,
+        reason=f"{run.config.run.most_skipped} steps in a row were not finite",
+    )
     return NotFinite(
         f"{run.config.run.most_skipped} steps in a row up to step {step} of stage {stage.name} had a loss or gradients that are "
         f"not finite (run.most_skipped); saved as they were, with the first of the batches in {file}. "

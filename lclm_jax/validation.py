@@ -27,20 +27,31 @@ Figures = dict[str, dict[str, dict[str, float]]]  # stream -> view -> loss, accu
 class Validation:
     """Held-out examples of a stage's streams in batches, and the program that reads them. Needs a mesh in scope when called."""
 
-    def __init__(self, config: Config, stage: StageConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
+    def __init__(
+        self, config: Config, stage: StageConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+    ):
         self.config, self.stage, self.mesh = config, stage, mesh
         records = held_out_records(config, stage, tokenizer)
         rows = own_rows(batch_sharding(mesh), config.data.rows)
-        self.batches = {view: pack(records, see, config, stage, tokenizer, rows) for view, see in VIEWS.items()}
-        self._read = jax.jit(partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh))
+        self.batches = {
+            view: pack(records, see, config, stage, tokenizer, rows) for view, see in VIEWS.items()
+        }
+        self._read = jax.jit(
+            partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh)
+        )
 
     def __call__(self, params: Params) -> Figures:
         figures: Figures = {}
         for view, batches in self.batches.items():
-            whole = (global_batch(own, batch_sharding(self.mesh), self.config.data.rows) for own in batches)
+            whole = (
+                global_batch(own, batch_sharding(self.mesh), self.config.data.rows)
+                for own in batches
+            )
             read = [jax.device_get(self._read(params, batch)) for batch in whole]
             for number, stream in enumerate(self.stage.streams):
-                nll, correct, tokens = (sum(float(sums[key][number]) for sums in read) for key in STREAM_SUMS)
+                nll, correct, tokens = (
+                    sum(float(sums[key][number]) for sums in read) for key in STREAM_SUMS
+                )
                 if tokens:
                     told = {"loss": nll / tokens, "accuracy": correct / tokens, "tokens": tokens}
                     figures.setdefault(stream.name, {})[view] = told
@@ -51,7 +62,9 @@ def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
     return stream_sums(batch, *read_losses(params, batch, config)[1:], count)
 
 
-def held_out_records(config: Config, stage: StageConfig, tokenizer: Tokenizer) -> list[tuple[int, list[Span]]]:
+def held_out_records(
+    config: Config, stage: StageConfig, tokenizer: Tokenizer
+) -> list[tuple[int, list[Span]]]:
     """(stream, record) of the first held-out examples of every stream that fit into a row in every view.
 
     Contexts are contexts, even where the stage trains on them as plain text.
@@ -83,7 +96,9 @@ def pack(
 ) -> list[Batch]:
     """These rows of as many batches as the records take in a view; the last is filled up with empty rows."""
     room = budget(config, stage)
-    examples = [lay_out(see(record), config.model, tokenizer.memory, number) for number, record in records]
+    examples = [
+        lay_out(see(record), config.model, tokenizer.memory, number) for number, record in records
+    ]
     sizes = [measure(see(record), config.model) for _, record in records]
     waiting, packed = list(range(len(examples))), []
     while waiting:

@@ -12,7 +12,9 @@ STOOD_STILL = 1  # exit status
 
 
 @contextmanager
-def watchdog(seconds: float | None, end: Callable[[float], None] | None = None) -> Iterator[Callable[[], None]]:
+def watchdog(
+    seconds: float | None, end: Callable[[float], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """Yields what is to be called at every sign of life, and calls `end` after so many seconds without one; None: never.
 
     Its looks are counted, not the clock, so that a process that was halted itself is not taken for one that hangs.
@@ -30,7 +32,9 @@ def watchdog(seconds: float | None, end: Callable[[float], None] | None = None) 
                 return
 
     if seconds is not None:
-        threading.Thread(target=watch, args=(seconds / LOOKS,), name="watchdog", daemon=True).start()
+        threading.Thread(
+            target=watch, args=(seconds / LOOKS,), name="watchdog", daemon=True
+        ).start()
     try:
         yield alive
     finally:

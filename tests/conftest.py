@@ -7,7 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs here are compiled once and run once, so what counts is how soon they are compiled.
 # Without XLA's fusion emitters that takes a third of the time; a later jaxlib cannot do without.
 EMITTERS = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" + EMITTERS
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0" + EMITTERS
+)
 os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["LCLM_JAX_CACHE"] = "off"
@@ -87,9 +89,15 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model_config() -> ModelConfig:
-    encoder = TransformerConfig(vocab=512, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
-    decoder = TransformerConfig(vocab=512, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=64, rope_theta=5e6)
-    return ModelConfig(encoder, decoder, CompressionConfig(ratio=4, window=16), dtype="float32", remat="none")
+    encoder = TransformerConfig(
+        vocab=512, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32
+    )
+    decoder = TransformerConfig(
+        vocab=512, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=64, rope_theta=5e6
+    )
+    return ModelConfig(
+        encoder, decoder, CompressionConfig(ratio=4, window=16), dtype="float32", remat="none"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -120,12 +128,18 @@ def sources(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture
 def config(config_once, tmp_path) -> Config:
     """A run of two short stages, in a directory of its own."""
-    return dataclasses.replace(config_once, run=dataclasses.replace(config_once.run, directory=str(tmp_path / "run")))
+    return dataclasses.replace(
+        config_once, run=dataclasses.replace(config_once.run, directory=str(tmp_path / "run"))
+    )
 
 
 @pytest.fixture(scope="session")
 def config_once(model_config, sources) -> Config:
-    streams = (Stream("reconstruction", "docs", 0.5), Stream("interleaved", "docs", 0.3), Stream("sft", "tasks", 0.2))
+    streams = (
+        Stream("reconstruction", "docs", 0.5),
+        Stream("interleaved", "docs", 0.3),
+        Stream("sft", "tasks", 0.2),
+    )
     frozen = (Group("adapter/.*", 1e-3), Group("encoder/.*", None), Group("decoder/.*", None))
     everything = (Group("adapter/.*", 1e-3), Group("(encoder|decoder)/.*", 1e-3))
     return Config(
@@ -153,4 +167,6 @@ def config_once(model_config, sources) -> Config:
 @pytest.fixture(scope="session")
 def one_batch(config_once, tokenizer):
     """The first global batch of the second stage."""
-    return next(iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once)))
+    return next(
+        iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once))
+    )

@@ -1,6 +1,6 @@
 """Loads a checkpoint, answers about thirty documents, and writes how many programs were compiled.
 
-    python tests/programs.py CHECKPOINT CACHE
+python tests/programs.py CHECKPOINT CACHE
 """
 
 import json

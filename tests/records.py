@@ -22,7 +22,9 @@ TOWER = TransformerConfig(vocab=128, width=8, layers=1, heads=1, kv_heads=1, hea
 
 
 def model(ratio=2, window=4, pooling="mean", overlap=0, causal=True) -> ModelConfig:
-    return ModelConfig(replace(TOWER, causal=causal), TOWER, CompressionConfig(ratio, window, pooling, overlap))
+    return ModelConfig(
+        replace(TOWER, causal=causal), TOWER, CompressionConfig(ratio, window, pooling, overlap)
+    )
 
 
 def ids(*tokens: int) -> np.ndarray:
@@ -37,10 +39,16 @@ def same(first, second) -> bool:
 def with_noise(params):
     """Residual branches start at zero; with noise on every parameter, each of them matters to what is computed."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
+    )
 
 
-SPANS = st.lists(st.tuples(st.sampled_from(["context", "plain", "trained"]), st.integers(0, 11)), min_size=1, max_size=5)
+SPANS = st.lists(
+    st.tuples(st.sampled_from(["context", "plain", "trained"]), st.integers(0, 11)),
+    min_size=1,
+    max_size=5,
+)
 
 
 def build(spans, first=1000):

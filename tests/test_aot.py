@@ -14,7 +14,10 @@ import pytest
 
 pytestmark = [
     pytest.mark.aot,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[fit]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install -e '.[fit]'",
+    ),
 ]
 GIB = 2**30
 ROOT = Path(__file__).parents[1]
@@ -28,9 +31,23 @@ def fit(tmp_path):
     def run(where, job, *arguments):
         figures = tmp_path / "fit.json"
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        command = [sys.executable, "-m", "launch.fit", "--config", "configs/lclm_0p6b_4b_16x.py", "--slice", where, "--job", job]
+        command = [
+            sys.executable,
+            "-m",
+            "launch.fit",
+            "--config",
+            "configs/lclm_0p6b_4b_16x.py",
+            "--slice",
+            where,
+            "--job",
+            job,
+        ]
         done = subprocess.run(
-            [*command, "--json", figures, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+            [*command, "--json", figures, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode in (0, 3), done.stderr
         return done.returncode, json.loads(figures.read_text())
@@ -51,7 +68,9 @@ def test_a_million_tokens_on_one_v6e(fit):
 
 @pytest.mark.parametrize("mesh", ["tensor=4", "context=4"])
 def test_a_million_tokens_on_four_v5e(fit, mesh):
-    status, figures = fit("v5e:2x2", "decode", *MILLION, "--set", "mesh.fsdp=1", "--set", f"mesh.{mesh}")
+    status, figures = fit(
+        "v5e:2x2", "decode", *MILLION, "--set", "mesh.fsdp=1", "--set", f"mesh.{mesh}"
+    )
     assert status == 0 and figures["peak_bytes"] < 4.5 * GIB
     assert figures["collective_bytes"] < 0.01 * GIB, "a token's activations, never a cache"
 
@@ -65,10 +84,19 @@ def test_a_million_tokens_do_not_fit_one_v5e(fit):
 def test_a_training_step_of_a_miniature(fit):
     """Weights are gathered in bfloat16 and gradients reduced once; a miniature's activations weigh more than a model's."""
     tower = {"width": 512, "layers": 2, "kv_heads": 4, "heads": 4, "mlp": 1024, "vocab": 8192}
-    towers = [f"model.{name}.{key}={value}" for name in ("encoder", "decoder") for key, value in tower.items()]
+    towers = [
+        f"model.{name}.{key}={value}"
+        for name in ("encoder", "decoder")
+        for key, value in tower.items()
+    ]
     batch = ["data.rows=16", "data.positions=2048", "data.windows=2"]
-    status, figures = fit("v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one)))
+    status, figures = fit(
+        "v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one))
+    )
     assert status == 0 and figures["matmul_flops"] <= 1.2 * figures["model_flops"]
     assert figures["collective_bytes"] <= 0.85 * figures["fsdp_budget_bytes"]
-    assert sum(one["bytes"] for one in figures["collectives"] if one["type"] == "f32") < 0.01 * figures["collective_bytes"]
+    assert (
+        sum(one["bytes"] for one in figures["collectives"] if one["type"] == "f32")
+        < 0.01 * figures["collective_bytes"]
+    )
     assert figures["peak_bytes"] < 0.1 * GIB

@@ -16,7 +16,11 @@ from lclm_jax.sharding import make_mesh
 pytestmark = pytest.mark.image
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
-WAYS = {"blocked": gpu.blocked, "stretched": cpu.stretched, "splash": partial(tpu.splash, interpret=True)}
+WAYS = {
+    "blocked": gpu.blocked,
+    "stretched": cpu.stretched,
+    "splash": partial(tpu.splash, interpret=True),
+}
 MESHES = {
     "no mesh": None,
     "rows": MeshConfig(data=2, fsdp=1),
@@ -31,18 +35,30 @@ def inputs(length):
         rng.normal(size=(ROWS, *shape, WIDTH)).astype(np.float32)
         for shape in ((length, HEADS), (KV_HEADS, length), (KV_HEADS, length))
     )
-    cuts = np.array([[length // 3, length // 2, length - 9], [length // 5, length, length], [length] * 3, [5, 6, 7]])
+    cuts = np.array(
+        [
+            [length // 3, length // 2, length - 9],
+            [length // 5, length, length],
+            [length] * 3,
+            [5, 6, 7],
+        ]
+    )
     index = np.arange(length)
     segments = 1 + (index[None, :, None] >= cuts[:, None, :]).sum(-1)
     segments = np.where(index[None] >= cuts.max(1, keepdims=True), 0, segments)
     starts = np.concatenate([np.zeros((ROWS, 1), int), cuts], axis=1)
-    begun = np.max(np.where(starts[:, None, :] <= index[None, :, None], starts[:, None, :], 0), axis=-1)
+    begun = np.max(
+        np.where(starts[:, None, :] <= index[None, :, None], starts[:, None, :], 0), axis=-1
+    )
     return q, k, v, Places(segments.astype(np.int32), (index[None] - begun).astype(np.int32))
 
 
 def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
     """What real queries get, and the gradients of a random projection of it."""
-    weights = np.random.default_rng(0).normal(size=q.shape).astype(np.float32) * (places.segments > 0)[..., None, None]
+    weights = (
+        np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
+        * (places.segments > 0)[..., None, None]
+    )
 
     def loss(q, k, v):
         attended = way(q, k, v, places, causal, axes)
@@ -55,7 +71,9 @@ def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
         count = abs(np.prod([mesh.data, mesh.fsdp, mesh.context, mesh.tensor]))
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:count])):
             gradients, attended = run(q, k, v)
-    return np.asarray(attended) * (places.segments > 0)[..., None, None], *map(np.asarray, gradients)
+    return np.asarray(attended) * (places.segments > 0)[..., None, None], *map(
+        np.asarray, gradients
+    )
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -63,7 +81,9 @@ def result(way, q, k, v, places, causal, mesh, axes=("batch", "length")):
 @pytest.mark.parametrize(("length", "causal"), [(512, True), (200, True), (256, False)])
 def test_the_ways_agree(way, length, causal, mesh):
     tensors = inputs(length)
-    axes = ("batch", "length") if causal else ("windows", None)  # as the decoder has them, and a bidirectional encoder
+    axes = (
+        ("batch", "length") if causal else ("windows", None)
+    )  # as the decoder has them, and a bidirectional encoder
     expected = result(reference.reference, *tensors, causal, None)
     found = result(WAYS[way], *tensors, causal, MESHES[mesh], axes)
     for one, other in zip(found, expected, strict=True):
@@ -81,7 +101,9 @@ def test_a_causal_sequence_is_spared_most_of_what_lies_ahead():
     everything = products(reference.reference, True)
     assert products(gpu.blocked, False) >= everything
     assert products(gpu.blocked, True) < 0.72 * everything
-    found, expected = (result(way, *tensors, places, True, None) for way in (gpu.blocked, reference.reference))
+    found, expected = (
+        result(way, *tensors, places, True, None) for way in (gpu.blocked, reference.reference)
+    )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
@@ -94,7 +116,9 @@ def test_blocks_hold_no_whole_matrix_of_scores(way):
 
     def held(way):
         def loss(q, k, v):
-            layers = jax.lax.scan(lambda x, _: (way(x, k, v, places, True, ("batch", "length")), None), q, length=1)
+            layers = jax.lax.scan(
+                lambda x, _: (way(x, k, v, places, True, ("batch", "length")), None), q, length=1
+            )
             return jnp.sum(layers[0])
 
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
@@ -108,7 +132,10 @@ def test_blocks_hold_no_whole_matrix_of_scores(way):
 def test_the_chips_of_the_mesh_decide(monkeypatch):
     tensors = inputs(128)
     called = []
-    ways = {name: lambda *inputs, name=name: called.append(name) or reference.reference(*inputs) for name in ("tpu", "gpu")}
+    ways = {
+        name: lambda *inputs, name=name: called.append(name) or reference.reference(*inputs)
+        for name in ("tpu", "gpu")
+    }
     monkeypatch.setattr(dispatch, "BACKENDS", ways)
     for name in ("tpu", "gpu", "cpu"):
         monkeypatch.setattr(dispatch, "platform", lambda name=name: name)
@@ -140,7 +167,10 @@ def test_flash_kernels_read_a_cache_up_to_its_end(monkeypatch, end):
     rng = np.random.default_rng(1)
     keys, values = rng.normal(size=(2, ROWS, KV_HEADS, 512, WIDTH)).astype(np.float32)
     used = np.broadcast_to(np.arange(512) < end, (ROWS, 512)).astype(np.int32)
-    cached, queries = Places(used, used * 0), Places(np.ones_like(places.segments), places.positions)
+    cached, queries = (
+        Places(used, used * 0),
+        Places(np.ones_like(places.segments), places.positions),
+    )
     inputs_of = jax.tree.map(jnp.asarray, (q, keys, values, queries, cached))
     inputs_of = (*inputs_of, True, jnp.int32(end))
     found, norms = gpu.flash_keys(*inputs_of, own=False)

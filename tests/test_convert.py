@@ -45,7 +45,9 @@ BF16, SHARDED = GOLDEN / "layouts" / "bf16_config457", GOLDEN / "layouts" / "unt
 def tensors_of(source: Path) -> dict[str, np.ndarray]:
     """Every stored tensor of a published checkpoint, in its stored dtype."""
     return {
-        f"{file.parent.name}/{key}": tensor for file in source.rglob("*.safetensors") for key, tensor in load_file(file).items()
+        f"{file.parent.name}/{key}": tensor
+        for file in source.rglob("*.safetensors")
+        for key, tensor in load_file(file).items()
     }
 
 
@@ -59,28 +61,49 @@ def test_published_round_trip_is_byte_equal(published, tmp_path):
         assert after[key].dtype == tensor.dtype and after[key].shape == tensor.shape, key
         assert after[key].tobytes() == tensor.tobytes(), key
     for part in ("decoder", "encoder"):
-        old, new = (json.loads((root / part / "config.json").read_text()) for root in (source, tmp_path / "back"))
+        old, new = (
+            json.loads((root / part / "config.json").read_text())
+            for root in (source, tmp_path / "back")
+        )
         shared = set(old) & set(new)
-        assert {"architectures", "model_type", "rope_parameters", "head_dim", "tie_word_embeddings"} <= shared
+        assert {
+            "architectures",
+            "model_type",
+            "rope_parameters",
+            "head_dim",
+            "tie_word_embeddings",
+        } <= shared
         assert {key: old[key] for key in shared} == {key: new[key] for key in shared}
-        old, new = (json.loads((root / part / "tokenizer.json").read_text()) for root in (source, tmp_path / "back"))
+        old, new = (
+            json.loads((root / part / "tokenizer.json").read_text())
+            for root in (source, tmp_path / "back")
+        )
         assert old == new
     assert read_compression(source) == read_compression(tmp_path / "back")
 
 
 def random_model(tied: bool) -> tuple[ModelConfig, Params]:
-    encoder = TransformerConfig(383, 16, 2, 4, 1, 6, 24, rope_theta=1e4, norm_eps=1e-5, causal=False, max_positions=128)
-    decoder = TransformerConfig(390, 20, 3, 4, 2, 8, 28, rope_theta=5e6, tied=tied, max_positions=256)
+    encoder = TransformerConfig(
+        383, 16, 2, 4, 1, 6, 24, rope_theta=1e4, norm_eps=1e-5, causal=False, max_positions=128
+    )
+    decoder = TransformerConfig(
+        390, 20, 3, 4, 2, 8, 28, rope_theta=5e6, tied=tied, max_positions=256
+    )
     compression = CompressionConfig(ratio=4, window=16, pooling="concat", overlap=2)
     config = ModelConfig(encoder, decoder, compression, dtype="float32")
     random = np.random.default_rng(3)
     return config, unflatten(
-        {path: random.normal(size=shape).astype(np.float32) for path, shape in parameter_shapes(config).items()}
+        {
+            path: random.normal(size=shape).astype(np.float32)
+            for path, shape in parameter_shapes(config).items()
+        }
     )
 
 
 def logits(params: Params, config: ModelConfig, example: Example) -> np.ndarray:
-    return np.asarray(forward(params, assemble([fill_row(Budget.of(config, 64, 4), [example])]), config)[3])
+    return np.asarray(
+        forward(params, assemble([fill_row(Budget.of(config, 64, 4), [example])]), config)[3]
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -94,9 +117,13 @@ def test_our_round_trip_keeps_params_and_logits(tied, tmp_path):
     assert read_model_files(tmp_path / "back")[1].definition == tokenizer.definition
     back = load_params(tmp_path / "back", abstract_params(config, one_device()))
     assert flatten(back).keys() == flatten(params).keys()
-    assert all(jnp.array_equal(before, flatten(back)[path]) for path, before in flatten(params).items())
+    assert all(
+        jnp.array_equal(before, flatten(back)[path]) for path, before in flatten(params).items()
+    )
     record = [Plain(np.array([5, 6])), Context(np.arange(21)), Plain(np.array([7]))]
-    before, after = (logits(some, config, lay_out(record, config, tokenizer.memory)) for some in (params, back))
+    before, after = (
+        logits(some, config, lay_out(record, config, tokenizer.memory)) for some in (params, back)
+    )
     assert np.array_equal(before, after)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "published"]
 
@@ -104,7 +131,9 @@ def test_our_round_trip_keeps_params_and_logits(tied, tmp_path):
 def test_converted_checkpoint_loads_and_generates(published, tmp_path):
     from_hf(published(), tmp_path / "ours")
     model = load(tmp_path / "ours")
-    assert isinstance(model.complete([model.compress("a brown fox"), "The number"], max_tokens=2), str)
+    assert isinstance(
+        model.complete([model.compress("a brown fox"), "The number"], max_tokens=2), str
+    )
 
 
 def test_transformers_reads_what_we_write(tmp_path):
@@ -114,7 +143,11 @@ def test_transformers_reads_what_we_write(tmp_path):
     to_hf(tmp_path / "ours", tmp_path / "published")
     read = transformers.AutoConfig.from_pretrained(tmp_path / "published" / "decoder")
     assert isinstance(read, transformers.Qwen3Config)
-    assert (read.head_dim, read.rope_parameters["rope_theta"], read.tie_word_embeddings) == (8, 5e6, False)
+    assert (read.head_dim, read.rope_parameters["rope_theta"], read.tie_word_embeddings) == (
+        8,
+        5e6,
+        False,
+    )
     encoder = transformers.AutoTokenizer.from_pretrained(tmp_path / "published" / "encoder")
     decoder = transformers.AutoTokenizer.from_pretrained(tmp_path / "published" / "decoder")
     assert len(decoder) - len(encoder) == 3
@@ -127,21 +160,29 @@ def test_transformers_reads_what_we_write(tmp_path):
 def test_table_covers_every_parameter():
     config = replace(random_model(tied=False)[0], adapter=AdapterConfig("attn_mlp", 2))
     shapes = parameter_shapes(config)
-    assert {tensor.path for tensor in published_tensors(shapes)} == set(shapes) == {rule.ours for rule in TABLE}
+    assert (
+        {tensor.path for tensor in published_tensors(shapes)}
+        == set(shapes)
+        == {rule.ours for rule in TABLE}
+    )
     with pytest.raises(ConversionError, match=r"no rule .* decoder/bias; add rows to TABLE"):
         published_tensors({**shapes, "decoder/bias": (3,)})
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_are_inverse(transform):
-    ours = np.arange(2 * 3 * 4.0).reshape({"none": (24,), "transpose": (6, 4)}.get(transform, (2, 3, 4)))
+    ours = np.arange(2 * 3 * 4.0).reshape(
+        {"none": (24,), "transpose": (6, 4)}.get(transform, (2, 3, 4))
+    )
     assert np.array_equal(to_ours(to_published(ours, transform), transform, ours.shape), ours)
 
 
 def test_transforms_of_heads():
     """Torch's output row n * H + h is head n, dimension h; our einsums then give what `x @ weight.T` gives."""
     weight, x = np.arange(24.0).reshape(6, 4), np.arange(4.0)
-    np.testing.assert_array_equal(np.einsum("D,DNH->NH", x, to_ours(weight, "split_heads", (4, 2, 3))).ravel(), weight @ x)
+    np.testing.assert_array_equal(
+        np.einsum("D,DNH->NH", x, to_ours(weight, "split_heads", (4, 2, 3))).ravel(), weight @ x
+    )
     weight, x = weight.T, np.arange(6.0)
     ours = to_ours(weight, "join_heads", (2, 3, 4))
     np.testing.assert_array_equal(np.einsum("NH,NHD->D", x.reshape(2, 3), ours), weight @ x)
@@ -209,14 +250,19 @@ def test_a_tensor_in_two_shards_is_a_duplicate(tmp_path):
         source / "decoder" / "model-00005-of-00005.safetensors",
         lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.float32)}),
     )
-    with pytest.raises(ConversionError, match=r"decoder model.norm.weight: stored 2 times, expected once"):
+    with pytest.raises(
+        ConversionError, match=r"decoder model.norm.weight: stored 2 times, expected once"
+    ):
         read_hf(source)
 
 
 def test_a_missing_shard_is_named(tmp_path):
     source = Path(shutil.copytree(SHARDED, tmp_path / "source"))
     (source / "decoder" / "model-00002-of-00005.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names shards that are not there: model-00002-of-00005.safetensors"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"names shards that are not there: model-00002-of-00005.safetensors",
+    ):
         read_hf(source)
 
 
@@ -229,17 +275,27 @@ def test_a_truncated_file_is_named(source):
 
 def test_a_tied_head_may_be_stored_if_it_is_equal(source):
     file = source / "decoder" / "model.safetensors"
-    edit_tensors(file, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
+    edit_tensors(
+        file,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}),
+    )
     _, params = read_hf(source)
     assert "head" not in params
-    edit_tensors(file, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
-    with pytest.raises(ConversionError, match=r"lm_head.weight: differs from model.embed_tokens.weight, but tie_word_embeddings"):
+    edit_tensors(
+        file, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1})
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"lm_head.weight: differs from model.embed_tokens.weight, but tie_word_embeddings",
+    ):
         read_hf(source)
 
 
 def test_an_existing_destination_is_left_alone(tmp_path):
     (tmp_path / "ours").mkdir()
-    with pytest.raises(FileExistsError, match="ours exists; name a new directory or remove it first"):
+    with pytest.raises(
+        FileExistsError, match="ours exists; name a new directory or remove it first"
+    ):
         from_hf(BF16, tmp_path / "ours")
     with pytest.raises(FileExistsError, match="ours exists"):
         to_hf(tmp_path / "absent", tmp_path / "ours")
@@ -257,7 +313,9 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
 def test_missing_parts_are_named(source):
     shutil.rmtree(source / "adapter")
     (source / "model_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no adapter/adapter.safetensors, no model_config.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no adapter/adapter.safetensors, no model_config.json"
+    ):
         read_hf(source)
 
 
@@ -277,7 +335,9 @@ def test_a_tokenizer_must_serve_both_towers(published, tmp_path):
     shutil.copy(source / "encoder" / "tokenizer.json", source / "decoder" / "tokenizer.json")
     with pytest.raises(ConversionError, match=r"has no <\|memory_start\|>"):
         from_hf(source, tmp_path / "ours")
-    shutil.copy(GOLDEN / "base" / "decoder" / "tokenizer.json", source / "decoder" / "tokenizer.json")
+    shutil.copy(
+        GOLDEN / "base" / "decoder" / "tokenizer.json", source / "decoder" / "tokenizer.json"
+    )
     definition = json.loads((source / "encoder" / "tokenizer.json").read_text())
     definition["added_tokens"].pop(0)
     (source / "encoder" / "tokenizer.json").write_text(json.dumps(definition))
@@ -290,20 +350,33 @@ def test_a_tokenizer_must_serve_both_towers(published, tmp_path):
 
 def test_settings_that_would_change_the_model_are_refused(source):
     edit_json(
-        source / "decoder" / "config.json", hidden_act="gelu", attention_bias=True, head_dim=None, rope_scaling={"type": "yarn"}
+        source / "decoder" / "config.json",
+        hidden_act="gelu",
+        attention_bias=True,
+        head_dim=None,
+        rope_scaling={"type": "yarn"},
     )
-    with pytest.raises(ConversionError, match=r"head_dim is missing; hidden_act must be 'silu'.*attention_bias.*rotary scaling"):
+    with pytest.raises(
+        ConversionError,
+        match=r"head_dim is missing; hidden_act must be 'silu'.*attention_bias.*rotary scaling",
+    ):
         read_tower(source / "decoder" / "config.json", causal=True)
     edit_json(source / "model_config.json", pooling="max", encoder_mask_type=None)
     with pytest.raises(
-        ConversionError, match="encoder_mask_type is missing; pooling must be one of mean, eos, concat, got 'max'"
+        ConversionError,
+        match="encoder_mask_type is missing; pooling must be one of mean, eos, concat, got 'max'",
     ):
         read_compression(source)
 
 
 def test_a_processor_of_another_ratio_is_refused(source):
-    (source / "processor_config.json").write_text(json.dumps({"compression_ratio": 16, "use_memory_wrapping": False}))
-    with pytest.raises(ConversionError, match=r"use_memory_wrapping=False, expected True.*compression_ratio=16, expected 4"):
+    (source / "processor_config.json").write_text(
+        json.dumps({"compression_ratio": 16, "use_memory_wrapping": False})
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"use_memory_wrapping=False, expected True.*compression_ratio=16, expected 4",
+    ):
         read_compression(source)
 
 
@@ -313,7 +386,10 @@ def test_older_names(source, tmp_path):
     shutil.copytree(source / "decoder", older / "llm")
     shutil.copytree(source / "encoder", older / "embedder")
     (older / "projectors").mkdir()
-    shutil.copy(source / "adapter" / "adapter.safetensors", older / "projectors" / "code_adapter.safetensors")
+    shutil.copy(
+        source / "adapter" / "adapter.safetensors",
+        older / "projectors" / "code_adapter.safetensors",
+    )
     settings = {"chunk_size": 4, "pooling": "summary_mean", "encoder_mask_type": "causal"}
     (older.parent / "model_config.json").write_text(json.dumps(settings))
     (older.parent / "checkpoint_30" / "llm").mkdir(parents=True)
@@ -322,7 +398,9 @@ def test_older_names(source, tmp_path):
     expected, same = read_hf(source)
     assert find_published(older.parent).decoder == older / "llm"
     assert config == expected
-    assert all(np.array_equal(array, flatten(same)[path]) for path, array in flatten(params).items())
+    assert all(
+        np.array_equal(array, flatten(same)[path]) for path, array in flatten(params).items()
+    )
 
 
 def test_a_model_of_several_ratios_keeps_them(source, tmp_path):
@@ -332,11 +410,15 @@ def test_a_model_of_several_ratios_keeps_them(source, tmp_path):
     for place in (source, tmp_path / "back"):
         assert read_compression(place)[0].all_ratios == (4, 2, 8)
     edit_json(source / "model_config.json", compression_ratios=["2"])
-    with pytest.raises(ConversionError, match=r"compression_ratios must be a list of whole numbers, got \['2'\]"):
+    with pytest.raises(
+        ConversionError, match=r"compression_ratios must be a list of whole numbers, got \['2'\]"
+    ):
         read_compression(source)
 
 
-@pytest.mark.parametrize("older, pooling", [("summary_mean", "mean"), ("summary_concat", "concat"), ("summary", "eos")])
+@pytest.mark.parametrize(
+    "older, pooling", [("summary_mean", "mean"), ("summary_concat", "concat"), ("summary", "eos")]
+)
 def test_older_poolings(older, pooling, source):
     edit_json(source / "model_config.json", pooling=older)
     assert read_compression(source)[0].pooling == pooling
@@ -349,14 +431,18 @@ def test_encoder_keys_with_prefix(source):
     file = source / "encoder" / "model.safetensors"
     save_file({f"model.{key}": tensor for key, tensor in load_file(file).items()}, file)
     _, params = read_hf(source)
-    assert all(np.array_equal(array, flatten(expected)[path]) for path, array in flatten(params).items())
+    assert all(
+        np.array_equal(array, flatten(expected)[path]) for path, array in flatten(params).items()
+    )
 
 
 def test_dtypes_may_differ_from_tensor_to_tensor(source):
     _, expected = read_hf(source)
 
     def change(tensors):
-        for key, dtype in zip(sorted(tensors), ["float16", "float32", "bfloat16"] * len(tensors), strict=False):
+        for key, dtype in zip(
+            sorted(tensors), ["float16", "float32", "bfloat16"] * len(tensors), strict=False
+        ):
             tensors[key] = tensors[key].astype(dtype)
 
     edit_tensors(source / "decoder" / "model.safetensors", change)

@@ -23,7 +23,9 @@ LONG = "A docstring of more than eighty characters, so that it is long enough to
 def test_docstrings_of_a_module():
     module = f'"""{LONG} 1"""\nclass A:\n    """{LONG} 2"""\n    def f(self):\n        """Too short."""\n    def g(self): pass\n'
     assert corpus.docstrings(module) == [f"{LONG} 1", f"{LONG} 2"]
-    assert corpus.docstrings(f'def f():\n    """{LONG}\n\n    More.\n    """\n') == [f"{LONG}\n\nMore."]
+    assert corpus.docstrings(f'def f():\n    """{LONG}\n\n    More.\n    """\n') == [
+        f"{LONG}\n\nMore."
+    ]
     assert corpus.docstrings(f'async def f():\n    """{LONG}"""\n') == [LONG]
     assert corpus.docstrings("def broken(:") == []
     assert corpus.docstrings("") == []
@@ -50,9 +52,21 @@ def test_a_trained_tokenizer_has_the_size_asked_for(tokenizer):
 
 
 def test_a_trained_tokenizer_ends_with_its_control_tokens_in_order():
-    tokenizer = corpus.train_tokenizer(["def add(a, b):\n    return a + b\n" * 50, "likes pears " * 50], vocab=300)
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|memory_start|>", "<|memory_end|>", "<|memory|>"]
+    tokenizer = corpus.train_tokenizer(
+        ["def add(a, b):\n    return a + b\n" * 50, "likes pears " * 50], vocab=300
+    )
+    names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|memory_start|>",
+        "<|memory_end|>",
+        "<|memory|>",
+    ]
     assert [tokenizer.id(name) for name in names] == list(range(tokenizer.size - 6, tokenizer.size))
     assert list(tokenizer.control) == names
-    assert dataclasses.astuple(tokenizer.memory) == (*range(tokenizer.size - 3, tokenizer.size), tokenizer.size - 6)
+    assert dataclasses.astuple(tokenizer.memory) == (
+        *range(tokenizer.size - 3, tokenizer.size),
+        tokenizer.size - 6,
+    )
     assert tokenizer.encode("zß7").max() < tokenizer.size - 6, "a text of unseen letters is bytes"

@@ -42,9 +42,12 @@ def write_all(directory):
     half = len(LINES) // 2
     compress = zstandard.ZstdCompressor().compress
     (directory / "c.jsonl.zst").write_bytes(compress(LINES[:half]) + compress(LINES[half:]))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), directory / "d.parquet", row_group_size=7)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(ROWS), directory / "d.parquet", row_group_size=7
+    )
     write_records(
-        directory / "e.arrayrecord", [msgpack.packb(row) for row in ROWS[:20]] + [json.dumps(row).encode() for row in ROWS[20:]]
+        directory / "e.arrayrecord",
+        [msgpack.packb(row) for row in ROWS[:20]] + [json.dumps(row).encode() for row in ROWS[20:]],
     )
 
 
@@ -52,7 +55,9 @@ def read(pattern, size=1 << 20):
     return [row for unit in find_units(str(pattern), size) for row in read_unit(unit)]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrayrecord"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrayrecord"]
+)
 @pytest.mark.parametrize("size", [1, 100, 1 << 20])
 def test_every_format_gives_back_its_rows_in_units_of_any_size(tmp_path, name, size):
     write_all(tmp_path)
@@ -66,7 +71,9 @@ def test_a_directory_gives_its_data_files_in_order_and_a_glob_what_it_matches(tm
     write_all(tmp_path)
     (tmp_path / "README.md").write_text("not data")
     assert [row.fields for row in read(tmp_path)] == ROWS * 5
-    assert [row.file[-9:] for row in read(tmp_path / "[ad].*")] == [str(tmp_path / "a.jsonl")[-9:]] * 40 + ["d.parquet"] * 40
+    assert [row.file[-9:] for row in read(tmp_path / "[ad].*")] == [
+        str(tmp_path / "a.jsonl")[-9:]
+    ] * 40 + ["d.parquet"] * 40
     assert len(read(f"jsonl:{tmp_path}")) == 120
 
 
@@ -87,7 +94,9 @@ def test_a_list_in_a_json_file_is_refused_unless_it_is_to_be_text(tmp_path):
     assert read(f"text:{tmp_path / 'x.json'}")[0].fields == {"text": ' [{"a": 1}]'}
 
 
-@pytest.mark.parametrize(("name", "library"), [("c.jsonl.zst", "zstandard"), ("d.parquet", "pyarrow")])
+@pytest.mark.parametrize(
+    ("name", "library"), [("c.jsonl.zst", "zstandard"), ("d.parquet", "pyarrow")]
+)
 def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library):
     write_all(tmp_path)
     monkeypatch.setitem(sys.modules, library, None)
@@ -97,31 +106,47 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library):
 
 @pytest.mark.parametrize(
     ("record", "expected"),
-    [(b' {"a": 1}', {"a": 1}), (b"[1]", "json"), (b"\xff\xfe", "encoding"), (msgpack.packb({b"a": 1}), "encoding")],
+    [
+        (b' {"a": 1}', {"a": 1}),
+        (b"[1]", "json"),
+        (b"\xff\xfe", "encoding"),
+        (msgpack.packb({b"a": 1}), "encoding"),
+    ],
 )
 def test_records_of_other_shapes(tmp_path, record, expected):
     write_records(tmp_path / "x.arrayrecord", [record, b'{"b": 2}'])
     first, second = read(tmp_path / "x.arrayrecord")
-    assert (first.fields if isinstance(first, Row) else first.reason) == expected and second.fields == {"b": 2}
+    assert (
+        first.fields if isinstance(first, Row) else first.reason
+    ) == expected and second.fields == {"b": 2}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lines=st.lists(st.one_of(st.just(""), st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=2)), max_size=8),
+    lines=st.lists(
+        st.one_of(
+            st.just(""), st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=2)
+        ),
+        max_size=8,
+    ),
     end=st.sampled_from(["\n", "\r\n"]),
     last=st.booleans(),
     size=st.integers(1, 60),
 )
 def test_a_line_belongs_to_the_unit_in_which_it_begins(tmp_path_factory, lines, end, last, size):
     file = tmp_path_factory.mktemp("lines") / "x.jsonl"
-    texts = [json.dumps(line, ensure_ascii=False) if isinstance(line, dict) else line for line in lines]
+    texts = [
+        json.dumps(line, ensure_ascii=False) if isinstance(line, dict) else line for line in lines
+    ]
     file.write_bytes((end.join(texts) + (end if last else "")).encode("utf-8", "surrogatepass"))
     expected = [(i, line) for i, line in enumerate(lines) if isinstance(line, dict)]
     found = read(file, size)
     assert [(row.number, row.fields) for row in found if isinstance(row, Row)] == [
         (i, line) for i, line in expected if not _surrogate(line)
     ]
-    assert [row.number for row in found if isinstance(row, Rejection)] == [i for i, line in expected if _surrogate(line)]
+    assert [row.number for row in found if isinstance(row, Rejection)] == [
+        i for i, line in expected if _surrogate(line)
+    ]
 
 
 def _surrogate(line):
@@ -146,7 +171,15 @@ def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
 
 def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 30)
-    bad = [b'{"a": 1}', b"{broken", b"[1]", b'{"a": "\xff"}', b"", b'{"a": "' + b"x" * 50 + b'"}', b'{"a": 2}']
+    bad = [
+        b'{"a": 1}',
+        b"{broken",
+        b"[1]",
+        b'{"a": "\xff"}',
+        b"",
+        b'{"a": "' + b"x" * 50 + b'"}',
+        b'{"a": 2}',
+    ]
     bad += [b'{"a": "' + b"x" * 21 + b'"}', b'{"a": "' + b"x" * 22 + b'"}', b'{"a": 3}']
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(bad) + b"\n")
     found = read(tmp_path / "x.jsonl")
@@ -185,7 +218,9 @@ def test_a_damaged_file_never_raises(tmp_path, name):
     write_all(tmp_path)
     data = bytearray((tmp_path / name).read_bytes())
     for place in range(0, len(data), max(1, len(data) // 25)):
-        (tmp_path / name).write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        (tmp_path / name).write_bytes(
+            data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+        )
         assert all(isinstance(one, (Row, Rejection)) for one in read(tmp_path / name))
 
 
@@ -213,7 +248,11 @@ def make_tree(directory):
     outside = directory.with_name("outside")
     (outside / "project").mkdir(parents=True)
     (outside / "project" / "setup.py").write_text("no")
-    for name, target in {"loop": directory, "linked": outside / "project", "secret.py": outside / "project" / "setup.py"}.items():
+    for name, target in {
+        "loop": directory,
+        "linked": outside / "project",
+        "secret.py": outside / "project" / "setup.py",
+    }.items():
         (directory / name).symlink_to(target)
 
 
@@ -223,8 +262,15 @@ def test_a_source_tree_gives_every_text_file(tmp_path):
     (tree / "crlf.txt").write_bytes(b"1\r\n2")
     (tree / "inside.txt").symlink_to(tree / "b" / "two.py")
     found = read(tree)
-    assert [row.fields["text"] for row in found if isinstance(row, Row)] == ["1\n", "2\n", "1\r\n2", "2\n"]
-    assert [(one.file, one.reason) for one in found if isinstance(one, Rejection)] == [(str(tree / "d.txt"), "empty")]
+    assert [row.fields["text"] for row in found if isinstance(row, Row)] == [
+        "1\n",
+        "2\n",
+        "1\r\n2",
+        "2\n",
+    ]
+    assert [(one.file, one.reason) for one in found if isinstance(one, Rejection)] == [
+        (str(tree / "d.txt"), "empty")
+    ]
     assert {unit.files for unit in find_units(str(tree), 1)} > {(str(tree / "a.py"),)}
 
 
@@ -232,9 +278,16 @@ def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkey
     for name, length in {"a": 4, "b": 4, "c": 4, "d": 50, "e": 1}.items():
         (tmp_path / f"{name}.txt").write_text("x" * length)
     units = find_units(str(tmp_path), 10)
-    assert [[file[-5] for file in unit.files] for unit in units] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert [[file[-5] for file in unit.files] for unit in units] == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+        ["e"],
+    ]
     monkeypatch.setattr(files, "LONGEST", 49)
-    assert [(one.file[-5], one.reason) for one in read(tmp_path) if isinstance(one, Rejection)] == [("d", "too long")]
+    assert [(one.file[-5], one.reason) for one in read(tmp_path) if isinstance(one, Rejection)] == [
+        ("d", "too long")
+    ]
 
 
 def test_a_repository_is_one_document(tmp_path):
@@ -254,7 +307,9 @@ def test_projects_of_a_directory_are_documents_of_their_own(tmp_path):
     for name in ("one/go.mod", "two/setup.py", "two/in.py", "plain/x.py", "y.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert [(row.file.removeprefix(f"{tmp_path}/"), row.fields["text"]) for row in read(tmp_path)] == [
+    assert [
+        (row.file.removeprefix(f"{tmp_path}/"), row.fields["text"]) for row in read(tmp_path)
+    ] == [
         ("one", "# FILE go.mod\none/go.mod"),
         ("two", "# FILE in.py\ntwo/in.py\n\n# FILE setup.py\ntwo/setup.py"),
         ("plain/x.py", "plain/x.py"),
@@ -265,7 +320,10 @@ def test_projects_of_a_directory_are_documents_of_their_own(tmp_path):
 @pytest.mark.parametrize("pattern", ["none", "none/*.jsonl", "repository:none", "parquet:none"])
 def test_no_input_is_an_error(tmp_path, pattern):
     form, colon, place = pattern.rpartition(":")
-    with pytest.raises(FileNotFoundError, match="no input there; expected text, a source tree, or files that end in .jsonl"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="no input there; expected text, a source tree, or files that end in .jsonl",
+    ):
         find_units(f"{form}{colon}{tmp_path / place}")
 
 
@@ -277,16 +335,25 @@ def test_a_dataset_of_the_hub_is_downloaded(tmp_path, monkeypatch):
     for blob in blobs.iterdir():  # as the hub's cache does
         (snapshot / blob.name).symlink_to(blob)
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **settings: asked.append((name, settings)) or str(snapshot)
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **settings: asked.append((name, settings)) or str(snapshot),
     )
     assert len(read("hf:owner/name@abc")) == 200
-    assert asked[0][0] == "owner/name" and asked[0][1]["revision"] == "abc" and asked[0][1]["repo_type"] == "dataset"
+    assert (
+        asked[0][0] == "owner/name"
+        and asked[0][1]["revision"] == "abc"
+        and asked[0][1]["repo_type"] == "dataset"
+    )
 
     def refuse(name, **settings):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(FileNotFoundError, match="hf:owner/name: the dataset could not be had from the hub: no network"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="hf:owner/name: the dataset could not be had from the hub: no network",
+    ):
         find_units("hf:owner/name")
 
 
@@ -365,20 +432,47 @@ def test_a_value_that_holds_itself_or_grows_without_end_is_refused():
 
 
 def test_parquet_cells_of_pickled_dicts_are_rows(tmp_path):
-    cells = [pickle.dumps({"prompt": "a", "n": [1]}), pickle.dumps({"x": 1.5}), pickle.dumps({"prompt": "b"})]
-    pyarrow.parquet.write_table(pyarrow.table({"packed": pyarrow.array(cells, pyarrow.binary())}), tmp_path / "x.parquet")
+    cells = [
+        pickle.dumps({"prompt": "a", "n": [1]}),
+        pickle.dumps({"x": 1.5}),
+        pickle.dumps({"prompt": "b"}),
+    ]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"packed": pyarrow.array(cells, pyarrow.binary())}), tmp_path / "x.parquet"
+    )
     first, refused, last = read(tmp_path / "x.parquet")
-    assert (first.fields, last.fields, last.number) == ({"prompt": "a", "n": [1]}, {"prompt": "b"}, 2)
+    assert (first.fields, last.fields, last.number) == (
+        {"prompt": "a", "n": [1]},
+        {"prompt": "b"},
+        2,
+    )
     assert refused.reason == "pickle" and "BINFLOAT" in refused.detail and refused.number == 1
 
 
 def test_a_parquet_cell_is_the_row_only_if_it_is_pickled_and_alone(tmp_path):
-    packed = pyarrow.array([pickle.dumps({"a": 1}), pickle.dumps({1: 2}), b"\x00raw", None], pyarrow.binary())
+    packed = pyarrow.array(
+        [pickle.dumps({"a": 1}), pickle.dumps({1: 2}), b"\x00raw", None], pyarrow.binary()
+    )
     for name, other, expected in [
-        ("alone", [None] * 4, [{"a": 1}, {"p": {1: 2}, "o": None}, {"p": b"\x00raw", "o": None}, {"p": None, "o": None}]),
-        ("struct", [None, {"s": 1}, None, {"s": 1}], [{"a": 1}, {"p": {1: 2}, "o": {"s": 1}}, None, {"p": None, "o": {"s": 1}}]),
+        (
+            "alone",
+            [None] * 4,
+            [
+                {"a": 1},
+                {"p": {1: 2}, "o": None},
+                {"p": b"\x00raw", "o": None},
+                {"p": None, "o": None},
+            ],
+        ),
+        (
+            "struct",
+            [None, {"s": 1}, None, {"s": 1}],
+            [{"a": 1}, {"p": {1: 2}, "o": {"s": 1}}, None, {"p": None, "o": {"s": 1}}],
+        ),
     ]:
-        pyarrow.parquet.write_table(pyarrow.table({"p": packed, "o": other}), tmp_path / f"{name}.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({"p": packed, "o": other}), tmp_path / f"{name}.parquet"
+        )
         for row, fields in zip(read(tmp_path / f"{name}.parquet"), expected, strict=True):
             assert fields is None or row.fields == fields
 

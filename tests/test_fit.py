@@ -50,8 +50,13 @@ def test_products_of_loops_branches_and_gradients():
         return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
 
     assert products(layers, (4, 8), w).total() == 5 * 2 * 4 * 8 * 8
-    assert products(jax.grad(lambda x, w: layers(x, w).sum(), argnums=(0, 1)), (4, 8), w).total() == 3 * 5 * 2 * 4 * 8 * 8
-    dearest = products(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w), (4, 8), w)
+    assert (
+        products(jax.grad(lambda x, w: layers(x, w).sum(), argnums=(0, 1)), (4, 8), w).total()
+        == 3 * 5 * 2 * 4 * 8 * 8
+    )
+    dearest = products(
+        lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w), (4, 8), w
+    )
     assert dearest.total() == 2 * 2 * 4 * 8 * 8
 
 
@@ -174,7 +179,10 @@ def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
         with jax.set_mesh(mesh):
             counted = matmul_flops(program.call(mesh).trace().jaxpr.jaxpr)
         ratio = (counted.total() - counted["attend"]) / program.model_flops().products
-        assert 1.0 <= ratio <= (1.24 if "decoder" in trained_parts(config, stage) else 1.34), (stage.name, ratio)
+        assert 1.0 <= ratio <= (1.24 if "decoder" in trained_parts(config, stage) else 1.34), (
+            stage.name,
+            ratio,
+        )
         assert set(counted) <= {"attend", "encoder", "adapter", "decoder", "loss", "other"}
 
 
@@ -193,7 +201,12 @@ def test_serving_splits_heads_first():
 def test_choices_divide_evenly_and_are_all_different():
     program = Program(published(), published().stages[2], PODS)
     found = list(choices(program))
-    assert len({(one.program.config.mesh, one.program.config.run, one.program.config.model) for one in found}) == len(found)
+    assert len(
+        {
+            (one.program.config.mesh, one.program.config.run, one.program.config.model)
+            for one in found
+        }
+    ) == len(found)
     for one in found:
         mesh, run = one.program.config.mesh, one.program.config.run
         assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 64
@@ -207,9 +220,18 @@ def test_choices_divide_evenly_and_are_all_different():
 
 def test_what_fits_is_ranked_by_time():
     def figures(name, fits, seconds):
-        return {"name": name, "fits": fits, "estimate": {"call_seconds": [0, seconds]}, "peak_bytes": 1}
+        return {
+            "name": name,
+            "fits": fits,
+            "estimate": {"call_seconds": [0, seconds]},
+            "peak_bytes": 1,
+        }
 
-    tried = [figures("slow", True, 3.0), figures("too large", False, 1.0), figures("fast", True, 2.0)]
+    tried = [
+        figures("slow", True, 3.0),
+        figures("too large", False, 1.0),
+        figures("fast", True, 2.0),
+    ]
     assert [one["name"] for one in rank(tried)] == ["fast", "slow", "too large"]
 
 
@@ -223,7 +245,10 @@ def test_what_fits_is_ranked_by_time():
 )
 def test_what_the_compiler_needed(message):
     told = measuring._exhausted(message, 2**30)
-    assert told["peak_bytes"] == int(16.34 * 2**30) and told["temp_bytes"] + told["argument_bytes"] == told["peak_bytes"]
+    assert (
+        told["peak_bytes"] == int(16.34 * 2**30)
+        and told["temp_bytes"] + told["argument_bytes"] == told["peak_bytes"]
+    )
 
 
 def test_a_program_that_the_jax_here_cannot_read():
@@ -231,7 +256,10 @@ def test_a_program_that_the_jax_here_cannot_read():
         def as_text(self):
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
-    with pytest.raises(TopologyError, match=r"jax 1, libtpu 2 cannot read what was made: INTERNAL.*install a newer jax"):
+    with pytest.raises(
+        TopologyError,
+        match=r"jax 1, libtpu 2 cannot read what was made: INTERNAL.*install a newer jax",
+    ):
         measuring._read(Newer(), "jax 1, libtpu 2")
 
 
@@ -247,7 +275,9 @@ def small(config_once, tmp_path, monkeypatch):
     """A config file whose config() is the tests' own."""
     monkeypatch.setattr("lclm_jax.config.for_test", config_once, raising=False)
     file = tmp_path / "small.py"
-    file.write_text("from lclm_jax import config as module\n\ndef config():\n    return module.for_test\n")
+    file.write_text(
+        "from lclm_jax import config as module\n\ndef config():\n    return module.for_test\n"
+    )
     return file
 
 
@@ -264,11 +294,16 @@ def test_the_command(here, small, tmp_path, command, capsys):
     figures = json.loads(output.read_text())
     assert figures.keys() >= KEYS and figures["fits"] and figures["mesh"]["fsdp"] == 8
     assert figures["collective_bytes"] == sum(one["bytes"] for one in figures["collectives"]) > 0
-    assert "train on v5e:2x4 fits" in capsys.readouterr().out and "train on v5e:2x4" in page.read_text()
+    assert (
+        "train on v5e:2x4 fits" in capsys.readouterr().out
+        and "train on v5e:2x4" in page.read_text()
+    )
     for job in ("compress", "prefill", "decode"):
         assert run("v5e:1x2", "--job", job, "--context", 1000) == 0
         figures = json.loads(output.read_text())
-        assert figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
+        assert (
+            figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
+        )
         whole = figures["estimate"].get("whole")
         assert (whole is None) == (job == "decode")
         if whole:
@@ -279,7 +314,20 @@ def test_the_command(here, small, tmp_path, command, capsys):
 def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, command):
     output, found = tmp_path / "fit.json", []
     for rows in (8, 16):
-        assert command(fit, "--config", small, "--slice", "v5e:1x1", "--json", output, "--set", f"data.rows={rows}") == 0
+        assert (
+            command(
+                fit,
+                "--config",
+                small,
+                "--slice",
+                "v5e:1x1",
+                "--json",
+                output,
+                "--set",
+                f"data.rows={rows}",
+            )
+            == 0
+        )
         found.append(json.loads(output.read_text())["estimate"])
     assert [one["stage_positions"] for one in found] == [4 * 8 * 96] * 2
     assert [one["stage_steps"] for one in found] == [4, 2]
@@ -299,7 +347,21 @@ def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypa
 def test_search(here, small, tmp_path, command, capsys):
     output = tmp_path / "fit.json"
     changed = ("--set", "data.positions=256", "--search", "--tries", 3)
-    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, "--html", tmp_path / "p.html", *changed) == 0
+    assert (
+        command(
+            fit,
+            "--config",
+            small,
+            "--slice",
+            "v5e:2x2",
+            "--json",
+            output,
+            "--html",
+            tmp_path / "p.html",
+            *changed,
+        )
+        == 0
+    )
     tried = json.loads(output.read_text())
     assert len(tried) == 3 and tried == rank(tried)
     assert "Choices, the best first" in (tmp_path / "p.html").read_text()
@@ -308,7 +370,17 @@ def test_search(here, small, tmp_path, command, capsys):
 def test_search_begins_with_what_is_given(here, small, tmp_path, command):
     """Which fits, and is compiled once."""
     output = tmp_path / "fit.json"
-    changed = ("--set", "mesh.fsdp=2", "--set", "mesh.context=2", "--set", "data.positions=256", "--search", "--tries", 1)
+    changed = (
+        "--set",
+        "mesh.fsdp=2",
+        "--set",
+        "mesh.context=2",
+        "--set",
+        "data.positions=256",
+        "--search",
+        "--tries",
+        1,
+    )
     assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, *changed) == 0
     (found,) = json.loads(output.read_text())
     assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]

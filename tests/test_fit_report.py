@@ -18,8 +18,12 @@ FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flo
 @pytest.mark.parametrize("key", sorted(FIGURES.keys() - {"fits"}))
 def test_what_grew_is_named(key):
     grown = {"train": FIGURES | {key: FIGURES[key] * 1.03}}
-    assert [line.split()[:2] for line in compare({"train": FIGURES}, grown, 0.02)] == [["train:", key]]
-    assert not compare({"train": FIGURES}, grown, 0.04) and not compare(grown, {"train": FIGURES}, 0.02)
+    assert [line.split()[:2] for line in compare({"train": FIGURES}, grown, 0.02)] == [
+        ["train:", key]
+    ]
+    assert not compare({"train": FIGURES}, grown, 0.04) and not compare(
+        grown, {"train": FIGURES}, 0.02
+    )
 
 
 def test_what_fits_no_more_is_named():
@@ -47,7 +51,11 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_report.subprocess, "run", Done)
     one = Fitting("small", ("v5e:1x1",), "serving")
     assert fit(one, tmp_path, "python") == fit(one, tmp_path, "python") == FIGURES
-    assert len(calls) == 1 and calls[0][-3:] == ["configs/lclm_0p6b_4b_16x.py", "--slice", "v5e:1x1"]
+    assert len(calls) == 1 and calls[0][-3:] == [
+        "configs/lclm_0p6b_4b_16x.py",
+        "--slice",
+        "v5e:1x1",
+    ]
     with pytest.raises(UserError, match=r"--slice v5e:2x2 ended with status 1; see .*other\.log"):
         fit(Fitting("other", ("v5e:2x2",), "serving"), tmp_path, "python")
     assert not (tmp_path / "other.json").exists()
@@ -74,17 +82,30 @@ def test_the_page(tmp_path):
         "training": [("v5p:4x4x4", known), ("v5e:1x1", refused)],
         "serving": [("v6e:1x1 --job decode", known), ("v6e:1x1 --job prefill", prefill)],
         "contexts": [("", known | {"context": 2**power}) for power in (12, 20)],
-        "chips": [("", known | {"chips": chips, "rows": 4 * chips, "mesh": {"data": 2}}) for chips in (1, 64)],
+        "chips": [
+            ("", known | {"chips": chips, "rows": 4 * chips, "mesh": {"data": 2}})
+            for chips in (1, 64)
+        ],
     }
     write_report(tmp_path, themes, published().model)
     page = (tmp_path / "fit.md").read_text()
-    assert "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |" in page
+    assert (
+        "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |"
+        in page
+    )
     assert "| `v5e:1x1` | **no** |" in page and "nothing was executed" in page
-    assert "10 ms to 20 ms | – | 7 s |" in page and "10 ms to 20 ms | 1.8 s to 1.9 s in 17 calls | 7 s |" in page
+    assert (
+        "10 ms to 20 ms | – | 7 s |" in page
+        and "10 ms to 20 ms | 1.8 s to 1.9 s in 17 calls | 7 s |" in page
+    )
     assert "14 encoder windows" in page and "token budget, 5.00B positions" in page
     assert "a v5p, 4 rows each" in page and "2 on 1, 2 on 64" in page
     assert "| 1,048,576 | 9.31 | 9.00 | 144.00 |" in page
-    assert (tmp_path / "fit_chips.png").stat().st_size > 1000 < (tmp_path / "fit_contexts.png").stat().st_size
+    assert (
+        (tmp_path / "fit_chips.png").stat().st_size
+        > 1000
+        < (tmp_path / "fit_contexts.png").stat().st_size
+    )
 
 
 def test_markdown():

@@ -49,11 +49,16 @@ def test_cache_equals_full_forward_passes(model):
 
     @jax.jit
     def score(tokens, lengths):
-        places = Places(jnp.arange(12 + STEPS) < lengths[:, None], jnp.broadcast_to(jnp.arange(12 + STEPS), tokens.shape))
+        places = Places(
+            jnp.arange(12 + STEPS) < lengths[:, None],
+            jnp.broadcast_to(jnp.arange(12 + STEPS), tokens.shape),
+        )
         places = jax.tree.map(lambda x: x.astype(jnp.int32), places)
         padded = jnp.pad(slots, ((0, 0), (0, STEPS)), constant_values=-1)
         lclm = LCLM(model.config)
-        hidden, _ = lclm.apply({"params": model.params}, tokens, padded, latents, places, method=LCLM.decode)
+        hidden, _ = lclm.apply(
+            {"params": model.params}, tokens, padded, latents, places, method=LCLM.decode
+        )
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
         return lclm.apply({"params": model.params}, last, method=LCLM.logits)[:, 0]
 
@@ -152,11 +157,22 @@ def test_repetition_penalty_lowers_what_was_written():
 def test_compress_many_windows(model):
     """Windows are read so many at once, the last batch not full, and each as if it were alone."""
     window = model.config.compression.window
-    tokens = np.random.default_rng(0).integers(0, 256, window * (WINDOWS_AT_ONCE + 2) + 5).astype(np.int32)
+    tokens = (
+        np.random.default_rng(0)
+        .integers(0, 256, window * (WINDOWS_AT_ONCE + 2) + 5)
+        .astype(np.int32)
+    )
     latents = model.compress_tokens(tokens)
-    alone = [model.compress_tokens(tokens[start : start + window]) for start in range(0, len(tokens), window)]
-    assert len(latents) == count_latents(len(tokens), model.config) and latents.tokens == len(tokens)
-    np.testing.assert_allclose(latents.vectors, np.concatenate([one.vectors for one in alone]), atol=1e-5)
+    alone = [
+        model.compress_tokens(tokens[start : start + window])
+        for start in range(0, len(tokens), window)
+    ]
+    assert len(latents) == count_latents(len(tokens), model.config) and latents.tokens == len(
+        tokens
+    )
+    np.testing.assert_allclose(
+        latents.vectors, np.concatenate([one.vectors for one in alone]), atol=1e-5
+    )
 
 
 def test_compress_refuses(model):
@@ -164,7 +180,9 @@ def test_compress_refuses(model):
         model.compress("")
     with pytest.raises(ValueError, match="compresses at ratio 4, got ratio=8"):
         model.compress(TEXT, ratio=8)
-    np.testing.assert_array_equal(model.compress(TEXT, ratio=4).vectors, model.compress(TEXT).vectors)
+    np.testing.assert_array_equal(
+        model.compress(TEXT, ratio=4).vectors, model.compress(TEXT).vectors
+    )
 
 
 def test_generate_chat_and_complete_run(model):
@@ -176,7 +194,9 @@ def test_generate_chat_and_complete_run(model):
     assert answer == model.chat([{"role": "user", "content": tagged}], max_tokens=STEPS)
     assert model.complete([latents, "Who?"], max_tokens=STEPS) != answer
     record = [Context(model.tokenizer.encode(TEXT)), Plain(model.tokenizer.encode("Who?"))]
-    assert model.complete_records([record], STEPS) == [model.complete([latents, "Who?"], max_tokens=STEPS)]
+    assert model.complete_records([record], STEPS) == [
+        model.complete([latents, "Who?"], max_tokens=STEPS)
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -187,7 +207,9 @@ def test_on_several_devices_as_on_one(model, noisy, tmp_path, count):
     assert spread.mesh.shape["tensor"] == 2 and spread.mesh.shape["context"] == count // 2
     latents, split = model.compress(TEXT * 2), spread.compress(TEXT * 2)
     np.testing.assert_allclose(split.vectors, latents.vectors, atol=1e-5)
-    assert spread.generate([split, "Who?"], max_tokens=STEPS) == model.generate([latents, "Who?"], max_tokens=STEPS)
+    assert spread.generate([split, "Who?"], max_tokens=STEPS) == model.generate(
+        [latents, "Who?"], max_tokens=STEPS
+    )
 
 
 @pytest.fixture
@@ -214,7 +236,12 @@ def test_text_never_becomes_a_control_token(model, prompts):
     model.chat([{"role": "user", "content": attack}])
     for prompt in prompts:
         found = prompt.tokens[0, : prompt.lengths[0]]
-        names = [name for token in found for name, number in model.tokenizer.control.items() if token == number]
+        names = [
+            name
+            for token in found
+            for name, number in model.tokenizer.control.items()
+            if token == number
+        ]
         assert names == [TURN_START, TURN_END, TURN_START]
         assert (prompt.slots == -1).all()
 

@@ -24,7 +24,14 @@ LAYOUTS = {"bf16_config457": ("bfloat16", True), "untied_sharded": ("float32", F
 # What every case holds, beside as many latents_<i> and adapted_<i> as it has contexts and a gradient per parameter.
 QUANTITIES = {
     *("empty_latent", "empty_adapted", "hidden_last", "logits", "logsumexp", "argmax", "loss"),
-    *("grad_norm_decoder", "grad_norm_encoder", "grad_norm_adapter", "greedy", "greedy_logits", "greedy_rep1.1"),
+    *(
+        "grad_norm_decoder",
+        "grad_norm_encoder",
+        "grad_norm_adapter",
+        "greedy",
+        "greedy_logits",
+        "greedy_rep1.1",
+    ),
 }
 
 
@@ -49,7 +56,9 @@ class Case:
     @cached_property
     def subject(self) -> Subject:
         tokenizer = self.model.tokenizer
-        return Subject.of(self.model.config, self.model.params, tokenizer.memory.marker, (tokenizer.id(TURN_END),))
+        return Subject.of(
+            self.model.config, self.model.params, tokenizer.memory.marker, (tokenizer.id(TURN_END),)
+        )
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -62,7 +71,9 @@ def test_every_quantity_is_the_originals(case):
     assert [one for one in checks if not one.passed] == []
     names = {one.name for one in checks}
     contexts = range(len(case.inputs["memory_token_ids"]))
-    assert names >= QUANTITIES | {f"{kind}_{i}" for kind in ("latents", "adapted") for i in contexts}
+    assert names >= QUANTITIES | {
+        f"{kind}_{i}" for kind in ("latents", "adapted") for i in contexts
+    }
     assert names >= {f"gradnorm/{name}" for name in case.inputs["param_grad_norms"]}
     assert ("packed hidden_last" in names) == (case.source / "packed_inputs.json").exists()
 
@@ -72,14 +83,18 @@ def test_a_record_is_laid_out_as_the_originals_prompt(case):
     labels = np.array(case.inputs["labels"])
     assert example.tokens.tolist() == case.inputs["input_ids"]
     assert np.array_equal(example.weights[:-1], labels[1:] != -100)
-    assert np.array_equal(example.targets[:-1][example.weights[:-1] > 0], labels[1:][labels[1:] != -100])
+    assert np.array_equal(
+        example.targets[:-1][example.weights[:-1] > 0], labels[1:][labels[1:] != -100]
+    )
 
 
 def as_record(values: dict) -> list[Span]:
     """A decoder's token ids and labels as the record they were made of."""
     record: list[Span] = []
     begin = 0
-    for (start, end), context in zip(values["memory_positions"], values["memory_token_ids"], strict=True):
+    for (start, end), context in zip(
+        values["memory_positions"], values["memory_token_ids"], strict=True
+    ):
         record += as_plain(values, begin, start - 1)
         record.append(Context(np.array(context)))
         begin = end + 1
@@ -87,7 +102,10 @@ def as_record(values: dict) -> list[Span]:
 
 
 def as_plain(values: dict, begin: int, end: int) -> list[Span]:
-    return [Plain(np.array([values["input_ids"][t]]), values["labels"][t] != -100) for t in range(begin, end)]
+    return [
+        Plain(np.array([values["input_ids"][t]]), values["labels"][t] != -100)
+        for t in range(begin, end)
+    ]
 
 
 def test_one_text_at_a_time_has_the_same_latents(case):
@@ -104,7 +122,10 @@ def test_file_layouts(name):
     dtype, tied = LAYOUTS[name]
     assert (config.dtype, config.decoder.tied, "head" in params) == (dtype, tied, not tied)
     assert (config.encoder.rope_theta, config.decoder.rope_theta) == (1e6, 5e6)
-    assert {one.name: one.passed for one in replay(source, Subject.of(config, params))} == {"logits": True, "latents": True}
+    assert {one.name: one.passed for one in replay(source, Subject.of(config, params))} == {
+        "logits": True,
+        "latents": True,
+    }
 
 
 # --- The replay itself must be able to fail ---
@@ -124,8 +145,15 @@ def test_a_changed_parameter_fails(layout):
 
 def test_an_unknown_quantity_is_named(layout):
     source, subject = layout
-    np.savez(source / "outputs.npz", **np.load(source / "outputs.npz"), entropy=np.zeros(3), latents_x=np.zeros(3))
-    with pytest.raises(ConversionError, match="cannot be replayed: entropy, latents_x; add them to RULES"):
+    np.savez(
+        source / "outputs.npz",
+        **np.load(source / "outputs.npz"),
+        entropy=np.zeros(3),
+        latents_x=np.zeros(3),
+    )
+    with pytest.raises(
+        ConversionError, match="cannot be replayed: entropy, latents_x; add them to RULES"
+    ):
         replay(source, subject)
 
 
@@ -144,7 +172,9 @@ def test_missing_files_are_named(tmp_path, layout):
         replay(*layout)
 
 
-@pytest.mark.parametrize("ours", [[1.0, np.nan], [1.0], [1.0, 2.1]], ids=["not a number", "another shape", "too far"])
+@pytest.mark.parametrize(
+    "ours", [[1.0, np.nan], [1.0], [1.0, 2.1]], ids=["not a number", "another shape", "too far"]
+)
 def test_what_fails_a_check(ours):
     assert not check("x", np.array(ours), np.array([1.0, 2.0]), Tolerance()).passed
     assert check("x", np.array([1.0, 2.0001]), np.array([1.0, 2.0]), Tolerance()).passed

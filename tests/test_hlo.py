@@ -60,13 +60,17 @@ def test_collectives_of_loops_count_as_often_as_the_loop_runs():
     gathered = by_kind["all-gather", ("fsdp",)]
     assert (gathered.times, gathered.bytes, gathered.total) == (36, {"bf16": 64}, 36 * 64)
     assert gathered.name == "step/gather"
-    assert by_kind["all-gather", ("data",)].bytes == {"f32": 160}, "a started operation's result holds its operand, too"
+    assert by_kind["all-gather", ("data",)].bytes == {"f32": 160}, (
+        "a started operation's result holds its operand, too"
+    )
     assert by_kind["all-reduce", ("data", "fsdp")].total == 40
     assert len(by_kind) == 3
 
 
 def test_a_loop_may_say_how_often_it_runs():
-    assert max(one.times for one in read(known=', backend_config={"known_trip_count":{"n":"7"}}')) == 7
+    assert (
+        max(one.times for one in read(known=', backend_config={"known_trip_count":{"n":"7"}}')) == 7
+    )
 
 
 def test_an_unrolled_loop_runs_less_often():
@@ -93,8 +97,12 @@ def test_groups_in_every_spelling(groups, axes):
 
 
 def test_a_collective_that_cannot_be_reached_is_an_error():
-    with pytest.raises(HloError, match="expected all 3 printed collectives in computations that run, found 2"):
-        collectives(MODULE.replace("GROUPS", "[1,8]<=[8]").replace("body=%bodyKNOWN", "body=%add"), MESH)
+    with pytest.raises(
+        HloError, match="expected all 3 printed collectives in computations that run, found 2"
+    ):
+        collectives(
+            MODULE.replace("GROUPS", "[1,8]<=[8]").replace("body=%bodyKNOWN", "body=%add"), MESH
+        )
 
 
 def test_a_collective_in_pieces_counts_once():
@@ -105,18 +113,26 @@ def test_a_collective_in_pieces_counts_once():
         .replace("KNOWN", "")
         .replace("  %started", f"  {whole}  {whole.replace('whole', 'again')}  %started")
     )
-    assert [one.total for one in collectives(text, MESH) if one.times == 1 and one.bytes.get("bf16")] == [64]
+    assert [
+        one.total for one in collectives(text, MESH) if one.times == 1 and one.bytes.get("bf16")
+    ] == [64]
 
 
 def test_what_goes_to_other_slices():
     """The host sends it: of a tensor of 10, and of nothing else."""
-    attributes = 'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    attributes = (
+        'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
     lines = (
         f"  %token = token[] after-all()\n  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
         f"  %got = (f32[10], u32[], token[]) recv(%token), {attributes}\n  %done"
     )
-    found = collectives(MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("  %done", lines), MESH)
-    assert [(one.kind, one.total) for one in found if one.axes == ("data",) and one.kind == "all-reduce"] == [("all-reduce", 40)]
+    found = collectives(
+        MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("  %done", lines), MESH
+    )
+    assert [
+        (one.kind, one.total) for one in found if one.axes == ("data",) and one.kind == "all-reduce"
+    ] == [("all-reduce", 40)]
 
 
 def test_groups_in_another_spelling():
@@ -126,7 +142,10 @@ def test_groups_in_another_spelling():
 
 def test_a_loop_without_an_end_is_an_error():
     with pytest.raises(HloError, match="one constant in the condition"):
-        collectives(MODULE.replace("constant(36)", "iota()").replace("GROUPS", "{}").replace("KNOWN", ""), MESH)
+        collectives(
+            MODULE.replace("constant(36)", "iota()").replace("GROUPS", "{}").replace("KNOWN", ""),
+            MESH,
+        )
 
 
 def test_text_that_is_no_module():
@@ -143,12 +162,18 @@ def test_a_compiled_program():
     @partial(jax.jit, out_shardings=whole)
     def run(x, weights):
         def layer(x, w):
-            return jax.lax.with_sharding_constraint(jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), rows.sharding), None
+            return jax.lax.with_sharding_constraint(
+                jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), rows.sharding
+            ), None
 
         return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
-    rows = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-    layers = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    rows = jax.ShapeDtypeStruct(
+        (16, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    )
+    layers = jax.ShapeDtypeStruct(
+        (5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    )
     found = collectives(run.lower(rows, layers).compile().as_text(), dict(mesh.shape))
     gathered = sum(one.total for one in found if one.axes == ("fsdp",))
     assert gathered == 5 * 64 * 64 * 4

@@ -22,7 +22,12 @@ CHAT_ROW = 1
 def pack(rows, config, tokenizer, positions=64, windows=2):
     """A batch whose rows hold the given records, one list of records a row."""
     budget = Budget.of(config, positions, windows)
-    return assemble([fill_row(budget, [lay_out(record, config, tokenizer.memory) for record in records]) for records in rows])
+    return assemble(
+        [
+            fill_row(budget, [lay_out(record, config, tokenizer.memory) for record in records])
+            for records in rows
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,19 @@ def records(tokenizer):
     def tokens(n):
         return rng.integers(0, 256, n).astype(np.int32)
 
-    first = [Plain(tokens(3)), Context(tokens(9)), Plain(tokens(4), True), Context(tokens(6)), Plain(tokens(5), True)]
+    first = [
+        Plain(tokens(3)),
+        Context(tokens(9)),
+        Plain(tokens(4), True),
+        Context(tokens(6)),
+        Plain(tokens(5), True),
+    ]
     second = [Context(tokens(7)), Plain(tokens(6), True)]
     answer = [tokens(5), Context(tokens(10)), tokens(4)]
-    chat = [{"role": "user", "content": [Context(tokens(5)), tokens(3)]}, {"role": "assistant", "content": answer}]
+    chat = [
+        {"role": "user", "content": [Context(tokens(5)), tokens(3)]},
+        {"role": "assistant", "content": answer},
+    ]
     return [[first, second], [render_chat(chat, tokenizer)]]
 
 
@@ -47,14 +61,23 @@ def batch(records, model_config, tokenizer):
 
 def change(config: ModelConfig, adapter="mlp", causal=True, qk_norm=True) -> ModelConfig:
     encoder = replace(config.encoder, causal=causal, qk_norm=qk_norm)
-    return replace(config, encoder=encoder, decoder=replace(config.decoder, qk_norm=qk_norm), adapter=AdapterConfig(adapter))
+    return replace(
+        config,
+        encoder=encoder,
+        decoder=replace(config.decoder, qk_norm=qk_norm),
+        adapter=AdapterConfig(adapter),
+    )
 
 
 def read_windows(m, windows, noise):
     """Latents of windows, with noise [B*C W E] on what the encoder reads."""
     places = Places(*(x.reshape(-1, x.shape[-1]) for x in (windows.segments, windows.positions)))
-    read, _ = m.encoder(m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + noise, places)
-    return m.project(m.pool(read.reshape(*windows.tokens.shape, -1), windows), latent_places(windows))
+    read, _ = m.encoder(
+        m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + noise, places
+    )
+    return m.project(
+        m.pool(read.reshape(*windows.tokens.shape, -1), windows), latent_places(windows)
+    )
 
 
 def no_noise(windows, config):
@@ -88,15 +111,23 @@ def flow(variant, one_device, batch):
     def influence(row, query):
         def probe(decoder_noise, encoder_noise):
             def run(m):
-                x = place(m.decoder.embed(batch.tokens) + decoder_noise, read_windows(m, windows, encoder_noise), batch.slots)
+                x = place(
+                    m.decoder.embed(batch.tokens) + decoder_noise,
+                    read_windows(m, windows, encoder_noise),
+                    batch.slots,
+                )
                 return m.decoder(x, Places(batch.segments, batch.positions))[0]
 
             hidden = model.apply({"params": noisy}, method=run)
             return jnp.dot(hidden[row, query], probe_of(hidden))
 
         decoder = jnp.zeros((*batch.tokens.shape, variant.decoder.width))
-        by_decoder, by_encoder = jax.grad(probe, argnums=(0, 1))(decoder, no_noise(windows, variant))
-        return jnp.abs(by_decoder).sum(-1) > 0, (jnp.abs(by_encoder).sum(-1) > 0).reshape(windows.tokens.shape)
+        by_decoder, by_encoder = jax.grad(probe, argnums=(0, 1))(
+            decoder, no_noise(windows, variant)
+        )
+        return jnp.abs(by_decoder).sum(-1) > 0, (jnp.abs(by_encoder).sum(-1) > 0).reshape(
+            windows.tokens.shape
+        )
 
     by_decoder = np.zeros(2 * batch.tokens.shape, bool)
     by_encoder = np.zeros(batch.tokens.shape + windows.tokens.shape, bool)
@@ -117,10 +148,16 @@ def test_decoder_sees_its_own_past_and_nothing_else(flow, batch):
 def test_context_reaches_only_what_follows_its_slots(flow, batch, variant):
     _, by_encoder = flow
     p = variant.compression.latents_per_window
-    groups, segments, contexts = batch.windows.groups, batch.windows.segments, batch.windows.latent_segments
+    groups, segments, contexts = (
+        batch.windows.groups,
+        batch.windows.segments,
+        batch.windows.latent_segments,
+    )
     for row, query in np.argwhere(batch.segments > 0):
         past = slice(query + 1)
-        read = set(batch.slots[row, past][batch.segments[row, past] == batch.segments[row, query]]) - {-1}
+        read = set(
+            batch.slots[row, past][batch.segments[row, past] == batch.segments[row, query]]
+        ) - {-1}
         expected = np.zeros(groups.shape, bool)
         for window, position in np.argwhere(segments[row] > 0):
             # Causal encoder: a token reaches its own latent and the later ones of its piece.
@@ -135,8 +172,14 @@ def test_context_reaches_only_what_follows_its_slots(flow, batch, variant):
 def test_context_inside_an_assistant_turn_is_causal(flow, batch, model_config):
     """The answer before the context is trained on and must not know it; the answer after it must."""
     reaches = flow[1][CHAT_ROW, :, CHAT_ROW]  # [T C W]
-    weights, slots, groups = batch.weights[CHAT_ROW], batch.slots[CHAT_ROW], batch.windows.groups[CHAT_ROW]
-    first, *_, last = inner = np.flatnonzero(slots >= 0)[2:]  # two latents before are the user's context of five tokens
+    weights, slots, groups = (
+        batch.weights[CHAT_ROW],
+        batch.slots[CHAT_ROW],
+        batch.windows.groups[CHAT_ROW],
+    )
+    first, *_, last = inner = np.flatnonzero(slots >= 0)[
+        2:
+    ]  # two latents before are the user's context of five tokens
     before, after = np.flatnonzero(weights[:first]), last + np.flatnonzero(weights[last:])
     assert len(before) == 5 and len(after) == 5, "five tokens, then four and the end of the turn"
     latents = groups + model_config.compression.latents_per_window * np.arange(len(groups))[:, None]
@@ -155,7 +198,9 @@ def test_without_qk_norm_the_towers_have_no_such_parameters(model_config, one_de
     """The adapter's attention is a whole Qwen3 layer in any model."""
 
     def normed(qk_norm):
-        paths = jax.tree.leaves_with_path(abstract_params(change(model_config, "mlp_attn", qk_norm=qk_norm), one_device))
+        paths = jax.tree.leaves_with_path(
+            abstract_params(change(model_config, "mlp_attn", qk_norm=qk_norm), one_device)
+        )
         return {path[0].key for path, _ in paths if path[-2].key in ("q_norm", "k_norm")}
 
     assert normed(True) == {"encoder", "adapter", "decoder"}
@@ -171,7 +216,10 @@ def long_batch(model_config, tokenizer):
         return rng.integers(0, 256, n).astype(np.int32)
 
     first = [Context(tokens(37)), Plain(tokens(2), True), Context(tokens(4))]
-    second, other = [Context(tokens(3)), Plain(tokens(2), True)], [Context(tokens(21)), Plain(tokens(2), True)]
+    second, other = (
+        [Context(tokens(3)), Plain(tokens(2), True)],
+        [Context(tokens(21)), Plain(tokens(2), True)],
+    )
     batch = pack([[first, second], [other]], model_config, tokenizer, windows=3)
     assert batch.windows.segments.max(axis=-1).tolist() == [[1, 1, 3], [1, 1, 0]]
     return batch
@@ -186,7 +234,9 @@ def latent_flow(config, params, windows):
             latents = LCLM(config).apply({"params": params}, windows, noise, method=read_windows)
             return jnp.dot(latents[row, latent], probe_of(latents))
 
-        return (jnp.abs(jax.grad(probe)(no_noise(windows, config))).sum(-1) > 0).reshape(windows.tokens.shape)
+        return (jnp.abs(jax.grad(probe)(no_noise(windows, config))).sum(-1) > 0).reshape(
+            windows.tokens.shape
+        )
 
     contexts = windows.latent_segments.reshape(len(windows.tokens), -1)
     flow = np.zeros(contexts.shape + windows.tokens.shape, bool)
@@ -203,11 +253,16 @@ def context_of_tokens(windows):
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
 @pytest.mark.parametrize("adapter", ["mlp_attn", "attn_mlp"])
-def test_adapter_attention_joins_all_of_a_context_and_nothing_else(adapter, causal, model_config, one_device, long_batch):
+def test_adapter_attention_joins_all_of_a_context_and_nothing_else(
+    adapter, causal, model_config, one_device, long_batch
+):
     """Every latent depends on every token of its context, before and after it, in any window; on no other token."""
     config, windows = change(model_config, adapter, causal), long_batch.windows
     flow = latent_flow(config, with_noise(init_params(config, one_device, seed=0)), windows)
-    tokens, latents = context_of_tokens(windows), windows.latent_segments.reshape(len(windows.tokens), -1)
+    tokens, latents = (
+        context_of_tokens(windows),
+        windows.latent_segments.reshape(len(windows.tokens), -1),
+    )
     for row, latent in np.argwhere(latents > 0):
         expected = np.zeros(tokens.shape, bool)
         expected[row] = tokens[row] == latents[row, latent]
@@ -216,7 +271,9 @@ def test_adapter_attention_joins_all_of_a_context_and_nothing_else(adapter, caus
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both ways"])
-def test_without_adapter_attention_windows_of_a_context_stay_apart(causal, model_config, noisy, long_batch):
+def test_without_adapter_attention_windows_of_a_context_stay_apart(
+    causal, model_config, noisy, long_batch
+):
     config, windows = change(model_config, causal=causal), long_batch.windows
     flow, p = latent_flow(config, noisy, windows), config.compression.latents_per_window
     tokens, latents = context_of_tokens(windows), windows.latent_segments
@@ -224,18 +281,29 @@ def test_without_adapter_attention_windows_of_a_context_stay_apart(causal, model
         expected = np.zeros(tokens.shape, bool)
         read = tokens[row, window] == latents[row, window, latent]
         expected[row, window] = read & ((windows.groups[row, window] <= latent) | (not causal))
-        np.testing.assert_array_equal(flow[row, window * p + latent], expected, f"row {row}, window {window}, latent {latent}")
+        np.testing.assert_array_equal(
+            flow[row, window * p + latent], expected, f"row {row}, window {window}, latent {latent}"
+        )
 
 
 @pytest.fixture(scope="module")
 def overlapping(model_config, tokenizer):
     """A window filled by two pieces of one context, which hold the same tokens where they overlap, and by another context."""
-    config = replace(model_config, compression=CompressionConfig(ratio=4, window=16, overlap=4, ratios=(8,)))
+    config = replace(
+        model_config, compression=CompressionConfig(ratio=4, window=16, overlap=4, ratios=(8,))
+    )
     config = change(config, causal=False)
     tokens = np.arange(100, 119, dtype=np.int32)
-    batch = pack([[[Context(tokens[:17], 8), Plain(tokens[:2], True), Context(tokens[17:])]]], config, tokenizer, windows=1)
+    batch = pack(
+        [[[Context(tokens[:17], 8), Plain(tokens[:2], True), Context(tokens[17:])]]],
+        config,
+        tokenizer,
+        windows=1,
+    )
     sizes = np.unique(batch.windows.segments, return_counts=True)
-    assert [x.tolist() for x in sizes] == [[1, 2, 3], [17, 5, 2]], "16 tokens and 1 behind; 4 before and 1; 2"
+    assert [x.tolist() for x in sizes] == [[1, 2, 3], [17, 5, 2]], (
+        "16 tokens and 1 behind; 4 before and 1; 2"
+    )
     return batch.windows
 
 
@@ -246,28 +314,43 @@ def encoder_flow(config, params, tokens, places):
     def influence(query):
         def probe(noise):
             hidden = LCLM(config).apply(
-                {"params": params}, method=lambda m: m.encoder(m.encoder.embed(tokens) + noise, places)[0]
+                {"params": params},
+                method=lambda m: m.encoder(m.encoder.embed(tokens) + noise, places)[0],
             )
             return jnp.dot(hidden[0, query], probe_of(hidden))
 
-        return jnp.abs(jax.grad(probe)(jnp.zeros((*tokens.shape, config.encoder.width)))[0]).sum(-1) > 0
+        return (
+            jnp.abs(jax.grad(probe)(jnp.zeros((*tokens.shape, config.encoder.width)))[0]).sum(-1)
+            > 0
+        )
 
     return np.array([influence(query) for query in range(tokens.shape[1])])
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["contexts", "pieces that overlap"])
-def test_bidirectional_encoder_keeps_what_shares_a_window_apart(overlap, model_config, noisy, batch, overlapping):
+def test_bidirectional_encoder_keeps_what_shares_a_window_apart(
+    overlap, model_config, noisy, batch, overlapping
+):
     windows = overlapping if overlap else batch.windows
     row, window = np.argwhere(windows.segments > 1)[0, :2]
-    tokens, segments, positions = (x[row, window][None] for x in (windows.tokens, windows.segments, windows.positions))
-    flow = encoder_flow(change(model_config, causal=False), noisy, tokens, Places(segments, positions))
+    tokens, segments, positions = (
+        x[row, window][None] for x in (windows.tokens, windows.segments, windows.positions)
+    )
+    flow = encoder_flow(
+        change(model_config, causal=False), noisy, tokens, Places(segments, positions)
+    )
     for query in np.flatnonzero(segments[0]):
-        np.testing.assert_array_equal(flow[query], segments[0] == segments[0, query], f"query {query}")
+        np.testing.assert_array_equal(
+            flow[query], segments[0] == segments[0, query], f"query {query}"
+        )
 
 
 def test_latents_see_the_overlap_of_their_own_piece_alone(model_config, noisy, overlapping):
     """Through the pooling: a latent depends on the neighbours its piece reads, not on the same tokens in the other piece."""
-    config = replace(change(model_config, causal=False), compression=CompressionConfig(4, 16, overlap=4, ratios=(8,)))
+    config = replace(
+        change(model_config, causal=False),
+        compression=CompressionConfig(4, 16, overlap=4, ratios=(8,)),
+    )
     flow = latent_flow(config, noisy, overlapping)
     segments, groups = overlapping.segments[0, 0], overlapping.groups[0, 0]
     for latent in range(4):
@@ -304,5 +387,7 @@ def test_packed_equals_alone(model_config, noisy, tokenizer, records, batch):
     for record in records[0]:
         alone = pack([[record], []], model_config, tokenizer)
         length = int((alone.segments > 0).sum())
-        np.testing.assert_allclose(together[start : start + length], forward(alone)[0, :length], atol=1e-5)
+        np.testing.assert_allclose(
+            together[start : start + length], forward(alone)[0, :length], atol=1e-5
+        )
         start += length

@@ -14,16 +14,27 @@ from lclm_jax.train import train
 def test_figures_go_to_tensorboard(config, tmp_path):
     directory = train(moved(config, tmp_path, tensorboard=True), "adapter")
     (file,) = (directory / "tensorboard").iterdir()
-    for name in (b"loss", b"streams/reconstruction/docs/accuracy", b"gradient_norm/adapter", b"tokens_per_second"):
+    for name in (
+        b"loss",
+        b"streams/reconstruction/docs/accuracy",
+        b"gradient_norm/adapter",
+        b"tokens_per_second",
+    ):
         assert file.read_bytes().count(name) >= 4
 
 
 def test_figures_go_to_wandb(config, tmp_path, monkeypatch):
     seen, made = [], []
-    run = types.SimpleNamespace(log=seen.append, define_metric=lambda *_, **__: None, finish=lambda: made.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: made.append(given) or run))
+    run = types.SimpleNamespace(
+        log=seen.append, define_metric=lambda *_, **__: None, finish=lambda: made.append("finished")
+    )
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: made.append(given) or run)
+    )
     train(moved(config, tmp_path, wandb="lclm"), "adapter")
-    assert made[0]["project"] == "lclm" and made[0]["resume"] == "allow" and made[1:] == ["finished"]
+    assert (
+        made[0]["project"] == "lclm" and made[0]["resume"] == "allow" and made[1:] == ["finished"]
+    )
     assert [line["step"] for line in seen] == [1, 2, 3, 4]
     assert all(line["streams/sft/tasks/loss"] > 0 for line in seen)
 
@@ -43,4 +54,7 @@ def test_a_line_that_was_cut_short_stays_by_itself(config, tmp_path):
 
 
 def test_numbers_of_a_line():
-    assert dict(numbers({"a": 1, "b": {"c": 2.5, "d": "x"}, "e": None, "f": True})) == {"a": 1.0, "b/c": 2.5}
+    assert dict(numbers({"a": 1, "b": {"c": 2.5, "d": "x"}, "e": None, "f": True})) == {
+        "a": 1.0,
+        "b/c": 2.5,
+    }

@@ -44,8 +44,14 @@ MEANS = {
 }
 JOINED = {
     "empty latent": ([0, 0, 0, 1, 1, 1], [[1, 10, 2, 20, 3, 30], [4, 40, 5, 50, 6, 60], [0] * 6]),
-    "ragged last group": ([0, 0, 0, 1, -1, -1], [[1, 10, 2, 20, 3, 30], [4, 40, 0, 0, 0, 0], [0] * 6]),
-    "mixed group sizes": ([0, 0, 1, 1, 1, 2], [[1, 10, 2, 20, 0, 0], [3, 30, 4, 40, 5, 50], [6, 60, 0, 0, 0, 0]]),
+    "ragged last group": (
+        [0, 0, 0, 1, -1, -1],
+        [[1, 10, 2, 20, 3, 30], [4, 40, 0, 0, 0, 0], [0] * 6],
+    ),
+    "mixed group sizes": (
+        [0, 0, 1, 1, 1, 2],
+        [[1, 10, 2, 20, 0, 0], [3, 30, 4, 40, 5, 50], [6, 60, 0, 0, 0, 0]],
+    ),
 }
 
 
@@ -60,9 +66,14 @@ def test_pool_concat(groups, expected):
 
 
 def test_place():
-    embedded, latents = np.zeros((2, 4, 1), np.float32), np.array([[[1], [2]], [[3], [4]]], np.float32)
+    embedded, latents = (
+        np.zeros((2, 4, 1), np.float32),
+        np.array([[[1], [2]], [[3], [4]]], np.float32),
+    )
     slots = np.array([[-1, 0, 1, -1], [1, 1, -1, 0]])
-    np.testing.assert_array_equal(place(embedded + 9, latents, slots)[..., 0], [[9, 1, 2, 9], [4, 4, 9, 3]])
+    np.testing.assert_array_equal(
+        place(embedded + 9, latents, slots)[..., 0], [[9, 1, 2, 9], [4, 4, 9, 3]]
+    )
 
 
 def test_rotate():
@@ -71,7 +82,9 @@ def test_rotate():
     x, positions = rng.normal(size=(1, 3, 2, 6)).astype(np.float32), np.array([[0, 5, 1000]])
     pairs = x[..., :3] + 1j * x[..., 3:]
     turned = pairs * np.exp(1j * positions[..., None, None] * 1e4 ** (-np.arange(3) / 3))
-    np.testing.assert_allclose(rotate(x, positions, 1e4), np.concatenate([turned.real, turned.imag], -1), atol=1e-4)
+    np.testing.assert_allclose(
+        rotate(x, positions, 1e4), np.concatenate([turned.real, turned.imag], -1), atol=1e-4
+    )
 
 
 def softmax_attention(q, k, v, seen):
@@ -87,7 +100,10 @@ def softmax_attention(q, k, v, seen):
 def test_attend(causal):
     """To itself, and after a cache whose keys lie in any order."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 3, 4, 8), (1, 2, 3, 8), (1, 2, 3, 8)))
+    q, k, v = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((1, 3, 4, 8), (1, 2, 3, 8), (1, 2, 3, 8))
+    )
     cached = tuple(rng.normal(size=(1, 2, 6, 8)).astype(np.float32) for _ in range(2))
     queries = Places(np.array([[1, 1, 2]]), np.array([[1, 2, 1]]))
     own = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
@@ -95,7 +111,9 @@ def test_attend(causal):
     seen = np.array([[1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])
     if not causal:
         own[0], seen[0] = own[1], seen[1]
-    np.testing.assert_allclose(attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6
+    )
     both = [np.concatenate([old, new], axis=2) for old, new in zip(cached, (k, v), strict=True)]
     expected = softmax_attention(q, *both, np.concatenate([seen, own], axis=1))
     cache = Cache(*cached, places, jnp.int32(6))
@@ -112,17 +130,25 @@ def test_attention_after_a_cache_in_bfloat16_of_several_rows():
 
     @jax.jit
     def attended(own, cached):
-        return attend_after(own[0], own[1:], queries, Cache(*cached, places, jnp.int32(16)), None, False)
+        return attend_after(
+            own[0], own[1:], queries, Cache(*cached, places, jnp.int32(16)), None, False
+        )
 
     own, cached = (q, k, v), (keys, values)
-    rounded, exact = attended(own, cached), attended(*jax.tree.map(lambda x: x.astype(jnp.float32), (own, cached)))
+    rounded, exact = (
+        attended(own, cached),
+        attended(*jax.tree.map(lambda x: x.astype(jnp.float32), (own, cached))),
+    )
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=2e-2)
 
 
 def test_norm_computes_in_float32():
     rng = np.random.default_rng(0)
-    x, scale = jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16), rng.normal(size=8).astype(np.float32)
+    x, scale = (
+        jnp.asarray(rng.normal(size=(3, 8)), jnp.bfloat16),
+        rng.normal(size=8).astype(np.float32),
+    )
     x32 = np.asarray(x, np.float32)
     expected = x32 / np.sqrt((x32**2).mean(-1, keepdims=True) + 1e-6) * scale
     normed = RMSNorm(1e-6).apply({"params": {"scale": scale}}, x)
@@ -134,17 +160,25 @@ def test_norm_computes_in_float32():
 def noisy(params):
     """Residual branches start at zero; with noise on every parameter, each of them matters."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
+    )
 
 
 @pytest.fixture(scope="module")
 def compress(model_config, noisy):
-    return jax.jit(lambda windows: LCLM(model_config).apply({"params": noisy}, windows, method=LCLM.compress)[0])
+    return jax.jit(
+        lambda windows: LCLM(model_config).apply({"params": noisy}, windows, method=LCLM.compress)[
+            0
+        ]
+    )
 
 
 @settings(max_examples=12, deadline=None)
 @given(first=st.integers(1, 12), second=st.integers(1, 12), seed=st.integers(0, 99))
-def test_context_alone_equals_context_in_a_shared_window(compress, model_config, first, second, seed):
+def test_context_alone_equals_context_in_a_shared_window(
+    compress, model_config, first, second, seed
+):
     """Two contexts of up to three latents side by side in a window of four, when they fit, and each in a window alone."""
     rng = np.random.default_rng(seed)
     ratio, room = model_config.compression.ratio, model_config.compression.latents_per_window
@@ -163,7 +197,9 @@ def test_context_alone_equals_context_in_a_shared_window(compress, model_config,
         return compress(windows)
 
     together = read([(contexts[0], (0, 0)), (contexts[1], (first, counts[0]))])
-    alone = np.concatenate([read([(context, (0, 0))])[:n] for context, n in zip(contexts, counts, strict=True)])
+    alone = np.concatenate(
+        [read([(context, (0, 0))])[:n] for context, n in zip(contexts, counts, strict=True)]
+    )
     np.testing.assert_allclose(together[: sum(counts)], alone, atol=1e-5)
 
 
@@ -180,7 +216,9 @@ def test_rematerialisation_changes_nothing(model_config, noisy):
     expected = compute(noisy["decoder"], "none")
     for remat in ("dots", "full"):
         result = compute(noisy["decoder"], remat)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), result, expected)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), result, expected
+        )
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -193,9 +231,14 @@ def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, 
     def count(remat):
         def loss(params):
             model = Transformer(model_config.decoder, remat)
-            return model.apply({"params": params}, method=lambda m: m(m.embed(tokens), places)[0]).sum()
+            return model.apply(
+                {"params": params}, method=lambda m: m(m.embed(tokens), places)[0]
+            ).sum()
 
-        names = [one.primitive.name for one in equations(jax.make_jaxpr(jax.grad(loss))(noisy["decoder"]).jaxpr)]
+        names = [
+            one.primitive.name
+            for one in equations(jax.make_jaxpr(jax.grad(loss))(noisy["decoder"]).jaxpr)
+        ]
         return names.count("exp")
 
     assert count("none") == count("dots") < count("full")
@@ -205,21 +248,34 @@ def test_every_parameter_has_logical_axes(model_config):
     """Untied, so that the head is among them; a name outside the rules would silently mean replicated."""
     config = replace(model_config, decoder=replace(model_config.decoder, tied=False))
     boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
-    leaves = jax.tree.leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+    leaves = jax.tree.leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
     assert "head" in boxed
     for path, leaf in leaves:
         assert isinstance(leaf, nn.LogicallyPartitioned), path
-        assert len(leaf.names) == leaf.value.ndim and set(leaf.names) <= set(dict(RULES)), (path, leaf.names)
+        assert len(leaf.names) == leaf.value.ndim and set(leaf.names) <= set(dict(RULES)), (
+            path,
+            leaf.names,
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("qwen3-0.6b", 596_049_920), ("qwen3-1.7b", 1_720_574_976), ("qwen3-4b", 4_022_468_096), ("qwen3-8b", 8_190_735_360)],
+    [
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("qwen3-8b", 8_190_735_360),
+    ],
 )
 def test_shapes_have_the_sizes_of_the_models_they_are_named_after(name, size, one_device):
     config = replace(published_config().model, encoder=SHAPES["qwen3-0.6b"], decoder=SHAPES[name])
     abstract = abstract_params(config, one_device)
-    assert sum(leaf.size for leaf in jax.tree.leaves((abstract["decoder"], abstract.get("head")))) == size
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves((abstract["decoder"], abstract.get("head"))))
+        == size
+    )
 
 
 def test_published_sizes(one_device):
@@ -235,15 +291,24 @@ def test_published_sizes(one_device):
 def scored():
     """(hidden, table, targets, weights) of two rows of twelve positions; at most five of a row have weight."""
     rng = np.random.default_rng(0)
-    hidden, table = rng.normal(size=(2, 12, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
-    weights = np.array([[0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0.5], [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]], np.float32)
+    hidden, table = (
+        rng.normal(size=(2, 12, 8)).astype(np.float32),
+        rng.normal(size=(30, 8)).astype(np.float32),
+    )
+    weights = np.array(
+        [[0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0.5], [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]], np.float32
+    )
     return hidden, table, rng.integers(0, 30, (2, 12)), weights
 
 
 def naive_losses(hidden, table, targets, weights):
     logits = jnp.einsum("BTD,VD->BTV", hidden, table)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(nll * weights), jnp.where(weights > 0, nll, 0), jnp.where(weights > 0, logits.argmax(-1) == targets, 0)
+    return (
+        jnp.sum(nll * weights),
+        jnp.where(weights > 0, nll, 0),
+        jnp.where(weights > 0, logits.argmax(-1) == targets, 0),
+    )
 
 
 @partial(jax.jit, static_argnames="chunk")
@@ -258,17 +323,23 @@ def loss_and_gradients(hidden, table, targets, weights, chunk=None):
     return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, table)
 
 
-@pytest.mark.parametrize("chunk", [2, 10, 1000], ids=["two positions", "not a divisor", "all at once"])
+@pytest.mark.parametrize(
+    "chunk", [2, 10, 1000], ids=["two positions", "not a divisor", "all at once"]
+)
 def test_loss_equals_full_logits(scored, chunk):
     chunked, expected = loss_and_gradients(*scored, chunk=chunk), loss_and_gradients(*scored)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), chunked, expected)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), chunked, expected
+    )
 
 
 def test_loss_skips_positions_without_weight(scored):
     """Chunks as long as there are weighted positions: those are all in the first, and what lies behind it is never read."""
     hidden, table, targets, weights = scored
     poisoned = np.where(weights[..., None] > 0, hidden, np.nan)
-    (_, (nll, _)), gradients = loss_and_gradients(poisoned, table, targets, weights, chunk=int((weights > 0).sum()))
+    (_, (nll, _)), gradients = loss_and_gradients(
+        poisoned, table, targets, weights, chunk=int((weights > 0).sum())
+    )
     assert np.isfinite(nll).all() and all(np.isfinite(x).all() for x in gradients)
     assert not gradients[0][weights == 0].any()
 
@@ -287,8 +358,12 @@ def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, 
 
 def test_losses_by_position_have_no_gradients_and_say_so(scored):
     hidden, table, targets, weights = scored
-    by_position = jax.grad(lambda hidden: cross_entropy(hidden, table, targets, weights, chunk=4)[1].sum())
-    with pytest.raises(TypeError, match="expected gradients of cross_entropy's sum, its first result"):
+    by_position = jax.grad(
+        lambda hidden: cross_entropy(hidden, table, targets, weights, chunk=4)[1].sum()
+    )
+    with pytest.raises(
+        TypeError, match="expected gradients of cross_entropy's sum, its first result"
+    ):
         by_position(hidden)
 
 
@@ -297,12 +372,20 @@ def test_logits_of_a_whole_sequence_never_exist():
     b, t, d, v, chunk = 2, 48, 4, 101, 8
 
     def total(hidden, table):
-        return cross_entropy(hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk)[0]
+        return cross_entropy(
+            hidden, table, np.zeros((b, t), np.int32), np.ones((b, t), np.float32), chunk
+        )[0]
 
-    jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(np.zeros((b, t, d), np.float32), np.zeros((v, d), np.float32))
-    shapes = {variable.aval.shape for equation in equations(jaxpr.jaxpr) for variable in equation.outvars}
+    jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(
+        np.zeros((b, t, d), np.float32), np.zeros((v, d), np.float32)
+    )
+    shapes = {
+        variable.aval.shape for equation in equations(jaxpr.jaxpr) for variable in equation.outvars
+    }
     over_vocabulary = {shape for shape in shapes if v in shape}
-    assert (chunk, v) in over_vocabulary, "the walk must see the logits of a chunk for this test to mean anything"
+    assert (chunk, v) in over_vocabulary, (
+        "the walk must see the logits of a chunk for this test to mean anything"
+    )
     assert max(map(np.prod, over_vocabulary)) <= chunk * v
 
 
@@ -310,6 +393,8 @@ def equations(jaxpr: Jaxpr):
     """Those of a jaxpr and of the jaxprs inside them."""
     for equation in jaxpr.eqns:
         yield equation
-        for parameter in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))):
+        for parameter in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))
+        ):
             if isinstance(parameter, (Jaxpr, ClosedJaxpr)):
                 yield from equations(getattr(parameter, "jaxpr", parameter))

@@ -16,7 +16,10 @@ from lclm_jax.data.spans import Context, Plain, Size, lay_out, measure
 
 def sizes_of(examples):
     """What `measure` would say, reckoned from the arrays."""
-    pieces = [tuple((len(piece.tokens), piece.latents) for piece in example.pieces) for example in examples]
+    pieces = [
+        tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
+        for example in examples
+    ]
     return [Size(len(example), some, 0, 0) for example, some in zip(examples, pieces, strict=True)]
 
 
@@ -49,7 +52,9 @@ def expected_groups(record, config):
     causal=st.booleans(),
     ratio=st.sampled_from([2, 4]),
 )
-def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(specs, overlap, causal, ratio):
+def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
+    specs, overlap, causal, ratio
+):
     config = model(ratio, 8, "mean", overlap, causal)
     p = config.compression.latents_per_window
     limits = Budget(40, 3, config.window_length, p)
@@ -57,7 +62,11 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(specs, ov
     examples = [lay_out(record, config, MEMORY, stream=i) for i, record in enumerate(records)]
     # An example of no tokens would leave no trace by which to find it.
     sizes = [measure(record, config) for record in records]
-    fitting = [example for example, size in zip(examples, sizes, strict=True) if limits.holds(size) and len(example)]
+    fitting = [
+        example
+        for example, size in zip(examples, sizes, strict=True)
+        if limits.holds(size) and len(example)
+    ]
     if not fitting:
         return
     rows = pack(fitting, limits)
@@ -83,12 +92,17 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(specs, ov
             slots = batch.slots[i, here]
             assert ((slots >= 0) == (example.slots >= 0)).all()
             taken = slots[slots >= 0].tolist()
-            read = [windows.tokens[slot // p][windows.groups[slot // p] == slot % p].tolist() for slot in taken]
+            read = [
+                windows.tokens[slot // p][windows.groups[slot // p] == slot % p].tolist()
+                for slot in taken
+            ]
             assert read == list(expected_groups(records[number], config))
             latents += taken
             pieces += [piece.tokens.tolist() for piece in example.pieces if len(piece.tokens)]
         assert len(set(latents)) == len(latents), "no two slots share a latent"
-        assert set(latents) >= {c * p + g for c in range(3) for g in windows.groups[c].tolist() if g >= 0}
+        assert set(latents) >= {
+            c * p + g for c in range(3) for g in windows.groups[c].tolist() if g >= 0
+        }
         padding = batch.segments[i] == 0
         assert (batch.slots[i, padding] == -1).all()
         assert not batch.tokens[i, padding].any() and not batch.weights[i, padding].any()
@@ -111,8 +125,13 @@ def layout(*spans, config=None):
 
 
 def test_contexts_that_share_a_window_are_told_apart():
-    two, one = layout(("context", 3), ("plain", 1), ("context", 2)), layout(("context", 4), ("plain", 1))
-    batch = assemble(pack([two, one], Budget(positions=14, windows=1, window_length=10, window_latents=4)))
+    two, one = (
+        layout(("context", 3), ("plain", 1), ("context", 2)),
+        layout(("context", 4), ("plain", 1)),
+    )
+    batch = assemble(
+        pack([two, one], Budget(positions=14, windows=1, window_length=10, window_latents=4))
+    )
     assert batch.windows.segments.tolist() == [[[1, 1, 1, 2, 2, 3, 3, 3, 3, 0]]]
     assert batch.windows.positions.tolist() == [[[0, 1, 2, 0, 1, 0, 1, 2, 3, 0]]]
     assert batch.windows.groups.tolist() == [[[0, 0, 0, 1, 1, 2, 2, 2, 2, -1]]]
@@ -150,9 +169,13 @@ def plain(*lengths):
 
 def test_a_row_is_filled_in_turn_and_then_by_the_largest_that_fits():
     limits = Budget(100, 1, 8, 2)
-    assert choose_row(plain(20, 30, 35, 4, 9, 8, 15), limits)[0] == [0, 1, 2, 6], "35 of the last 20 do not fit, 15 do"
+    assert choose_row(plain(20, 30, 35, 4, 9, 8, 15), limits)[0] == [0, 1, 2, 6], (
+        "35 of the last 20 do not fit, 15 do"
+    )
     assert choose_row(plain(90, 60, 3, 7, 1), limits)[0] == [0, 3, 2], "nearly full from the first"
-    assert choose_row(plain(20, 75, 60, 30), limits)[0] == [0, 2], "75 would leave less than half of what is kept for the end"
+    assert choose_row(plain(20, 75, 60, 30), limits)[0] == [0, 2], (
+        "75 would leave less than half of what is kept for the end"
+    )
     with pytest.raises(ValueError, match="expected an example that fits into"):
         choose_row([Size(3, ((9, 1),), 0, 0)], limits)
 
@@ -161,7 +184,9 @@ def test_the_end_of_a_row_takes_what_lies_along_the_budget_that_is_left():
     limits = Budget(1000, 100, 10, 100)
     first = Size(850, ((10, 1),) * 60, 0, 0)
     reader, writer = Size(80, ((10, 1),) * 35, 0, 0), Size(100, (), 0, 0)
-    assert choose_row([first, writer, reader], limits)[0] == [0, 2], "more windows than positions are left"
+    assert choose_row([first, writer, reader], limits)[0] == [0, 2], (
+        "more windows than positions are left"
+    )
 
 
 def test_those_who_wait_stay_a_fair_sample():
@@ -214,14 +239,21 @@ def test_rows_of_the_recipes_lengths_are_full():
     """Lognormal documents read at 16 tokens a latent, half of their tokens plain: more than 97 % of both budgets."""
     rng, config = np.random.default_rng(0), ModelConfig(TOWER, TOWER, CompressionConfig(16, 1024))
     lengths = np.clip(rng.lognormal(7.5, 1.0, 3000), 256, 14000).astype(int)
-    sizes = [measure([Context(range(n // 2)), Plain(range(n - n // 2), True)], config) for n in lengths]
+    sizes = [
+        measure([Context(range(n // 2)), Plain(range(n - n // 2), True)], config) for n in lengths
+    ]
     share = sum(size.read for size in sizes) / sum(size.positions for size in sizes)
-    limits = replace(Budget.of(config, 16384, round(16384 * share / 1024)), window_latents=72)  # data.spare_latents
+    limits = replace(
+        Budget.of(config, 16384, round(16384 * share / 1024)), window_latents=72
+    )  # data.spare_latents
     waiting, fills = sizes, []
     while len(waiting) > 1000:
         chosen, _ = choose_row(waiting[:1000], limits)
         fills.append(
-            (sum(waiting[i].positions for i in chosen) / 16384, sum(waiting[i].read for i in chosen) / limits.windows / 1024)
+            (
+                sum(waiting[i].positions for i in chosen) / 16384,
+                sum(waiting[i].read for i in chosen) / limits.windows / 1024,
+            )
         )
         waiting = [size for i, size in enumerate(waiting) if i not in set(chosen)]
     positions, windows = np.mean(fills, axis=0)

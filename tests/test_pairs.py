@@ -35,7 +35,12 @@ def test_a_document_spells_its_pairs():
     assert pairs.spell([("amber", "kestrel"), ("stone", "river")]) == " amber kestrel, stone river,"
     documents = [row["text"] for row in pairs.pair_documents(WORDS, 50, 4, 6, seed=1)]
     assert len(set(documents)) == 50
-    assert {len(text.partition(":")[0].split()) for text in documents} == {0, 1, 2, 3}  # words of a title
+    assert {len(text.partition(":")[0].split()) for text in documents} == {
+        0,
+        1,
+        2,
+        3,
+    }  # words of a title
     assert all(4 <= len(read(text)) <= 6 for text in documents)
     assert documents == [row["text"] for row in pairs.pair_documents(WORDS, 50, 4, 6, seed=1)]
 
@@ -49,7 +54,11 @@ def test_a_lookup_asks_for_values_of_the_document():
         assert len(keys) == len(values) == min(4, len(table)) and len(set(keys)) == len(keys)
         for key, value in zip(keys, values, strict=True):
             assert value == f" {table[key[1:-1]]}"
-        assert all(list(part) == ["text"] for message in row["messages"][2::2] for part in message["content"])
+        assert all(
+            list(part) == ["text"]
+            for message in row["messages"][2::2]
+            for part in message["content"]
+        )
 
 
 def test_a_reordering_holds_the_same_pairs():
@@ -58,7 +67,9 @@ def test_a_reordering_holds_the_same_pairs():
         (context, asked), answer = row["messages"][0]["content"], row["messages"][1]["content"]
         assert asked == {"text": pairs.REORDER}
         assert sorted(read(context["context"])) == sorted(read(answer))
-    assert any(row["messages"][0]["content"][0]["context"] != row["messages"][1]["content"] for row in rows)
+    assert any(
+        row["messages"][0]["content"][0]["context"] != row["messages"][1]["content"] for row in rows
+    )
 
 
 def test_jumbles_are_words_of_the_texts():
@@ -70,14 +81,26 @@ def test_jumbles_are_words_of_the_texts():
 def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "COUNTS", {"": 300, "_short": 400})
     monkeypatch.setattr(pairs, "SHOWN", 50)
-    words = " ".join(start + end for start in ("am", "ke", "sto", "ri", "pa") for end in ("ber", "strel", "ne", "ver", "dow"))
+    words = " ".join(
+        start + end
+        for start in ("am", "ke", "sto", "ri", "pa")
+        for end in ("ber", "strel", "ne", "ver", "dow")
+    )
     modules = [(f"module{i}.py", f'"""Module {i} {words}"""') for i in range(300)]
     monkeypatch.setattr(pairs.corpus, "standard_library", lambda: modules)
-    everything, held = pairs.write_corpus(tmp_path / "all", 400), pairs.write_held_out(tmp_path / "held")
+    everything, held = (
+        pairs.write_corpus(tmp_path / "all", 400),
+        pairs.write_held_out(tmp_path / "held"),
+    )
     for name in pairs.NAMES:
         rows, kept = (
-            [json.loads(line) for line in Path(files[name][0]).read_text().splitlines()] for files in (everything, held)
+            [json.loads(line) for line in Path(files[name][0]).read_text().splitlines()]
+            for files in (everything, held)
         )
-        assert kept == [row for row in rows if split_of(row.get("group") or words_of(row)) == "held"]
+        assert kept == [
+            row for row in rows if split_of(row.get("group") or words_of(row)) == "held"
+        ]
         assert 0 < len(kept) < len(rows) / 10, name
-    assert (tmp_path / "all" / "tokenizer").exists() and not (tmp_path / "held" / "tokenizer").exists()
+    assert (tmp_path / "all" / "tokenizer").exists() and not (
+        tmp_path / "held" / "tokenizer"
+    ).exists()

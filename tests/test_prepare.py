@@ -25,7 +25,11 @@ from lclm_jax.data.stretches import Role
 from lclm_jax.errors import UserError
 
 SOURCES = (Source("docs", "text"), Source("talk", "chat"), Source("traces", "expand"))
-STREAMS = (Stream("interleaved", "docs", 60.0), Stream("sft", "talk", 30.0), Stream("sft", "traces", 10.0))
+STREAMS = (
+    Stream("interleaved", "docs", 60.0),
+    Stream("sft", "talk", 30.0),
+    Stream("sft", "traces", 10.0),
+)
 RECIPE = Recipe("small", SOURCES, STREAMS)
 LIBRARY = Path(dataclasses.__file__).read_text()
 
@@ -42,7 +46,11 @@ def inputs(tmp_path_factory):
     (directory / "long.txt").write_text(LIBRARY[:9000])
     return {
         name: [str(directory / pattern)]
-        for name, pattern in (("docs", "docs*.jsonl"), ("talk", "talk.jsonl"), ("traces", "long.txt"))
+        for name, pattern in (
+            ("docs", "docs*.jsonl"),
+            ("talk", "talk.jsonl"),
+            ("traces", "long.txt"),
+        )
     }
 
 
@@ -73,7 +81,10 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
         files = sorted(path for pattern in inputs[source] for path in Path("/").glob(pattern[1:]))
         digests = "".join(hash_file(path) for path in files)
         assert told["sha256"] == hashlib.sha256(digests.encode()).hexdigest()
-        assert (told["files"], told["bytes"]) == (len(files), sum(path.stat().st_size for path in files))
+        assert (told["files"], told["bytes"]) == (
+            len(files),
+            sum(path.stat().st_size for path in files),
+        )
         for shard in told["shards"]:
             assert hash_file(prepared / shard["file"]) == shard["sha256"]
         for split in ("train", "held"):
@@ -83,7 +94,9 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
                 assert split_of(words_of(opened.raw(i))) == split
                 shapes = [(len(one.tokens), one.role) for one in opened.shapes[i]]
                 assert shapes == [(len(one.tokens), one.role) for one in opened[i]] != []
-            tokens = sum(len(stretch.tokens) for i in range(len(opened)) for stretch in opened.shapes[i])
+            tokens = sum(
+                len(stretch.tokens) for i in range(len(opened)) for stretch in opened.shapes[i]
+            )
             assert tokens == told["tokens"][split]
 
 
@@ -93,7 +106,9 @@ def test_the_same_comes_of_any_number_of_workers(prepared, inputs, tokenizer, tm
     assert (tmp_path / "manifest.json").read_text() == (prepared / "manifest.json").read_text()
 
 
-def test_an_interrupted_preparation_goes_on_where_it_stopped(prepared, inputs, tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_preparation_goes_on_where_it_stopped(
+    prepared, inputs, tokenizer, tmp_path, monkeypatch
+):
     done: list[str] = []
 
     def breaking(job: Job, tokenizer):
@@ -109,7 +124,11 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(prepared, inputs, t
     with pytest.raises(FileNotFoundError, match="no prepared data here"):
         read_manifest(tmp_path)
     again: list[str] = []
-    monkeypatch.setattr(preparing, "run_job", lambda job, tokenizer: again.append(job.report.name) or run_job(job, tokenizer))
+    monkeypatch.setattr(
+        preparing,
+        "run_job",
+        lambda job, tokenizer: again.append(job.report.name) or run_job(job, tokenizer),
+    )
     prepare(RECIPE, inputs, tmp_path, tokenizer, workers=1)
     assert len(done) == 3 and not set(done) & set(again) and len(again) == 2
     assert contents(tmp_path) == contents(prepared)
@@ -147,29 +166,51 @@ BAD = [
 def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
     file = tmp_path / "docs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row, _ in BAD) + "{broken\n")
-    recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), longest=1000)
+    recipe = Recipe(
+        "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), longest=1000
+    )
     manifest = prepare(recipe, {"docs": [str(file)]}, tmp_path / "out", tokenizer, workers=1)
     reasons = [(i, reason) for i, (_, reason) in enumerate(BAD) if reason] + [(len(BAD), "json")]
     listed = [json.loads(line) for line in (tmp_path / "out" / REJECTIONS).read_text().splitlines()]
     assert [(one["number"], one["reason"]) for one in listed] == reasons
-    assert all(one["file"] == str(file) and one["source"] == "docs" and one["detail"] for one in listed)
+    assert all(
+        one["file"] == str(file) and one["source"] == "docs" and one["detail"] for one in listed
+    )
     told = manifest["sources"]["docs"]
-    assert sum(told["rejected"].values()) + sum(told["examples"].values()) == told["rows"] == len(BAD) + 1
-    assert told["rejected"] == {"empty": 1, "encoding": 1, "fields": 1, "json": 1, "memory tags": 2, "too long": 1}
+    assert (
+        sum(told["rejected"].values()) + sum(told["examples"].values())
+        == told["rows"]
+        == len(BAD) + 1
+    )
+    assert told["rejected"] == {
+        "empty": 1,
+        "encoding": 1,
+        "fields": 1,
+        "json": 1,
+        "memory tags": 2,
+        "too long": 1,
+    }
     assert told["spelled_control"] == 1
     opened = [Prepared(tmp_path / "out", "docs", split, tokenizer) for split in ("train", "held")]
     kept = [source[i] for source in opened for i in range(len(source))]
     control = set(tokenizer.control.values())
-    assert len(kept) == 2 and not any(int(token) in control for one in kept for token in one[0].tokens)
+    assert len(kept) == 2 and not any(
+        int(token) in control for one in kept for token in one[0].tokens
+    )
 
 
 def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path, tokenizer):
     (tmp_path / "docs.jsonl").write_text('{"text": "fine"}\n' + '{"txt": 1}\n' * 20)
-    recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), most_rejected=5)
+    recipe = Recipe(
+        "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), most_rejected=5
+    )
     with pytest.raises(
-        UserError, match=r"(?s)rows of source docs were refused, more than recipe.most_rejected=5.*record 1: fields"
+        UserError,
+        match=r"(?s)rows of source docs were refused, more than recipe.most_rejected=5.*record 1: fields",
     ):
-        prepare(recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1)
+        prepare(
+            recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1
+        )
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -177,7 +218,9 @@ def test_a_group_is_held_out_together(tmp_path, tokenizer):
     rows = [{"text": f"words {i}", "group": f"module {i % 100}"} for i in range(400)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
-    prepare(recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1)
+    prepare(
+        recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1
+    )
     held = Prepared(tmp_path / "out", "docs", "held", tokenizer)
     numbers = {int(held.raw(i)["text"].split()[1]) % 100 for i in range(len(held))}
     assert len(held) == 4 * len(numbers) > 0
@@ -190,7 +233,9 @@ def test_a_damaged_shard_is_named(prepared, tokenizer, tmp_path):
     (shard, *_) = find_shards(copy, "docs", "train")
     *_, last = find_shards(copy, "docs", "train")
     last.write_bytes(last.read_bytes()[:-200])
-    with pytest.raises(DamagedError, match=f"^{last.name} cannot be opened: .*then start again to continue"):
+    with pytest.raises(
+        DamagedError, match=f"^{last.name} cannot be opened: .*then start again to continue"
+    ):
         Prepared(copy, "docs", "train", tokenizer)[0]  # an example of the first
     shard.unlink()
     with pytest.raises(ConfigError, match="expected the shards docs.train-00000.arrayrecord"):
@@ -202,7 +247,9 @@ def test_a_damaged_shard_is_named(prepared, tokenizer, tmp_path):
 
 
 def test_traces_expand_the_chunk_that_holds_the_answer(prepared, tokenizer):
-    split = next(split for split in ("train", "held") if len(Prepared(prepared, "traces", split, tokenizer)))
+    split = next(
+        split for split in ("train", "held") if len(Prepared(prepared, "traces", split, tokenizer))
+    )
     messages = Prepared(prepared, "traces", split, tokenizer).raw(0)["messages"]
     first, *turns, last = messages
     chunks = [part["context"] for part in first["content"] if "context" in part]
@@ -224,8 +271,16 @@ def test_the_published_mixes_have_their_printed_weights():
 
     first, last = recipe_pretraining.recipe(), recipe_fine_tuning.recipe()
     assert shares(first, "interleaved") == 20.37 + 16.90 + 2.84
-    assert (shares(first, "reasoning"), shares(first, "sft"), shares(first, "reconstruction")) == (17.17, 25.49, 17.23)
-    assert (shares(last, "reasoning"), shares(last, "sft"), shares(last, "reconstruction")) == (17.88, 70.07, 12.05)
+    assert (shares(first, "reasoning"), shares(first, "sft"), shares(first, "reconstruction")) == (
+        17.17,
+        25.49,
+        17.23,
+    )
+    assert (shares(last, "reasoning"), shares(last, "sft"), shares(last, "reconstruction")) == (
+        17.88,
+        70.07,
+        12.05,
+    )
     assert {source.kind for source in recipe_agent.recipe().sources} == {"expand", "chat", "text"}
 
 
@@ -253,13 +308,22 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
         f"docs={inputs['docs'][0]}",
     ]
     assert command(launch_prepare, *arguments) == 2
-    assert "also reads talk, more; say where they lie by --input talk=PATH --input more=PATH" in capsys.readouterr().err
+    assert (
+        "also reads talk, more; say where they lie by --input talk=PATH --input more=PATH"
+        in capsys.readouterr().err
+    )
     arguments += ["--input", f"talk={inputs['talk'][0]}"]
     assert command(launch_prepare, *arguments, "--input", "other=x") == 2
     assert command(launch_prepare, *arguments, "--without", "more") == 0
     assert "python -m launch.inspect" in capsys.readouterr().out
     settings = [f"--set=model.{key}" for key in ("compression.ratio=4", "compression.window=64")]
-    settings += ["--set=data.positions=512", "--set=data.windows=5", "--set=data.lookahead=60", "--rows", 20]
+    settings += [
+        "--set=data.positions=512",
+        "--set=data.windows=5",
+        "--set=data.lookahead=60",
+        "--rows",
+        20,
+    ]
     assert command(launch_inspect, out, "--json", tmp_path / "figures.json", *settings) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     page = (out / "inspect.html").read_text()
@@ -271,18 +335,26 @@ def check_figures(figures, docs):
     told = figures["sources"]["docs"]
     assert told["examples"]["train"] == len(docs) == told["streams"]["interleaved"]["documents"]
     lengths = [sum(len(stretch.tokens) for stretch in docs.shapes[i]) for i in range(len(docs))]
-    assert told["streams"]["interleaved"]["tokens_before"] == sum(lengths) == told["tokens"]["train"]
+    assert (
+        told["streams"]["interleaved"]["tokens_before"] == sum(lengths) == told["tokens"]["train"]
+    )
     (bucket,) = told["streams"]["interleaved"]["buckets"].values()
     assert bucket["pairs"]["1"] + bucket["too_short"] == len(docs)
     assert bucket["trainable_tokens"] == sum(length // 2 for length in lengths if length >= 256)
     assert bucket["shortest_segment"] >= 128 and bucket["first_wrapped_share"] is None
     packing = figures["packing"]
-    assert packing["rows"] == 20 and 0 < packing["positions_fill"] <= 1 and 0 < packing["windows_fill"] <= 1
+    assert (
+        packing["rows"] == 20
+        and 0 < packing["positions_fill"] <= 1
+        and 0 < packing["windows_fill"] <= 1
+    )
     assert abs(sum(packing["trained_shares"].values()) - 1) < 1e-9
     assert str(packing["windows"]) in packing["tried_windows"] and packing["suggested_windows"] > 0
 
 
-def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(tokenizer, tmp_path, monkeypatch):
+def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(
+    tokenizer, tmp_path, monkeypatch
+):
     tokenizer.save(tmp_path)
     assert hub.find_tokenizer(str(tmp_path)).fingerprint == tokenizer.fingerprint
     import huggingface_hub
@@ -291,10 +363,17 @@ def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(to
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(FileNotFoundError, match="elsewhere/model: no such directory, and no tokenizer could be had from the hub"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="elsewhere/model: no such directory, and no tokenizer could be had from the hub",
+    ):
         hub.find_tokenizer("elsewhere/model")
     qwen = hub.find_tokenizer("Qwen/Qwen3-4B-Instruct-2507")
-    assert [qwen.id(name) for name in ("<|memory_start|>", "<|memory_end|>", "<|memory|>")] == [151669, 151670, 151671]
+    assert [qwen.id(name) for name in ("<|memory_start|>", "<|memory_end|>", "<|memory|>")] == [
+        151669,
+        151670,
+        151671,
+    ]
 
 
 def test_prepared_examples_are_those_of_their_rows(prepared, tokenizer):
@@ -304,5 +383,11 @@ def test_prepared_examples_are_those_of_their_rows(prepared, tokenizer):
         assert [(one.role, np.asarray(one.tokens).tolist()) for one in again] == [
             (one.role, one.tokens.tolist()) for one in talk[i]
         ]
-        assert [one.role for one in talk[i]] == [Role.FIXED, Role.PROMPT, Role.FIXED, Role.ANSWER, Role.FIXED]
+        assert [one.role for one in talk[i]] == [
+            Role.FIXED,
+            Role.PROMPT,
+            Role.FIXED,
+            Role.ANSWER,
+            Role.FIXED,
+        ]
         assert replace(talk[i][0], tokens=()).ratio is None

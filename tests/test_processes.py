@@ -23,13 +23,25 @@ from lclm_jax.train import train
 
 HERE = Path(__file__).parents[1]
 PATIENCE = 300  # seconds for what takes a few on a quiet machine
-MESHES = {2: ((1, 1, 1, 2),), 4: ((1, 2, 2, 1),)}  # what the runs do not have: parts of heads, of sequences
+MESHES = {
+    2: ((1, 1, 1, 2),),
+    4: ((1, 2, 2, 1),),
+}  # what the runs do not have: parts of heads, of sequences
 
 
 def environment(process: int, processes: int, port: int, **more: str) -> dict[str, str]:
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": processes, "JAX_PROCESS_ID": process}
-    start = {"LCLM_JAX_START_SECONDS": "200", "PYTHONPATH": f"{HERE}", "XLA_FLAGS": flags, "LCLM_JAX_CHECK_TYPES": ""}
+    job = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": processes,
+        "JAX_PROCESS_ID": process,
+    }
+    start = {
+        "LCLM_JAX_START_SECONDS": "200",
+        "PYTHONPATH": f"{HERE}",
+        "XLA_FLAGS": flags,
+        "LCLM_JAX_CHECK_TYPES": "",
+    }
     return os.environ | start | {name: str(value) for name, value in job.items()} | more
 
 
@@ -54,8 +66,13 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
 
     def one(process: int) -> Ended:
         given = environment(process, processes, port, **more)
-        command = [sys.executable, *(str(argument).replace("{process}", str(process)) for argument in arguments)]
-        done = subprocess.run(command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE)
+        command = [
+            sys.executable,
+            *(str(argument).replace("{process}", str(process)) for argument in arguments),
+        ]
+        done = subprocess.run(
+            command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+        )
         return Ended(done.returncode, done.stderr, time.time())
 
     with ThreadPoolExecutor(processes) as pool:
@@ -63,7 +80,9 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
 
 
 def statuses(ended: list[Ended], *expected: int):
-    assert [one.status for one in ended] == list(expected), "\n\n".join(one.said[-2000:] for one in ended)
+    assert [one.status for one in ended] == list(expected), "\n\n".join(
+        one.said[-2000:] for one in ended
+    )
 
 
 @dataclass
@@ -72,7 +91,9 @@ class Runs:
 
     directory: Path
     stopped: list[Ended]  # two processes, of which one was asked to stop
-    killed: list[Ended]  # four processes, of which one was killed before it wrote its part of a checkpoint
+    killed: list[
+        Ended
+    ]  # four processes, of which one was killed before it wrote its part of a checkpoint
     killed_at: float
     saved: list[int]  # the newest checkpoint before and after that
     finished: list[Ended]
@@ -81,14 +102,18 @@ class Runs:
 
 
 def newest(directory: Path) -> int:
-    return max(int(step.name) for step in (directory / "checkpoints").iterdir() if step.name.isdigit())
+    return max(
+        int(step.name) for step in (directory / "checkpoints").iterdir() if step.name.isdigit()
+    )
 
 
 @pytest.fixture(scope="module")
 def written(config_once, tmp_path_factory) -> Path:
     """The config as a file, whatever the number of devices."""
     file = tmp_path_factory.mktemp("config") / "config.json"
-    file.write_text(json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1)))))
+    file.write_text(
+        json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1))))
+    )
     return file
 
 
@@ -96,7 +121,14 @@ def written(config_once, tmp_path_factory) -> Path:
 def runs(written, tmp_path_factory):
     """Happens beside the first tests, as it waits for heartbeats that do not come. Its result is `runs.result()`."""
     directory, programs = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("programs")
-    command = ["-m", "launch.train", "--config", "tests/worker.py", "--set", f"run.directory={directory}"]
+    command = [
+        "-m",
+        "launch.train",
+        "--config",
+        "tests/worker.py",
+        "--set",
+        f"run.directory={directory}",
+    ]
     shared = {"TEST_CONFIG": str(written), "JAX_COMPILATION_CACHE_DIR": str(programs)}
     shared["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -122,11 +154,16 @@ def computed(written, noisy, tmp_path_factory):
     np.savez(directory / "params.npz", **flatten(noisy))
     for count, meshes in MESHES.items():
         given = [",".join(map(str, mesh)) for mesh in meshes]
-        statuses(run(count, "tests/worker.py", written, directory, *given, LCLM_JAX_WORKER="1"), *[0] * count)
+        statuses(
+            run(count, "tests/worker.py", written, directory, *given, LCLM_JAX_WORKER="1"),
+            *[0] * count,
+        )
     return directory
 
 
-def test_loss_and_gradients_are_those_of_one_device(computed, config_once, noisy, one_batch, one_device, subtests):
+def test_loss_and_gradients_are_those_of_one_device(
+    computed, config_once, noisy, one_batch, one_device, subtests
+):
     expected = loss_and_gradients(config_once, noisy, one_batch, one_device)
     for mesh in (mesh for meshes in MESHES.values() for mesh in meshes):
         with subtests.test(mesh=mesh):
@@ -151,10 +188,14 @@ def test_one_process_without_the_others_says_where_it_waited():
     port = free_port()
     given = environment(0, 2, port, LCLM_JAX_START_SECONDS="4", TEST_CONFIG="")
     command = [sys.executable, "-m", "launch.train", "--config", "tests/worker.py"]
-    done = subprocess.run(command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 128 + signal.SIGABRT
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"error: process 0 of 2 waited about 4 s at 127.0.0.1:{port}, and not all of the 2 processes came")
+    assert last.startswith(
+        f"error: process 0 of 2 waited about 4 s at 127.0.0.1:{port}, and not all of the 2 processes came"
+    )
     assert "LCLM_JAX_START_SECONDS" in last
 
 
@@ -167,7 +208,9 @@ def test_a_request_to_one_process_stops_all_at_one_step_with_a_checkpoint(runs):
     statuses(told.stopped, 130, 130)
     messages = {one.said.splitlines()[-1] for one in told.stopped}
     (message,) = messages
-    assert message.startswith("stopped in stage adapter after step 4 of 4; saved, run again to continue")
+    assert message.startswith(
+        "stopped in stage adapter after step 4 of 4; saved, run again to continue"
+    )
     assert told.saved[0] == 4
 
 
@@ -177,18 +220,28 @@ def test_a_checkpoint_that_one_process_did_not_write_is_none(runs):
 
 def test_a_killed_process_ends_the_job_within_a_minute_and_all_say_so(runs):
     told = runs.result()
-    statuses(told.killed, *[128 + number for number in (signal.SIGABRT, signal.SIGABRT, signal.SIGKILL, signal.SIGABRT)])
+    statuses(
+        told.killed,
+        *[
+            128 + number
+            for number in (signal.SIGABRT, signal.SIGABRT, signal.SIGKILL, signal.SIGABRT)
+        ],
+    )
     assert max(one.time for one in told.killed) - told.killed_at < 60
     for process, one in enumerate(told.killed):
         last = one.said.splitlines()[-1]
         if process == 2:
-            assert last.startswith("error: process 2 of 4 was killed by SIGKILL; the others end within a minute.")
+            assert last.startswith(
+                "error: process 2 of 4 was killed by SIGKILL; the others end within a minute."
+            )
         else:
             assert last.startswith(f"error: process {process} of 4 ends because process 2 died")
         assert last.endswith("Start the job again: it continues from its newest checkpoint.")
 
 
-def test_two_then_four_then_one_process_train_as_one_undisturbed(runs, config, monkeypatch, one_device):
+def test_two_then_four_then_one_process_train_as_one_undisturbed(
+    runs, config, monkeypatch, one_device
+):
     told = runs.result()
     statuses(told.finished, 0)
     monkeypatch.setattr(sys.modules["lclm_jax.train"], "make_mesh", lambda _: one_device)
@@ -203,7 +256,9 @@ def test_two_then_four_then_one_process_train_as_one_undisturbed(runs, config, m
     for line in lines:
         alone = by_step[line["stage"], line["step"]]
         assert line["trained_tokens"] == alone["trained_tokens"]  # the same data
-        assert line["fill"] == pytest.approx(alone["fill"]) and line["window_fill"] == pytest.approx(alone["window_fill"])
+        assert line["fill"] == pytest.approx(alone["fill"]) and line[
+            "window_fill"
+        ] == pytest.approx(alone["window_fill"])
         np.testing.assert_allclose(line["loss"], alone["loss"], rtol=1e-4)
 
 
@@ -211,7 +266,10 @@ def test_what_process_0_cannot_write_ends_all_with_its_error(runs):
     told = runs.result()
     statuses(told.refused, 2, 2)
     assert "holds another model (model.json differs in decoder)" in told.refused[0].said
-    assert told.refused[1].said.splitlines()[-1] == "error: process 0 failed to write the files of the model; its output says why"
+    assert (
+        told.refused[1].said.splitlines()[-1]
+        == "error: process 0 failed to write the files of the model; its output says why"
+    )
 
 
 def test_a_directory_that_is_not_shared_is_named(runs):
@@ -219,7 +277,10 @@ def test_a_directory_that_is_not_shared_is_named(runs):
     statuses(apart, 2, 2)
     for one in apart:
         last = one.said.splitlines()[-1]
-        assert re.fullmatch(r"error: process 1 does not see what process 0 writes to .*; set run\.directory to one .*", last)
+        assert re.fullmatch(
+            r"error: process 1 does not see what process 0 writes to .*; set run\.directory to one .*",
+            last,
+        )
 
 
 def test_a_job_is_found_in_its_settings():
@@ -233,10 +294,19 @@ def test_a_job_is_found_in_its_settings():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"JAX_PROCESS_ID": ""}, "or none, got only JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES; set the others, too"),
-        ({"JAX_PROCESS_ID": "4"}, "expected JAX_PROCESS_ID from 0 to 3 .JAX_NUM_PROCESSES - 1., got 4"),
+        (
+            {"JAX_PROCESS_ID": ""},
+            "or none, got only JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES; set the others, too",
+        ),
+        (
+            {"JAX_PROCESS_ID": "4"},
+            "expected JAX_PROCESS_ID from 0 to 3 .JAX_NUM_PROCESSES - 1., got 4",
+        ),
         ({"JAX_NUM_PROCESSES": "four"}, "expected JAX_NUM_PROCESSES to be a number, got 'four'"),
-        ({"JAX_COORDINATOR_ADDRESS": "host"}, "expected JAX_COORDINATOR_ADDRESS as host:port, got 'host'"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host"},
+            "expected JAX_COORDINATOR_ADDRESS as host:port, got 'host'",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(change, message):
@@ -262,9 +332,20 @@ def test_slurm_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("said", "dead"),
     [
-        (FATAL + "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n12\nThe tasks", [1, 12]),
-        (FATAL + "INTERNAL: Barrier failed because: UNAVAILABLE: Task 2 heartbeat timeout. This", [2]),
-        (FATAL + "INTERNAL: Barrier timed out.\nThe first task at the barrier: 1. Some timed out task names:\n0", [1]),
+        (
+            FATAL
+            + "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n12\nThe tasks",
+            [1, 12],
+        ),
+        (
+            FATAL + "INTERNAL: Barrier failed because: UNAVAILABLE: Task 2 heartbeat timeout. This",
+            [2],
+        ),
+        (
+            FATAL
+            + "INTERNAL: Barrier timed out.\nThe first task at the barrier: 1. Some timed out task names:\n0",
+            [1],
+        ),
         (FATAL + "UNAVAILABLE: Failed to send RPC to coordination service. Either", [0]),
         ("Traceback: Task 3 heartbeat timeout", []),
         ("Segmentation fault", []),
@@ -279,8 +360,16 @@ def test_the_runtime_names_who_died(said, dead):
     [
         (0, "", ""),
         (2, "error: unknown setting", ""),
-        (1, "Traceback", "error: process 1 of 4 failed with status 1; the others end within a minute."),
-        (-6, FATAL + "first task at the barrier: 1.", "error: process 1 of 4 failed, as it says above, and ended the job."),
+        (
+            1,
+            "Traceback",
+            "error: process 1 of 4 failed with status 1; the others end within a minute.",
+        ),
+        (
+            -6,
+            FATAL + "first task at the barrier: 1.",
+            "error: process 1 of 4 failed, as it says above, and ended the job.",
+        ),
         (
             -6,
             FATAL + "first task at the barrier: 3.",

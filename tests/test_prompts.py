@@ -99,7 +99,9 @@ def test_a_cache_that_is_given_is_read_on(model, short_chunks):
         prefill(model.weights, more, model.config, cache.length, cache, 50)
 
 
-@pytest.mark.parametrize(("length", "size"), [(1, 6400), (6400, 6400), (6401, 18688), (65536 + 2 + 2048, 67840)])
+@pytest.mark.parametrize(
+    ("length", "size"), [(1, 6400), (6400, 6400), (6401, 18688), (65536 + 2 + 2048, 67840)]
+)
 def test_caches_have_few_sizes(length, size):
     assert cache_size(1, length) == size
     assert length <= cache_size(8, length) <= max(1.125 * length, 128)
@@ -171,7 +173,9 @@ def test_latents_of_an_array_are_read_as_those_of_the_device(model):
     assert model.generate([copied, "Who?"], max_tokens=STEPS) == answer
 
 
-@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=40), Sampling(1.3, top_p=0.7), Sampling(0.5, top_k=300)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0, top_k=40), Sampling(1.3, top_p=0.7), Sampling(0.5, top_k=300)]
+)
 def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
     logits = jax.random.normal(jax.random.key(0), (3, 500)) * 4
     rules = Rules.of(sampling)

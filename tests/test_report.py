@@ -13,7 +13,15 @@ from lclm_jax.page import element, mark_differences
 from lclm_jax.report import ReportError, write_report
 
 SCRIPT = "<script>alert('x')</script>"
-TOWER = {"vocab": 512, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 64}
+TOWER = {
+    "vocab": 512,
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "mlp": 64,
+}
 CONFIG = {
     "model": {
         "encoder": TOWER,
@@ -25,7 +33,9 @@ CONFIG = {
 }
 
 
-def line(stage: str, step: int, steps: int, loss: float, streams=("reconstruction/docs", "sft/tasks")) -> dict:
+def line(
+    stage: str, step: int, steps: int, loss: float, streams=("reconstruction/docs", "sft/tasks")
+) -> dict:
     each = {name: {"loss": loss, "accuracy": 1 / (1 + loss), "tokens": 500} for name in streams}
     head = {"stage": stage, "step": step, "steps": steps, "loss": loss, "trained_tokens": 1000.0}
     return head | {"positions_per_second": 1024.0, "streams": each}
@@ -40,16 +50,29 @@ LOG = [
 
 
 def share(value: float, half: float = 0.02) -> dict:
-    return {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half), "count": 1000}
+    return {
+        "value": value,
+        "low": max(0.0, value - half),
+        "high": min(1.0, value + half),
+        "count": 1000,
+    }
 
 
 def views(latents: float, text: float, nothing: float, half: float = 0.02) -> dict:
     values = {"latents": latents, "text": text, "nothing": nothing}
-    return {view: {"accuracy": share(value, half), "loss": 3 * (1 - value)} for view, value in values.items()}
+    return {
+        view: {"accuracy": share(value, half), "loss": 3 * (1 - value)}
+        for view, value in values.items()
+    }
 
 
 def cost(tokens: int) -> dict:
-    plain = {"positions": tokens, "cache_bytes": 512 * tokens, "encoder_flops": 0.0, "adapter_flops": 0.0}
+    plain = {
+        "positions": tokens,
+        "cache_bytes": 512 * tokens,
+        "encoder_flops": 0.0,
+        "adapter_flops": 0.0,
+    }
     compressed = {
         "positions": tokens // 4 + 2,
         "cache_bytes": 128 * tokens,
@@ -73,14 +96,23 @@ EVALUATION = {
         {"source": "docs", "lengths": [8, 16], "passages": 50} | views(0.613, 0.9, 0.2),
         {"source": "docs", "lengths": [16, 32], "passages": 50} | views(0.4, 0.9, 0.2),
     ],
-    "continuation": [{"source": "code", "documents": 30, "latents": 3.2, "text": 3.0, "nothing": 3.5}],
-    "questions": {"questions": 128, "latents": share(0.055), "text": share(0.75), "nothing": share(0.06)},
+    "continuation": [
+        {"source": "code", "documents": 30, "latents": 3.2, "text": 3.0, "nothing": 3.5}
+    ],
+    "questions": {
+        "questions": 128,
+        "latents": share(0.055),
+        "text": share(0.75),
+        "nothing": share(0.06),
+    },
     "cost": {
         "this model": [cost(n) for n in (64, 256, 1024)],
         "published 0.6B + 4B, ratio 16": [cost(n) for n in (1024, 16384, 262144)],
     },
     "samples": {
-        "reconstruction": [{"source": "docs", "passage": f"one two {SCRIPT}", "written": f"one zwei {SCRIPT}"}],
+        "reconstruction": [
+            {"source": "docs", "passage": f"one two {SCRIPT}", "written": f"one zwei {SCRIPT}"}
+        ],
         "continuation": [{"source": "docs", "opening": SCRIPT, "truth": SCRIPT, "written": SCRIPT}],
         "questions": [
             {
@@ -94,7 +126,13 @@ EVALUATION = {
         ],
     },
 }
-ROUND_TRIP = {"directory": "hf/100", "tensors": 77, "bytes": 12_300_000, "largest_logit_difference": 0.0, "identical": True}
+ROUND_TRIP = {
+    "directory": "hf/100",
+    "tensors": 77,
+    "bytes": 12_300_000,
+    "largest_logit_difference": 0.0,
+    "identical": True,
+}
 
 
 def write_lines(path: Path, lines: list[dict]):
@@ -148,7 +186,9 @@ def test_the_page_stands_alone(page):
     assert not re.search(r"https?://", page)
     assert not re.search(r"<(script|link|iframe|object)|@import|url\(", page)
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 13 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert len(sources) == 13 and all(
+        source.startswith("data:image/svg+xml;base64,") for source in sources
+    )
     assert page.count("alt=") == len(sources)
 
 
@@ -190,7 +230,9 @@ def test_repeated_and_broken_log_lines(directory):
     ],
 )
 def test_a_comparison_is_judged_by_its_intervals(latents, text, nothing, half, verdict):
-    item = findings.Comparison("questions", share(latents, half), share(text, half), share(nothing, half))
+    item = findings.Comparison(
+        "questions", share(latents, half), share(text, half), share(nothing, half)
+    )
     assert verdict in findings.judge(item)
 
 
@@ -204,18 +246,31 @@ def test_an_empty_evaluation_makes_a_page(directory):
     none = {"value": math.nan, "low": math.nan, "high": math.nan, "count": 0}
     empty = {"questions": 0, "latents": none, "text": none, "nothing": none}
     samples = {"reconstruction": [], "continuation": [], "questions": []}
-    changed = EVALUATION | {"reconstruction": [], "continuation": [], "questions": empty, "cost": {}, "samples": samples}
+    changed = EVALUATION | {
+        "reconstruction": [],
+        "continuation": [],
+        "questions": empty,
+        "cost": {},
+        "samples": samples,
+    }
     (directory / "evaluation.json").write_text(json.dumps(changed))
     page = read(directory)
     assert "nothing was tested" in page and "nan" not in re.sub(r'src="[^"]*"', "", page)
 
 
 def test_a_model_of_several_ratios_is_shown_at_each(directory):
-    ratios = {ratio: {"accuracy": share(value), "loss": 1.0} for ratio, value in (("2", 0.9), ("16", 0.5))}
-    changed = EVALUATION | {"reconstruction": [EVALUATION["reconstruction"][0] | {"ratios": ratios}]}
+    ratios = {
+        ratio: {"accuracy": share(value), "loss": 1.0} for ratio, value in (("2", 0.9), ("16", 0.5))
+    }
+    changed = EVALUATION | {
+        "reconstruction": [EVALUATION["reconstruction"][0] | {"ratios": ratios}]
+    }
     (directory / "evaluation.json").write_text(json.dumps(changed))
     page = read(directory)
-    assert "Docs passages of 8 to 16 tokens reconstructed by ratio: 90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %" in page
+    assert (
+        "Docs passages of 8 to 16 tokens reconstructed by ratio: 90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %"
+        in page
+    )
     assert "<h2>Ratios</h2>" in page and "<h2>Ratios</h2>" not in read(fabricate(directory))
 
 
@@ -228,7 +283,10 @@ def test_what_was_not_tested_has_no_section(directory):
 
 
 def test_elements_escape_all_but_html():
-    assert element("p", "a < b", element("b", "&"), title='"') == '<p title="&quot;">a &lt; b<b>&amp;</b></p>'
+    assert (
+        element("p", "a < b", element("b", "&"), title='"')
+        == '<p title="&quot;">a &lt; b<b>&amp;</b></p>'
+    )
 
 
 def test_differing_words_are_marked():

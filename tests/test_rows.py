@@ -38,9 +38,13 @@ def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
     (raw,) = examples({"instruction": "Add.", "input": "1 2", "output": "3"}, "chat", tokenizer)
     assert raw["messages"][0]["content"] == "Add.\n\n1 2"
     content = [{"text": "Read "}, {"context": "Ben likes figs.", "ratio": 8}]
-    (raw,) = examples({"messages": [{"role": "user", "content": content}, TALK[1]]}, "chat", tokenizer)
+    (raw,) = examples(
+        {"messages": [{"role": "user", "content": content}, TALK[1]]}, "chat", tokenizer
+    )
     assert raw["messages"][0]["content"] == content
-    contexts = [(one.role, one.ratio) for one in tokenise(raw, tokenizer) if one.role is Role.CONTEXT]
+    contexts = [
+        (one.role, one.ratio) for one in tokenise(raw, tokenizer) if one.role is Role.CONTEXT
+    ]
     assert contexts == [(Role.CONTEXT, 8)]
     assert "Ben likes figs." in words_of(raw)
 
@@ -55,7 +59,11 @@ def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
 )
 def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
     (raw,) = examples({"messages": [TALK[0], {"role": "assistant"} | answer]}, "chat", tokenizer)
-    thought = [tokenizer.decode(one.tokens).strip() for one in tokenise(raw, tokenizer) if one.role is Role.ANALYSIS]
+    thought = [
+        tokenizer.decode(one.tokens).strip()
+        for one in tokenise(raw, tokenizer)
+        if one.role is Role.ANALYSIS
+    ]
     assert thought == ["It is Ben."]
 
 
@@ -74,13 +82,25 @@ def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
         ({"messages": [{"role": "the user", "content": "x"}, TALK[1]]}, "chat", "chat"),
         ({"messages": [{"role": "user", "content": 7}, TALK[1]]}, "chat", "chat"),
         ({"messages": [{"role": "user", "content": [{"image": "x"}]}, TALK[1]]}, "chat", "chat"),
-        ({"messages": [{"role": "user", "content": [{"context": "x", "ratio": "4"}]}, TALK[1]]}, "chat", "chat"),
+        (
+            {"messages": [{"role": "user", "content": [{"context": "x", "ratio": "4"}]}, TALK[1]]},
+            "chat",
+            "chat",
+        ),
         ({"messages": [{"role": "user", "content": ""}, TALK[1]]}, "chat", "empty"),
-        ({"messages": [{"role": "user", "content": "<|memory_start|>x<|memory_end|>"}, TALK[1]]}, "chat", "memory tags"),
+        (
+            {"messages": [{"role": "user", "content": "<|memory_start|>x<|memory_end|>"}, TALK[1]]},
+            "chat",
+            "memory tags",
+        ),
         ({"messages": TALK, "tools": "{broken"}, "chat", "chat"),
         ({"messages": TALK, "tools": {"name": "f"}}, "chat", "chat"),
         ({"messages": TALK, "tools": [datetime.date(2026, 1, 1)]}, "chat", "chat"),
-        ({"messages": [TALK[0], {"role": "assistant", "content": "", "tool_calls": 7}]}, "chat", "chat"),
+        (
+            {"messages": [TALK[0], {"role": "assistant", "content": "", "tool_calls": 7}]},
+            "chat",
+            "chat",
+        ),
         ({"text": "short"}, "expand", "no answer"),
         ({"text": "words " * 800, "question": "Who?", "answer": "Zed"}, "expand", "no answer"),
         ({"text": "words " * 800, "question": "Who?", "answer": 7}, "expand", "fields"),
@@ -106,7 +126,10 @@ def test_packed_rows_have_turns_and_memory_written_out(tokenizer):
     assert examples({"text": turns}, "packed", tokenizer) == [expected]
     halves = {"prompt": f"{asked}<|im_start|>assistant\n", "response": "Ben<|im_end|>"}
     assert examples(halves, "packed", tokenizer) == [expected]
-    assert examples({"packed": [turns, {"text": turns}], "n": [1]}, "packed", tokenizer) == [expected] * 2
+    assert (
+        examples({"packed": [turns, {"text": turns}], "n": [1]}, "packed", tokenizer)
+        == [expected] * 2
+    )
     document = "<|memory_start|>Once upon<|memory_end|> a time."
     (raw,) = examples({"text": document}, "packed", tokenizer)
     assert raw == {"spans": [{"context": "Once upon"}, {"text": " a time."}]}
@@ -115,8 +138,19 @@ def test_packed_rows_have_turns_and_memory_written_out(tokenizer):
 
 
 def test_questions_with_answers_become_traces(tokenizer):
-    text = "Line of words number one here. " * 150 + "Ada likes pears. " + "More of the words. " * 150
-    (raw,) = examples({"text": text, "question": "What does Ada like?", "answers": ["pears"]}, "expand", tokenizer)
+    text = (
+        "Line of words number one here. " * 150 + "Ada likes pears. " + "More of the words. " * 150
+    )
+    (raw,) = examples(
+        {"text": text, "question": "What does Ada like?", "answers": ["pears"]}, "expand", tokenizer
+    )
     first, last = raw["messages"][0]["content"], raw["messages"][-1]
     assert first[-1] == {"text": "\nWhat does Ada like?"} and last["content"] == "ANSWER: pears"
-    assert raw == examples({"text": text, "question": "What does Ada like?", "answers": ["pears"]}, "expand", tokenizer)[0]
+    assert (
+        raw
+        == examples(
+            {"text": text, "question": "What does Ada like?", "answers": ["pears"]},
+            "expand",
+            tokenizer,
+        )[0]
+    )

@@ -17,7 +17,12 @@ FUNCTION = '''def function_{0}(x):
     """Adds {0} to a number, and says so in a sentence that is long enough to be kept as a passage."""
     return x + {0}
 '''
-MODULE = '"""' + "What this module is for, told at length. " * 4 + '"""\n\n' + "\n\n".join(map(FUNCTION.format, range(4)))
+MODULE = (
+    '"""'
+    + "What this module is for, told at length. " * 4
+    + '"""\n\n'
+    + "\n\n".join(map(FUNCTION.format, range(4)))
+)
 
 
 @pytest.fixture
@@ -49,14 +54,22 @@ def test_every_source_of_every_recipe_has_rows_of_its_kind(few, tmp_path):
             else:
                 assert row["text"].strip()
     again = samples.write_samples(tmp_path / "again")
-    assert [Path(path).read_text() for (path,) in again.values()] == [Path(path).read_text() for (path,) in inputs.values()]
+    assert [Path(path).read_text() for (path,) in again.values()] == [
+        Path(path).read_text() for (path,) in inputs.values()
+    ]
 
 
 def test_sources_say_what_they_promise(few):
-    (first, *_), latex, reasoning = samples.instructions(), list(samples.latex()), next(samples.reasoning())
+    (first, *_), latex, reasoning = (
+        samples.instructions(),
+        list(samples.latex()),
+        next(samples.reasoning()),
+    )
     asked, described, again, written = (message["content"] for message in first["messages"])
     assert "return x + 0" in asked and '"""' not in asked, "the description is what is asked for"
-    assert described.startswith("Adds 0") and f'"""{described}"""' in written and "function_0" in again
+    assert (
+        described.startswith("Adds 0") and f'"""{described}"""' in written and "function_0" in again
+    )
     assert all(sheet["text"].count("\\int") in (8, 16) for sheet in latex)
     thought = reasoning["messages"][1]["content"]
     assert thought.startswith("<think>\n") and thought.rpartition("</think>\n\n")[2].strip()
@@ -72,7 +85,10 @@ def test_inputs_are_found_by_the_names_of_their_sources(tmp_path):
     found = prepare.read_inputs(["web=elsewhere/*.txt"], recipe, tmp_path)
     assert found["web"] == ["elsewhere/*.txt"]
     assert found["corpus"] == [str(tmp_path / "corpus")]
-    assert found["instructions"] == [str(tmp_path / "instructions.jsonl"), str(tmp_path / "instructions.parquet")]
+    assert found["instructions"] == [
+        str(tmp_path / "instructions.jsonl"),
+        str(tmp_path / "instructions.parquet"),
+    ]
     assert prepare.read_inputs([], recipe, tmp_path)["web"] == [str(tmp_path / "web.jsonl.zst")]
     (tmp_path / "web.jsonl.zst").unlink()
     with pytest.raises(ConfigError, match="also reads web; say where they lie by --input web=PATH"):
@@ -83,7 +99,9 @@ def test_the_commands_run_on_samples(few, command, tmp_path, capsys):
     assert command(launch_samples, "--out", tmp_path / "samples") == 0
     assert "instructions.jsonl" in capsys.readouterr().out
     settings = [f"--set=data.{key}" for key in ("positions=16384", "lookahead=60", "rows=8")]
-    assert command(bench_data, tmp_path / "bench", "--rows", 1, "--slice", "v5e:4x4", *settings) == 0
+    assert (
+        command(bench_data, tmp_path / "bench", "--rows", 1, "--slice", "v5e:4x4", *settings) == 0
+    )
     told = capsys.readouterr().out
     assert told.count("prepared at") == 2 and told.count("from 4 hosts") == 2
     assert told.count("every host, all rows") == 2 and told.count("assemble") == 2

@@ -26,7 +26,9 @@ def batch(config, tokenizer):
 def loss_and_gradients(config, params, batch, mesh):
     """Computed on `mesh`, handed back on the host."""
     with jax.set_mesh(mesh):
-        params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, abstract_params(config.model, mesh)))
+        params = jax.device_put(
+            params, jax.tree.map(lambda x: x.sharding, abstract_params(config.model, mesh))
+        )
         trained, frozen = split_trained(params, config.stages[1])
         run = jax.jit(jax.value_and_grad(partial(objective, config=config), has_aux=True))
         (loss, _), gradients = run(trained, frozen, jax.device_put(batch, batch_sharding(mesh)))
@@ -73,17 +75,25 @@ def test_a_whole_step_equals_that_of_one_device(config, noisy, batch, one_device
         step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
         after, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
     assert int(after.step) == 1 and int(after.skipped) == 0
-    means = jax.device_get(after.moments["adapter/0"][0].mu)  # after one step: the clipped gradient, by 1 - beta1
-    scale = (1 - config.optimizer.beta1) * min(1.0, config.optimizer.clip / float(metrics["gradient_norm"]))
+    means = jax.device_get(
+        after.moments["adapter/0"][0].mu
+    )  # after one step: the clipped gradient, by 1 - beta1
+    scale = (1 - config.optimizer.beta1) * min(
+        1.0, config.optimizer.clip / float(metrics["gradient_norm"])
+    )
     assert_close((metrics["loss"], {path: mean / scale for path, mean in means.items()}), expected)
     # Where the state lies must not change: the second step would be compiled anew.
-    for x, before in zip(jax.tree.leaves(after), jax.tree.leaves(abstract_state(config, stage, mesh)), strict=True):
+    for x, before in zip(
+        jax.tree.leaves(after), jax.tree.leaves(abstract_state(config, stage, mesh)), strict=True
+    ):
         assert x.sharding.is_equivalent_to(before.sharding, x.ndim)
 
 
 def test_parameters_are_split_over_the_mesh(model_config):
     """No device holds the whole of a matrix; norms and biases are on all."""
-    for path, leaf in flatten(abstract_params(model_config, make_mesh(MeshConfig(fsdp=4, tensor=2)))).items():
+    for path, leaf in flatten(
+        abstract_params(model_config, make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    ).items():
         matrix = not path.endswith(("scale", "bias"))
         assert leaf.sharding.is_fully_replicated != matrix, path
 
@@ -122,13 +132,20 @@ def test_only_the_axis_data_crosses_slices():
 
 
 def test_slices_must_divide_the_axis_data():
-    with pytest.raises(ConfigError, match=r"mesh\.data must be a multiple of the number of slices, got data=2 on 4 slices"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mesh\.data must be a multiple of the number of slices, got data=2 on 4 slices",
+    ):
         make_mesh(MeshConfig(data=2), [Chip(i, i // 4) for i in range(16)])
 
 
 def test_axes_must_be_products_of_sides_of_the_slice():
-    chips = [Chip(i, 0, coords=(i % 4, i // 4 % 4, i // 16), device_kind="TPU v5") for i in range(64)]
-    with pytest.raises(ConfigError, match="data=2, fsdp=32.* must be a product of sides of the slice"):
+    chips = [
+        Chip(i, 0, coords=(i % 4, i // 4 % 4, i // 16), device_kind="TPU v5") for i in range(64)
+    ]
+    with pytest.raises(
+        ConfigError, match="data=2, fsdp=32.* must be a product of sides of the slice"
+    ):
         make_mesh(MeshConfig(data=2, fsdp=32), chips)
 
 
@@ -149,9 +166,21 @@ def test_rows_of_a_process_and_the_batch_they_make():
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [
-        ((8, 1, 1, 1), {"rows": 12}, r"data\.rows must divide over mesh\.data \* mesh\.fsdp.*data\.rows=12.*multiple of 8"),
-        ((1, 1, 8, 1), {"positions": 100}, r"data\.positions must divide over mesh\.context, got data\.positions=100"),
-        ((1, 2, 4, 1), {"rows": 2, "windows": 3}, r"stage adapter reads 2 rows at once of 3 windows .*multiple of 8"),
+        (
+            (8, 1, 1, 1),
+            {"rows": 12},
+            r"data\.rows must divide over mesh\.data \* mesh\.fsdp.*data\.rows=12.*multiple of 8",
+        ),
+        (
+            (1, 1, 8, 1),
+            {"positions": 100},
+            r"data\.positions must divide over mesh\.context, got data\.positions=100",
+        ),
+        (
+            (1, 2, 4, 1),
+            {"rows": 2, "windows": 3},
+            r"stage adapter reads 2 rows at once of 3 windows .*multiple of 8",
+        ),
     ],
 )
 def test_batches_must_divide_over_the_mesh(config, mesh, changes, message):

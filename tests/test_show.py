@@ -17,7 +17,14 @@ def shown(monkeypatch, tmp_path, command):
 
     def run(name: str) -> dict:
         monkeypatch.setattr(show, "show", measured.update)
-        arguments = ("--config", f"configs/{name}.py", "--checkpoint", f"docs/{name}/model", "--out", tmp_path / name)
+        arguments = (
+            "--config",
+            f"configs/{name}.py",
+            "--checkpoint",
+            f"docs/{name}/model",
+            "--out",
+            tmp_path / name,
+        )
         assert command(show, *arguments) == 0
         return measured
 
@@ -27,7 +34,12 @@ def shown(monkeypatch, tmp_path, command):
 def test_the_small_model_writes_back_and_looks_up(shown):
     evaluation = shown("small")
     for entry in evaluation["reconstruction"]:
-        assert entry["latents"]["accuracy"]["value"] > 0.85 > 0.4 > entry["nothing"]["accuracy"]["value"], entry
+        assert (
+            entry["latents"]["accuracy"]["value"]
+            > 0.85
+            > 0.4
+            > entry["nothing"]["accuracy"]["value"]
+        ), entry
     questions = evaluation["questions"]
     assert questions["questions"] >= 16
     assert questions["latents"]["value"] > 0.6 > questions["nothing"]["value"]

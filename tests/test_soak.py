@@ -66,7 +66,10 @@ def test_another_loss_is_found(config, journals):
     assert same_losses(config, expected, found).passed
     found[-1]["loss"] = float(np.nextafter(found[-1]["loss"], 9))
     assert same_losses(config, expected, found) == Outcome(False, "differing: all 6")
-    assert same_losses(config, expected, [line for line in expected if line["step"] != 3]).seen == "differing: adapter 3, all 3"
+    assert (
+        same_losses(config, expected, [line for line in expected if line["step"] != 3]).seen
+        == "differing: adapter 3, all 3"
+    )
 
 
 def test_another_batch_is_found(config, journals):
@@ -82,7 +85,9 @@ def test_another_skipped_step_is_found(config, journals):
     more = found + [{"event": "skipped", "stage": "all", "step": 5, "records": []}]
     assert same_skipped(config, expected, found).passed
     assert same_skipped(config, expected, more) == Outcome(False, "differing: all 5")
-    assert not same_skipped(config, expected, [line for line in found if line["event"] != "skipped"]).passed
+    assert not same_skipped(
+        config, expected, [line for line in found if line["event"] != "skipped"]
+    ).passed
 
 
 def test_another_bit_of_a_checkpoint_is_found(soaked, config):
@@ -93,12 +98,21 @@ def test_another_bit_of_a_checkpoint_is_found(soaked, config):
         trees = held.restore(2 * STEPS, {"params": state.params, "training": training})
         position = held.metadata(2 * STEPS)
         params = flatten(trees["params"])
-        params["adapter/norm/scale"] = np.nextafter(np.asarray(params["adapter/norm/scale"]), np.float32(9))
-    with Checkpoints(directory / "planted", keep=9) as planted, Checkpoints(directory / "disturbed") as held:
+        params["adapter/norm/scale"] = np.nextafter(
+            np.asarray(params["adapter/norm/scale"]), np.float32(9)
+        )
+    with (
+        Checkpoints(directory / "planted", keep=9) as planted,
+        Checkpoints(directory / "disturbed") as held,
+    ):
         first = abstract_state(config, config.stages[0], make_mesh(config.mesh, jax.devices()[:1]))
-        training = {name: getattr(first, name) for name in ("moments", "step", "skipped", "failing")}
+        training = {
+            name: getattr(first, name) for name in ("moments", "step", "skipped", "failing")
+        }
         planted.save(
-            STEPS, held.restore(STEPS, {"params": first.params, "training": training}), held.metadata(STEPS) | {"data": {}}
+            STEPS,
+            held.restore(STEPS, {"params": first.params, "training": training}),
+            held.metadata(STEPS) | {"data": {}},
         )
         planted.save(2 * STEPS, {**trees, "params": jax.device_put(unflatten(params))}, position)
     outcome = same_checkpoints(config, directory / "undisturbed", directory / "planted")
@@ -108,7 +122,10 @@ def test_another_bit_of_a_checkpoint_is_found(soaked, config):
 
 
 def logged(*steps):
-    return [{"stage": "adapter" if step <= STEPS else "all", "step": (step - 1) % STEPS + 1} for step in steps]
+    return [
+        {"stage": "adapter" if step <= STEPS else "all", "step": (step - 1) % STEPS + 1}
+        for step in steps
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +148,10 @@ def test_a_step_lost_or_repeated_is_found(config, newest, began, steps, said):
 
 def test_a_line_that_cannot_be_written_says_what_to_do(config, tmp_path):
     (tmp_path / LOG).mkdir()
-    with pytest.raises(JournalError, match="could not write to .*log.jsonl: .*free some space, then start again to continue"):
+    with pytest.raises(
+        JournalError,
+        match="could not write to .*log.jsonl: .*free some space, then start again to continue",
+    ):
         Journal(tmp_path, config).log({"stage": "all", "step": 1})
 
 
@@ -146,7 +166,9 @@ def test_nothing_but_a_soak_is_removed(tmp_path):
 def test_the_plan_has_everything_and_leaves_room():
     plan = make_plan(3, 30, 240)
     counts = Counter(fault.kind for fault in plan)
-    assert {kind: counts[kind] for kind in KINDS} == {kind: 10 if kind in KILLS else 1 for kind in KINDS}
+    assert {kind: counts[kind] for kind in KINDS} == {
+        kind: 10 if kind in KILLS else 1 for kind in KINDS
+    }
     steps = [fault.step for fault in plan]
     assert steps == sorted(steps) and steps[-1] < 240 - 14
     assert make_plan(3, 30, 240) == plan != make_plan(4, 30, 240)
@@ -165,7 +187,10 @@ def test_one_failure_among_many_is_told():
 
 
 def test_the_command_ends_with_what_it_found(command, tmp_path, monkeypatch, capsys):
-    rows = [Row("kill: saving", 1, "left whole", True), Row("loss curve", 1, "differing: all 6", False)]
+    rows = [
+        Row("kill: saving", 1, "left whole", True),
+        Row("loss curve", 1, "differing: all 6", False),
+    ]
     for shown, status in ((rows[:1], 0), (rows, 1)):
         monkeypatch.setattr(module, "soak", lambda *_, shown=shown: (shown, [Try(KILL, None)]))
         assert command(module, tmp_path) == status

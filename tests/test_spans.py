@@ -22,14 +22,21 @@ from lclm_jax.data.spans import (
 )
 
 
-@pytest.mark.parametrize(("length", "latents"), [(0, 1), (1, 1), (4, 1), (5, 2), (31, 8), (32, 8), (33, 9), (64, 16), (69, 18)])
+@pytest.mark.parametrize(
+    ("length", "latents"),
+    [(0, 1), (1, 1), (4, 1), (5, 2), (31, 8), (32, 8), (33, 9), (64, 16), (69, 18)],
+)
 def test_latents_of_a_context(length, latents):
     assert count_latents(length, model(ratio=4, window=32)) == latents
 
 
 NINE = ids(1, 2, 3, 4, 5, 6, 7, 8, 9)
 PLAIN_WINDOWS = [([1, 2, 3, 4], [0, 0, 1, 1]), ([5, 6, 7, 8], [0, 0, 1, 1]), ([9], [0])]
-LEFT_OVERLAP = [([1, 2, 3, 4], [0, 0, 1, 1]), ([4, 5, 6, 7, 8], [-1, 0, 0, 1, 1]), ([8, 9], [-1, 0])]
+LEFT_OVERLAP = [
+    ([1, 2, 3, 4], [0, 0, 1, 1]),
+    ([4, 5, 6, 7, 8], [-1, 0, 0, 1, 1]),
+    ([8, 9], [-1, 0]),
+]
 EOS_WINDOWS = [
     ([1, 2, 3, 4, MARKER, MARKER], [-1, -1, -1, -1, 0, 1]),
     ([5, 6, 7, 8, MARKER, MARKER], [-1, -1, -1, -1, 0, 1]),
@@ -100,17 +107,28 @@ def test_an_empty_context_is_one_latent_of_no_tokens(pooling):
     pooling=st.sampled_from(["mean", "concat", "eos"]),
     causal=st.booleans(),
 )
-def test_every_token_is_pooled_once_and_latents_are_as_many_as_counted(length, ratio, groups, overlap, pooling, causal):
+def test_every_token_is_pooled_once_and_latents_are_as_many_as_counted(
+    length, ratio, groups, overlap, pooling, causal
+):
     config = model(ratio, ratio * groups, pooling, overlap, causal)
     tokens = np.arange(1000, 1000 + length, dtype=np.int32)
     pieces = split_windows(Context(tokens), config, MARKER)
     assert sum(piece.latents for piece in pieces) == count_latents(length, config)
-    assert all(len(piece.tokens) <= config.window_length and piece.latents <= groups for piece in pieces)
+    assert all(
+        len(piece.tokens) <= config.window_length and piece.latents <= groups for piece in pieces
+    )
     pooled = [piece.tokens[piece.groups >= 0] for piece in pieces]
-    sizes = [np.bincount(piece.groups[piece.groups >= 0], minlength=piece.latents).tolist() for piece in pieces]
+    sizes = [
+        np.bincount(piece.groups[piece.groups >= 0], minlength=piece.latents).tolist()
+        for piece in pieces
+    ]
     if pooling == "eos":
         assert all((markers == MARKER).all() for markers in pooled)
-        assert all(counts == [1] * piece.latents for counts, piece in zip(sizes, pieces, strict=True) if length)
+        assert all(
+            counts == [1] * piece.latents
+            for counts, piece in zip(sizes, pieces, strict=True)
+            if length
+        )
     else:
         assert np.concatenate(pooled).tolist() == tokens.tolist()
         for counts in sizes:
@@ -120,13 +138,20 @@ def test_every_token_is_pooled_once_and_latents_are_as_many_as_counted(length, r
 
 
 def test_layout_of_the_worked_example():
-    example = lay_out([Plain(ids(5)), Context(ids(7, 8, 9)), Plain(ids(6), True)], model(ratio=2), MEMORY, stream=3)
+    example = lay_out(
+        [Plain(ids(5)), Context(ids(7, 8, 9)), Plain(ids(6), True)],
+        model(ratio=2),
+        MEMORY,
+        stream=3,
+    )
     start, end, slot = MEMORY.start, MEMORY.end, MEMORY.slot
     assert example.tokens.tolist() == [5, start, slot, slot, end, 6]
     assert example.targets.tolist() == [start, slot, slot, end, 6, 0]
     assert example.weights.tolist() == [0, 0, 0, 0, 1, 0]
     assert example.slots.tolist() == [-1, -1, 0, 1, -1, -1]
-    assert [(piece.tokens.tolist(), piece.groups.tolist()) for piece in example.pieces] == [([7, 8, 9], [0, 0, 1])]
+    assert [(piece.tokens.tolist(), piece.groups.tolist()) for piece in example.pieces] == [
+        ([7, 8, 9], [0, 0, 1])
+    ]
     assert (len(example), example.stream) == (6, 3)
 
 
@@ -140,7 +165,9 @@ def test_given_latents_get_slots_and_no_window():
 @pytest.mark.parametrize("record", [[], [Plain(ids())]])
 def test_a_record_of_nothing_is_an_empty_example(record):
     example = lay_out(record, model(), MEMORY)
-    assert [len(array) for array in (example.tokens, example.targets, example.weights, example.slots)] == [0, 0, 0, 0]
+    assert [
+        len(array) for array in (example.tokens, example.targets, example.weights, example.slots)
+    ] == [0, 0, 0, 0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -148,11 +175,19 @@ def test_a_record_of_nothing_is_an_empty_example(record):
 def test_exactly_the_trained_tokens_after_the_first_position_carry_weight(spans):
     record, config = build(spans), model(ratio=2, window=4)
     example = lay_out(record, config, MEMORY)
-    trained = [token for span in record if isinstance(span, Plain) and span.trained for token in span.tokens.tolist()]
+    trained = [
+        token
+        for span in record
+        if isinstance(span, Plain) and span.trained
+        for token in span.tokens.tolist()
+    ]
     if len(example) and trained and example.tokens[0] == trained[0]:
         trained = trained[1:]  # nothing comes before it
     assert example.targets[example.weights == 1].tolist() == trained
-    assert example.targets[: len(example)].tolist() == [*example.tokens[1:].tolist(), 0][: len(example)]
+    assert (
+        example.targets[: len(example)].tolist()
+        == [*example.tokens[1:].tolist(), 0][: len(example)]
+    )
     numbers = example.slots[example.slots >= 0]
     assert numbers.tolist() == list(range(sum(piece.latents for piece in example.pieces)))
     assert (example.tokens[example.slots >= 0] == MEMORY.slot).all()
@@ -163,12 +198,24 @@ def test_the_other_views_of_a_record():
 
     def told(spans):
         return [
-            span if isinstance(span, Given) else (type(span), span.tokens.tolist(), getattr(span, "trained", None))
+            span
+            if isinstance(span, Given)
+            else (type(span), span.tokens.tolist(), getattr(span, "trained", None))
             for span in spans
         ]
 
-    assert told(uncompressed(record)) == [(Plain, [1], False), (Plain, [2, 3], False), (Plain, [4], True), Given(2)]
-    assert told(language(record)) == [(Plain, [1], True), (Plain, [2, 3], True), (Plain, [4], True), Given(2)]
+    assert told(uncompressed(record)) == [
+        (Plain, [1], False),
+        (Plain, [2, 3], False),
+        (Plain, [4], True),
+        Given(2),
+    ]
+    assert told(language(record)) == [
+        (Plain, [1], True),
+        (Plain, [2, 3], True),
+        (Plain, [4], True),
+        Given(2),
+    ]
     assert told(without_contexts(record)) == [(Plain, [1], False), (Plain, [4], True), Given(2)]
     assert isinstance(record[1], Context), "a view leaves the record as it was"
 
@@ -181,7 +228,9 @@ def test_the_other_views_of_a_record():
     pooling=st.sampled_from(["mean", "eos"]),
     ratio=st.sampled_from([2, 4]),
 )
-def test_an_examples_size_is_that_of_its_arrays_though_its_tokens_are_ranges(spans, overlap, causal, pooling, ratio):
+def test_an_examples_size_is_that_of_its_arrays_though_its_tokens_are_ranges(
+    spans, overlap, causal, pooling, ratio
+):
     config = model(ratio, 8, pooling, overlap, causal)
     record = build(spans)
     ranges = [replace(span, tokens=range(len(span.tokens))) for span in record]

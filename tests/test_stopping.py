@@ -18,7 +18,10 @@ class Metadata(BaseHTTPRequestHandler):
 
     def do_GET(self):
         name, _, waits = self.path.rpartition("/")[2].partition("?")
-        if self.headers["Metadata-Flavor"] != "Google" or "/computeMetadata/v1/instance/" not in self.path:
+        if (
+            self.headers["Metadata-Flavor"] != "Google"
+            or "/computeMetadata/v1/instance/" not in self.path
+        ):
             self.send_error(403)
             return
         if waits:
@@ -40,11 +43,16 @@ def server(monkeypatch):
         serving.shutdown()
 
 
-@pytest.mark.parametrize(("name", "notice"), [("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), ("preempted", "TRUE")])
+@pytest.mark.parametrize(
+    ("name", "notice"),
+    [("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), ("preempted", "TRUE")],
+)
 @pytest.mark.parametrize("later", [True, False])
 def test_a_notice_asks_to_stop(server, monkeypatch, name, notice, later):
     well = Metadata.said[name][0]
-    monkeypatch.setattr(Metadata, "said", Metadata.said | {name: (well if later else notice, notice)})
+    monkeypatch.setattr(
+        Metadata, "said", Metadata.said | {name: (well if later else notice, notice)}
+    )
     with stop_requests() as stop:
         deadline = time.monotonic() + 20
         while not stop.asked and time.monotonic() < deadline:
@@ -54,14 +62,22 @@ def test_a_notice_asks_to_stop(server, monkeypatch, name, notice, later):
 
 def test_a_server_that_goes_away_is_not_asked_without_pause(server, monkeypatch):
     asked, answer = [], stopping._ask
-    monkeypatch.setattr(stopping, "_ask", lambda *question: asked.append(1) or (answer(*question) if len(asked) < 3 else None))
+    monkeypatch.setattr(
+        stopping,
+        "_ask",
+        lambda *question: asked.append(1) or (answer(*question) if len(asked) < 3 else None),
+    )
     with stop_requests() as stop:
         time.sleep(1.5)
         assert 3 <= len(asked) <= 4 and not stop.asked
 
 
 def test_a_migration_stops_nothing(server, monkeypatch):
-    monkeypatch.setattr(Metadata, "said", Metadata.said | {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")})
+    monkeypatch.setattr(
+        Metadata,
+        "said",
+        Metadata.said | {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")},
+    )
     with stop_requests() as stop:
         time.sleep(0.6)
         assert not stop.asked

@@ -51,7 +51,9 @@ def test_published_weights_are_read_straight_onto_a_mesh(shape):
     for path, array in flatten(params).items():
         assert array.sharding == where[path].sharding, path
         assert np.array_equal(array, flatten(expected)[path]), path
-    assert not all(array.sharding.is_fully_replicated for array in jax.tree.leaves(params)) or shape == (8, 1, 1, 1)
+    assert not all(
+        array.sharding.is_fully_replicated for array in jax.tree.leaves(params)
+    ) or shape == (8, 1, 1, 1)
 
 
 def test_a_streamed_checkpoint_is_restored_in_another_dtype_onto_a_mesh(tmp_path):
@@ -113,16 +115,23 @@ def test_an_error_on_the_way_leaves_no_step(tmp_path):
 @pytest.mark.parametrize("name", ["F32", "BF16", "F16"])
 def test_rounding_between_all_dtypes(dtype, name):
     array = np.array([1.0, -3.140625, 60000.0], dtype)
-    assert np.allclose(round_to(array, name, TENSOR).astype(np.float64), array.astype(np.float64), rtol=2**-8)
+    assert np.allclose(
+        round_to(array, name, TENSOR).astype(np.float64), array.astype(np.float64), rtol=2**-8
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_a_number_too_large_for_a_dtype_is_named(dtype):
     array = np.array([1.0, 1e6, -2.0], dtype)
-    with pytest.raises(ConversionError, match=r"decoder model.norm.weight reaches .*, too much for F16; choose another --dtype"):
+    with pytest.raises(
+        ConversionError,
+        match=r"decoder model.norm.weight reaches .*, too much for F16; choose another --dtype",
+    ):
         round_to(array, "F16", TENSOR)
     infinite = np.array([1.0, np.inf, np.nan], dtype)
-    assert np.array_equal(round_to(infinite, "F16", TENSOR), infinite.astype(np.float16), equal_nan=True)
+    assert np.array_equal(
+        round_to(infinite, "F16", TENSOR), infinite.astype(np.float16), equal_nan=True
+    )
 
 
 # --- Killed ---
@@ -148,20 +157,29 @@ setattr(kind, name, counted)
 def run_killed(kind: str, left: int, call: str) -> int:
     code = KILLED.format(kind=kind, left=left, call=call)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=False
+    ).returncode
 
 
 @pytest.mark.parametrize("left", [0, 30, 80])
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path):
     source, ours = published(), tmp_path / "ours"
-    killed = run_killed("convert.hf_files.FileTensor", left, f"convert.from_hf.from_hf({str(source)!r}, {str(ours)!r})")
+    killed = run_killed(
+        "convert.hf_files.FileTensor",
+        left,
+        f"convert.from_hf.from_hf({str(source)!r}, {str(ours)!r})",
+    )
     assert killed == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["ours.partial"]
     from_hf(source, ours)  # what the killed one left is no obstacle
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     assert all(line.passed for line in compare_tensors(source, ours))
     back = tmp_path / "back"
-    assert run_killed("SavedTree", left, f"convert.to_hf.to_hf({str(ours)!r}, {str(back)!r})") == -signal.SIGKILL
+    assert (
+        run_killed("SavedTree", left, f"convert.to_hf.to_hf({str(ours)!r}, {str(back)!r})")
+        == -signal.SIGKILL
+    )
     assert not back.exists()
     to_hf(ours, back)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
@@ -183,15 +201,30 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.split("?")[0]
         self.asked.append(path)
-        files = {str(file.relative_to(self.directory)): file for file in self.directory.rglob("*") if file.is_file()}
+        files = {
+            str(file.relative_to(self.directory)): file
+            for file in self.directory.rglob("*")
+            if file.is_file()
+        }
         name = path.partition(f"/resolve/{COMMIT}/")[2]
         if path.startswith("/api/models/someone/lclm") and not name:
-            listing = [{"rfilename": file, "type": "file", "path": file, "oid": "0", "size": 1} for file in files]
+            listing = [
+                {"rfilename": file, "type": "file", "path": file, "oid": "0", "size": 1}
+                for file in files
+            ]
             tree = "/tree/" in path
-            self.answer(json.dumps(listing if tree else {"id": "someone/lclm", "sha": COMMIT, "siblings": listing}).encode(), {})
+            self.answer(
+                json.dumps(
+                    listing if tree else {"id": "someone/lclm", "sha": COMMIT, "siblings": listing}
+                ).encode(),
+                {},
+            )
         elif name in files:
             content = files[name].read_bytes()
-            self.answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            self.answer(
+                content,
+                {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT},
+            )
         else:
             self.send_error(404)
 
@@ -220,8 +253,18 @@ def hub(published):
 
 
 def convert_from(address: str, name: str, destination: Path) -> subprocess.CompletedProcess:
-    caches = {"HF_HOME": str(destination.parent / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment = {**os.environ, **caches, "HF_ENDPOINT": address, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+    caches = {
+        "HF_HOME": str(destination.parent / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    environment = {
+        **os.environ,
+        **caches,
+        "HF_ENDPOINT": address,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "0",
+    }
     command = [sys.executable, "-m", "convert.from_hf", name, str(destination)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -235,16 +278,23 @@ def test_a_repository_is_downloaded_at_a_commit_and_converted(hub, tmp_path):
     weights = hashlib.sha256((directory / "decoder" / "model.safetensors").read_bytes()).hexdigest()
     assert provenance["files"]["decoder/model.safetensors"]["sha256"] == weights
     assert all(line.passed for line in compare_tensors(directory, tmp_path / "ours"))
-    assert any("model.safetensors" in path for path in asked) and not any("pytorch_model.bin" in path for path in asked)
+    assert any("model.safetensors" in path for path in asked) and not any(
+        "pytorch_model.bin" in path for path in asked
+    )
 
 
 def test_a_repository_that_is_not_there_is_named(hub, tmp_path):
     done = convert_from(hub[0], "someone/else", tmp_path / "ours")
     assert done.returncode == 2
-    assert "someone/else: no such directory, and revision main could not be had from the hub" in done.stderr
+    assert (
+        "someone/else: no such directory, and revision main could not be had from the hub"
+        in done.stderr
+    )
     assert not (tmp_path / "ours").exists()
 
 
 def test_a_directory_has_no_revision(published, tmp_path):
-    with pytest.raises(ConversionError, match="is a directory and has no revisions, got --revision v1"):
+    with pytest.raises(
+        ConversionError, match="is a directory and has no revisions, got --revision v1"
+    ):
         from_hf(published(), tmp_path / "ours", revision="v1")

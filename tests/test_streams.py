@@ -25,7 +25,11 @@ def share(config, host, hosts):
 
 
 def packed(config, tokenizer, host=0, hosts=1):
-    return iter(PackedBatches(stage_order(config, config.stages[0], tokenizer), config, share(config, host, hosts)))
+    return iter(
+        PackedBatches(
+            stage_order(config, config.stages[0], tokenizer), config, share(config, host, hosts)
+        )
+    )
 
 
 def prefetched(config, tokenizer):
@@ -72,7 +76,9 @@ def test_a_pipeline_can_be_set_back(config, tokenizer):
 
 
 def test_prefetching_changes_nothing(config, tokenizer):
-    pairs = zip(take(packed(config, tokenizer), 3), take(prefetched(config, tokenizer), 3), strict=True)
+    pairs = zip(
+        take(packed(config, tokenizer), 3), take(prefetched(config, tokenizer), 3), strict=True
+    )
     assert all(same(*pair) for pair in pairs)
 
 
@@ -108,12 +114,17 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
     order = stage_order(short, short.stages[0], tokenizer)
     sizes = [order.sizes[i] for i in range(state["next"])]
     too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
-    assert state["left_out"] == {stream: {"too long": count} for stream, count in too_long.items()} and too_long.total() > 10
+    assert (
+        state["left_out"] == {stream: {"too long": count} for stream, count in too_long.items()}
+        and too_long.total() > 10
+    )
     restored = packed(short, tokenizer)
     restored.set_state(through_json(state))
     assert restored.get_state() == state
     fitting = {i for i, (_, size) in enumerate(sizes) if limits.holds(size)}
-    expected = Counter(tuple(order.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"]))
+    expected = Counter(
+        tuple(order.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"])
+    )
     assert expected == Counter(
         tuple(tokens[segments == n].tolist())
         for batch in emitted
@@ -126,7 +137,9 @@ def test_documents_too_short_for_two_segments_are_counted_and_left_out(config, t
     texts = [{"text": "print(1) " * count} for count in (1, 1, 1, 9, 9, 9)]
     write_sources(tmp_path, tokenizer, {"docs": ("code", texts)})
     stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
-    here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6))
+    here = replace(
+        config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6)
+    )
     batches = iter(PackedBatches(stage_order(here, stage, tokenizer), here))
     next(batches)
     state = batches.get_state()
@@ -137,7 +150,11 @@ def test_sizes_are_those_of_the_examples(config, tokenizer):
     order = stage_order(config, config.stages[0], tokenizer)
     for i in range(60):
         (stream, size), example = order.sizes[i], order.examples[i]
-        assert (stream, size.positions, size.trained) == (example.stream, len(example), example.weights.sum())
+        assert (stream, size.positions, size.trained) == (
+            example.stream,
+            len(example),
+            example.weights.sum(),
+        )
         assert size.pieces == tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
 
 
@@ -150,7 +167,9 @@ def test_a_host_reads_the_tokens_of_its_own_rows_only(config, tokenizer, monkeyp
 
 
 @settings(max_examples=15, deadline=None)
-@given(hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3))
+@given(
+    hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3)
+)
 def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed):
     """Read a batch at each of these host counts in turn, saving and restoring in between: one order, continued."""
     config = replace(config_once, data=replace(config_once.data, seed=seed))
@@ -176,7 +195,14 @@ def test_fewer_examples_than_hosts_are_an_error(config, tokenizer, tmp_path):
     here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
     with pytest.raises(ConfigError, match="at least one example for each of 4 hosts, got 3"):
         stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 4))
-    assert len(next(iter(stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 2)))).tokens) == 4
+    assert (
+        len(
+            next(
+                iter(stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 2)))
+            ).tokens
+        )
+        == 4
+    )
 
 
 def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
@@ -192,7 +218,9 @@ def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
 def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
     small = replace(config, data=replace(config.data, positions=20))
     stage = replace(small.stages[0], streams=(Stream("sft", "tasks", 1.0),))
-    with pytest.raises(ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"):
+    with pytest.raises(
+        ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"
+    ):
         stage_order(replace(small, stages=(stage,)), stage, tokenizer)
 
 
@@ -218,9 +246,16 @@ def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer)
 
 def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
     one = replace(config.stages[0], streams=(Stream("reconstruction", "docs", 1.0),))
-    whole = replace(config, stages=(one,), data=replace(config.data, reconstruction=None, positions=4000, windows=100))
+    whole = replace(
+        config,
+        stages=(one,),
+        data=replace(config.data, reconstruction=None, positions=4000, windows=100),
+    )
     examples = stage_order(whole, one, tokenizer).examples
-    passes = [[tuple(examples[start + i].pieces[0].tokens.tolist()) for i in range(50)] for start in (0, 50)]
+    passes = [
+        [tuple(examples[start + i].pieces[0].tokens.tolist()) for i in range(50)]
+        for start in (0, 50)
+    ]
     assert sorted(passes[0]) == sorted(passes[1])
     assert passes[0] != passes[1]
     assert len(set(passes[0])) == 50
@@ -229,7 +264,9 @@ def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
 def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, tokenizer):
     compressed = stage_order(config, config.stages[0], tokenizer).examples
     stage = replace(config.stages[0], compress=False)
-    plain = stage_order(replace(config, stages=(stage, config.stages[1])), stage, tokenizer).examples
+    plain = stage_order(
+        replace(config, stages=(stage, config.stages[1])), stage, tokenizer
+    ).examples
     for i in range(20):
         assert plain[i].pieces == [] and (plain[i].slots == -1).all()
         assert plain[i].weights.tolist() == [1.0] * (len(plain[i]) - 1) + [0.0]
@@ -244,5 +281,7 @@ def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_pa
     sources = {"docs": ("text", [{"text": "import " * 40}])}
     write_sources(tmp_path, tokenizer, sources, splits=("held",))
     assert len(stage_order(here, stage, tokenizer, "held").examples[0].tokens)
-    with pytest.raises(ConfigError, match="source docs has no train examples; leave stream interleaved/docs out"):
+    with pytest.raises(
+        ConfigError, match="source docs has no train examples; leave stream interleaved/docs out"
+    ):
         stage_order(here, stage, tokenizer)

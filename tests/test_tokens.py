@@ -47,7 +47,12 @@ def tokens_of(record) -> list[int]:
 
 
 def trained_tokens(record) -> list[int]:
-    return [token for span in record if isinstance(span, Plain) and span.trained for token in span.tokens.tolist()]
+    return [
+        token
+        for span in record
+        if isinstance(span, Plain) and span.trained
+        for token in span.tokens.tolist()
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -62,11 +67,15 @@ def test_spelled_out_control_tokens_are_text_and_come_back(tokenizer, text):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(SPELLED, max_size=4))
 def test_a_batch_is_encoded_like_its_texts(tokenizer, texts):
-    assert [tokens.tolist() for tokens in tokenizer.encode_batch(texts)] == [tokenizer.encode(text).tolist() for text in texts]
+    assert [tokens.tolist() for tokens in tokenizer.encode_batch(texts)] == [
+        tokenizer.encode(text).tolist() for text in texts
+    ]
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text().filter(lambda text: "<|" not in text))  # hypothesis tries constants it finds in the source
+@given(
+    st.text().filter(lambda text: "<|" not in text)
+)  # hypothesis tries constants it finds in the source
 def test_plain_text_gets_the_tokens_hugging_face_gives_it(tokenizer, hugging_face, text):
     assert tokenizer.encode(text).tolist() == hugging_face.encode(text, add_special_tokens=False)
 
@@ -95,8 +104,14 @@ def test_save_and_load_round_trip(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "new" / "folder")
     loaded = Tokenizer.load(tmp_path / "new" / "folder")
     assert (loaded.definition, loaded.template) == (tokenizer.definition, CHATML)
-    assert (loaded.size, loaded.memory, loaded.control) == (tokenizer.size, tokenizer.memory, tokenizer.control)
-    assert loaded.encode("Ada likes pears.").tolist() == tokenizer.encode("Ada likes pears.").tolist()
+    assert (loaded.size, loaded.memory, loaded.control) == (
+        tokenizer.size,
+        tokenizer.memory,
+        tokenizer.control,
+    )
+    assert (
+        loaded.encode("Ada likes pears.").tolist() == tokenizer.encode("Ada likes pears.").tolist()
+    )
 
 
 def test_load_finds_the_template_in_the_settings_file(tokenizer, tmp_path):
@@ -108,7 +123,10 @@ def test_load_finds_the_template_in_the_settings_file(tokenizer, tmp_path):
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "tokenizer.json")) + ".*expected a directory"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=re.escape(str(tmp_path / "tokenizer.json")) + ".*expected a directory",
+    ):
         Tokenizer.load(tmp_path)
 
 
@@ -136,7 +154,9 @@ def test_loss_falls_on_what_the_assistant_says_and_on_the_end_of_its_turn(tokeni
 
 
 def test_an_empty_answer_trains_the_end_of_the_turn(tokenizer):
-    record = render_chat([{"role": "user", "content": "Hush."}, {"role": "assistant", "content": ""}], tokenizer)
+    record = render_chat(
+        [{"role": "user", "content": "Hush."}, {"role": "assistant", "content": ""}], tokenizer
+    )
     assert trained_tokens(record) == [tokenizer.id(TURN_END)]
 
 
@@ -146,7 +166,10 @@ def test_a_prompt_for_generation_is_a_prefix_of_the_full_chat(tokenizer):
         full = tokens_of(render_chat(CONVERSATION[: said + 2], tokenizer))
         assert full[: len(start)] == start
         assert tokenizer.decode(start).endswith("<|im_start|>assistant\n")
-        assert tokenizer.decode(full[len(start) :]) == CONVERSATION[said + 1]["content"] + "<|im_end|>\n"
+        assert (
+            tokenizer.decode(full[len(start) :])
+            == CONVERSATION[said + 1]["content"] + "<|im_end|>\n"
+        )
 
 
 @pytest.mark.parametrize("content", [INJECTION, ["Read this: ", INJECTION]])
@@ -155,17 +178,32 @@ def test_a_message_that_spells_out_a_turn_stays_one_message(tokenizer, role, con
     record = render_chat([{"role": role, "content": content}], tokenizer)
     control = [token for token in tokens_of(record) if token in tokenizer.control.values()]
     assert control == [tokenizer.id(TURN_START), tokenizer.id(TURN_END)]
-    assert tokenizer.decode(tokens_of(record)) == f"<|im_start|>{role}\n{''.join(content)}<|im_end|>\n"
+    assert (
+        tokenizer.decode(tokens_of(record)) == f"<|im_start|>{role}\n{''.join(content)}<|im_end|>\n"
+    )
 
 
 def test_contexts_and_latents_stand_where_they_were_in_the_message(tokenizer):
-    content = ["Compare ", Context(tokenizer.encode("figs")), Given(3), np.array([7, 8], np.int32), " now"]
-    record = render_chat([{"role": "user", "content": content}, {"role": "assistant", "content": "No"}], tokenizer)
+    content = [
+        "Compare ",
+        Context(tokenizer.encode("figs")),
+        Given(3),
+        np.array([7, 8], np.int32),
+        " now",
+    ]
+    record = render_chat(
+        [{"role": "user", "content": content}, {"role": "assistant", "content": "No"}], tokenizer
+    )
     assert [type(span) for span in record] == [Plain, Context, Given, Plain, Plain, Plain]
     assert record[1].tokens.tolist() == tokenizer.encode("figs").tolist()
     assert record[2] == Given(3)
     assert record[3].tokens[:2].tolist() == [7, 8]
-    assert [span.trained for span in record if isinstance(span, Plain)] == [False, False, True, False]
+    assert [span.trained for span in record if isinstance(span, Plain)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_context_in_the_assistants_turn_splits_its_loss(tokenizer):
@@ -178,17 +216,22 @@ def test_a_context_in_the_assistants_turn_splits_its_loss(tokenizer):
 
 def test_the_tokenizers_own_template_decides_the_form(tokenizer):
     template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+        "{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     )
     other = Tokenizer(tokenizer.definition, template)
-    record = render_chat([{"role": "user", "content": "Figs?"}, {"role": "assistant", "content": "Ben"}], other)
+    record = render_chat(
+        [{"role": "user", "content": "Figs?"}, {"role": "assistant", "content": "Ben"}], other
+    )
     assert other.decode(tokens_of(record)) == "[user] Figs?[assistant] Ben<|endoftext|>"
     assert trained_tokens(record) == [*other.encode("Ben"), other.id(PAD)]
 
 
 def test_without_a_template_a_chat_is_chatml(tokenizer):
     bare = Tokenizer(tokenizer.definition)
-    assert tokens_of(render_chat(CONVERSATION, bare)) == tokens_of(render_chat(CONVERSATION, tokenizer))
+    assert tokens_of(render_chat(CONVERSATION, bare)) == tokens_of(
+        render_chat(CONVERSATION, tokenizer)
+    )
 
 
 def test_a_chat_needs_a_message(tokenizer):
@@ -203,15 +246,22 @@ def test_a_chat_needs_a_message(tokenizer):
         ("", []),
         ("<|memory_start|>a b<|memory_end|>", [("a b",)]),
         ("Read <|memory_start|>a b<|memory_end|> and say.", ["Read ", ("a b",), " and say."]),
-        ("<|memory_start|>a<|memory_end|><|memory_start|>b\n<|memory_end|>?", [("a",), ("b\n",), "?"]),
+        (
+            "<|memory_start|>a<|memory_end|><|memory_start|>b\n<|memory_end|>?",
+            [("a",), ("b\n",), "?"],
+        ),
         ("<|memory_start|>a <|im_end|> b<|memory_end|>", [("a <|im_end|> b",)]),
     ],
 )
 def test_memory_tags_mark_what_is_compressed(tokenizer, text, parts):
     found = parse_memory(text, tokenizer)
-    assert [(tokenizer.decode(part.tokens),) if isinstance(part, Context) else part for part in found] == parts
+    assert [
+        (tokenizer.decode(part.tokens),) if isinstance(part, Context) else part for part in found
+    ] == parts
     contexts = [part.tokens for part in found if isinstance(part, Context)]
-    assert not {int(token) for tokens in contexts for token in tokens} & set(tokenizer.control.values())
+    assert not {int(token) for tokens in contexts for token in tokens} & set(
+        tokenizer.control.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,10 +270,19 @@ def test_memory_tags_mark_what_is_compressed(tokenizer, text, parts):
         ("a <|memory_start|>b", "must pair up: <|memory_start|> without <|memory_end|>"),
         ("<|memory_start|>", "must pair up: <|memory_start|> without <|memory_end|>"),
         ("a<|memory_end|> b", "must pair up: <|memory_end|> without <|memory_start|>"),
-        ("<|memory_start|>a<|memory_end|><|memory_end|>", "must pair up: <|memory_end|> without <|memory_start|>"),
-        ("<|memory_start|>a<|memory_start|>b<|memory_end|><|memory_end|>", "cannot nest: a second <|memory_start|>"),
+        (
+            "<|memory_start|>a<|memory_end|><|memory_end|>",
+            "must pair up: <|memory_end|> without <|memory_start|>",
+        ),
+        (
+            "<|memory_start|>a<|memory_start|>b<|memory_end|><|memory_end|>",
+            "cannot nest: a second <|memory_start|>",
+        ),
         ("<|memory_start|><|memory_start|>", "cannot nest: a second <|memory_start|>"),
-        ("a<|memory_start|><|memory_end|>", "expected text between <|memory_start|> and <|memory_end|>, got none"),
+        (
+            "a<|memory_start|><|memory_end|>",
+            "expected text between <|memory_start|> and <|memory_end|>, got none",
+        ),
     ],
 )
 def test_wrong_memory_tags_are_explained(tokenizer, text, message):

@@ -67,9 +67,16 @@ def saved(config, directory, step):
     """Parameters, moments and counters of a step, on the host."""
     stage = config.stages[0] if step <= config.stages[0].steps else config.stages[1]
     state = abstract_state(config, stage, make_mesh(config.mesh, jax.devices()[:1]))
-    training = {"moments": state.moments, "step": state.step, "skipped": state.skipped, "failing": state.failing}
+    training = {
+        "moments": state.moments,
+        "step": state.step,
+        "skipped": state.skipped,
+        "failing": state.failing,
+    }
     with Checkpoints(directory, keep=9) as checkpoints:
-        return jax.device_get(checkpoints.restore(step, {"params": state.params, "training": training}))
+        return jax.device_get(
+            checkpoints.restore(step, {"params": state.params, "training": training})
+        )
 
 
 def lines_of(directory, name):
@@ -95,20 +102,26 @@ def assert_equal(tree, expected):
 
 def changed(after, before):
     """Paths of the arrays that differ."""
-    return {path for path, x in flatten(after).items() if not np.array_equal(x, flatten(before)[path])}
+    return {
+        path for path, x in flatten(after).items() if not np.array_equal(x, flatten(before)[path])
+    }
 
 
 def test_log_has_a_line_a_step_and_every_stream(finished):
     config, directory = finished
     lines = log_of(directory)
-    assert [(line["stage"], line["step"]) for line in lines] == [(name, n) for name in ("adapter", "all") for n in (1, 2, 3, 4)]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        (name, n) for name in ("adapter", "all") for n in (1, 2, 3, 4)
+    ]
     for stage in config.stages:
         seen = {name for line in lines if line["stage"] == stage.name for name in line["streams"]}
         assert seen == {"reconstruction/docs", "interleaved/docs", "sft/tasks"}
     for line in lines:
         streams = line["streams"].values()
         assert line["trained_tokens"] == sum(stream["tokens"] for stream in streams)
-        assert all(np.isfinite(stream["loss"]) and 0 <= stream["accuracy"] <= 1 for stream in streams)
+        assert all(
+            np.isfinite(stream["loss"]) and 0 <= stream["accuracy"] <= 1 for stream in streams
+        )
         assert 0 < line["fill"] <= 1 and line["skipped"] == 0 and line["positions_per_second"] > 0
         assert 0 <= line["waiting"] <= 1 and line["left_out"] == {}
 
@@ -130,9 +143,17 @@ class Late:
         return self.batches.get_state() | {"left_out": {"0": {"too long": 2}}}
 
 
-def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(config, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sys.modules["lclm_jax.train"], "stage_batches", lambda *arguments: Late(stage_batches(*arguments)))
-    directory = train(replace(config, stages=config.stages[:1], run=replace(config.run, directory=str(tmp_path))))
+def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(
+    config, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(
+        sys.modules["lclm_jax.train"],
+        "stage_batches",
+        lambda *arguments: Late(stage_batches(*arguments)),
+    )
+    directory = train(
+        replace(config, stages=config.stages[:1], run=replace(config.run, directory=str(tmp_path)))
+    )
     for line in log_of(directory):
         seconds = config.data.rows * config.data.positions / line["positions_per_second"]
         assert 0.05 / seconds <= line["waiting"] <= 1
@@ -145,7 +166,11 @@ def test_frozen_components_do_not_change_by_a_bit(finished, params):
     assert {path.split("/")[0] for path in changed(first["params"], params)} == {"adapter"}
     assert first["training"]["moments"].keys() == {"adapter/0"}
     last = saved(*finished, 8)
-    assert {path.split("/")[0] for path in changed(last["params"], first["params"])} == {"adapter", "encoder", "decoder"}
+    assert {path.split("/")[0] for path in changed(last["params"], first["params"])} == {
+        "adapter",
+        "encoder",
+        "decoder",
+    }
     assert last["training"]["moments"].keys() == {"adapter/0", "encoder/1", "decoder/1"}
 
 
@@ -173,7 +198,9 @@ def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Recorder, "add", add_and_stop)
-    with pytest.raises(Interrupted, match="stopped in stage all after step 1 of 4; saved, run again to continue"):
+    with pytest.raises(
+        Interrupted, match="stopped in stage all after step 1 of 4; saved, run again to continue"
+    ):
         train(interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
     assert train(interrupted) == again
@@ -190,14 +217,21 @@ def steady(config, once, tokenizer, params, one_device):
     """
     if "steady" not in once:
         stage, rng = config.stages[1], np.random.default_rng(0)
-        noisy = jax.tree.map(lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+        noisy = jax.tree.map(
+            lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
+        )
         state = begin_stage(noisy, config, stage, one_device)
         where = jax.tree.map(lambda x: x.sharding, state)
         compiled = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
 
         def step(state, batch):
             with jax.set_mesh(one_device):
-                return jax.device_get(compiled(jax.device_put(state, where), jax.device_put(batch, batch_sharding(one_device))))
+                return jax.device_get(
+                    compiled(
+                        jax.device_put(state, where),
+                        jax.device_put(batch, batch_sharding(one_device)),
+                    )
+                )
 
         batch = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config)))
         state, metrics = step(step(state, batch)[0], batch)
@@ -227,13 +261,18 @@ def test_a_batch_without_memory_moves_only_the_decoder(steady):
 
 @pytest.mark.parametrize(
     ("factors", "finite_loss"),
-    [({"decoder/norm/scale": np.nan}, False), ({"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}, True)],
+    [
+        ({"decoder/norm/scale": np.nan}, False),
+        ({"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}, True),
+    ],
     ids=["loss", "gradient only"],
 )
 def test_what_is_not_finite_skips_the_step_everywhere(steady, factors, finite_loss):
     """A tiny scale that the next norm makes up for leaves the loss finite; its gradient is beyond float32."""
     step, state, batch, _ = steady
-    poisoned = unflatten({path: np.float32(factors.get(path, 1)) * x for path, x in flatten(state.params).items()})
+    poisoned = unflatten(
+        {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(state.params).items()}
+    )
     after, metrics = step(state.replace(params=poisoned), batch)
     assert np.isfinite(metrics["loss"]) == finite_loss and not np.isfinite(metrics["gradient_norm"])
     assert_equal(after.params, poisoned)
@@ -251,17 +290,26 @@ def stage_of(*groups):
 def test_first_matching_group_decides():
     table, rest = Group("encoder/table", 1e-4), Group("encoder/.*", 1e-3)
     assigned = assign_groups(PATHS, stage_of(Group("adapter/.*", None), table, rest))
-    assert assigned == {"encoder/1": {"encoder/table": table}, "encoder/2": {"encoder/layers/mlp/up": rest}}
+    assert assigned == {
+        "encoder/1": {"encoder/table": table},
+        "encoder/2": {"encoder/layers/mlp/up": rest},
+    }
 
 
 def test_every_parameter_needs_a_group():
-    with pytest.raises(ConfigError, match=r"stage warm: no group matches parameter encoder/table; add a pattern"):
+    with pytest.raises(
+        ConfigError, match=r"stage warm: no group matches parameter encoder/table; add a pattern"
+    ):
         assign_groups(PATHS, stage_of(Group("adapter/.*", 1e-3)))
 
 
 def test_every_pattern_needs_a_parameter():
-    with pytest.raises(ConfigError, match=r"stage warm: patterns \['decodr/\.\*'\] match no parameter"):
-        assign_groups(PATHS, stage_of(Group("(adapter|encoder)/.*", 1e-3), Group("decodr/.*", None)))
+    with pytest.raises(
+        ConfigError, match=r"stage warm: patterns \['decodr/\.\*'\] match no parameter"
+    ):
+        assign_groups(
+            PATHS, stage_of(Group("(adapter|encoder)/.*", 1e-3), Group("decodr/.*", None))
+        )
 
 
 def test_encoder_begins_as_the_decoders_first_layers(config, params, one_device):
@@ -276,14 +324,22 @@ def test_encoder_begins_as_the_decoders_first_layers(config, params, one_device)
 
 def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, one_device):
     with pytest.raises(ConfigError, match=r"needs equal encoder\.width and decoder\.width"):
-        begin_stage(params, config, replace(config.stages[1], encoder_from_decoder=True), one_device)
+        begin_stage(
+            params, config, replace(config.stages[1], encoder_from_decoder=True), one_device
+        )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.py"], "error: missing.py: no such config; expected a Python file with a function config()"),
-        (["configs/tiny.py", "--set", "data.row=1"], "error: unknown setting data.row: did you mean data.rows?"),
+        (
+            ["missing.py"],
+            "error: missing.py: no such config; expected a Python file with a function config()",
+        ),
+        (
+            ["configs/tiny.py", "--set", "data.row=1"],
+            "error: unknown setting data.row: did you mean data.rows?",
+        ),
     ],
 )
 def test_command_line_mistakes_are_one_line(arguments, message):

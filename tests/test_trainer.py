@@ -76,11 +76,14 @@ def test_stages_one_by_one_are_the_whole(finished, tmp_path):
     config, directory = finished
     apart = moved(config, tmp_path / "apart")
     with pytest.raises(
-        ConfigError, match=r"stage all begins where stage adapter ends, and .*apart is empty; run the stages before"
+        ConfigError,
+        match=r"stage all begins where stage adapter ends, and .*apart is empty; run the stages before",
     ):
         train(apart, "all")
     train(apart, "0")
-    assert [(line["stage"], line["step"]) for line in log_of(tmp_path / "apart")] == [("adapter", n) for n in (1, 2, 3, 4)]
+    assert [(line["stage"], line["step"]) for line in log_of(tmp_path / "apart")] == [
+        ("adapter", n) for n in (1, 2, 3, 4)
+    ]
     with pytest.raises(ConfigError, match="expected one of the stages 0 adapter, 1 all, got 'al'"):
         train(apart, "al")
     train(apart, "all")
@@ -90,7 +93,11 @@ def test_stages_one_by_one_are_the_whole(finished, tmp_path):
 
 
 def test_a_stage_waits_for_the_end_of_the_one_before(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(Recorder, "add", lambda self, step, *_: (_ for _ in ()).throw(InterruptedError) if step == 4 else None)
+    monkeypatch.setattr(
+        Recorder,
+        "add",
+        lambda self, step, *_: (_ for _ in ()).throw(InterruptedError) if step == 4 else None,
+    )
     with pytest.raises(InterruptedError):
         train(moved(config, tmp_path))
     with pytest.raises(ConfigError, match="is at step 2 of 4 of stage adapter; run that first"):
@@ -107,8 +114,15 @@ def test_the_first_stage_begins_with_a_checkpoint(config, tmp_path, noisy, token
 
 
 def test_a_checkpoint_of_another_tokenizer_is_no_beginning(config, tmp_path, noisy, tokenizer):
-    save_model(tmp_path / "base", config.model, type(tokenizer)(tokenizer.definition + "\n", tokenizer.template), noisy)
-    with pytest.raises(ConfigError, match=r"base \(run.begin\) and .* to have one tokenizer, got two"):
+    save_model(
+        tmp_path / "base",
+        config.model,
+        type(tokenizer)(tokenizer.definition + "\n", tokenizer.template),
+        noisy,
+    )
+    with pytest.raises(
+        ConfigError, match=r"base \(run.begin\) and .* to have one tokenizer, got two"
+    ):
         train(moved(config, tmp_path / "run", begin=str(tmp_path / "base")))
 
 
@@ -150,19 +164,28 @@ def assert_same_gradients(found, expected):
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
-def test_each_trained_token_counts_the_same_however_the_batch_is_cut(config, noisy, one_batch, one_device, parts):
+def test_each_trained_token_counts_the_same_however_the_batch_is_cut(
+    config, noisy, one_batch, one_device, parts
+):
     """Rows have different numbers of trained tokens: a mean of means would differ."""
     uneven = one_batch.replace(weights=one_batch.weights * (np.arange(8)[:, None] % 3 > 0))
     cut = replace(config, run=replace(config.run, micro_batches=parts))
-    assert_same_gradients(gradients(cut, noisy, uneven, one_device), gradients(config, noisy, uneven, one_device))
+    assert_same_gradients(
+        gradients(cut, noisy, uneven, one_device), gradients(config, noisy, uneven, one_device)
+    )
 
 
 def test_padding_counts_nothing(config, noisy, one_batch, one_device):
     padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x)]), one_batch)
-    padded = padded.replace(slots=np.concatenate([one_batch.slots, np.full_like(one_batch.slots, -1)]))
+    padded = padded.replace(
+        slots=np.concatenate([one_batch.slots, np.full_like(one_batch.slots, -1)])
+    )
     groups = np.concatenate([one_batch.windows.groups, np.full_like(one_batch.windows.groups, -1)])
     padded = padded.replace(windows=padded.windows.replace(groups=groups))
-    assert_same_gradients(gradients(config, noisy, padded, one_device), gradients(config, noisy, one_batch, one_device))
+    assert_same_gradients(
+        gradients(config, noisy, padded, one_device),
+        gradients(config, noisy, one_batch, one_device),
+    )
 
 
 def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
@@ -176,8 +199,14 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
     assert_equal(batch_at(order, config, before), batch)
     named = batch_records(order, config, before)
     sources = {name: [] for row in named for name in row}
-    assert all(name.split(" ")[0] in {stream.name for stream in config.stages[1].streams} for name in sources)
-    held = {source: Prepared(config.data.directory, source, "train", tokenizer) for source in ("docs", "tasks")}
+    assert all(
+        name.split(" ")[0] in {stream.name for stream in config.stages[1].streams}
+        for name in sources
+    )
+    held = {
+        source: Prepared(config.data.directory, source, "train", tokenizer)
+        for source in ("docs", "tasks")
+    }
     for row, names in enumerate(named):
         assert len(names) == batch.segments[row].max()
         for number, name in enumerate(names, start=1):
@@ -186,7 +215,9 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
             i = next(i for i in range(len(source)) if source.where(i) == where)
             trained = batch.targets[row][(batch.segments[row] == number) & (batch.weights[row] > 0)]
             said = tokenizer.decode(trained, control=False).strip()
-            assert said and said[:20] in json.dumps(source.raw(i), ensure_ascii=False).encode().decode("unicode_escape")
+            assert said and said[:20] in json.dumps(
+                source.raw(i), ensure_ascii=False
+            ).encode().decode("unicode_escape")
 
 
 class Watched:
@@ -203,7 +234,14 @@ def test_only_the_step_before_is_waited_for(config, monkeypatch):
     reads: list[tuple[int, int]] = []
     current = [0]
     stage = config.stages[0]
-    figures = {"loss": 1.0, "gradient_norm": 1.0, "finite": True, "failing": 0, "seconds": 1.0, "waited": 0.0}
+    figures = {
+        "loss": 1.0,
+        "gradient_norm": 1.0,
+        "finite": True,
+        "failing": 0,
+        "seconds": 1.0,
+        "waited": 0.0,
+    }
     figures |= {key: np.ones(3) for key in ("stream_nll", "stream_correct", "stream_tokens")}
     figures |= {"context_tokens": 1, "latents": 1, "decoder_tokens": 1}
 
@@ -211,9 +249,13 @@ def test_only_the_step_before_is_waited_for(config, monkeypatch):
         reads.append((current[0], metrics.step))
         return figures
 
-    fake = types.SimpleNamespace(device_get=read, block_until_ready=read, device_count=lambda: 1, devices=jax.devices)
+    fake = types.SimpleNamespace(
+        device_get=read, block_until_ready=read, device_count=lambda: 1, devices=jax.devices
+    )
     monkeypatch.setattr(sys.modules["lclm_jax.recorder"], "jax", fake)
-    recorder = Recorder(config, stage, None, types.SimpleNamespace(log=lambda line: None, writes=True))
+    recorder = Recorder(
+        config, stage, None, types.SimpleNamespace(log=lambda line: None, writes=True)
+    )
     for step in range(1, 7):
         current[0] = step
         recorder.add(step, Watched(step, reads), {"left_out": {}})
@@ -227,16 +269,34 @@ def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):
     run = moved(config, tmp_path, validate_every=3, validation_examples=7)
     directory = train(run)
     lines = lines_of(directory, "validation")
-    assert [(line["stage"], line["step"]) for line in lines] == [("adapter", 3), ("adapter", 4), ("all", 3), ("all", 4)]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("adapter", 3),
+        ("adapter", 4),
+        ("all", 3),
+        ("all", 4),
+    ]
     for line in lines:
         assert line["streams"].keys() == {stream.name for stream in config.stages[0].streams}
         for views in line["streams"].values():
-            assert views["latents"]["tokens"] == views["text"]["tokens"] >= views["nothing"]["tokens"] > 0
+            assert (
+                views["latents"]["tokens"]
+                == views["text"]["tokens"]
+                >= views["nothing"]["tokens"]
+                > 0
+            )
     for views in lines[-1]["streams"].values():
         assert len({figures["loss"] for figures in views.values()}) == 3
     assert_equal(
         saved(run, directory, 8),
-        saved(run, train(replace(run, run=replace(run.run, directory=str(tmp_path / "not"), validate_every=0))), 8),
+        saved(
+            run,
+            train(
+                replace(
+                    run, run=replace(run.run, directory=str(tmp_path / "not"), validate_every=0)
+                )
+            ),
+            8,
+        ),
     )
 
     model, stage = load(directory), config.stages[1]
@@ -247,7 +307,9 @@ def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):
             assert len(scores) == 7
             losses, right = (np.concatenate(parts) for parts in zip(*scores, strict=True))
             told = lines[-1]["streams"][stream.name][view]
-            np.testing.assert_allclose([told["loss"], told["accuracy"]], [losses.mean(), right.mean()], rtol=1e-4)
+            np.testing.assert_allclose(
+                [told["loss"], told["accuracy"]], [losses.mean(), right.mean()], rtol=1e-4
+            )
 
 
 def test_a_trace_is_made_while_training(config, tmp_path, monkeypatch):
@@ -255,12 +317,21 @@ def test_a_trace_is_made_while_training(config, tmp_path, monkeypatch):
     directory = train(moved(config, tmp_path), "adapter")
     (event,) = events_of(directory, "profiled")
     assert event["directory"] == str(tmp_path / "profiles" / "adapter-1") and event["step"] == 2
-    assert list((tmp_path / "profiles" / "adapter-1").rglob("*.xplane.pb")) and not (tmp_path / "profile").exists()
+    assert (
+        list((tmp_path / "profiles" / "adapter-1").rglob("*.xplane.pb"))
+        and not (tmp_path / "profile").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)],
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("cpu", None),
+    ],
 )
 def test_a_chip_by_what_it_reports(kind, name):
     chip = find_chip(kind)
@@ -272,10 +343,16 @@ def test_a_damaged_checkpoint_is_told_and_the_run_ends_as_it_would_have(finished
     again = tmp_path / "again"
     shutil.copytree(directory, again)
     for step, name in ((8, "params"), (6, "training")):
-        file = max((again / "checkpoints" / str(step) / name).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+        file = max(
+            (again / "checkpoints" / str(step) / name).rglob("*"),
+            key=lambda path: path.stat().st_size * path.is_file(),
+        )
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     train(moved(config, again))
     told = events_of(again, "damaged")
-    assert [(event["checkpoint"], event["stage"], event["step"]) for event in told] == [(8, "adapter", 4), (6, "adapter", 4)]
+    assert [(event["checkpoint"], event["stage"], event["step"]) for event in told] == [
+        (8, "adapter", 4),
+        (6, "adapter", 4),
+    ]
     assert "checkpoint 8 is damaged and was moved to" in caplog.text
     assert_equal(saved(config, again, 8), saved(config, directory, 8))

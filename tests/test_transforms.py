@@ -47,7 +47,9 @@ def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing():
         assert sum(len(span.tokens) for span in record[1::2]) == len(tokens) // 2
 
 
-@pytest.mark.parametrize(("length", "trainable"), [(1001, 500), (16382, 8191), (16387, 8192), (30000, 8192)])
+@pytest.mark.parametrize(
+    ("length", "trainable"), [(1001, 500), (16382, 8191), (16387, 8192), (30000, 8192)]
+)
 def test_long_documents_have_a_fixed_number_of_trainable_tokens(length, trainable):
     record = interleave(document(length), np.random.default_rng(0), DataConfig())
     assert sum(len(span.tokens) for span in record if isinstance(span, Plain)) == trainable
@@ -83,7 +85,15 @@ def test_segments_are_cut_as_the_paper_says(lengths, pairs):
 
 
 @pytest.mark.parametrize(
-    ("length", "pairs"), [(2047, {1}), (2048, {1, 2}), (4095, {1, 2}), (4096, {2, 3, 4}), (8191, {2, 3, 4}), (8192, {4, 5, 6})]
+    ("length", "pairs"),
+    [
+        (2047, {1}),
+        (2048, {1, 2}),
+        (4095, {1, 2}),
+        (4096, {2, 3, 4}),
+        (8191, {2, 3, 4}),
+        (8192, {4, 5, 6}),
+    ],
 )
 def test_the_number_of_segments_changes_at_the_bounds(length, pairs):
     rng = np.random.default_rng(6)
@@ -109,17 +119,25 @@ def test_reconstruction_asks_for_the_very_tokens_of_its_context(tokenizer, kind)
     for _ in range(1200):
         record = reconstruct(example, rng, data, tokenizer, kind)
         (context,) = (span for span in record if isinstance(span, Context))
-        answer = np.concatenate([span.tokens for span in record if isinstance(span, Plain) and span.trained])
+        answer = np.concatenate(
+            [span.tokens for span in record if isinstance(span, Plain) and span.trained]
+        )
         assert 5 <= len(context.tokens) <= 40
         assert answer.tolist() == [*context.tokens.tolist(), tokenizer.id("<|im_end|>")]
-        asked.add(tokenizer.decode(record[2].tokens).removesuffix("<|im_end|>\n<|im_start|>assistant\n").strip())
+        asked.add(
+            tokenizer.decode(record[2].tokens)
+            .removesuffix("<|im_end|>\n<|im_start|>assistant\n")
+            .strip()
+        )
         assert tokenizer.decode(record[0].tokens) == "<|im_start|>user\n"
     assert asked == set(read_requests(kind)) and len(asked) == 100
 
 
 def test_following_keeps_the_parts_it_is_given(tokenizer):
     content = [{"text": "Read "}, {"context": "Ben likes figs."}, {"text": " Who?"}]
-    raw = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Ben"}]}
+    raw = {
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Ben"}]
+    }
     record = follow(tokenise(raw, tokenizer), np.random.default_rng(0))
     texts = [(type(span), tokenizer.decode(span.tokens)) for span in record]
     assert texts == [
@@ -129,7 +147,12 @@ def test_following_keeps_the_parts_it_is_given(tokenizer):
         (Plain, "Ben<|im_end|>"),
         (Plain, "\n"),
     ]
-    assert [span.trained for span in record if isinstance(span, Plain)] == [False, False, True, False]
+    assert [span.trained for span in record if isinstance(span, Plain)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_following_wraps_what_is_not_the_assistants(tokenizer):
@@ -141,13 +164,19 @@ def test_following_wraps_what_is_not_the_assistants(tokenizer):
         {"role": "user", "content": "Sure?"},
         {"role": "assistant", "content": "Yes."},
     ]
-    rendered = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
+    rendered = "".join(
+        f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages
+    )
     rng, whole = np.random.default_rng(3), 0
     example = tokenise({"messages": messages}, tokenizer)
     for _ in range(100):
         record = follow(example, rng)
         assert tokenizer.decode(np.concatenate([span.tokens for span in record])) == rendered
-        trained = [tokenizer.decode(span.tokens) for span in record if isinstance(span, Plain) and span.trained]
+        trained = [
+            tokenizer.decode(span.tokens)
+            for span in record
+            if isinstance(span, Plain) and span.trained
+        ]
         assert trained == ["Ada likes pears.<|im_end|>", "Yes.<|im_end|>"]
         contexts = [tokenizer.decode(span.tokens) for span in record if isinstance(span, Context)]
         assert (contexts[0], contexts[-1]) == ("Answer in one word.", "Sure?")
@@ -156,7 +185,9 @@ def test_following_wraps_what_is_not_the_assistants(tokenizer):
     assert 30 < whole < 70
 
 
-@pytest.mark.parametrize(("lengths", "most"), [((1, 31), 1), ((32, 199), 1), ((200, 599), 2), ((600, 3000), 3)])
+@pytest.mark.parametrize(
+    ("lengths", "most"), [((1, 31), 1), ((32, 199), 1), ((200, 599), 2), ((600, 3000), 3)]
+)
 def test_wrapped_prompts_keep_their_tokens_and_cover_most_of_them(lengths, most):
     rng, regions, whole, total = np.random.default_rng(4), set(), 0, 800
     for _ in range(total):
@@ -172,7 +203,9 @@ def test_wrapped_prompts_keep_their_tokens_and_cover_most_of_them(lengths, most)
     assert whole == total if lengths[1] < 32 else 0.42 * total < whole < 0.65 * total
 
 
-@pytest.mark.parametrize(("length", "most"), [(31, 1), (32, 1), (199, 1), (200, 2), (599, 2), (600, 3)])
+@pytest.mark.parametrize(
+    ("length", "most"), [(31, 1), (32, 1), (199, 1), (200, 2), (599, 2), (600, 3)]
+)
 def test_the_number_of_regions_changes_at_the_bounds(length, most):
     rng, tokens = np.random.default_rng(7), np.arange(length, dtype=np.int32)
     prompts = [wrap_prompt(tokens, rng) for _ in range(200)]
@@ -185,7 +218,10 @@ def evenly_spread(values, low, high, rounding):
     values = np.array(values)
     assert low - rounding <= values.min() and values.max() <= high + rounding
     counts, _ = np.histogram(np.clip(values, low, high), bins=4, range=(low, high))
-    assert len(values) > 1000 and (abs(counts - len(values) / 4) < 6 * np.sqrt(len(values) * 3 / 16)).all(), counts
+    assert (
+        len(values) > 1000
+        and (abs(counts - len(values) / 4) < 6 * np.sqrt(len(values) * 3 / 16)).all()
+    ), counts
     return True
 
 
@@ -205,10 +241,14 @@ def test_shares_of_thousands_of_documents_fill_the_papers_ranges():
             if len(wrapped) == 4 and length == 12000:
                 others += [*(wrapped[1:] / wrapped[1:].mean()), *(plain[:-1] / plain[:-1].mean())]
     assert evenly_spread(first, 0.30, 0.40, 0.001) and evenly_spread(last, 0.40, 0.50, 0.001)
-    assert 0.799 < min(others) < 0.82 and 1.18 < max(others) < 1.201, "each 20 % off an even share at most"
+    assert 0.799 < min(others) < 0.82 and 1.18 < max(others) < 1.201, (
+        "each 20 % off an even share at most"
+    )
     for length, (least, most) in {3000: (1, 2), 6000: (2, 4), 12000: (4, 6), 40000: (4, 8)}.items():
         counts = np.bincount(pairs[length])[least:]
-        assert len(counts) == most - least + 1 and (abs(counts / 1500 - 1 / len(counts)) < 0.06).all()
+        assert (
+            len(counts) == most - least + 1 and (abs(counts / 1500 - 1 / len(counts)) < 0.06).all()
+        )
 
 
 @pytest.mark.parametrize("length", [190, 550, 4000])
@@ -261,39 +301,70 @@ def test_a_document_too_short_for_two_segments_gives_no_record(length):
 @pytest.mark.parametrize("kind", sorted(STREAMS))
 def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
     text = {"text": "def f(a):\n    return a + 1\n" * 60}
-    chat = {"messages": [{"role": "user", "content": "Why? " * 200}, {"role": "assistant", "content": "Because. " * 300}]}
+    chat = {
+        "messages": [
+            {"role": "user", "content": "Why? " * 200},
+            {"role": "assistant", "content": "Because. " * 300},
+        ]
+    }
     example = tokenise(text if kind in ("interleaved", "reconstruction") else chat, tokenizer)
     tokens, table = flatten(example)
     for seed in range(30):
         data = DataConfig(shortest_segment=16)
         one = STREAMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
-        other = STREAMS[kind](split(range(len(tokens)), table.tolist()), np.random.default_rng(seed), data, tokenizer, "code")
+        other = STREAMS[kind](
+            split(range(len(tokens)), table.tolist()),
+            np.random.default_rng(seed),
+            data,
+            tokenizer,
+            "code",
+        )
         assert lengths_of(one) == lengths_of(other)
 
 
 def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(tokenizer):
-    content = [{"analysis": "It is long. " * 30, "before": "<think>", "after": "</think>"}, {"text": "Ben"}]
-    raw = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]}
+    content = [
+        {"analysis": "It is long. " * 30, "before": "<think>", "after": "</think>"},
+        {"text": "Ben"},
+    ]
+    raw = {
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]
+    }
     example, rng, wrapped = tokenise(raw, tokenizer), np.random.default_rng(0), 0
     thought = next(stretch.tokens for stretch in example if stretch.role is Role.ANALYSIS)
     for _ in range(400):
         record = reason(example, rng)
-        trained = np.concatenate([span.tokens for span in record if isinstance(span, Plain) and span.trained])
+        trained = np.concatenate(
+            [span.tokens for span in record if isinstance(span, Plain) and span.trained]
+        )
         compressed = any(isinstance(span, Context) and span.tokens is thought for span in record)
         wrapped += compressed
-        said = "<think></think>Ben<|im_end|>" if compressed else f"<think>{'It is long. ' * 30}</think>Ben<|im_end|>"
+        said = (
+            "<think></think>Ben<|im_end|>"
+            if compressed
+            else f"<think>{'It is long. ' * 30}</think>Ben<|im_end|>"
+        )
         assert tokenizer.decode(trained) == said
     assert 160 < wrapped < 240
 
 
 @pytest.mark.parametrize(("length", "kept"), [(2000, 128), (400, 128), (60, None)])
 def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
-    example = [Stretch(np.arange(9), Role.FIXED), Stretch(np.arange(length), Role.ANSWER), Stretch(np.arange(2), Role.FIXED)]
+    example = [
+        Stretch(np.arange(9), Role.FIXED),
+        Stretch(np.arange(length), Role.ANSWER),
+        Stretch(np.arange(2), Role.FIXED),
+    ]
     seen = set()
     for seed in range(40):
         record = reason(example, np.random.default_rng(seed))
-        (trained,) = (len(span.tokens) for span in record if isinstance(span, Plain) and span.trained)
-        assert trained + sum(len(span.tokens) for span in record if isinstance(span, Context)) == length
+        (trained,) = (
+            len(span.tokens) for span in record if isinstance(span, Plain) and span.trained
+        )
+        assert (
+            trained + sum(len(span.tokens) for span in record if isinstance(span, Context))
+            == length
+        )
         seen.add(trained)
     assert seen == {length, kept or length}
 
@@ -306,17 +377,26 @@ def test_ratios_are_drawn_by_their_weights(tokenizer):
     assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.03) and set(drawn[3000:]) == {8}
     equal = [span.ratio for span in draw_ratios(record, rng, compression)]
     assert np.allclose([equal[:3000].count(ratio) / 3000 for ratio in (4, 8, 16)], 1 / 3, atol=0.03)
-    with pytest.raises(ConfigError, match=r"one weight for each ratio of \(4, 8, 16\), got \(1.0, 2.0\)"):
+    with pytest.raises(
+        ConfigError, match=r"one weight for each ratio of \(4, 8, 16\), got \(1.0, 2.0\)"
+    ):
         draw_ratios(record, rng, compression, (1.0, 2.0))
 
 
 def test_a_ratio_the_model_lacks_is_one_of_its_own():
     record, rng = [Context(np.arange(9), 2)] * 40, np.random.default_rng(0)
-    assert {span.ratio for span in draw_ratios(record, rng, CompressionConfig(4, 32, ratios=(8,)))} == {4, 8}
+    assert {
+        span.ratio for span in draw_ratios(record, rng, CompressionConfig(4, 32, ratios=(8,)))
+    } == {4, 8}
     assert {span.ratio for span in draw_ratios(record, rng, CompressionConfig(4, 32))} == {4}
 
 
 def test_chats_are_no_documents(tokenizer):
-    chat = tokenise({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, tokenizer)
-    with pytest.raises(ConfigError, match="this stream reads documents, got an example of fixed, prompt"):
+    chat = tokenise(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        tokenizer,
+    )
+    with pytest.raises(
+        ConfigError, match="this stream reads documents, got an example of fixed, prompt"
+    ):
         interleave(chat, np.random.default_rng(0), DataConfig())

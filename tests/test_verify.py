@@ -44,7 +44,12 @@ def test_layouts_are_replayed_through_the_command(name, tmp_path, command, capsy
     assert all(line.passed for line in compare_tensors(source, tmp_path / "ours"))
     assert command(convert.verify, source, tmp_path / "ours", "--golden", source) == 0
     assert "all 2 quantities are within the tolerance" in capsys.readouterr().out
-    assert command(convert.verify, source, tmp_path / "ours", "--golden", source, "--tolerance", "1e-9") == 2
+    assert (
+        command(
+            convert.verify, source, tmp_path / "ours", "--golden", source, "--tolerance", "1e-9"
+        )
+        == 2
+    )
 
 
 def test_other_settings_are_a_difference(published, tmp_path):
@@ -61,14 +66,20 @@ def test_other_settings_are_a_difference(published, tmp_path):
 def test_rounded_rotary_frequencies_are_a_choice(published, tmp_path):
     source = published(CASE)
     from_hf(source, tmp_path / "ours", rounded_rope=True)
-    assert read_model(tmp_path / "ours").encoder.rounded_rope and read_model(tmp_path / "ours").decoder.rounded_rope
+    assert (
+        read_model(tmp_path / "ours").encoder.rounded_rope
+        and read_model(tmp_path / "ours").decoder.rounded_rope
+    )
     assert all(line.passed for line in compare_tensors(source, tmp_path / "ours"))
 
 
 def test_provenance_names_files_and_dtypes(tmp_path):
     from_hf(GOLDEN / "layouts" / "untied_sharded", tmp_path / "ours")
     provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text())
-    names = {str(file.relative_to(GOLDEN / "layouts" / "untied_sharded")) for file in provenance_files("untied_sharded")}
+    names = {
+        str(file.relative_to(GOLDEN / "layouts" / "untied_sharded"))
+        for file in provenance_files("untied_sharded")
+    }
     assert provenance["files"].keys() == names
     assert all(len(file["sha256"]) == 64 for file in provenance["files"].values())
     assert provenance["tensors"]["decoder"]["lm_head.weight"] == "F32"
@@ -83,8 +94,13 @@ def test_export_in_another_dtype_rounds_to_nearest(dtype, published, tmp_path):
     source = published(CASE)
     from_hf(source, tmp_path / "ours")
     to_hf(tmp_path / "ours", tmp_path / "back", dtype=dtype)
-    before, after = (load_file(root / "decoder" / "model.safetensors") for root in (source, tmp_path / "back"))
-    assert all(np.array_equal(after[key], tensor.astype(after[key].dtype)) for key, tensor in before.items())
+    before, after = (
+        load_file(root / "decoder" / "model.safetensors") for root in (source, tmp_path / "back")
+    )
+    assert all(
+        np.array_equal(after[key], tensor.astype(after[key].dtype))
+        for key, tensor in before.items()
+    )
     assert {tensor.dtype.name for tensor in after.values()} == {dtype}
     assert dtype in json.loads((tmp_path / "back" / "decoder" / "config.json").read_text()).values()
 
@@ -92,11 +108,16 @@ def test_export_in_another_dtype_rounds_to_nearest(dtype, published, tmp_path):
 @pytest.fixture
 def bases(tmp_path) -> tuple[Path, Path]:
     """Two base models: the decoder's tokenizer without memory tokens, its table without their rows."""
-    encoder, decoder = (Path(shutil.copytree(GOLDEN / "base" / part, tmp_path / part)) for part in ("encoder", "decoder"))
+    encoder, decoder = (
+        Path(shutil.copytree(GOLDEN / "base" / part, tmp_path / part))
+        for part in ("encoder", "decoder")
+    )
     shutil.copy(encoder / "tokenizer.json", decoder / "tokenizer.json")
     file = decoder / "model.safetensors"
     tensors = load_file(file)
-    tensors["model.embed_tokens.weight"] = np.ascontiguousarray(tensors["model.embed_tokens.weight"][:383])
+    tensors["model.embed_tokens.weight"] = np.ascontiguousarray(
+        tensors["model.embed_tokens.weight"][:383]
+    )
     save_file(tensors, file)
     config = json.loads((decoder / "config.json").read_text())
     (decoder / "config.json").write_text(json.dumps({**config, "vocab_size": 383}))
@@ -105,14 +126,34 @@ def bases(tmp_path) -> tuple[Path, Path]:
 
 def test_init_joins_two_base_models(bases, tmp_path):
     encoder, decoder = bases
-    init(encoder, decoder, tmp_path / "ours", ["compression.ratio=4", "compression.window=16", "adapter.kind=mlp_attn"])
+    init(
+        encoder,
+        decoder,
+        tmp_path / "ours",
+        ["compression.ratio=4", "compression.window=16", "adapter.kind=mlp_attn"],
+    )
     model = load(tmp_path / "ours")
-    assert (model.config.decoder.vocab, model.config.compression.ratio, model.config.adapter.kind) == (386, 4, "mlp_attn")
-    assert [model.tokenizer.id(name) for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT)] == [383, 384, 385]
-    table, base = np.asarray(model.params["decoder"]["table"]), load_file(decoder / "model.safetensors")
+    assert (
+        model.config.decoder.vocab,
+        model.config.compression.ratio,
+        model.config.adapter.kind,
+    ) == (386, 4, "mlp_attn")
+    assert [model.tokenizer.id(name) for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT)] == [
+        383,
+        384,
+        385,
+    ]
+    table, base = (
+        np.asarray(model.params["decoder"]["table"]),
+        load_file(decoder / "model.safetensors"),
+    )
     assert np.array_equal(table[:383], base["model.embed_tokens.weight"])
-    np.testing.assert_allclose(table[383:], np.tile(base["model.embed_tokens.weight"].mean(axis=0), (3, 1)), atol=1e-6)
-    assert isinstance(model.generate([model.compress("a brown fox"), "The number"], max_tokens=2), str)
+    np.testing.assert_allclose(
+        table[383:], np.tile(base["model.embed_tokens.weight"].mean(axis=0), (3, 1)), atol=1e-6
+    )
+    assert isinstance(
+        model.generate([model.compress("a brown fox"), "The number"], max_tokens=2), str
+    )
     to_hf(tmp_path / "ours", tmp_path / "published")
     from_hf(tmp_path / "published", tmp_path / "back")
     assert read_model(tmp_path / "back") == model.config
@@ -135,7 +176,10 @@ def test_random_init_takes_shapes_only(tmp_path):
     assert Tokenizer.load(tmp_path / "ours" / "tokenizer").memory.slot == 385
     config = read_model(tmp_path / "ours")
     assert (config.encoder.vocab, config.decoder.vocab, config.decoder.layers) == (383, 386, 4)
-    with pytest.raises(FileNotFoundError, match=r"neither a directory with config.json nor one of the shapes qwen3-0.6b"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"neither a directory with config.json nor one of the shapes qwen3-0.6b",
+    ):
         init_random("qwen9", "qwen3-0.6b", tmp_path / "other", base / "decoder")
 
 
@@ -143,6 +187,10 @@ def test_the_benchmark_measures_a_round_trip(model_config, tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     result = bench(tmp_path / "bench", replace(model_config, dtype="bfloat16"), rounds=1)
     assert [pair.name for pair in result.pairs] == ["from_hf", "to_hf"]
-    assert all(figure.peak > 0 and figure.seconds > 0 for pair in result.pairs for figure in (pair.copy, pair.conversion))
+    assert all(
+        figure.peak > 0 and figure.seconds > 0
+        for pair in result.pairs
+        for figure in (pair.copy, pair.conversion)
+    )
     assert result.size > result.largest == 512 * 32 * 2
     assert not (tmp_path / "bench").exists()

@@ -31,9 +31,12 @@ def test_a_slow_run_goes_on(seconds):
 
 def test_the_end_says_where_every_thread_stood():
     code = (
-        "import time\nfrom lclm_jax.watchdog import watchdog\ndef stuck():\n    time.sleep(60)\nwith watchdog(0.2):\n    stuck()"
+        "import time\nfrom lclm_jax.watchdog import watchdog\n"
+        "def stuck():\n    time.sleep(60)\nwith watchdog(0.2):\n    stuck()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.returncode == STOOD_STILL
     assert "in stuck" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: no step was finished in 0 s (run.patience)")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: no step was finished in 0 s (run.patience)"
+    )

@@ -34,25 +34,42 @@ from lclm_jax.state import abstract_params
 VOCAB, MARKER = 512, 500
 ENCODER = TransformerConfig(VOCAB, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
 DECODER = TransformerConfig(VOCAB, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32)
-PIECES, SHARED = 4, 3  # most windows of a context; contexts of an example, and pieces that share a window
+PIECES, SHARED = (
+    4,
+    3,
+)  # most windows of a context; contexts of an example, and pieces that share a window
 
 
-def model(pooling="mean", causal=True, ratio=4, ratios=(), window=8, overlap=0, adapter="mlp") -> ModelConfig:
+def model(
+    pooling="mean", causal=True, ratio=4, ratios=(), window=8, overlap=0, adapter="mlp"
+) -> ModelConfig:
     compression = CompressionConfig(ratio, window, pooling, overlap, ratios)
     encoder = replace(ENCODER, causal=causal)
-    return ModelConfig(encoder, DECODER, compression, AdapterConfig(adapter), dtype="float32", remat="none")
+    return ModelConfig(
+        encoder, DECODER, compression, AdapterConfig(adapter), dtype="float32", remat="none"
+    )
 
 
 CASES = {
     "mean, causal, ratios": model("mean", True, ratios=(2, 8)),
     "mean, both ways, ratios, overlap": model("mean", False, ratios=(2, 8), overlap=3),
-    "mean, both ways, ratios, attention after": model("mean", False, ratios=(2, 8), overlap=1, adapter="mlp_attn"),
-    "mean, causal, window of one latent, attention before": model("mean", True, ratio=8, overlap=2, adapter="attn_mlp"),
+    "mean, both ways, ratios, attention after": model(
+        "mean", False, ratios=(2, 8), overlap=1, adapter="mlp_attn"
+    ),
+    "mean, causal, window of one latent, attention before": model(
+        "mean", True, ratio=8, overlap=2, adapter="attn_mlp"
+    ),
     "eos, causal, ratios, overlap": model("eos", True, ratios=(2, 8), overlap=3),
-    "eos, both ways, overlap wider than the window": model("eos", False, ratio=8, overlap=11, adapter="mlp_attn"),
-    "eos, both ways, ratios, attention before": model("eos", False, ratios=(2, 8), adapter="attn_mlp"),
+    "eos, both ways, overlap wider than the window": model(
+        "eos", False, ratio=8, overlap=11, adapter="mlp_attn"
+    ),
+    "eos, both ways, ratios, attention before": model(
+        "eos", False, ratios=(2, 8), adapter="attn_mlp"
+    ),
     "concat, causal, overlap wider than the window": model("concat", True, overlap=11),
-    "concat, both ways, window of one latent": model("concat", False, ratio=8, overlap=3, adapter="mlp_attn"),
+    "concat, both ways, window of one latent": model(
+        "concat", False, ratio=8, overlap=3, adapter="mlp_attn"
+    ),
     "concat, both ways, attention before": model("concat", False, overlap=3, adapter="attn_mlp"),
 }
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
@@ -96,24 +113,40 @@ def alone(config, context, params=None):
     for i, piece in enumerate(pieces):
         read, own = slice(len(piece.tokens)), slice(piece.latents)
         windows.tokens[0, i, read], windows.segments[0, i, read] = piece.tokens, 1
-        windows.positions[0, i, read], windows.groups[0, i, read] = np.arange(len(piece.tokens)), piece.groups
-        windows.latent_segments[0, i, own], windows.latent_positions[0, i, own] = 1, first + np.arange(piece.latents)
+        windows.positions[0, i, read], windows.groups[0, i, read] = (
+            np.arange(len(piece.tokens)),
+            piece.groups,
+        )
+        windows.latent_segments[0, i, own], windows.latent_positions[0, i, own] = (
+            1,
+            first + np.arange(piece.latents),
+        )
         first += piece.latents
     assert first == count_latents(len(context.tokens), config, context.ratio)
-    latents = np.asarray(compress(noise(config) if params is None else params, windows, config)).reshape(PIECES, room, -1)
+    latents = np.asarray(
+        compress(noise(config) if params is None else params, windows, config)
+    ).reshape(PIECES, room, -1)
     return np.concatenate([latents[i, : piece.latents] for i, piece in enumerate(pieces)])
 
 
 def starts(sizes, room, padding, rng):
     """Where things of these sizes begin in a room: all padding before them, all after, or some everywhere."""
     spare = room - sum(sizes)
-    before = np.sort(rng.integers(0, spare + 1, len(sizes))) if padding == "between" else spare * (padding == "left")
+    before = (
+        np.sort(rng.integers(0, spare + 1, len(sizes)))
+        if padding == "between"
+        else spare * (padding == "left")
+    )
     return before + np.cumsum([0, *sizes[:-1]]).astype(int)
 
 
 def shuffled_seats(config, contexts, shape, padding, rng):
     """Seats for all pieces of all contexts in windows they share at random, in any order."""
-    pieces = [(n, piece) for n, context in enumerate(contexts) for piece in split_windows(context, config, MARKER)]
+    pieces = [
+        (n, piece)
+        for n, context in enumerate(contexts)
+        for piece in split_windows(context, config, MARKER)
+    ]
     of = rng.permutation(np.repeat(np.arange(shape[0]), SHARED))[: len(pieces)]
     seats: list = [None] * len(pieces)
     for window in range(shape[0]):
@@ -129,13 +162,20 @@ def shuffled_seats(config, contexts, shape, padding, rng):
 def contexts_of(config, lengths, rng):
     """Contexts of these lengths, each at one of the model's ratios."""
     ratios = rng.choice(config.compression.all_ratios, len(lengths))
-    return [Context(rng.integers(0, VOCAB, n).astype(np.int32), int(ratio)) for n, ratio in zip(lengths, ratios, strict=True)]
+    return [
+        Context(rng.integers(0, VOCAB, n).astype(np.int32), int(ratio))
+        for n, ratio in zip(lengths, ratios, strict=True)
+    ]
 
 
 @every_case
 @settings(max_examples=12, deadline=None)
 @given(
-    lengths=st.lists(st.sampled_from([0, 1, 7, 8, 9, 16, 24, 32]) | st.integers(0, 32), min_size=SHARED, max_size=SHARED),
+    lengths=st.lists(
+        st.sampled_from([0, 1, 7, 8, 9, 16, 24, 32]) | st.integers(0, 32),
+        min_size=SHARED,
+        max_size=SHARED,
+    ),
     padding=st.sampled_from(["left", "right", "between"]),
     seed=st.integers(0, 999),
 )
@@ -151,15 +191,22 @@ def test_sharing_and_padding_windows_changes_nothing(config, lengths, padding, s
 @every_case
 def test_a_filled_window_equals_a_padded_one(config):
     """The middle window of three, and of five when its neighbours reach further, leaves no position free."""
-    rng, sides = np.random.default_rng(0), -(-config.compression.overlap // config.compression.window)
-    tokens = rng.integers(0, VOCAB, (1 + 2 * max(1, sides)) * config.compression.window).astype(np.int32)
+    rng, sides = (
+        np.random.default_rng(0),
+        -(-config.compression.overlap // config.compression.window),
+    )
+    tokens = rng.integers(0, VOCAB, (1 + 2 * max(1, sides)) * config.compression.window).astype(
+        np.int32
+    )
     pieces = split_windows(Context(tokens, min(config.compression.all_ratios)), config, MARKER)
     piece = replace(pieces[len(pieces) // 2], first=0)
     filled, room = config.window_length, config.compression.latents_per_window
     assert (len(piece.tokens), piece.latents) == (filled, room)
     (expected,) = read(config, [(0, piece, 1, 0, 0)], (PIECES, filled, room))
     for position, latent in ((0, 0), (3, 1), (2 * filled, 2 * room)):
-        (padded,) = read(config, [(0, piece, 1, position, latent)], (PIECES, SHARED * filled, SHARED * room))
+        (padded,) = read(
+            config, [(0, piece, 1, position, latent)], (PIECES, SHARED * filled, SHARED * room)
+        )
         np.testing.assert_allclose(padded, expected, atol=1e-5)
 
 
@@ -171,14 +218,20 @@ def test_the_latents_compared_here_tell_contexts_apart(config):
     for changed, latent in ((0, 0), (26, -1)):
         tokens = context.tokens.copy()
         tokens[changed] = (tokens[changed] + 1) % VOCAB
-        assert np.abs(alone(config, replace(context, tokens=tokens))[latent] - expected[latent]).max() > 1e-2
+        assert (
+            np.abs(alone(config, replace(context, tokens=tokens))[latent] - expected[latent]).max()
+            > 1e-2
+        )
 
 
 # Ratios
 
 
 RATIOS = (2, 4, 8, 16, 32)
-MIXED = {kind: model(ratio=16, ratios=RATIOS, window=32, adapter=kind) for kind in ("mlp", "mlp_attn", "attn_mlp")}
+MIXED = {
+    kind: model(ratio=16, ratios=RATIOS, window=32, adapter=kind)
+    for kind in ("mlp", "mlp_attn", "attn_mlp")
+}
 
 
 def fixed(config: ModelConfig, ratio: int) -> ModelConfig:
@@ -210,29 +263,43 @@ def mixed():
 
 def each_alone(contexts, config):
     """Latents of each context from the model of its ratio, which knows no other."""
-    return [alone(fixed(config, c.ratio or 16), replace(c, ratio=None), noise(config)) for c in contexts]
+    return [
+        alone(fixed(config, c.ratio or 16), replace(c, ratio=None), noise(config)) for c in contexts
+    ]
 
 
 @pytest.mark.parametrize("config", MIXED.values(), ids=MIXED)
-@pytest.mark.parametrize("examples", [1, 2, 8], ids=["one prompt", "two examples", "an example each"])
+@pytest.mark.parametrize(
+    "examples", [1, 2, 8], ids=["one prompt", "two examples", "an example each"]
+)
 def test_mixed_ratios_in_a_row_equal_each_context_alone(config, examples, mixed, tokenizer):
     text = Plain(np.arange(2, dtype=np.int32), True)
-    records = [[span for i in some for span in (mixed[i], text)] for some in np.array_split(np.arange(len(mixed)), examples)]
+    records = [
+        [span for i in some for span in (mixed[i], text)]
+        for some in np.array_split(np.arange(len(mixed)), examples)
+    ]
     batch = pack(records, config, tokenizer)
     assert batch.windows.segments.max() > 2, "contexts share windows"
-    np.testing.assert_allclose(latents_in_order(batch, config), np.concatenate(each_alone(mixed, config)), atol=1e-5)
+    np.testing.assert_allclose(
+        latents_in_order(batch, config), np.concatenate(each_alone(mixed, config)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("ratio", [2, 32])
 def test_one_ratio_throughout_equals_the_model_of_that_ratio(ratio, mixed, tokenizer):
     """The whole model, on everything the decoder reads."""
     config, text = MIXED["mlp_attn"], Plain(np.arange(2, dtype=np.int32), True)
-    forward = jax.jit(lambda batch, config: apply(config, noise(MIXED["mlp_attn"]), batch), static_argnames="config")
+    forward = jax.jit(
+        lambda batch, config: apply(config, noise(MIXED["mlp_attn"]), batch),
+        static_argnames="config",
+    )
     asked = [[span for context in mixed[:3] for span in (replace(context, ratio=ratio), text)]]
     plain = [[span for context in mixed[:3] for span in (replace(context, ratio=None), text)]]
     ours, theirs = pack(asked, config, tokenizer), pack(plain, fixed(config, ratio), tokenizer)
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-    np.testing.assert_allclose(forward(ours, config), forward(theirs, fixed(config, ratio)), atol=1e-5)
+    np.testing.assert_allclose(
+        forward(ours, config), forward(theirs, fixed(config, ratio)), atol=1e-5
+    )
     if config.compression.latents_per_window == fixed(config, ratio).compression.latents_per_window:
         np.testing.assert_array_equal(forward(ours, config), forward(theirs, fixed(config, ratio)))
 
@@ -257,7 +324,9 @@ def test_a_text_compressed_at_a_ratio_equals_the_model_of_that_ratio(kind, token
 def test_a_prompt_of_mixed_ratios_is_answered_as_from_latents_of_each_model(tokenizer):
     config, question = MIXED["mlp_attn"], " Who likes figs?"
     loaded = LanguageModel(config, noise(config), tokenizer)
-    contexts = [Context(tokenizer.encode(TEXT[start:]), ratio) for start, ratio in enumerate((2, 32, None))]
+    contexts = [
+        Context(tokenizer.encode(TEXT[start:]), ratio) for start, ratio in enumerate((2, 32, None))
+    ]
     held = []
     for context in contexts:
         other = LanguageModel(fixed(config, context.ratio or 16), noise(config), tokenizer)
@@ -307,7 +376,10 @@ def test_drawn_ratios_are_all_of_the_models_and_only_for_contexts_that_ask_for_n
 
 
 def test_a_model_of_one_ratio_draws_nothing():
-    rng, record = np.random.default_rng(0), [Plain(np.arange(3)), Context(np.arange(3)), Context(np.arange(3), 4)]
+    rng, record = (
+        np.random.default_rng(0),
+        [Plain(np.arange(3)), Context(np.arange(3)), Context(np.arange(3), 4)],
+    )
     before = rng.bit_generator.state
     drawn = draw_ratios(record, rng, CompressionConfig(ratio=4, window=8))
     assert all(one is other for one, other in zip(drawn, record, strict=True))
@@ -315,11 +387,16 @@ def test_a_model_of_one_ratio_draws_nothing():
 
 
 def test_training_examples_have_every_ratio(config, tokenizer):
-    several = replace(config, model=replace(config.model, compression=replace(config.model.compression, ratios=(2, 8))))
+    several = replace(
+        config,
+        model=replace(config.model, compression=replace(config.model.compression, ratios=(2, 8))),
+    )
 
     def ratios(config):
         examples = stage_order(config, config.stages[0], tokenizer).examples
-        pieces = [piece for i in range(40) for piece in examples[i].pieces if len(piece.tokens) == 16]
+        pieces = [
+            piece for i in range(40) for piece in examples[i].pieces if len(piece.tokens) == 16
+        ]
         return {len(piece.tokens) // piece.latents for piece in pieces}
 
     assert (ratios(config), ratios(several)) == ({4}, {2, 4, 8})

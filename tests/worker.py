@@ -83,13 +83,20 @@ def compute(config: Config, directory: Path, shape: tuple[int, ...]):
     values = unflatten(dict(np.load(directory / "params.npz")))
     with jax.set_mesh(mesh):
         params = jax.tree.map(
-            lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index]),
+            lambda x, like: jax.make_array_from_callback(
+                x.shape, like.sharding, lambda index: x[index]
+            ),
             values,
             abstract_params(config.model, mesh),
         )
         trained, frozen = split_trained(params, stage)
-        run = jax.jit(jax.value_and_grad(partial(objective, config=config), has_aux=True), out_shardings=replicated(mesh))
-        (loss, _), gradients = jax.device_get(run(trained, frozen, global_batch(own, where, config.data.rows)))
+        run = jax.jit(
+            jax.value_and_grad(partial(objective, config=config), has_aux=True),
+            out_shardings=replicated(mesh),
+        )
+        (loss, _), gradients = jax.device_get(
+            run(trained, frozen, global_batch(own, where, config.data.rows))
+        )
     if jax.process_index() == 0:
         np.savez(directory / f"{name}.npz", **gradients, loss=loss)
 

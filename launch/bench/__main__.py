@@ -65,7 +65,9 @@ class Ours:
         self.mesh = one_device()
         self.step = jax.jit(partial(train_step, config=work.config, stage=stage), donate_argnums=0)
         with jax.set_mesh(self.mesh):
-            self.state = begin_stage(jax.tree.map(jnp.copy, params), work.config, stage, self.mesh)  # a step donates its state
+            self.state = begin_stage(
+                jax.tree.map(jnp.copy, params), work.config, stage, self.mesh
+            )  # a step donates its state
 
     def train(self) -> Callable[[], Any]:
         def step():
@@ -95,7 +97,9 @@ class Ours:
         return logits, jnp.asarray(prompt.lengths), cache
 
     def results(self) -> dict[str, np.ndarray]:
-        loss, _ = jax.jit(partial(objective, frozen={}, config=self.work.config))(flatten(self.params), batch=self.work.batch)
+        loss, _ = jax.jit(partial(objective, frozen={}, config=self.work.config))(
+            flatten(self.params), batch=self.work.batch
+        )
         logits, _, _ = self.prefill()
         return {
             "loss": np.asarray(loss),
@@ -116,9 +120,14 @@ def prepare(sizes: Sizes) -> tuple[Work, Ours, Theirs]:
 def check_agreement(ours: Side, theirs: Side) -> dict[str, float]:
     """The largest difference of each result, as a share of its largest value. Raises UserError beyond TOLERANCE."""
     mine, others = ours.results(), theirs.results()
-    shares = {name: float(np.max(np.abs(x - others[name])) / np.max(np.abs(x))) for name, x in mine.items()}
+    shares = {
+        name: float(np.max(np.abs(x - others[name])) / np.max(np.abs(x)))
+        for name, x in mine.items()
+    }
     if max(shares.values()) > TOLERANCE:
-        raise UserError(f"expected both sides to agree to {TOLERANCE} before they are timed, they differ by {shares}")
+        raise UserError(
+            f"expected both sides to agree to {TOLERANCE} before they are timed, they differ by {shares}"
+        )
     return shares
 
 
@@ -137,7 +146,12 @@ class Figures:
 
 def measure(ours: Side, theirs: Side, rounds: int) -> tuple[dict[str, Figures], float]:
     """Figures of every step, and the most FLOPs a second that a plain product reached in any round; the first warms up."""
-    calls = {"train step": "train", "encode": "encode", "first token": "first_token", "decode": "decode"}
+    calls = {
+        "train step": "train",
+        "encode": "encode",
+        "first token": "first_token",
+        "decode": "decode",
+    }
     figures, peak = {name: Figures([], []) for name in calls}, 0.0
     for i in track(range(rounds + 1), "rounds"):
         peak = max(peak, *(2 * MATMUL**3 / timed(product) for product in products()))
@@ -165,10 +179,21 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def tabulate(figures: dict[str, Figures], flops: dict[str, float], peak: float) -> Table:
-    table = Table("step", "torch, s", "ours, s", "times torch's speed", "aim", "met", "share of peak: torch", "ours")
+    table = Table(
+        "step",
+        "torch, s",
+        "ours, s",
+        "times torch's speed",
+        "aim",
+        "met",
+        "share of peak: torch",
+        "ours",
+    )
     for name, step in figures.items():
         ratio, aim = median(step.ratios), AIMS[name]
-        shares = [f"{flops[name] / median(seconds) / peak:.0%}" for seconds in (step.torch, step.ours)]
+        shares = [
+            f"{flops[name] / median(seconds) / peak:.0%}" for seconds in (step.torch, step.ours)
+        ]
         spreads = [spread(x) for x in (step.torch, step.ours, step.ratios)]
         table.add_row(name, *spreads, f"{aim}", "yes" if ratio >= aim else "no", *shares)
     return table
@@ -179,8 +204,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9, help="pairs of each step (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="pairs of each step (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="where to write all figures")
     arguments = parser.parse_args()
     work, ours, theirs = prepare(sizes())
@@ -188,15 +217,25 @@ def main():
     figures, peak = measure(ours, theirs, arguments.rounds)
     flops = needed_flops(work)
     show_table(tabulate(figures, flops, peak))
-    decoded = [work.answer / median(seconds) for seconds in (figures["decode"].torch, figures["decode"].ours)]
+    decoded = [
+        work.answer / median(seconds)
+        for seconds in (figures["decode"].torch, figures["decode"].ours)
+    ]
     sys.stdout.write(
         f"{arguments.rounds} rounds, median (least-most); load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
         f"matmul peak {peak / 1e9:.0f} GFLOP/s in float32\n"
         f"tokens a second decoded: {decoded[1]:.0f}, in torch {decoded[0]:.0f}; sides differ by {max(differences.values()):.1g}\n"
     )
     if arguments.json:
-        steps = {name: {**asdict(step), "ratios": step.ratios, "flops": flops[name]} for name, step in figures.items()}
-        arguments.json.write_text(json.dumps({"steps": steps, "peak": peak, "differences": differences, "aims": AIMS}, indent=2))
+        steps = {
+            name: {**asdict(step), "ratios": step.ratios, "flops": flops[name]}
+            for name, step in figures.items()
+        }
+        arguments.json.write_text(
+            json.dumps(
+                {"steps": steps, "peak": peak, "differences": differences, "aims": AIMS}, indent=2
+            )
+        )
 
 
 if __name__ == "__main__":

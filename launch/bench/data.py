@@ -44,13 +44,33 @@ class Loading:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="for input and prepared data; what is there is removed")
-    parser.add_argument("--config", default="configs/lclm_0p6b_4b_16x.py", help="model and budgets (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable")
-    parser.add_argument("--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of its peak it reaches (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=64, help="rows of a round (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", type=Path, help="for input and prepared data; what is there is removed"
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/lclm_0p6b_4b_16x.py",
+        help="model and budgets (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting; repeatable",
+    )
+    parser.add_argument(
+        "--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="share of its peak it reaches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=64, help="rows of a round (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     config, _ = read_config(arguments.config, arguments.set)
     shutil.rmtree(arguments.directory, ignore_errors=True)
@@ -59,9 +79,17 @@ def main():
         bench(config, recipe, inputs, arguments.directory / recipe.name, arguments)
 
 
-def bench(config: Config, recipe: Recipe, inputs: dict[str, list[str]], directory: Path, arguments: argparse.Namespace):
+def bench(
+    config: Config,
+    recipe: Recipe,
+    inputs: dict[str, list[str]],
+    directory: Path,
+    arguments: argparse.Namespace,
+):
     own = {source.name: inputs[source.name] for source in recipe.sources}
-    manifest, prepared = timed(lambda: prepare(recipe, own, directory, find_tokenizer(recipe.tokenizer), 1, track))
+    manifest, prepared = timed(
+        lambda: prepare(recipe, own, directory, find_tokenizer(recipe.tokenizer), 1, track)
+    )
     tokens = sum(sum(source["tokens"].values()) for source in manifest["sources"].values())
     config, stage, tokenizer = open_prepared(config, directory)
     packing = pack_rows(config, stage, tokenizer, 4 * arguments.rows, track)
@@ -69,7 +97,9 @@ def bench(config: Config, recipe: Recipe, inputs: dict[str, list[str]], director
     fills = packing["tried_windows"][str(windows)]
     stage = replace(stage, windows=windows)
     config = replace(config, stages=(stage,))
-    loading = load_rows(PackedIterator(PackedBatches(stage_order(config, stage, tokenizer), config)), arguments.rows)
+    loading = load_rows(
+        PackedIterator(PackedBatches(stage_order(config, stage, tokenizer), config)), arguments.rows
+    )
     sys.stdout.write(
         f"\n{recipe.name}: prepared at {tokens / prepared:,.0f} tokens a second and core, {tokens:,} in all; "
         f"{config.data.positions} positions and {windows} windows a row are {fills['positions_fill']:.1%} and "
@@ -85,7 +115,12 @@ def bench(config: Config, recipe: Recipe, inputs: dict[str, list[str]], director
 
 def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float:
     """Rows a second that keep a slice busy."""
-    return where.chips * where.chip.flops * mfu / training_flops(config.model, config.data.positions, windows).total
+    return (
+        where.chips
+        * where.chip.flops
+        * mfu
+        / training_flops(config.model, config.data.positions, windows).total
+    )
 
 
 def load_rows(planner: PackedIterator, rows: int) -> Loading:
@@ -94,8 +129,13 @@ def load_rows(planner: PackedIterator, rows: int) -> Loading:
     tokens = 0
     for i in track(range(ROUNDS + 1), "loading rows"):
         planned, plan = timed(lambda: [planner.plan_row() for _ in range(rows)])
-        examples, read = timed(lambda planned=planned: [[order.examples[i] for i in numbers] for numbers, _ in planned])
-        filled = [Row(order.budget, some, seats) for some, (_, seats) in zip(examples, planned, strict=True)]
+        examples, read = timed(
+            lambda planned=planned: [[order.examples[i] for i in numbers] for numbers, _ in planned]
+        )
+        filled = [
+            Row(order.budget, some, seats)
+            for some, (_, seats) in zip(examples, planned, strict=True)
+        ]
         batch, assembled = timed(lambda filled=filled: assemble(filled))
         if i:
             tokens += int((batch.segments > 0).sum() + (batch.windows.segments > 0).sum())
@@ -106,7 +146,13 @@ def load_rows(planner: PackedIterator, rows: int) -> Loading:
 
 def tabulate(loading: Loading, needed: float, where: Slice) -> Table:
     """A line for each step: its cost, and the cores a host needs for it."""
-    table = Table("step", "done by", "CPU ms a row (least, most)", "tokens a second and core", "cores a host, to feed the slice")
+    table = Table(
+        "step",
+        "done by",
+        "CPU ms a row (least, most)",
+        "tokens a second and core",
+        "cores a host, to feed the slice",
+    )
     for step, seconds in loading.seconds.items():
         everywhere = step in ON_EVERY_HOST
         cores = needed * median(seconds) / (1 if everywhere else where.hosts)

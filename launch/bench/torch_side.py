@@ -70,34 +70,52 @@ class PlainLCLM(torch.nn.Module):
             position_ids=rows["positions"],
             use_cache=False,
         ).last_hidden_state
-        groups = torch.where(rows["groups"] >= 0, rows["groups"], p)[..., None]  # a last latent for those of none
-        sums = hidden.new_zeros(b * c, p + 1, hidden.shape[-1]).scatter_add(1, groups.expand_as(hidden), hidden)
-        counts = hidden.new_zeros(b * c, p + 1, 1).scatter_add(1, groups, torch.ones_like(hidden[..., :1]))
+        groups = torch.where(rows["groups"] >= 0, rows["groups"], p)[
+            ..., None
+        ]  # a last latent for those of none
+        sums = hidden.new_zeros(b * c, p + 1, hidden.shape[-1]).scatter_add(
+            1, groups.expand_as(hidden), hidden
+        )
+        counts = hidden.new_zeros(b * c, p + 1, 1).scatter_add(
+            1, groups, torch.ones_like(hidden[..., :1])
+        )
         return (sums / counts.clamp(min=1))[:, :p].reshape(b, c * p, -1)
 
-    def embed(self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor
+    ) -> torch.Tensor:
         """What the decoder reads [B T D]: latents in their slots, embeddings elsewhere."""
         chosen = latents[torch.arange(len(slots))[:, None], slots.clamp(min=0)]
-        return torch.where((slots >= 0)[..., None], chosen, self.decoder.get_input_embeddings()(tokens))
+        return torch.where(
+            (slots >= 0)[..., None], chosen, self.decoder.get_input_embeddings()(tokens)
+        )
 
-    def loss(self, batch: Tensors, windows: Tensors, packing: str = "mask", chunk: int | None = None) -> torch.Tensor:
+    def loss(
+        self, batch: Tensors, windows: Tensors, packing: str = "mask", chunk: int | None = None
+    ) -> torch.Tensor:
         """The mean cross-entropy over trained tokens. A packed row is read whole with a `mask`, or its `examples` in turn."""
         embedded = self.embed(batch["tokens"], batch["slots"], self.compress(windows))
         if packing == "mask":
             hidden = self.read(embedded, batch["positions"], _mask(batch["segments"]))
         else:
             bounds = _bounds(batch["segments"])
-            parts = [self.read(embedded[:, a:b], batch["positions"][:, a:b], None) for a, b in bounds]
+            parts = [
+                self.read(embedded[:, a:b], batch["positions"][:, a:b], None) for a, b in bounds
+            ]
             padding = embedded[:, bounds[-1][1] :] * 0
             hidden = torch.cat([*parts, padding], dim=1)
         trained = batch["weights"] > 0
         return self.cross_entropy(hidden[trained], batch["targets"][trained], chunk)
 
-    def cross_entropy(self, hidden: torch.Tensor, targets: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    def cross_entropy(
+        self, hidden: torch.Tensor, targets: torch.Tensor, chunk: int | None
+    ) -> torch.Tensor:
         """The mean over positions. With `chunk`, only the logits of so many are held at a time."""
 
         def summed(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            return functional.cross_entropy(self.decoder.lm_head(hidden).float(), targets, reduction="sum")
+            return functional.cross_entropy(
+                self.decoder.lm_head(hidden).float(), targets, reduction="sum"
+            )
 
         if chunk is None:
             return summed(hidden, targets) / len(targets)
@@ -105,23 +123,33 @@ class PlainLCLM(torch.nn.Module):
         total = sum(checkpoint(summed, *part, use_reentrant=False) for part in parts)
         return total / len(targets)
 
-    def read(self, embedded: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def read(
+        self, embedded: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
         """Hidden states [B T D] of the decoder."""
         decoder = self.decoder.model
-        return decoder(inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        return decoder(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
 
-    def prefill(self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]:
+    def prefill(
+        self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, DynamicCache]:
         """Scores [B V] of the next token, and the cache to go on with."""
         cache = DynamicCache(config=self.decoder.config)
         embedded = self.embed(tokens, slots, latents)
-        scores = self.decoder(inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        scores = self.decoder(
+            inputs_embeds=embedded, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits
         return scores[:, -1], cache
 
     def decode(self, scores: torch.Tensor, cache: DynamicCache, count: int) -> torch.Tensor:
         """The `count` most likely tokens [B count] one after the other, the first by `scores`."""
         tokens = [scores.argmax(dim=-1, keepdim=True)]
         while len(tokens) < count:
-            scores = self.decoder(input_ids=tokens[-1], past_key_values=cache, use_cache=True).logits[:, -1]
+            scores = self.decoder(
+                input_ids=tokens[-1], past_key_values=cache, use_cache=True
+            ).logits[:, -1]
             tokens.append(scores.argmax(dim=-1, keepdim=True))
         return torch.cat(tokens, dim=1)
 
@@ -133,7 +161,8 @@ class Inference:
         self.model, self.answer = model, work.answer
         self.full, self.context = as_tensors(work.windows, device), as_tensors(work.context, device)
         self.tokens, self.slots = (
-            torch.from_numpy(x.astype(np.int64))[None].to(device) for x in (work.asked.tokens, work.asked.slots)
+            torch.from_numpy(x.astype(np.int64))[None].to(device)
+            for x in (work.asked.tokens, work.asked.slots)
         )
 
     def encode(self) -> Callable[[], Any]:
@@ -153,8 +182,13 @@ class Inference:
     def prefill(self) -> tuple[torch.Tensor, DynamicCache]:
         """Windows are encoded as many at a time as in ours."""
         count = self.context["tokens"].shape[1]
-        parts = [slice(start, start + WINDOWS_AT_ONCE) for start in range(0, count, WINDOWS_AT_ONCE)]
-        latents = [self.model.compress({name: x[:, part] for name, x in self.context.items()}) for part in parts]
+        parts = [
+            slice(start, start + WINDOWS_AT_ONCE) for start in range(0, count, WINDOWS_AT_ONCE)
+        ]
+        latents = [
+            self.model.compress({name: x[:, part] for name, x in self.context.items()})
+            for part in parts
+        ]
         return self.model.prefill(self.tokens, self.slots, torch.cat(latents, dim=1))
 
 
@@ -170,11 +204,21 @@ class Training:
         packing: str = "mask",
         recompute: bool = False,
     ):
-        self.model, self.device, self.dtype, self.packing = model, device, getattr(torch, dtype), packing
-        self.batch, self.windows = as_tensors(work.batch, device), as_tensors(work.batch.windows, device)
+        self.model, self.device, self.dtype, self.packing = (
+            model,
+            device,
+            getattr(torch, dtype),
+            packing,
+        )
+        self.batch, self.windows = (
+            as_tensors(work.batch, device),
+            as_tensors(work.batch.windows, device),
+        )
         if recompute:
             for tower in (model.encoder, model.decoder):
-                tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                tower.gradient_checkpointing_enable(
+                    gradient_checkpointing_kwargs={"use_reentrant": False}
+                )
             model.train()
         self.chunk = CHUNK if recompute else None
         optimizer, (stage,) = work.config.optimizer, work.config.stages
@@ -187,7 +231,10 @@ class Training:
             for group in stage.groups
         ]
         betas = (optimizer.beta1, optimizer.beta2)
-        self.clip, self.optimizer = optimizer.clip, torch.optim.AdamW(groups, betas=betas, eps=optimizer.eps, fused=True)
+        self.clip, self.optimizer = (
+            optimizer.clip,
+            torch.optim.AdamW(groups, betas=betas, eps=optimizer.eps, fused=True),
+        )
 
     def loss(self) -> torch.Tensor:
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
@@ -236,7 +283,10 @@ class Theirs:
 def as_tensors(arrays: Batch | Windows, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Its arrays by name, whole numbers as torch indexes with them."""
     fields = {name: x for name, x in vars(arrays).items() if isinstance(x, np.ndarray)}
-    return {name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)).to(device) for name, x in fields.items()}
+    return {
+        name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)).to(device)
+        for name, x in fields.items()
+    }
 
 
 def _tower(config: TransformerConfig, part: str, attention: str, dtype: str) -> Qwen3Config:
@@ -254,9 +304,17 @@ def _bounds(segments: torch.Tensor) -> list[tuple[int, int]]:
 def _published(params: Params, config: ModelConfig, part: str) -> dict[str, torch.Tensor]:
     """The tensors of a part as transformers names them."""
     flat = jax.device_get(flatten(params))
-    tensors = [tensor for tensor in published_tensors(parameter_shapes(config)) if tensor.part == part]
-    arrays = [(tensor, flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]) for tensor in tensors]
-    return {tensor.key: torch.from_numpy(to_published(array, tensor.transform).copy()) for tensor, array in arrays}
+    tensors = [
+        tensor for tensor in published_tensors(parameter_shapes(config)) if tensor.part == part
+    ]
+    arrays = [
+        (tensor, flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer])
+        for tensor in tensors
+    ]
+    return {
+        tensor.key: torch.from_numpy(to_published(array, tensor.transform).copy())
+        for tensor, array in arrays
+    }
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor | None:

@@ -42,7 +42,11 @@ def sizes() -> Sizes:
     common: dict[str, Any] = {"vocab": 16384, "head_dim": 64, "initializer_range": 0.02}
     encoder = TransformerConfig(**common, width=256, layers=4, heads=8, kv_heads=4, mlp=768)
     decoder = TransformerConfig(**common, width=512, layers=4, heads=12, kv_heads=3, mlp=1920)
-    return Sizes(ModelConfig(encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="dots"))
+    return Sizes(
+        ModelConfig(
+            encoder, decoder, CompressionConfig(ratio=8, window=512), dtype="float32", remat="dots"
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,26 @@ def needed_flops(work: Work) -> dict[str, float]:
     head = Flops(2.0 * decoder.width * decoder.vocab)
 
     def read_all(config: TransformerConfig, segments: np.ndarray) -> Flops:
-        lengths = [count for row in segments.reshape(-1, segments.shape[-1]) for count in np.bincount(row)[1:].tolist()]
+        lengths = [
+            count
+            for row in segments.reshape(-1, segments.shape[-1])
+            for count in np.bincount(row)[1:].tolist()
+        ]
         return sum((layer_flops(config, length) for length in lengths), Flops())
 
     forward = read_all(encoder, batch.windows.segments) + read_all(decoder, batch.segments)
-    forward += adapter_flops(model, int((batch.slots >= 0).sum())) + head.times(float(batch.weights.sum()))
-    windows, latents, length = work.context.tokens.shape[1], int((work.asked.slots >= 0).sum()), len(work.asked)
+    forward += adapter_flops(model, int((batch.slots >= 0).sum())) + head.times(
+        float(batch.weights.sum())
+    )
+    windows, latents, length = (
+        work.context.tokens.shape[1],
+        int((work.asked.slots >= 0).sum()),
+        len(work.asked),
+    )
     encode = layer_flops(encoder, model.compression.window)
-    first = encode.times(windows) + adapter_flops(model, latents) + layer_flops(decoder, length) + head
+    first = (
+        encode.times(windows) + adapter_flops(model, latents) + layer_flops(decoder, length) + head
+    )
     after = length + work.answer - 1
     longer, shorter = layer_flops(decoder, after), layer_flops(decoder, length)
     answer = longer + shorter.times(-1.0) + head.times(work.answer - 1)

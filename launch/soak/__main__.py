@@ -54,31 +54,61 @@ class Row:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="a new one, or that of an earlier soak, which is removed")
-    parser.add_argument("--seed", type=int, default=0, help="of order and moments (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a new one, or that of an earlier soak, which is removed",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of order and moments (default: %(default)s)"
+    )
     parser.add_argument("--kills", type=int, default=30, help="(default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="in which it must be done (default: %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="in which it must be done (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     plan = make_plan(arguments.seed, arguments.kills, 2 * STEPS)
     begun = time.monotonic()
     rows, tries = soak(arguments.directory.resolve(), plan, STEPS, begun + 60 * arguments.minutes)
     seconds = time.monotonic() - begun
     passed = all(row.passed for row in rows)
-    told = {"passed": passed, "seed": arguments.seed, "seconds": seconds, "rows": rows, "tries": tries}
+    told = {
+        "passed": passed,
+        "seed": arguments.seed,
+        "seconds": seconds,
+        "rows": rows,
+        "tries": tries,
+    }
     write_whole(arguments.directory / "soak.json", json.dumps(told, indent=2, default=asdict))
-    show_table(draw(rows, f"{sum(one.outcome is not None for one in tries)} faults in {seconds:.0f} s, seed {arguments.seed}"))
+    show_table(
+        draw(
+            rows,
+            f"{sum(one.outcome is not None for one in tries)} faults in {seconds:.0f} s, seed {arguments.seed}",
+        )
+    )
     sys.exit(0 if passed else 1)
 
 
-def soak(directory: Path, plan: Sequence[Fault], steps: int, deadline: float) -> tuple[list[Row], list[Try]]:
+def soak(
+    directory: Path, plan: Sequence[Fault], steps: int, deadline: float
+) -> tuple[list[Row], list[Try]]:
     """Trains undisturbed, then disturbed by every fault of the plan until it is finished, and compares.
 
     What is not done by the deadline (of time.monotonic) is a row that did not pass. Raises FileExistsError, as `remove_earlier`.
     """
     remove_earlier(directory)
     write_work(directory / "data")
-    alone, config = (soak_config(directory / "data", directory / name, steps) for name in ("undisturbed", "disturbed"))
+    alone, config = (
+        soak_config(directory / "data", directory / name, steps)
+        for name in ("undisturbed", "disturbed")
+    )
     soaked = Soak(config, directory / "children", deadline, PAUSE)
     tries: list[Try] = []
     late = None
@@ -95,12 +125,25 @@ def soak(directory: Path, plan: Sequence[Fault], steps: int, deadline: float) ->
         except OutOfTimeError as error:
             late = str(error)
     tries += [Try(fault, None) for fault in plan[len(tries) :]]
-    rows = [summary(kind, [one for one in tries if one.fault.kind == kind]) for kind in KINDS if any_of(kind, plan)]
+    rows = [
+        summary(kind, [one for one in tries if one.fault.kind == kind])
+        for kind in KINDS
+        if any_of(kind, plan)
+    ]
     if late is None:
-        found = compare(config, Path(alone.run.directory), Path(config.run.directory), soaked.sessions)
+        found = compare(
+            config, Path(alone.run.directory), Path(config.run.directory), soaked.sessions
+        )
         rows += [Row(name, 1, outcome.seen, outcome.passed) for name, outcome in found.items()]
     else:
-        rows.append(Row("the same run", 0, f"{late} before the run was finished, so that nothing was compared", False))
+        rows.append(
+            Row(
+                "the same run",
+                0,
+                f"{late} before the run was finished, so that nothing was compared",
+                False,
+            )
+        )
     return rows, tries
 
 
@@ -108,7 +151,9 @@ def remove_earlier(directory: Path):
     """Removes what an earlier soak left. Raises FileExistsError for a directory with anything else in it."""
     held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if strange := sorted(held - set(FILES)):
-        raise FileExistsError(f"{directory} holds {', '.join(strange[:3])}, which is of no soak; name a new directory")
+        raise FileExistsError(
+            f"{directory} holds {', '.join(strange[:3])}, which is of no soak; name a new directory"
+        )
     for name in held:
         path = directory / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -122,14 +167,18 @@ def train_alone(config: Config, soaked: Soak):
     """The run that nothing disturbs. Raises HungError if it does not come to its end."""
     with child(config, Order(), soaked.notes / "undisturbed", soaked.deadline) as one:
         if status := one.ended():
-            raise HungError(f"the undisturbed run ended with status {status}: {one.message}; {one.said} has more")
+            raise HungError(
+                f"the undisturbed run ended with status {status}: {one.message}; {one.said} has more"
+            )
 
 
 def end_quietly(soaked: Soak):
     """Lets the disturbed run come to its end."""
     with soaked.child() as one:
         if status := one.ended():
-            raise HungError(f"the disturbed run ended with status {status}: {one.message}; {one.said} has more")
+            raise HungError(
+                f"the disturbed run ended with status {status}: {one.message}; {one.said} has more"
+            )
 
 
 def attempt(soaked: Soak, fault: Fault) -> Try:
@@ -149,7 +198,9 @@ def summary(kind: Kind, tries: Sequence[Try]) -> Row:
     outcomes = [one.outcome for one in tries if one.outcome is not None]
     failed = [outcome.seen for outcome in outcomes if not outcome.passed]
     told = failed or [outcome.seen for outcome in outcomes]
-    words = [f"{told.count(seen)} {seen}" if len(told) > 1 else seen for seen in dict.fromkeys(told)]
+    words = [
+        f"{told.count(seen)} {seen}" if len(told) > 1 else seen for seen in dict.fromkeys(told)
+    ]
     missing = len(tries) - len(outcomes)
     words += [f"{missing} not tried: out of time"] if missing else []
     return Row(kind, len(outcomes), "; ".join(words), not failed and not missing)

@@ -55,10 +55,18 @@ class Child:
         (notes / "config.json").write_text(json.dumps(to_dict(config)))
         (notes / "order.json").write_text(json.dumps(to_dict(order)))
         self.said = notes / "stderr.txt"
-        command = [sys.executable, "-m", "launch.soak.faults", str(notes / "config.json"), str(notes / "order.json")]
+        command = [
+            sys.executable,
+            "-m",
+            "launch.soak.faults",
+            str(notes / "config.json"),
+            str(notes / "order.json"),
+        ]
         environment = _environment(notes.parent.parent / "programs")
         with self.said.open("wb") as said:
-            self.process = subprocess.Popen(command, cwd=HERE, env=environment, stdout=said, stderr=said)
+            self.process = subprocess.Popen(
+                command, cwd=HERE, env=environment, stdout=said, stderr=said
+            )
 
     def lines(self, name: str) -> list[Line]:
         """What it wrote into a file so far; a last line that is not whole yet is left out."""
@@ -91,9 +99,15 @@ class Child:
         """Whether a checkpoint of at least this step is being written, that is unfinished or has no checksums yet."""
         if self.step < least or not (self.directory / STEPS).is_dir():
             return False
-        begun = self.newest or 0  # what an earlier save left is of no later step than this child has come to
-        names = [path for path in (self.directory / STEPS).iterdir() if not (path / CHECKSUMS).exists()]
-        numbers = [int(number) for path in names if (number := path.name.partition(".")[0]).isdigit()]
+        begun = (
+            self.newest or 0
+        )  # what an earlier save left is of no later step than this child has come to
+        names = [
+            path for path in (self.directory / STEPS).iterdir() if not (path / CHECKSUMS).exists()
+        ]
+        numbers = [
+            int(number) for path in names if (number := path.name.partition(".")[0]).isdigit()
+        ]
         return any(max(begun + 1, least) <= number <= self.step for number in numbers)
 
     def wait_until(self, true: Callable[[], bool]) -> bool:
@@ -105,7 +119,9 @@ class Child:
             if time.monotonic() > self.deadline:
                 raise OutOfTimeError("out of time")
             if time.monotonic() > patience:
-                raise HungError(f"nothing happened for {PATIENCE:.0f} s; its last words: {self.message[:200]}")
+                raise HungError(
+                    f"nothing happened for {PATIENCE:.0f} s; its last words: {self.message[:200]}"
+                )
             time.sleep(POLL)
         return True
 
@@ -139,7 +155,9 @@ def _size(file: Path) -> int:
 
 def _environment(programs: Path) -> dict[str, str]:
     """One device, and one cache of compiled programs for all children."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LCLM_JAX_")}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("LCLM_JAX_")
+    }
     return inherited | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",

@@ -17,17 +17,31 @@ from lclm_jax.journal import EVENTS, LOG
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_state
 
-FIGURES = ("loss", "gradient_norm", "trained_tokens", "skipped", "streams")  # of a line, that must not differ
+FIGURES = (
+    "loss",
+    "gradient_norm",
+    "trained_tokens",
+    "skipped",
+    "streams",
+)  # of a line, that must not differ
 Place = tuple[str, int]  # stage and step of it
 
 
-def compare(config: Config, undisturbed: Path, disturbed: Path, sessions: Sequence[Session]) -> dict[str, Outcome]:
+def compare(
+    config: Config, undisturbed: Path, disturbed: Path, sessions: Sequence[Session]
+) -> dict[str, Outcome]:
     """What must hold at the end, by name."""
     return {
         "checkpoints": same_checkpoints(config, undisturbed, disturbed),
-        "loss curve": same_losses(config, read_lines(undisturbed / LOG), read_lines(disturbed / LOG)),
-        "batches": same_batches(config, read_lines(undisturbed / BATCHES), read_lines(disturbed / BATCHES)),
-        "not finite": same_skipped(config, read_lines(undisturbed / EVENTS), read_lines(disturbed / EVENTS)),
+        "loss curve": same_losses(
+            config, read_lines(undisturbed / LOG), read_lines(disturbed / LOG)
+        ),
+        "batches": same_batches(
+            config, read_lines(undisturbed / BATCHES), read_lines(disturbed / BATCHES)
+        ),
+        "not finite": same_skipped(
+            config, read_lines(undisturbed / EVENTS), read_lines(disturbed / EVENTS)
+        ),
         "nothing lost or repeated": whole_sessions(config, sessions),
     }
 
@@ -57,7 +71,9 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
     for stage in config.stages:
         step = config.run_step(stage.name, stage.steps)
         state = abstract_state(config, stage, mesh)
-        abstract = {name: getattr(state, name) for name in ("moments", "step", "skipped", "failing")}
+        abstract = {
+            name: getattr(state, name) for name in ("moments", "step", "skipped", "failing")
+        }
         held = []
         for directory in (undisturbed, disturbed):
             with Checkpoints(directory) as checkpoints:
@@ -65,10 +81,13 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
                 held.append((bits(trees), checkpoints.metadata(step)["data"]))
         (expected, position), (found, its_position) = held
         count += len(expected)
-        differing += [f"step {step} {path}" for path in expected if expected[path] != found.get(path)]
+        differing += [
+            f"step {step} {path}" for path in expected if expected[path] != found.get(path)
+        ]
         differing += [f"step {step} position in the data"] if position != its_position else []
     return _all_same(
-        differing, f"{count} arrays of {len(config.stages)} checkpoints and their positions in the data, bit for bit"
+        differing,
+        f"{count} arrays of {len(config.stages)} checkpoints and their positions in the data, bit for bit",
     )
 
 
@@ -80,7 +99,9 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 def same_losses(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
     """The figures of every step, bit for bit; a step's last line counts."""
-    expected, found = ({_place(line): figures(line) for line in lines} for lines in (undisturbed, disturbed))
+    expected, found = (
+        {_place(line): figures(line) for line in lines} for lines in (undisturbed, disturbed)
+    )
     return _all_same(_differing(config, expected, found), f"{len(expected)} steps, bit for bit")
 
 
@@ -94,7 +115,11 @@ def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
     expected = {_place(line): (line["sha256"], line["records"]) for line in undisturbed}
     lines = list(disturbed)
     found = {_place(line): (line["sha256"], line["records"]) for line in lines}
-    wrong = [_place(line) for line in lines if expected.get(_place(line)) != (line["sha256"], line["records"])]
+    wrong = [
+        _place(line)
+        for line in lines
+        if expected.get(_place(line)) != (line["sha256"], line["records"])
+    ]
     records = sum(len(row) for _, rows in expected.values() for row in rows)
     seen = f"{len(lines)} batches read for {len(expected)} steps, {records} records, each as in the undisturbed run"
     return _all_same([*_differing(config, expected, found), *map(str, wrong)], seen)
@@ -103,7 +128,11 @@ def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
 def _differing(config: Config, expected: dict[Place, Any], found: dict[Place, Any]) -> list[str]:
     """The steps that are missing somewhere or differ."""
     places = dict.fromkeys([*_places(config), *expected, *found])
-    return [f"{stage} {step}" for stage, step in places if _missing_or_other(expected, found, (stage, step))]
+    return [
+        f"{stage} {step}"
+        for stage, step in places
+        if _missing_or_other(expected, found, (stage, step))
+    ]
 
 
 def _missing_or_other(expected: dict[Place, Any], found: dict[Place, Any], place: Place) -> bool:
@@ -112,13 +141,27 @@ def _missing_or_other(expected: dict[Place, Any], found: dict[Place, Any], place
 
 def same_skipped(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
     """The steps that were to be skipped are named, with their records, and no other."""
-    planned = {(stage.name, step) for stage in config.stages for step in poisoned_steps(stage.steps)}
+    planned = {
+        (stage.name, step) for stage in config.stages for step in poisoned_steps(stage.steps)
+    }
     expected, found = (
-        {_place(line): line["records"] for line in lines if line["event"] == "skipped"} for lines in (undisturbed, disturbed)
+        {_place(line): line["records"] for line in lines if line["event"] == "skipped"}
+        for lines in (undisturbed, disturbed)
     )
-    differing = [f"{stage} {step}" for stage, step in planned | expected.keys() | found.keys() if (stage, step) not in planned]
-    differing += [f"{stage} {step}" for stage, step in planned if _missing_or_other(expected, found, (stage, step))]
-    return _all_same(differing, f"{len(planned)} steps skipped in both runs, named with {sum(map(len, found.values()))} records")
+    differing = [
+        f"{stage} {step}"
+        for stage, step in planned | expected.keys() | found.keys()
+        if (stage, step) not in planned
+    ]
+    differing += [
+        f"{stage} {step}"
+        for stage, step in planned
+        if _missing_or_other(expected, found, (stage, step))
+    ]
+    return _all_same(
+        differing,
+        f"{len(planned)} steps skipped in both runs, named with {sum(map(len, found.values()))} records",
+    )
 
 
 def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
@@ -126,24 +169,42 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
     wrong, reached, repeated = [], 0, 0
     for number, session in enumerate(sessions):
         aside = [event["checkpoint"] for event in session.events if event["event"] == "damaged"]
-        begun = next((event.get("from", 0) for event in session.events if event["event"] in ("started", "resumed")), None)
+        begun = next(
+            (
+                event.get("from", 0)
+                for event in session.events
+                if event["event"] in ("started", "resumed")
+            ),
+            None,
+        )
         steps = [config.run_step(line["stage"], line["step"]) for line in session.log]
         if begun is None:
             wrong += [f"child {number} trained and did not say from where"] if steps else []
             continue
         if begun != (session.newest or 0) and not (aside and begun < min(aside)):
-            wrong.append(f"child {number} found checkpoint {session.newest} and went on from {begun}")
+            wrong.append(
+                f"child {number} found checkpoint {session.newest} and went on from {begun}"
+            )
         if steps != list(range(begun + 1, begun + 1 + len(steps))):
-            wrong.append(f"child {number} went on from {begun} with steps {steps[:3]} to {steps[-1:]}")
+            wrong.append(
+                f"child {number} went on from {begun} with steps {steps[:3]} to {steps[-1:]}"
+            )
         if begun > reached:
-            wrong.append(f"child {number} went on from {begun}, but only {reached} had been written")
+            wrong.append(
+                f"child {number} went on from {begun}, but only {reached} had been written"
+            )
         repeated += sum(step <= reached for step in steps)
         reached = max([reached, *steps])
     total = sum(stage.steps for stage in config.stages)
     wrong += [f"{reached} of {total} steps were written"] if reached != total else []
-    return _all_same(wrong, f"{len(sessions)} children, {repeated} steps repeated, all after the checkpoint gone on from")
+    return _all_same(
+        wrong,
+        f"{len(sessions)} children, {repeated} steps repeated, all after the checkpoint gone on from",
+    )
 
 
 def _all_same(differing: Sequence[str], seen: str) -> Outcome:
     more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-    return Outcome(not differing, f"differing: {', '.join(differing[:5])}{more}" if differing else seen)
+    return Outcome(
+        not differing, f"differing: {', '.join(differing[:5])}{more}" if differing else seen
+    )

@@ -48,7 +48,9 @@ class Order:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", type=Path, help="as JSON")
     parser.add_argument("order", type=Path, help="what goes wrong, as JSON")
     arguments = parser.parse_args()
@@ -75,7 +77,10 @@ def poison(config: Config):
         now = jnp.any(state.step + 1 == jnp.array(poisoned_steps(stage.steps)))
         scale = state.params["decoder"]["norm"]["scale"]
         after, metrics = original(
-            state.replace(params=_with_scale(state.params, jnp.where(now, jnp.nan, scale))), batch, config=config, stage=stage
+            state.replace(params=_with_scale(state.params, jnp.where(now, jnp.nan, scale))),
+            batch,
+            config=config,
+            stage=stage,
         )
         kept = jnp.where(now, scale, after.params["decoder"]["norm"]["scale"])
         return after.replace(params=_with_scale(after.params, kept)), metrics
@@ -210,7 +215,9 @@ def jump(days: int) -> Callable[[Config, Fault], None]:
 
     def disturb(config: Config, fault: Fault):
         real, shift = time.time, [0.0]
-        before_step(lambda step: shift.__setitem__(0, days * DAY if step >= fault.step - 3 else 0.0))
+        before_step(
+            lambda step: shift.__setitem__(0, days * DAY if step >= fault.step - 3 else 0.0)
+        )
         time.time = lambda: real() + shift[0]
 
     return disturb

@@ -34,11 +34,16 @@ class Fault:
     moment: float  # in [0, 1): when exactly, where that is a matter of chance
 
 
-def make_plan(seed: int, kills: int, steps: int, others: tuple[Kind, ...] = KINDS[3:]) -> tuple[Fault, ...]:
+def make_plan(
+    seed: int, kills: int, steps: int, others: tuple[Kind, ...] = KINDS[3:]
+) -> tuple[Fault, ...]:
     """As many kills, of every kind in turn, and each of the other faults once, shuffled over a run of `steps`."""
     rng = random.Random(seed)
     kinds: list[Kind] = [KILLS[(i + 1) % len(KILLS)] for i in range(kills)]
     kinds += others
     rng.shuffle(kinds)
     gap = steps / (len(kinds) + MARGIN)
-    return tuple(Fault(kind, max(2, round((number + 1) * gap)), rng.random()) for number, kind in enumerate(kinds))
+    return tuple(
+        Fault(kind, max(2, round((number + 1) * gap)), rng.random())
+        for number, kind in enumerate(kinds)
+    )

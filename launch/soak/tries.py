@@ -18,7 +18,11 @@ from lclm_jax.data.shards import find_shards, index_path
 from lclm_jax.journal import EVENTS, LOG
 from lclm_jax.watchdog import STOOD_STILL
 
-MESSAGE, INTERRUPTED, KILLED = 2, 130, -9  # exit statuses: an error's message, asked to stop, SIGKILL
+MESSAGE, INTERRUPTED, KILLED = (
+    2,
+    130,
+    -9,
+)  # exit statuses: an error's message, asked to stop, SIGKILL
 SOON = 25  # steps after a fault in which a child must have ended
 STARTING = 4.0  # seconds until the first step, until it is known
 
@@ -54,7 +58,12 @@ class Soak:
     @contextmanager
     def child(self, fault: Fault | None = None) -> Iterator[Child]:
         """A child with this fault; what it did is remembered."""
-        with child(self.config, Order(fault, self.pause), self.notes / f"{len(self.sessions):03}", self.deadline) as started:
+        with child(
+            self.config,
+            Order(fault, self.pause),
+            self.notes / f"{len(self.sessions):03}",
+            self.deadline,
+        ) as started:
             try:
                 yield started
             finally:
@@ -95,7 +104,9 @@ def _kill_saving(soak: Soak, fault: Fault) -> Outcome:
         whole = step is not None and step >= fault.step
         sums = whole and (soak.directory / STEPS / str(step) / CHECKSUMS).exists()
         left = "whole" if sums else "whole but for its checksums" if whole else "unfinished"
-        return Outcome(status == KILLED, f"left {left}" if status == KILLED else _ended(one, status))
+        return Outcome(
+            status == KILLED, f"left {left}" if status == KILLED else _ended(one, status)
+        )
 
 
 def _killed(one: Child, where: str) -> Outcome:
@@ -118,12 +129,20 @@ def _message(one: Child, fault: Fault, *words: str) -> Outcome:
     status = one.kill()
     missing = [word for word in words if word not in one.message]
     passed = status == MESSAGE and one.message.startswith("error: ") and not missing
-    return Outcome(passed, one.message[:300] if passed else f"missing {missing}; {_ended(one, status)}")
+    return Outcome(
+        passed, one.message[:300] if passed else f"missing {missing}; {_ended(one, status)}"
+    )
 
 
 def _full_while_saving(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
-        outcome = _message(one, fault, "could not write a checkpoint", "before it is intact", "start again to continue")
+        outcome = _message(
+            one,
+            fault,
+            "could not write a checkpoint",
+            "before it is intact",
+            "start again to continue",
+        )
     found = [] if soak.newest is None else damage(soak.directory / STEPS / str(soak.newest))
     intact = f"Step {soak.newest} before it is intact" in one.message and not found
     return Outcome(outcome.passed and intact, "; ".join([outcome.seen, *found]))
@@ -173,7 +192,9 @@ def _damaged_shard(part: str) -> Callable[[Soak, Fault], Outcome]:
         if part == "cut short":
             file.write_bytes(before[: int((0.3 + 0.6 * fault.moment) * len(before))])
         else:
-            flip(file, fault.moment, least=0.05, most=0.5, every=64)  # what follows the records is needed to open it
+            flip(
+                file, fault.moment, least=0.05, most=0.5, every=64
+            )  # what follows the records is needed to open it
         try:
             with soak.child(fault) as one:
                 return _message(one, fault, file.name)
@@ -189,20 +210,27 @@ def _slow_data(soak: Soak, fault: Fault) -> Outcome:
             return Outcome(False, _ended(one, one.ended()))
         status = one.stop()
         waited = median(line["waiting"] for line in one.lines(LOG))
-    return Outcome(status == INTERRUPTED and waited > 0.3, f"waited for data {100 * waited:.0f} % of the time")
+    return Outcome(
+        status == INTERRUPTED and waited > 0.3, f"waited for data {100 * waited:.0f} % of the time"
+    )
 
 
 def _dead_data(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
         status = one.ended()
         said = DIED in one.said.read_text(errors="replace")
-        return Outcome(status > 0 and said, f"ended with status {status} and its error" if said else _ended(one, status))
+        return Outcome(
+            status > 0 and said,
+            f"ended with status {status} and its error" if said else _ended(one, status),
+        )
 
 
 def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
         status = one.ended()
-        said = "no step was finished in" in one.message and "read_or_block" in one.said.read_text(errors="replace")
+        said = "no step was finished in" in one.message and "read_or_block" in one.said.read_text(
+            errors="replace"
+        )
         seen = f"ended with status {status}, its message and where the worker stood"
         return Outcome(status == STOOD_STILL and said, seen if said else _ended(one, status))
 
@@ -211,14 +239,19 @@ def _clock(soak: Soak, fault: Fault) -> Outcome:
     """The child goes on until it is stopped; or, if a checkpoint was being written, which takes days now, it says so and ends."""
     with soak.child(fault) as one:
         if not one.wait_until(lambda: one.step >= fault.step and _jumped(one)):
-            outcome = _message(one, fault, "could not write a checkpoint", "start again to continue")
+            outcome = _message(
+                one, fault, "could not write a checkpoint", "start again to continue"
+            )
             return Outcome(outcome.passed, f"jumped while saving: {outcome.seen}")
         saved, status = soak.newest, one.stop()
         if status == MESSAGE and "could not write a checkpoint" in one.message:
             return Outcome(True, f"jumped while saving: {one.message[:300]}")
         lines = len(one.lines(LOG))
         seen = f"{lines} steps with a jump of a day among them, stopped when asked, saved"
-    return Outcome(status == INTERRUPTED and soak.newest != saved, seen if status == INTERRUPTED else _ended(one, status))
+    return Outcome(
+        status == INTERRUPTED and soak.newest != saved,
+        seen if status == INTERRUPTED else _ended(one, status),
+    )
 
 
 def _jumped(one: Child) -> bool:

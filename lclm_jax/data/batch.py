@@ -11,10 +11,16 @@ class Windows:
     """What the encoder reads: B rows of C windows of W positions. A window may hold pieces of several contexts."""
 
     tokens: Int[Array, "B C W"]
-    segments: Int[Array, "B C W"]  # piece of context a token belongs to, counted per window; 0 is padding
+    segments: Int[
+        Array, "B C W"
+    ]  # piece of context a token belongs to, counted per window; 0 is padding
     positions: Int[Array, "B C W"]  # from 0 in every piece
-    groups: Int[Array, "B C W"]  # latent of this window the token is pooled into, in [0, P); -1 is none
-    latent_segments: Int[Array, "B C P"]  # context a latent belongs to, counted per row; 0 is no latent
+    groups: Int[
+        Array, "B C W"
+    ]  # latent of this window the token is pooled into, in [0, P); -1 is none
+    latent_segments: Int[
+        Array, "B C P"
+    ]  # context a latent belongs to, counted per row; 0 is no latent
     latent_positions: Int[Array, "B C P"]  # from 0 in every context
 
 
@@ -27,7 +33,9 @@ class Batch:
     weights: Float[Array, "B T"]  # of each target in the loss
     segments: Int[Array, "B T"]  # example a position belongs to, counted per row; 0 is padding
     positions: Int[Array, "B T"]  # from 0 in every example
-    slots: Int[Array, "B T"]  # latent of this row that fills the position, c * P + p; -1 is an ordinary token
+    slots: Int[
+        Array, "B T"
+    ]  # latent of this row that fills the position, c * P + p; -1 is an ordinary token
     streams: Int[Array, "B T"]  # stream an example came from, for per-stream loss
     windows: Windows
 

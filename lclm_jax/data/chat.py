@@ -59,7 +59,9 @@ def parse_memory(text: str, tokenizer: Tokenizer) -> list[Part]:
     Call it on text you wrote; text from elsewhere goes in as a part of its own, where tags are only characters.
     Raises TextError when tags are unbalanced, nested or hold nothing.
     """
-    return [Context(tokenizer.encode(piece)) if held else piece for piece, held in split_memory(text)]
+    return [
+        Context(tokenizer.encode(piece)) if held else piece for piece, held in split_memory(text)
+    ]
 
 
 def split_memory(text: str) -> list[tuple[str, bool]]:
@@ -69,13 +71,19 @@ def split_memory(text: str) -> list[tuple[str, bool]]:
     for piece in re.split(f"({re.escape(MEMORY_START)}|{re.escape(MEMORY_END)})", text):
         if piece == MEMORY_START:
             if held is not None:
-                raise TextError(f"memory tags cannot nest: a second {MEMORY_START} before {MEMORY_END} in {text[:80]!r}")
+                raise TextError(
+                    f"memory tags cannot nest: a second {MEMORY_START} before {MEMORY_END} in {text[:80]!r}"
+                )
             held = ""
         elif piece == MEMORY_END:
             if held is None:
-                raise TextError(f"memory tags must pair up: {MEMORY_END} without {MEMORY_START} in {text[:80]!r}")
+                raise TextError(
+                    f"memory tags must pair up: {MEMORY_END} without {MEMORY_START} in {text[:80]!r}"
+                )
             if not held:
-                raise TextError(f"expected text between {MEMORY_START} and {MEMORY_END}, got none: leave out the tags")
+                raise TextError(
+                    f"expected text between {MEMORY_START} and {MEMORY_END}, got none: leave out the tags"
+                )
             found.append((held, True))
             held = None
         elif held is not None:
@@ -83,11 +91,15 @@ def split_memory(text: str) -> list[tuple[str, bool]]:
         elif piece:
             found.append((piece, False))
     if held is not None:
-        raise TextError(f"memory tags must pair up: {MEMORY_START} without {MEMORY_END} in {text[:80]!r}")
+        raise TextError(
+            f"memory tags must pair up: {MEMORY_START} without {MEMORY_END} in {text[:80]!r}"
+        )
     return found
 
 
-def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, generate: bool = False) -> list[Span]:
+def render_chat(
+    messages: Sequence[Message], tokenizer: Tokenizer, generate: bool = False
+) -> list[Span]:
     """The chat as a record, loss on what the assistant says and on the token that ends its turn.
 
     With `generate`, ends where the assistant begins. What `read_chat` says holds here too.
@@ -111,7 +123,10 @@ def render_chat(messages: Sequence[Message], tokenizer: Tokenizer, generate: boo
 
 
 def read_chat(
-    messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] = (), generate: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    tools: Sequence[Any] = (),
+    generate: bool = False,
 ) -> list[Stretch | Given]:
     """The tokens of a chat in stretches: whose words they are.
 
@@ -124,9 +139,14 @@ def read_chat(
     """
     if not messages:
         raise TextError("expected at least one message, got none")
-    words: list[tuple[int | None, Any, bool]] = []  # of each hole: its message (None: the tools'), words, whether inside JSON
+    words: list[
+        tuple[int | None, Any, bool]
+    ] = []  # of each hole: its message (None: the tools'), words, whether inside JSON
     template = tokenizer.template or CHATML
-    skeleton = [_hollow_message(i, message, words, REASONING in template) for i, message in enumerate(messages)]
+    skeleton = [
+        _hollow_message(i, message, words, REASONING in template)
+        for i, message in enumerate(messages)
+    ]
     hollow_tools = [_hollow(None, tool, words) for tool in tools]
     rendered, prompt = _render_template(template, json.dumps([skeleton, hollow_tools]), generate)
     return _encode(_pieces(rendered, prompt, words, messages, tokenizer), tokenizer)
@@ -140,7 +160,9 @@ def _hollow_message(i: int, message: Message, words: list, reasoning: bool) -> M
     """The message with holes for what it says; with `reasoning`, the template places an analysis and its markers."""
     role = message.get("role")
     if not isinstance(role, str) or not role.isidentifier():
-        raise TextError(f"a role is one word such as user, got {role!r}; put what was said into content")
+        raise TextError(
+            f"a role is one word such as user, got {role!r}; put what was said into content"
+        )
     content, calls = message.get("content"), message.get("tool_calls") or ()
     hollow: Message = {"role": role, "content": ""}
     if reasoning and isinstance(content, list) and content and isinstance(content[0], Analysis):
@@ -153,7 +175,9 @@ def _hollow_message(i: int, message: Message, words: list, reasoning: bool) -> M
         words.append((i, "" if content is None else content, False))
         hollow["content"] = _HOLE.format(len(words) - 1)
     if calls:
-        hollow["tool_calls"] = [{"type": "function", "function": _hollow_call(i, call, words)} for call in calls]
+        hollow["tool_calls"] = [
+            {"type": "function", "function": _hollow_call(i, call, words)} for call in calls
+        ]
     return hollow
 
 
@@ -166,7 +190,9 @@ def _hollow_call(i: int, call: dict[str, Any], words: list) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except json.JSONDecodeError as error:
-            raise TextError(f"the arguments of a tool call are a JSON object, got {arguments[:80]!r}: {error}") from error
+            raise TextError(
+                f"the arguments of a tool call are a JSON object, got {arguments[:80]!r}: {error}"
+            ) from error
     words.append((i, called["name"], True))
     return {"name": _HOLE.format(len(words) - 1), "arguments": _hollow(i, arguments, words)}
 
@@ -192,31 +218,43 @@ def _render_template(template: str, skeleton: str, generate: bool) -> tuple[str,
     messages, tools = json.loads(skeleton)
 
     def render(generate: bool) -> str:
-        settings = {"chat_template": template, "tools": tools or None, "add_generation_prompt": generate}
+        settings = {
+            "chat_template": template,
+            "tools": tools or None,
+            "add_generation_prompt": generate,
+        }
         return render_jinja_template([messages], **settings)[0][0]
 
     try:
         whole, begun = render(False), render(True)
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise TextError(f"the chat template refuses this chat: {error}") from error
-    return begun if generate else whole, begun.removeprefix(whole) if begun.startswith(whole) else ""
+    return begun if generate else whole, begun.removeprefix(whole) if begun.startswith(
+        whole
+    ) else ""
 
 
 def _turn_end(tokenizer: Tokenizer) -> str | None:
     """The control token that ends what the assistant says, seen in a chat of one question and answer."""
-    asked = [{"role": role, "content": _HOLE.format(i)} for i, role in enumerate(("user", "assistant"))]
+    asked = [
+        {"role": role, "content": _HOLE.format(i)} for i, role in enumerate(("user", "assistant"))
+    ]
     rendered, _ = _render_template(tokenizer.template or CHATML, json.dumps([asked, []]), False)
     found = re.search(_names(tokenizer), rendered.rpartition("\ue001")[2])
     return found and found[0]
 
 
-def _pieces(rendered: str, prompt: str, words: list, messages: Sequence[Message], tokenizer: Tokenizer) -> Iterator[Piece]:
+def _pieces(
+    rendered: str, prompt: str, words: list, messages: Sequence[Message], tokenizer: Tokenizer
+) -> Iterator[Piece]:
     """The chat in order: template text and words as strings, control tokens as ids, each with its role."""
     chunks = _HOLES.split(rendered)
     speakers = [None, *(words[int(hole)][0] for hole in chunks[1::2]), None]
     missing = set(range(len(messages))) - set(speakers)
     if missing:
-        raise TextError(f"the chat template leaves out what message {min(missing)} ({messages[min(missing)]['role']}) says")
+        raise TextError(
+            f"the chat template leaves out what message {min(missing)} ({messages[min(missing)]['role']}) says"
+        )
     end = _turn_end(tokenizer)
     for k, chunk in enumerate(chunks):
         if k % 2:
@@ -224,17 +262,30 @@ def _pieces(rendered: str, prompt: str, words: list, messages: Sequence[Message]
             answers = speaker is not None and messages[speaker]["role"] == "assistant"
             if quoted:
                 held = json.dumps(held, ensure_ascii=False)[1:-1]
-            yield from _said(held, Role.ANSWER if answers else Role.FIXED if quoted else Role.PROMPT, tokenizer)
+            yield from _said(
+                held, Role.ANSWER if answers else Role.FIXED if quoted else Role.PROMPT, tokenizer
+            )
             continue
-        before, after = (speaker is not None and messages[speaker]["role"] == "assistant" for speaker in speakers[k // 2 :][:2])
-        first, last = (
-            (0, 0) if before and speakers[k // 2] == speakers[k // 2 + 1] else _not_answer(chunk, before, after, end, prompt)
+        before, after = (
+            speaker is not None and messages[speaker]["role"] == "assistant"
+            for speaker in speakers[k // 2 :][:2]
         )
-        for text, role in ((chunk[:first], Role.ANSWER), (chunk[first:last], Role.FIXED), (chunk[last:], Role.ANSWER)):
+        first, last = (
+            (0, 0)
+            if before and speakers[k // 2] == speakers[k // 2 + 1]
+            else _not_answer(chunk, before, after, end, prompt)
+        )
+        for text, role in (
+            (chunk[:first], Role.ANSWER),
+            (chunk[first:last], Role.FIXED),
+            (chunk[last:], Role.ANSWER),
+        ):
             yield from ((piece, role) for piece in _template_pieces(text, tokenizer))
 
 
-def _not_answer(chunk: str, before: bool, after: bool, end: str | None, prompt: str) -> tuple[int, int]:
+def _not_answer(
+    chunk: str, before: bool, after: bool, end: str | None, prompt: str
+) -> tuple[int, int]:
     """Where, in template text between two speakers, an assistant's turn before it is over and one after it begins."""
     first = chunk.find(end) + len(end) if before and end and end in chunk else 0
     last = len(chunk)
@@ -246,7 +297,10 @@ def _not_answer(chunk: str, before: bool, after: bool, end: str | None, prompt: 
 def _said(content: str | Iterable[Part], role: Role, tokenizer: Tokenizer) -> Iterator[Piece]:
     for part in as_parts(content):
         if isinstance(part, Analysis):
-            yield from ((tokenizer.control.get(part.before, part.before), role), (part.text, Role.ANALYSIS))
+            yield from (
+                (tokenizer.control.get(part.before, part.before), role),
+                (part.text, Role.ANALYSIS),
+            )
             yield tokenizer.control.get(part.after, part.after), role
         elif isinstance(part, Context):
             yield part, Role.CONTEXT
@@ -294,7 +348,10 @@ def _encode_run(run: Sequence[tuple[str, Role]], tokenizer: Tokenizer) -> list[S
         return []
     tokens, offsets = tokenizer.encode_offsets("".join(text for text, _ in run))
     ends = np.cumsum([len(text) for text, _ in run])
-    first, last = np.searchsorted(ends, offsets[:, 0], "right"), np.searchsorted(ends, offsets[:, 1], "left")
+    first, last = (
+        np.searchsorted(ends, offsets[:, 0], "right"),
+        np.searchsorted(ends, offsets[:, 1], "left"),
+    )
     shared = Role.ANSWER if _trained(run[0][1]) else Role.FIXED
     roles = [run[i][1] if i == j else shared for i, j in zip(first, last, strict=True)]
     bounds = [0, *(i for i in range(1, len(roles)) if roles[i] != roles[i - 1]), len(roles)]
@@ -306,7 +363,11 @@ def _join(stretches: Iterable[Stretch | Given]) -> list[Stretch | Given]:
     joined: list[Stretch | Given] = []
     for stretch in stretches:
         last = joined[-1] if joined else None
-        if isinstance(last, Stretch) and isinstance(stretch, Stretch) and last.role == stretch.role != Role.CONTEXT:
+        if (
+            isinstance(last, Stretch)
+            and isinstance(stretch, Stretch)
+            and last.role == stretch.role != Role.CONTEXT
+        ):
             joined[-1] = Stretch(np.concatenate([last.tokens, stretch.tokens]), last.role)
         elif isinstance(stretch, Given) or len(stretch.tokens) or stretch.role is Role.CONTEXT:
             joined.append(stretch)

@@ -62,7 +62,10 @@ def write_corpus(
         "code": [{"text": module, "group": path} for path, module in modules],
         "docs": documentation(modules),
         "tasks": list(progress(needle_tasks(tasks), "making tasks", tasks)),
-        "haystacks": [{"text": facts_of(one)} for one in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)],
+        "haystacks": [
+            {"text": facts_of(one)}
+            for one in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)
+        ],
     }
     asking = read_requests("text")[:requests]
     learned = [module for path, module in modules if split_of(path) == "train"]
@@ -80,7 +83,9 @@ def write_corpus(
 def documentation(modules: Iterable[tuple[str, str]]) -> list[Row]:
     """Docstrings, those left out that are held out with their module and yet stand in one that is trained on."""
     documented = [(path, docstrings(module)) for path, module in modules]
-    seen = "\n".join(text for path, texts in documented if split_of(path) == "train" for text in texts)
+    seen = "\n".join(
+        text for path, texts in documented if split_of(path) == "train" for text in texts
+    )
     return [
         {"text": text, "group": path}
         for path, texts in documented
@@ -108,7 +113,9 @@ def docstrings(module: str) -> list[str]:
     except SyntaxError:  # a template or a deliberately broken file
         return []
     nodes = (
-        node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
     )
     texts = (ast.get_docstring(node) or "" for node in nodes)
     return [text for text in texts if len(text) > 80]
@@ -126,7 +133,12 @@ def needle_tasks(count: int, seed: int = 0) -> Iterator[Row]:
         question = item["metadata"]["question"]
         facts = item["question"][: item["question"].index(question)].strip()
         content = [{"context": facts}, {"text": " " + question}]
-        yield {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": item["answer"]}]}
+        yield {
+            "messages": [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": item["answer"]},
+            ]
+        }
 
 
 def facts_of(task: Row) -> str:
@@ -138,10 +150,14 @@ def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     """A byte-level BPE of `vocab` entries in all, Qwen's chat tokens and the three memory tokens last."""
     fast = FastTokenizer(models.BPE())
     split = pre_tokenizers.Split(pattern=_regex(SPLIT), behavior="isolated")
-    fast.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     fast.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab - len(CONTROL), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - len(CONTROL), initial_alphabet=alphabet, show_progress=False
+    )
     shuffled = random.Random(0).sample(texts, len(texts))
     fast.train_from_iterator(shuffled, trainer)
     fast.add_special_tokens(list(CONTROL))

@@ -32,12 +32,16 @@ QUOTED = 5  # words of a line that name it
 ANSWERED = 12  # words asked for, at most
 
 
-def make_trace(text: str, tokenizer: Tokenizer, question: str | None = None, answer: str | None = None) -> dict[str, Any] | None:
+def make_trace(
+    text: str, tokenizer: Tokenizer, question: str | None = None, answer: str | None = None
+) -> dict[str, Any] | None:
     """A chat over the chunks of `text`, the same whenever it is made; None when it has one chunk or no answer in it.
 
     Without a question, one line is asked for by its first words.
     """
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+    rng = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    )
     bounds = _bounds(text, tokenizer)
     if len(bounds) < 2:
         return None
@@ -61,7 +65,9 @@ def make_trace(text: str, tokenizer: Tokenizer, question: str | None = None, ans
     content.append({"text": f"\n{question}"})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     for some in rounds:
-        messages.append({"role": "assistant", "content": f"EXPAND: {', '.join(str(i + 1) for i in some)}"})
+        messages.append(
+            {"role": "assistant", "content": f"EXPAND: {', '.join(str(i + 1) for i in some)}"}
+        )
         told = "\n\n".join(f"Chunk {i + 1}:\n{chunks[i]}" for i in some)
         messages.append({"role": "user", "content": [{"text": told}]})
     messages.append({"role": "assistant", "content": f"ANSWER: {answer}"})

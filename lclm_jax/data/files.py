@@ -69,11 +69,18 @@ def _read_text(path: Path, name: str) -> Iterator[Row | Rejection]:
 def _decode(path: Path, name: str) -> tuple[str, Rejection | None]:
     size = path.stat().st_size
     if size > LONGEST:
-        return "", Rejection(name, 0, "too long", f"expected a text of at most {LONGEST} bytes, got {size}")
+        return "", Rejection(
+            name, 0, "too long", f"expected a text of at most {LONGEST} bytes, got {size}"
+        )
     try:
         return path.read_bytes().decode("utf-8"), None  # as it stands: line ends, too
     except UnicodeDecodeError as error:
-        return "", Rejection(name, 0, "encoding", f"expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}")
+        return "", Rejection(
+            name,
+            0,
+            "encoding",
+            f"expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}",
+        )
 
 
 def _read_repository(directory: Path) -> Iterator[Row | Rejection]:
@@ -97,15 +104,24 @@ def _read_lines(unit: Unit) -> Iterator[Row | Rejection]:
             if unit.start:
                 file.seek(unit.start - 1)  # a line that began before is of the unit before
                 _finish_line(file)
-            while (unit.stop is None or file.tell() < unit.stop) and (line := file.readline(LONGEST + 1)):
+            while (unit.stop is None or file.tell() < unit.stop) and (
+                line := file.readline(LONGEST + 1)
+            ):
                 if len(line) > LONGEST and not line.endswith(b"\n"):
-                    yield Rejection(name, number, "too long", f"expected a line of at most {LONGEST} bytes")
+                    yield Rejection(
+                        name, number, "too long", f"expected a line of at most {LONGEST} bytes"
+                    )
                     _finish_line(file)
                 elif line.strip():
                     yield _parse_line(name, number, line)
                 number += 1
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        yield Rejection(name, number, "corrupt", f"expected a whole file, got one that breaks off or is damaged: {error}")
+        yield Rejection(
+            name,
+            number,
+            "corrupt",
+            f"expected a whole file, got one that breaks off or is damaged: {error}",
+        )
 
 
 def _finish_line(file: BinaryIO):
@@ -119,12 +135,19 @@ def _parse_line(name: str, number: int, line: bytes) -> Row | Rejection:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Rejection(
-            name, number, "encoding", f"expected UTF-8, got byte {line[error.start]:#x} at {error.start} of the line"
+            name,
+            number,
+            "encoding",
+            f"expected UTF-8, got byte {line[error.start]:#x} at {error.start} of the line",
         )
     except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
-        return Rejection(name, number, "json", f"expected a JSON object, got {line[:40]!r}: {error}")
+        return Rejection(
+            name, number, "json", f"expected a JSON object, got {line[:40]!r}: {error}"
+        )
     if not isinstance(fields, dict):
-        return Rejection(name, number, "json", f"expected a JSON object, got {type(fields).__name__}")
+        return Rejection(
+            name, number, "json", f"expected a JSON object, got {type(fields).__name__}"
+        )
     return Row(name, number, fields)
 
 
@@ -184,15 +207,21 @@ def _read_parquet(unit: Unit) -> Iterator[Row | Rejection]:
         with parquet.ParquetFile(name) as file:
             groups = range(file.num_row_groups)
             number = sum(file.metadata.row_group(i).num_rows for i in groups[: unit.start])
-            for batch in file.iter_batches(batch_size=256, row_groups=list(groups[unit.start : unit.stop])):
+            for batch in file.iter_batches(
+                batch_size=256, row_groups=list(groups[unit.start : unit.stop])
+            ):
                 for fields in _listed(batch):
                     if fields is None:
-                        yield Rejection(name, number, "encoding", "expected UTF-8, got a column that is not")
+                        yield Rejection(
+                            name, number, "encoding", "expected UTF-8, got a column that is not"
+                        )
                     else:
                         yield _unpickle(name, number, fields)
                     number += 1
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        yield Rejection(name, number, "corrupt", f"expected a whole Parquet file, got a damaged one: {error}")
+        yield Rejection(
+            name, number, "corrupt", f"expected a whole Parquet file, got a damaged one: {error}"
+        )
 
 
 def _listed(batch: Any) -> list[dict[str, Any] | None]:
@@ -200,12 +229,18 @@ def _listed(batch: Any) -> list[dict[str, Any] | None]:
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        return [None] if len(batch) == 1 else [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
+        return (
+            [None]
+            if len(batch) == 1
+            else [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
+        )
 
 
 def _unpickle(name: str, number: int, fields: dict[str, Any]) -> Row | Rejection:
     """A row whose cells may be pickled; a pickled dict that is alone is the row."""
-    packed = [key for key, cell in fields.items() if isinstance(cell, bytes) and cell[:1] == b"\x80"]
+    packed = [
+        key for key, cell in fields.items() if isinstance(cell, bytes) and cell[:1] == b"\x80"
+    ]
     try:
         read = fields | {key: load_plain(fields[key]) for key in packed}
     except PickleError as error:
@@ -226,7 +261,12 @@ def _read_records(unit: Unit) -> Iterator[Row | Rejection]:
         for number in range(unit.start, reader.num_records() if unit.stop is None else unit.stop):
             yield _parse_record(name, number, bytes(reader.read([number])[0]))
     except (OSError, ValueError, RuntimeError, IndexError) as error:
-        yield Rejection(name, number, "corrupt", f"expected a whole ArrayRecord file, got a damaged one: {error}")
+        yield Rejection(
+            name,
+            number,
+            "corrupt",
+            f"expected a whole ArrayRecord file, got a damaged one: {error}",
+        )
 
 
 def _parse_record(name: str, number: int, record: bytes) -> Row | Rejection:

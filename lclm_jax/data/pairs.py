@@ -31,13 +31,18 @@ KINDS = ("jumbles", "pairs", "reorderings", "lookups")
 NAMES = ("docs", *(kind + length for length in COUNTS for kind in KINDS))
 SHOWN = 4000  # documents of pairs that the tokenizer is trained on, and a tenth as many chats
 WRITTEN = "corpus.json"  # beside the text: what it was made with
-MADE_BY = {"python": get_python_version(), "version": 2}  # another one of either makes it be written again
+MADE_BY = {
+    "python": get_python_version(),
+    "version": 2,
+}  # another one of either makes it be written again
 Row = dict[str, Any]
 Pair = tuple[str, str]
 REORDER = " In another order:"
 
 
-def write_corpus(directory: str | Path, vocab: int, progress: Progress = silent) -> dict[str, list[str]]:
+def write_corpus(
+    directory: str | Path, vocab: int, progress: Progress = silent
+) -> dict[str, list[str]]:
     """Writes `docs.jsonl`, the standard library's docstrings, a file of each kind of documents, long and short, and a tokenizer
     of `vocab` entries trained on them; reuses what is there. Returns the input of each source.
 
@@ -57,7 +62,10 @@ def write_held_out(directory: str | Path, progress: Progress = silent) -> dict[s
     directory, settings = Path(directory), {"split": "held"}
     if not _is_written(directory, settings):
         drawn = draw_rows(progress)
-        held = {name: [row for row in rows if _split_of_row(row) == "held"] for name, rows in drawn.items()}
+        held = {
+            name: [row for row in rows if _split_of_row(row) == "held"]
+            for name, rows in drawn.items()
+        }
         _write(directory, held, settings, progress)
     return _inputs(directory)
 
@@ -73,7 +81,9 @@ def draw_rows(progress: Progress = silent) -> dict[str, list[Row]]:
         rows["jumbles" + length] = list(jumbles(texts, count, JUMBLED[length], seed))
         rows["pairs" + length] = list(pair_documents(words, count, least, most, seed + 1))
         rows["reorderings" + length] = list(reorderings(words, count, least, most, seed + 2))
-        rows["lookups" + length] = list(lookups(words, count, least, most, QUESTIONS[length], seed + 3))
+        rows["lookups" + length] = list(
+            lookups(words, count, least, most, QUESTIONS[length], seed + 3)
+        )
     return rows
 
 
@@ -103,7 +113,9 @@ def _is_written(directory: Path, settings: dict[str, Any]) -> bool:
     return written.exists() and json.loads(written.read_text()) == settings | MADE_BY
 
 
-def _write(directory: Path, rows: dict[str, list[Row]], settings: dict[str, Any], progress: Progress):
+def _write(
+    directory: Path, rows: dict[str, list[Row]], settings: dict[str, Any], progress: Progress
+):
     directory.mkdir(parents=True, exist_ok=True)
     for name, (path,) in progress(_inputs(directory).items(), "writing text"):
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
@@ -113,7 +125,9 @@ def _write(directory: Path, rows: dict[str, list[Row]], settings: dict[str, Any]
 def frequent_words(texts: Iterable[str], count: int) -> list[str]:
     """The words of four to eight lower-case letters that come most often, the most frequent first."""
     counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{4,8}\b", text))
-    return [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]]
+    return [
+        word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]
+    ]
 
 
 def draw_pairs(words: Sequence[str], rng: random.Random, least: int, most: int) -> list[Pair]:
@@ -124,7 +138,11 @@ def draw_pairs(words: Sequence[str], rng: random.Random, least: int, most: int) 
 
 def draw_document(words: Sequence[str], rng: random.Random, pairs: Sequence[Pair]) -> str:
     """Pairs under a title."""
-    return "".join(f" {word}" for word in rng.sample(words, rng.randint(0, TITLE))) + ":" + spell(pairs)
+    return (
+        "".join(f" {word}" for word in rng.sample(words, rng.randint(0, TITLE)))
+        + ":"
+        + spell(pairs)
+    )
 
 
 def spell(pairs: Sequence[Pair]) -> str:
@@ -135,13 +153,17 @@ def spell(pairs: Sequence[Pair]) -> str:
     return "".join(f" {key} {value}," for key, value in pairs)
 
 
-def pair_documents(words: Sequence[str], count: int, least: int, most: int, seed: int) -> Iterator[Row]:
+def pair_documents(
+    words: Sequence[str], count: int, least: int, most: int, seed: int
+) -> Iterator[Row]:
     rng = random.Random(seed)
     for _ in range(count):
         yield {"text": draw_document(words, rng, draw_pairs(words, rng, least, most))}
 
 
-def lookups(words: Sequence[str], count: int, least: int, most: int, questions: int, seed: int) -> Iterator[Row]:
+def lookups(
+    words: Sequence[str], count: int, least: int, most: int, questions: int, seed: int
+) -> Iterator[Row]:
     """Chats about a document of pairs: which value has this key? Several questions of one document, each a turn."""
     rng = random.Random(seed)
     for _ in range(count):
@@ -155,7 +177,9 @@ def lookups(words: Sequence[str], count: int, least: int, most: int, questions: 
         yield {"messages": messages}
 
 
-def reorderings(words: Sequence[str], count: int, least: int, most: int, seed: int) -> Iterator[Row]:
+def reorderings(
+    words: Sequence[str], count: int, least: int, most: int, seed: int
+) -> Iterator[Row]:
     """Chats that ask for all pairs of a document in another order: a question about every pair in few tokens."""
     rng = random.Random(seed)
     for _ in range(count):

@@ -76,17 +76,31 @@ def load_plain(data: bytes, most: int = LONGEST) -> Any:
             noted += opcode.name == "MEMOIZE" or opcode.name.endswith("PUT")
             # The unpickler makes room for as many values as the largest number it is told.
             if opcode.name.endswith(("PUT", "GET")) and int(argument or 0) > noted:
-                raise PickleError(f"expected values numbered in turn, got {opcode.name} {argument} at byte {position}")
+                raise PickleError(
+                    f"expected values numbered in turn, got {opcode.name} {argument} at byte {position}"
+                )
             if opcode.name not in ALLOWED:
                 raise PickleError(
                     f"expected a pickle of dict, list, str and int, got the instruction {opcode.name} at byte {position}; "
                     "write such rows as JSON"
                 )
         value = _Unpickler(io.BytesIO(data)).load()
-    except (ValueError, EOFError, LookupError, TypeError, OverflowError, AttributeError, pickle.UnpicklingError) as error:
-        raise PickleError(f"expected a whole pickle, got {len(data)} bytes that end or break: {error}") from error
+    except (
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise PickleError(
+            f"expected a whole pickle, got {len(data)} bytes that end or break: {error}"
+        ) from error
     if not _is_bounded(value, min(most, GROWTH * (len(data) + 1))):
-        raise PickleError("expected plain data, got values that hold themselves or repeat others without end")
+        raise PickleError(
+            "expected plain data, got values that hold themselves or repeat others without end"
+        )
     return value
 
 
@@ -96,5 +110,11 @@ def _is_bounded(value: Any, most: int) -> bool:
     while left and size <= most:
         part = left.pop()
         size += 1 + (len(part) if isinstance(part, str) else 0)
-        left += part if isinstance(part, list) else [*part, *part.values()] if isinstance(part, dict) else ()
+        left += (
+            part
+            if isinstance(part, list)
+            else [*part, *part.values()]
+            if isinstance(part, dict)
+            else ()
+        )
     return size <= most

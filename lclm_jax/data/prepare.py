@@ -71,7 +71,11 @@ class Job:
     @property
     def begins(self) -> list[Path]:
         """The files whose first unit this is."""
-        return [path for name in self.unit.files for path in _files_in(Path(name))] if self.unit.start == 0 else []
+        return (
+            [path for name in self.unit.files for path in _files_in(Path(name))]
+            if self.unit.start == 0
+            else []
+        )
 
     def done(self) -> dict[str, Any] | None:
         """The report of an earlier run, if its shards are there and its input and settings were these."""
@@ -98,11 +102,15 @@ def prepare(
     directory = Path(directory)
     names = [source.name for source in recipe.sources]
     if set(inputs) != set(names):
-        raise ConfigError(f"expected an input for each of {', '.join(names)}, got {', '.join(inputs) or 'none'}")
+        raise ConfigError(
+            f"expected an input for each of {', '.join(names)}, got {', '.join(inputs) or 'none'}"
+        )
     (directory / "units").mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / "tokenizer")
     jobs = [
-        job for source in recipe.sources for job in plan(recipe, source, inputs[source.name], directory, tokenizer.fingerprint)
+        job
+        for source in recipe.sources
+        for job in plan(recipe, source, inputs[source.name], directory, tokenizer.fingerprint)
     ]
     (directory / MANIFEST).unlink(missing_ok=True)
     _remove_others(directory, jobs)
@@ -114,7 +122,9 @@ def prepare(
             refused[job.source.name] += sum(report["rejected"].values())
             if refused[job.source.name] > recipe.most_rejected:
                 _gather_rejections(directory, [job for job in jobs if job.report in reports])
-                raise UserError(_too_many(job.source.name, directory, recipe, refused[job.source.name]))
+                raise UserError(
+                    _too_many(job.source.name, directory, recipe, refused[job.source.name])
+                )
     _gather_rejections(directory, jobs)
     manifest = {
         "version": VERSION,
@@ -123,7 +133,9 @@ def prepare(
         "held_out": HELD_OUT,
         "libraries": {name: version(name) for name in LIBRARIES},
         "sources": {
-            source.name: _summary(source, [reports[job.report] for job in jobs if job.source == source])
+            source.name: _summary(
+                source, [reports[job.report] for job in jobs if job.source == source]
+            )
             | {"inputs": list(inputs[source.name])}
             for source in recipe.sources
         },
@@ -132,17 +144,29 @@ def prepare(
     return manifest
 
 
-def plan(recipe: Recipe, source: Source, patterns: Sequence[str], directory: Path, tokenizer: str) -> list[Job]:
+def plan(
+    recipe: Recipe, source: Source, patterns: Sequence[str], directory: Path, tokenizer: str
+) -> list[Job]:
     """The units of a source in order; they depend on the input alone."""
     units = [unit for pattern in patterns for unit in find_units(pattern)]
     settings = [VERSION, HELD_OUT, asdict(source), tokenizer, recipe.longest]
     return [
-        Job(source, number, unit, directory, _key(unit, settings), recipe.longest, recipe.most_rejected)
+        Job(
+            source,
+            number,
+            unit,
+            directory,
+            _key(unit, settings),
+            recipe.longest,
+            recipe.most_rejected,
+        )
         for number, unit in enumerate(units)
     ]
 
 
-def run_jobs(jobs: Sequence[Job], tokenizer: Path, workers: int | None) -> Iterator[tuple[Job, dict[str, Any]]]:
+def run_jobs(
+    jobs: Sequence[Job], tokenizer: Path, workers: int | None
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs and their reports, as they are finished; those done before come first."""
     waiting = []
     for job in jobs:
@@ -157,7 +181,9 @@ def run_jobs(jobs: Sequence[Job], tokenizer: Path, workers: int | None) -> Itera
     if count == 1:
         yield from ((job, run_job(job, tokenizer)) for job in waiting)
         return
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(
+        count, multiprocessing.get_context("spawn"), initializer=_one_thread
+    ) as pool:
         running: dict[Future, Job] = {pool.submit(run_job, job, tokenizer): job for job in waiting}
         try:
             for future in as_completed(running):
@@ -173,7 +199,10 @@ def run_jobs(jobs: Sequence[Job], tokenizer: Path, workers: int | None) -> Itera
 def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
     """Writes the shards of a unit, its rejections and, last, its report."""
     reader = _load(tokenizer)
-    writers = {split: ShardWriter(shard_path(job.directory, job.source.name, split, job.number)) for split in SPLITS}
+    writers = {
+        split: ShardWriter(shard_path(job.directory, job.source.name, split, job.number))
+        for split in SPLITS
+    }
     rejections: list[Rejection] = []
     rows = spelled = 0
     for row in read_unit(job.unit):
@@ -193,13 +222,24 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
     text = "".join(json.dumps(asdict(one)) + "\n" for one in rejections)
     job.rejections.write_text(text)
     refused = dict(sorted(Counter(one.reason for one in rejections).items()))
-    report = {"key": job.key, "rows": rows, "spelled_control": spelled, "rejected": refused, "shards": shards}
-    report["files"] = [{"file": str(path), "bytes": path.stat().st_size, "sha256": hash_file(path)} for path in job.begins]
+    report = {
+        "key": job.key,
+        "rows": rows,
+        "spelled_control": spelled,
+        "rejected": refused,
+        "shards": shards,
+    }
+    report["files"] = [
+        {"file": str(path), "bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in job.begins
+    ]
     _write(job.report, json.dumps(report))
     return report
 
 
-def read_row(fields: Mapping[str, Any], job: Job, tokenizer: Tokenizer) -> Iterator[tuple[Raw, list[Stretch], str]]:
+def read_row(
+    fields: Mapping[str, Any], job: Job, tokenizer: Tokenizer
+) -> Iterator[tuple[Raw, list[Stretch], str]]:
     """The examples of a row and their split: that of its `group`, if it names one, else of their own words."""
     for raw in read_examples(fields, job.source.kind, tokenizer, job.longest):
         try:
@@ -259,8 +299,14 @@ def _summary(source: Source, reports: Sequence[Mapping[str, Any]]) -> dict[str, 
         "rows": sum(report["rows"] for report in reports),
         "rejected": dict(sorted(rejected.items())),
         "spelled_control": sum(report["spelled_control"] for report in reports),
-        "examples": {split: sum(shard["examples"] for shard in shards if shard["split"] == split) for split in SPLITS},
-        "tokens": {split: sum(shard["tokens"] for shard in shards if shard["split"] == split) for split in SPLITS},
+        "examples": {
+            split: sum(shard["examples"] for shard in shards if shard["split"] == split)
+            for split in SPLITS
+        },
+        "tokens": {
+            split: sum(shard["tokens"] for shard in shards if shard["split"] == split)
+            for split in SPLITS
+        },
         "shards": shards,
     }
 
@@ -288,7 +334,9 @@ def _gather_rejections(directory: Path, jobs: Sequence[Job]):
 def _too_many(source: str, directory: Path, recipe: Recipe, count: int) -> str:
     lines = (directory / REJECTIONS).read_text().splitlines()
     some = [one for one in map(json.loads, lines) if one["source"] == source][:3]
-    listed = "\n  ".join(f"{one['file']}, record {one['number']}: {one['reason']}, {one['detail']}" for one in some)
+    listed = "\n  ".join(
+        f"{one['file']}, record {one['number']}: {one['reason']}, {one['detail']}" for one in some
+    )
     return (
         f"{count} rows of source {source} were refused, more than recipe.most_rejected={recipe.most_rejected}; "
         f"all are in {directory / REJECTIONS}, the first are\n  {listed}"

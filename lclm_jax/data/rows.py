@@ -20,11 +20,35 @@ from lclm_jax.errors import UserError
 
 Raw = dict[str, Any]
 
-TEXT = ("text", "content", "document", "code", "context")  # names of a document's field, the first that is there
+TEXT = (
+    "text",
+    "content",
+    "document",
+    "code",
+    "context",
+)  # names of a document's field, the first that is there
 CHAT = ("messages", "conversations", "conversation")
-ASKED = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("question", "answer"), ("input", "output"))
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool", "observation": "tool"}
-MARKERS = (("<think>", "</think>"), ("<analysis>", "</analysis>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"))
+ASKED = (
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("input", "output"),
+)
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "observation": "tool",
+}
+MARKERS = (
+    ("<think>", "</think>"),
+    ("<analysis>", "</analysis>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+)
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 
 
@@ -36,7 +60,9 @@ class RowError(UserError):
         self.reason, self.detail = reason, detail
 
 
-def read_examples(fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, longest: int) -> Iterator[Raw]:
+def read_examples(
+    fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, longest: int
+) -> Iterator[Raw]:
     """The raw examples in a row of a source of this kind (see `lclm_jax.config.Source`); one, but for packed rows.
 
     Raises RowError with reason "fields", "empty", "too long", "memory tags", "chat" or "no answer".
@@ -67,8 +93,15 @@ def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Stretch]:
             else Stretch(tokenizer.encode(span["text"]), Role.ANSWER)
             for span in raw["spans"]
         ]
-    messages = [message | {"content": _content(message.get("content"), tokenizer)} for message in raw["messages"]]
-    return [part for part in read_chat(messages, tokenizer, raw.get("tools") or ()) if isinstance(part, Stretch)]
+    messages = [
+        message | {"content": _content(message.get("content"), tokenizer)}
+        for message in raw["messages"]
+    ]
+    return [
+        part
+        for part in read_chat(messages, tokenizer, raw.get("tools") or ())
+        if isinstance(part, Stretch)
+    ]
 
 
 def words_of(raw: Raw) -> str:
@@ -82,25 +115,41 @@ def words_of(raw: Raw) -> str:
         content = message.get("content") or ""
         said.append(message["role"])
         parts = [{"text": content}] if isinstance(content, str) else content
-        said += [part[name] for part in parts for name in ("text", "context", "analysis") if name in part]
-        said += [json.dumps(message["tool_calls"], ensure_ascii=False)] if message.get("tool_calls") else []
+        said += [
+            part[name] for part in parts for name in ("text", "context", "analysis") if name in part
+        ]
+        said += (
+            [json.dumps(message["tool_calls"], ensure_ascii=False)]
+            if message.get("tool_calls")
+            else []
+        )
     return "\n".join(said)
 
 
 def _content(content: Any, tokenizer: Tokenizer) -> Any:
-    return content if content is None or isinstance(content, str) else [_part(part, tokenizer) for part in content]
+    return (
+        content
+        if content is None or isinstance(content, str)
+        else [_part(part, tokenizer) for part in content]
+    )
 
 
 def _part(part: Raw, tokenizer: Tokenizer) -> Part:
     if "context" in part:
         return Context(tokenizer.encode(part["context"]), part.get("ratio"))
-    return Analysis(part["analysis"], part["before"], part["after"]) if "analysis" in part else part["text"]
+    return (
+        Analysis(part["analysis"], part["before"], part["after"])
+        if "analysis" in part
+        else part["text"]
+    )
 
 
 def _text(fields: Mapping[str, Any], longest: int) -> str:
     name = next((name for name in TEXT if isinstance(fields.get(name), str)), None)
     if name is None:
-        raise RowError("fields", f"expected a text in one of {', '.join(TEXT)}, got {_listed(fields)}")
+        raise RowError(
+            "fields", f"expected a text in one of {', '.join(TEXT)}, got {_listed(fields)}"
+        )
     text = fields[name]
     if not text.strip():
         raise RowError("empty", f"expected words in {name}, got none")
@@ -110,24 +159,43 @@ def _text(fields: Mapping[str, Any], longest: int) -> str:
 
 def _chat(fields: Mapping[str, Any], longest: int) -> Raw:
     name = next((name for name in CHAT if isinstance(fields.get(name), list)), None)
-    asked = next((pair for pair in ASKED if all(isinstance(fields.get(one), str) for one in pair)), None)
+    asked = next(
+        (pair for pair in ASKED if all(isinstance(fields.get(one), str) for one in pair)), None
+    )
     if name is not None:
         messages = [_message(message) for message in fields[name]]
     elif asked is not None:
-        question = "\n\n".join(fields[one] for one in dict.fromkeys((asked[0], "input")) if fields.get(one))
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": fields[asked[1]]}]
+        question = "\n\n".join(
+            fields[one] for one in dict.fromkeys((asked[0], "input")) if fields.get(one)
+        )
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": fields[asked[1]]},
+        ]
     else:
         pairs = ", ".join("+".join(pair) for pair in ASKED)
-        raise RowError("fields", f"expected messages in one of {', '.join(CHAT)}, or {pairs}, got {_listed(fields)}")
+        raise RowError(
+            "fields",
+            f"expected messages in one of {', '.join(CHAT)}, or {pairs}, got {_listed(fields)}",
+        )
     if not any(message["role"] == "assistant" for message in messages):
-        raise RowError("chat", f"expected an assistant who says something, got {[m['role'] for m in messages]}")
-    raw: Raw = {"messages": [_mark_analysis(message) if message["role"] == "assistant" else message for message in messages]}
+        raise RowError(
+            "chat", f"expected an assistant who says something, got {[m['role'] for m in messages]}"
+        )
+    raw: Raw = {
+        "messages": [
+            _mark_analysis(message) if message["role"] == "assistant" else message
+            for message in messages
+        ]
+    }
     if fields.get("tools"):
         raw["tools"] = _tools(fields["tools"])
     try:
         spelled = json.dumps(raw, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RowError("chat", f"expected messages and tools that JSON can hold: {error}") from error
+        raise RowError(
+            "chat", f"expected messages and tools that JSON can hold: {error}"
+        ) from error
     _refuse_length(len(spelled), longest)
     _unicode(spelled)
     _refuse_tags(spelled)
@@ -139,7 +207,9 @@ def _tools(tools: Any) -> list[Any]:
     try:
         read = json.loads(tools) if isinstance(tools, str) else tools
     except (ValueError, RecursionError) as error:
-        raise RowError("chat", f"expected tools as a JSON list, got {str(tools)[:80]!r}: {error}") from error
+        raise RowError(
+            "chat", f"expected tools as a JSON list, got {str(tools)[:80]!r}: {error}"
+        ) from error
     if not isinstance(read, list):
         raise RowError("chat", f"expected tools as a list, got {type(read).__name__}")
     return read
@@ -147,15 +217,22 @@ def _tools(tools: Any) -> list[Any]:
 
 def _message(message: Any) -> Raw:
     if not isinstance(message, Mapping):
-        raise RowError("chat", f"expected a message with role and content, got {type(message).__name__}")
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        raise RowError(
+            "chat", f"expected a message with role and content, got {type(message).__name__}"
+        )
+    role, content = (
+        message.get("role", message.get("from")),
+        message.get("content", message.get("value")),
+    )
     role = ROLES.get(str(role), role)
     if not isinstance(role, str) or not role.isidentifier():
         raise RowError("chat", f"expected a role such as user, got {role!r}")
     kept: Raw = {"role": role, "content": content if isinstance(content, str) else _parts(content)}
     if message.get("tool_calls"):
         if not isinstance(message["tool_calls"], list):
-            raise RowError("chat", f"expected tool_calls as a list, got {type(message['tool_calls']).__name__}")
+            raise RowError(
+                "chat", f"expected tool_calls as a list, got {type(message['tool_calls']).__name__}"
+            )
         kept["tool_calls"] = message["tool_calls"]
     if isinstance(message.get(REASONING), str) and message[REASONING]:
         kept[REASONING] = message[REASONING]
@@ -168,14 +245,25 @@ def _parts(content: Any) -> str | list[Raw]:
     if content is None:
         return ""
     if not isinstance(content, list):
-        raise RowError("chat", f"expected a content that is text or a list of parts, got {type(content).__name__}")
+        raise RowError(
+            "chat",
+            f"expected a content that is text or a list of parts, got {type(content).__name__}",
+        )
     parts = []
     for part in content:
         named = next(
-            (name for name in ("text", "context") if isinstance(part, Mapping) and isinstance(part.get(name), str)), None
+            (
+                name
+                for name in ("text", "context")
+                if isinstance(part, Mapping) and isinstance(part.get(name), str)
+            ),
+            None,
         )
         if named is None:
-            raise RowError("chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {str(part)[:80]}')
+            raise RowError(
+                "chat",
+                f'expected a part {{"text": ...}} or {{"context": ...}}, got {str(part)[:80]}',
+            )
         ratio = part.get("ratio")
         if ratio is not None and (not isinstance(ratio, int) or ratio < 1):
             raise RowError("chat", f"expected a ratio of a whole number of tokens, got {ratio!r}")
@@ -189,12 +277,21 @@ def _mark_analysis(message: Raw) -> Raw:
     kept = {key: value for key, value in message.items() if key != REASONING}
     if thought:
         before, after = MARKERS[0]
-        return kept | {"content": [{"analysis": f"\n{thought}\n", "before": before, "after": after}, {"text": f"\n\n{content}"}]}
+        return kept | {
+            "content": [
+                {"analysis": f"\n{thought}\n", "before": before, "after": after},
+                {"text": f"\n\n{content}"},
+            ]
+        }
     for before, after in MARKERS:
         head, found, rest = content.partition(before) if isinstance(content, str) else ("", "", "")
         thought, closed, tail = rest.partition(after)
         if found and closed and thought:
-            parts = [{"text": head}, {"analysis": thought, "before": before, "after": after}, {"text": tail}]
+            parts = [
+                {"text": head},
+                {"analysis": thought, "before": before, "after": after},
+                {"text": tail},
+            ]
             return kept | {"content": [part for part in parts if part.get("text") != ""]}
     return kept
 
@@ -207,13 +304,20 @@ def _packed(fields: Mapping[str, Any], longest: int) -> Iterator[Raw]:
         _refuse_length(len(item), longest)
         yield _templated(_unicode(item))
     if not found:
-        raise RowError("fields", f"expected text with turns or memory tags, or lists of such, got {_listed(fields)}")
+        raise RowError(
+            "fields",
+            f"expected text with turns or memory tags, or lists of such, got {_listed(fields)}",
+        )
 
 
 def _items(fields: Mapping[str, Any]) -> Iterator[str]:
-    whole = next((fields[name] for name in (*TEXT, "prompt") if isinstance(fields.get(name), str)), None)
+    whole = next(
+        (fields[name] for name in (*TEXT, "prompt") if isinstance(fields.get(name), str)), None
+    )
     if whole is not None:
-        answer = next((fields[pair[1]] for pair in ASKED if isinstance(fields.get(pair[1]), str)), "")
+        answer = next(
+            (fields[pair[1]] for pair in ASKED if isinstance(fields.get(pair[1]), str)), ""
+        )
         yield whole + answer
         return
     for value in fields.values():
@@ -228,19 +332,32 @@ def _templated(text: str) -> Raw:
     if not text.strip():
         raise RowError("empty", "expected words, got none")
     if MEMORY_SLOT in text:
-        raise RowError("memory tags", f"expected text between {MEMORY_START} and {MEMORY_END}, got {MEMORY_SLOT}")
+        raise RowError(
+            "memory tags",
+            f"expected text between {MEMORY_START} and {MEMORY_END}, got {MEMORY_SLOT}",
+        )
     turns = TURN.findall(text)
     try:
         if not turns:
-            return {"spans": [{"context" if held else "text": piece} for piece, held in split_memory(text)]}
-        return {"messages": [{"role": role, "content": _tagged(content)} for role, content in turns]}
+            return {
+                "spans": [
+                    {"context" if held else "text": piece} for piece, held in split_memory(text)
+                ]
+            }
+        return {
+            "messages": [{"role": role, "content": _tagged(content)} for role, content in turns]
+        }
     except TextError as error:
         raise RowError("memory tags", str(error)) from error
 
 
 def _tagged(content: str) -> str | list[Raw]:
     pieces = split_memory(content)
-    return [{"context" if held else "text": piece} for piece, held in pieces] if any(held for _, held in pieces) else content
+    return (
+        [{"context" if held else "text": piece} for piece, held in pieces]
+        if any(held for _, held in pieces)
+        else content
+    )
 
 
 def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -269,16 +386,24 @@ def _refuse_tags(text: str):
 
 def _refuse_length(length: int, longest: int):
     if length > longest:
-        raise RowError("too long", f"expected at most {longest} characters (recipe.longest), got {length}")
+        raise RowError(
+            "too long", f"expected at most {longest} characters (recipe.longest), got {length}"
+        )
 
 
 def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RowError("encoding", f"expected Unicode text, got half a surrogate pair at character {error.start}") from error
+        raise RowError(
+            "encoding",
+            f"expected Unicode text, got half a surrogate pair at character {error.start}",
+        ) from error
     return text
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items())[:200] or "no fields"
+    return (
+        ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items())[:200]
+        or "no fields"
+    )

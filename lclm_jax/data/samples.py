@@ -28,7 +28,9 @@ def write_samples(directory: str | Path, progress: Progress = silent) -> dict[st
     inputs = {}
     for name in progress(SOURCES, "writing samples"):
         path = directory / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in SOURCES[name]()), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in SOURCES[name]()), encoding="utf-8"
+        )
         inputs[name] = [str(path)]
     return inputs
 
@@ -57,8 +59,14 @@ def long() -> Iterator[Row]:
     for path, page in _pages().items():
         if split_of(path) == "train":
             packages[path.partition("/")[0]].append(page)
-    yield from ({"text": "\n\n".join(pages), "group": name} for name, pages in packages.items() if sum(map(len, pages)) > LONG)
-    yield from ({"text": module, "group": path} for path, module in _modules() if len(module) > LONG)
+    yield from (
+        {"text": "\n\n".join(pages), "group": name}
+        for name, pages in packages.items()
+        if sum(map(len, pages)) > LONG
+    )
+    yield from (
+        {"text": module, "group": path} for path, module in _modules() if len(module) > LONG
+    )
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +107,10 @@ def reasoning() -> Iterator[Row]:
 
 def math() -> Iterator[Row]:
     """Sheets of worked problems."""
-    problems = (f"{item['question']}\n\n{item['metadata']['answer_cot']}" for item in _exercises("gsm_symbolic", seed=EXERCISES))
+    problems = (
+        f"{item['question']}\n\n{item['metadata']['answer_cot']}"
+        for item in _exercises("gsm_symbolic", seed=EXERCISES)
+    )
     return ({"text": "\n\n".join(sheet)} for sheet in _sheets(problems, 8))
 
 
@@ -108,11 +119,17 @@ def latex() -> Iterator[Row]:
     from sympy import latex, sympify
 
     def typeset(item: Row) -> str:
-        given, found = (latex(sympify(text)) for text in (item["metadata"]["integrand"], item["answer"]))
-        return f"\\[ \\int \\left( {given} \\right) \\, d{item['metadata']['variable']} = {found} \\]"
+        given, found = (
+            latex(sympify(text)) for text in (item["metadata"]["integrand"], item["answer"])
+        )
+        return (
+            f"\\[ \\int \\left( {given} \\right) \\, d{item['metadata']['variable']} = {found} \\]"
+        )
 
     integrals = (typeset(item) for item in _exercises("simple_integration"))
-    return ({"text": "\\section*{Integrals}\n" + "\n".join(sheet)} for sheet in _sheets(integrals, 16))
+    return (
+        {"text": "\\section*{Integrals}\n" + "\n".join(sheet)} for sheet in _sheets(integrals, 16)
+    )
 
 
 def _functions(module: str) -> Iterator[tuple[str, str, str]]:
@@ -122,7 +139,11 @@ def _functions(module: str) -> Iterator[tuple[str, str, str]]:
     except SyntaxError:
         return
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and len(node.body) > 1 and (text := ast.get_docstring(node)):
+        if (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            and len(node.body) > 1
+            and (text := ast.get_docstring(node))
+        ):
             body = node.body[1:]
             node.body = body
             yield node.name, ast.unparse(node), text

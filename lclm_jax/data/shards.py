@@ -49,7 +49,11 @@ def split_of(text: str) -> str:
 
 
 def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
-    fields = {"raw": json.dumps(raw), "tokens": tokens.astype("<i4").tobytes(), "table": table.astype("<i4").tobytes()}
+    fields = {
+        "raw": json.dumps(raw),
+        "tokens": tokens.astype("<i4").tobytes(),
+        "table": table.astype("<i4").tobytes(),
+    }
     return bytes(msgpack.packb(fields) or b"")
 
 
@@ -80,7 +84,12 @@ class ShardWriter:
         np.savez(index_path(self.path), starts=np.array(self.starts, np.int64), table=table)
         digest = hash_file(self.unfinished)
         self.unfinished.rename(self.path)
-        return {"file": self.path.name, "examples": len(self.starts) - 1, "tokens": int(table[:, 0].sum()), "sha256": digest}
+        return {
+            "file": self.path.name,
+            "examples": len(self.starts) - 1,
+            "tokens": int(table[:, 0].sum()),
+            "sha256": digest,
+        }
 
 
 def read_index(shards: Iterable[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -38,15 +38,25 @@ class Prepared:
     def __init__(self, directory: str | Path, source: str, split: str, tokenizer: Tokenizer):
         manifest = read_manifest(directory)
         if source not in manifest["sources"]:
-            raise ConfigError(f"{directory} has no source {source!r}; it has {', '.join(manifest['sources'])}")
+            raise ConfigError(
+                f"{directory} has no source {source!r}; it has {', '.join(manifest['sources'])}"
+            )
         self.name, self.tokenizer = source, tokenizer
         self.kind: str = manifest["sources"][source]["kind"]
         self.shards = find_shards(directory, source, split)
-        expected = [shard["file"] for shard in manifest["sources"][source]["shards"] if shard["split"] == split]
+        expected = [
+            shard["file"]
+            for shard in manifest["sources"][source]["shards"]
+            if shard["split"] == split
+        ]
         if [shard.name for shard in self.shards] != sorted(expected):
-            raise ConfigError(f"expected the shards {', '.join(expected)} in {directory}, got {len(self.shards)}; prepare again")
+            raise ConfigError(
+                f"expected the shards {', '.join(expected)} in {directory}, got {len(self.shards)}; prepare again"
+            )
         self.starts, self.table = read_index(self.shards)
-        counts = {shard["file"]: shard["examples"] for shard in manifest["sources"][source]["shards"]}
+        counts = {
+            shard["file"]: shard["examples"] for shard in manifest["sources"][source]["shards"]
+        }
         self._ends = np.cumsum([counts[shard.name] for shard in self.shards])
         self.same_tokenizer = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
 
@@ -62,7 +72,9 @@ class Prepared:
                 _check_opens(shard)
             raise
         if len(records) != len(self):
-            raise ConfigError(f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; prepare again")
+            raise ConfigError(
+                f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; prepare again"
+            )
         return records
 
     def raw(self, i: int) -> Raw:
@@ -111,7 +123,11 @@ class Shapes:
 
     def __getitem__(self, i: int) -> list[Stretch]:
         prepared, i = self.prepared, int(i)
-        rows = prepared.table[prepared.starts[i] : prepared.starts[i + 1]] if prepared.same_tokenizer else self._table_of(i)
+        rows = (
+            prepared.table[prepared.starts[i] : prepared.starts[i + 1]]
+            if prepared.same_tokenizer
+            else self._table_of(i)
+        )
         return split(range(int(np.sum(rows[:, 0]))), rows.tolist())
 
     def __repr__(self) -> str:

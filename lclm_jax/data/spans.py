@@ -98,7 +98,12 @@ def window_bounds(length: int, config: ModelConfig) -> Iterator[tuple[int, int, 
 def _bounds(start: int, length: int, config: ModelConfig) -> tuple[int, int, int, int]:
     """The bounds of the window that starts here, in a context of so many tokens."""
     overlap, end = config.compression.overlap, min(start + config.compression.window, length)
-    return max(0, start - overlap), start, end, end if config.encoder.causal else min(length, end + overlap)
+    return (
+        max(0, start - overlap),
+        start,
+        end,
+        end if config.encoder.causal else min(length, end + overlap),
+    )
 
 
 def split_windows(context: Context, config: ModelConfig, marker: int = 0) -> list[Piece]:
@@ -154,7 +159,9 @@ def _cut_piece(
         own, markers = np.full_like(own, -1), np.arange(latents)
     outside = (np.full(start - left, -1), own, np.full(right - end, -1), markers)
     read = np.concatenate([tokens[left - offset : right - offset], np.full(len(markers), marker)])
-    return Piece(read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first)
+    return Piece(
+        read.astype(np.int32), np.concatenate(outside).astype(np.int32), latents, first=first
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,9 @@ def measure(record: Sequence[Span], config: ModelConfig) -> Size:
     return Size(positions, tuple(pieces), trained, compressed)
 
 
-def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, stream: int = 0) -> Example:
+def lay_out(
+    record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, stream: int = 0
+) -> Example:
     """The arrays of one example: every context becomes start tag, one slot per latent, end tag.
 
     Position t predicts token t + 1, with weight 1 where that token is trained; tags and slots never are.
@@ -202,20 +211,33 @@ def lay_out(record: Sequence[Span], config: ModelConfig, memory: MemoryTokens, s
     >>> ratio 2, [Plain [5]], Context [7 8 9], Plain [6] trained:
     tokens [5 < * * > 6], slots [-1 -1 0 1 -1 -1], targets [< * * > 6 0], weights [0 0 0 0 1 0]
     """
-    tokens, slots, trained, pieces, latents = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [], [], 0
+    tokens, slots, trained, pieces, latents = (
+        [np.zeros(0, np.int32)],
+        [np.zeros(0, np.int32)],
+        [],
+        [],
+        0,
+    )
     for number, span in enumerate(record):
         if isinstance(span, Plain):
             tokens.append(np.asarray(span.tokens, np.int32))
             slots.append(np.full(len(span.tokens), -1))
             trained.append(np.full(len(span.tokens), span.trained))
             continue
-        count = span.count if isinstance(span, Given) else count_latents(len(span.tokens), config, span.ratio)
+        count = (
+            span.count
+            if isinstance(span, Given)
+            else count_latents(len(span.tokens), config, span.ratio)
+        )
         tokens.append(np.array([memory.start, *[memory.slot] * count, memory.end]))
         slots.append(np.array([-1, *range(latents, latents + count), -1]))
         trained.append(np.zeros(count + 2, bool))
         latents += count
         if isinstance(span, Context):
-            pieces += [replace(piece, context=number) for piece in split_windows(span, config, memory.marker)]
+            pieces += [
+                replace(piece, context=number)
+                for piece in split_windows(span, config, memory.marker)
+            ]
     flat = np.concatenate(tokens).astype(np.int32)
     following = np.concatenate([*trained, [False]])[1:]
     return Example(
@@ -235,7 +257,10 @@ def uncompressed(record: Sequence[Span]) -> list[Span]:
 
 def language(record: Sequence[Span]) -> list[Span]:
     """The same record as ordinary text, every token of it trained on."""
-    return [replace(span, trained=True) if isinstance(span, Plain) else span for span in uncompressed(record)]
+    return [
+        replace(span, trained=True) if isinstance(span, Plain) else span
+        for span in uncompressed(record)
+    ]
 
 
 def compressed(record: Sequence[Span], ratio: int) -> list[Span]:

@@ -21,7 +21,9 @@ from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.data.transforms import STREAMS, draw_ratios
 
-MOST_LEFT_OUT = 1000  # examples in a row that may be too long or too short before the settings must be wrong
+MOST_LEFT_OUT = (
+    1000  # examples in a row that may be too long or too short before the settings must be wrong
+)
 SAMPLE = 512  # examples of a stream that its trained tokens are estimated from
 
 
@@ -36,31 +38,53 @@ class Order:
     budget: Budget  # of a row
 
 
-def stage_order(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str = "train") -> Order:
+def stage_order(
+    config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str = "train"
+) -> Order:
     """Every stream of a stage, shuffled, endless, mixed so that each has its share of the trained tokens."""
     sources = open_sources(config, stage, tokenizer, split)
-    planned = [stream_records(config, stage, number, source, source.shapes, tokenizer) for number, source in enumerate(sources)]
-    read = [stream_records(config, stage, number, source, source, tokenizer) for number, source in enumerate(sources)]
+    planned = [
+        stream_records(config, stage, number, source, source.shapes, tokenizer)
+        for number, source in enumerate(sources)
+    ]
+    read = [
+        stream_records(config, stage, number, source, source, tokenizer)
+        for number, source in enumerate(sources)
+    ]
     sizes = [part.map(_Measured(config, number)) for number, part in enumerate(planned)]
-    trained = [trained_tokens(config, stage, number, source, tokenizer) for number, source in enumerate(sources)]
+    trained = [
+        trained_tokens(config, stage, number, source, tokenizer)
+        for number, source in enumerate(sources)
+    ]
     weights = [stream.share / mean for stream, mean in zip(stage.streams, trained, strict=True)]
     examples = [part.map(_LaidOut(config, tokenizer, number)) for number, part in enumerate(read)]
-    origins = [shuffle(config, stage, number, range(len(source))) for number, source in enumerate(sources)]
-    records = [part.map(_Named(stage.streams[number].name, sources[number])) for number, part in enumerate(origins)]
+    origins = [
+        shuffle(config, stage, number, range(len(source))) for number, source in enumerate(sources)
+    ]
+    records = [
+        part.map(_Named(stage.streams[number].name, sources[number]))
+        for number, part in enumerate(origins)
+    ]
     mixed = [grain.MapDataset.mix(parts, weights) for parts in (sizes, examples, records)]
     total = sum(map(len, {source.name: source for source in sources}.values()))
     return Order(*mixed, total, budget(config, stage))
 
 
-def stage_batches(order: Order, config: Config, rows: Sequence[int] | None = None) -> grain.IterDataset:
+def stage_batches(
+    order: Order, config: Config, rows: Sequence[int] | None = None
+) -> grain.IterDataset:
     """These rows of every global batch of a stage, or all, prefetched; the iterator's state is the same on all hosts."""
-    return grain.experimental.ThreadPrefetchIterDataset(PackedBatches(order, config, rows), prefetch_buffer_size=4)
+    return grain.experimental.ThreadPrefetchIterDataset(
+        PackedBatches(order, config, rows), prefetch_buffer_size=4
+    )
 
 
 def batch_records(order: Order, config: Config, state: dict[str, Any]) -> list[list[str]]:
     """What each row of a batch was made of, by the state an iterator had before it: stream, shard and record of every example."""
     iterator = _iterator_at(order, config, state)
-    return [[str(order.records[i]) for i in iterator.plan_row()[0]] for _ in range(config.data.rows)]
+    return [
+        [str(order.records[i]) for i in iterator.plan_row()[0]] for _ in range(config.data.rows)
+    ]
 
 
 def batch_at(order: Order, config: Config, state: dict[str, Any]) -> Batch:
@@ -79,27 +103,46 @@ def stage_directory(config: Config, stage: StageConfig) -> Path:
     return Path(config.data.directory) / stage.directory
 
 
-def open_sources(config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str) -> list[Prepared]:
+def open_sources(
+    config: Config, stage: StageConfig, tokenizer: Tokenizer, split: str
+) -> list[Prepared]:
     """The source of every stream of a stage."""
     directory = stage_directory(config, stage)
-    opened = {stream.source: Prepared(directory, stream.source, split, tokenizer) for stream in stage.streams}
+    opened = {
+        stream.source: Prepared(directory, stream.source, split, tokenizer)
+        for stream in stage.streams
+    }
     for stream in stage.streams:
         if not len(opened[stream.source]):
-            raise ConfigError(f"source {stream.source} has no {split} examples; leave stream {stream.name} out or prepare more")
+            raise ConfigError(
+                f"source {stream.source} has no {split} examples; leave stream {stream.name} out or prepare more"
+            )
     return [opened[stream.source] for stream in stage.streams]
 
 
-def trained_tokens(config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer) -> float:
+def trained_tokens(
+    config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer
+) -> float:
     """Mean trained tokens of some of a stream's examples, evenly spaced and compressed; none for those that fit no row.
 
     Raises ConfigError when there are none at all: the stream could never have its share.
     """
-    room, make = budget(config, stage), record_maker(config, replace(stage, compress=True), number, source, tokenizer)
+    room, make = (
+        budget(config, stage),
+        record_maker(config, replace(stage, compress=True), number, source, tokenizer),
+    )
     chosen = range(0, len(source), -(-len(source) // SAMPLE))
-    sizes = [measure(make(source.shapes[i], np.random.default_rng([config.data.seed, i])), config.model) for i in chosen]
+    sizes = [
+        measure(make(source.shapes[i], np.random.default_rng([config.data.seed, i])), config.model)
+        for i in chosen
+    ]
     mean = float(np.mean([size.trained if room.holds(size) else 0 for size in sizes]))
     if not mean:
-        smallest = min((size for size in sizes if size.positions), key=lambda size: size.positions, default=sizes[0])
+        smallest = min(
+            (size for size in sizes if size.positions),
+            key=lambda size: size.positions,
+            default=sizes[0],
+        )
         raise ConfigError(
             f"none of {len(sizes)} examples of stream {stage.streams[number].name} fits a row of {room.positions} positions and "
             f"{room.windows} windows with a token to train on, the smallest takes {smallest.positions} positions and "
@@ -112,7 +155,11 @@ def record_maker(
     config: Config, stage: StageConfig, number: int, source: Prepared, tokenizer: Tokenizer
 ) -> Callable[[Sequence[Stretch], np.random.Generator], list[Span]]:
     """What makes a record of an example of a stream."""
-    transform, data, compression = STREAMS[stage.streams[number].kind], config.data, config.model.compression
+    transform, data, compression = (
+        STREAMS[stage.streams[number].kind],
+        config.data,
+        config.model.compression,
+    )
 
     def make(example: Sequence[Stretch], rng: np.random.Generator) -> list[Span]:
         record = transform(example, rng, data, tokenizer, source.kind)
@@ -135,9 +182,15 @@ def stream_records(
     return shuffled.random_map(record_maker(config, stage, number, source, tokenizer))
 
 
-def shuffle(config: Config, stage: StageConfig, number: int, examples: Prepared | Shapes | range) -> grain.MapDataset:
+def shuffle(
+    config: Config, stage: StageConfig, number: int, examples: Prepared | Shapes | range
+) -> grain.MapDataset:
     """The examples of a stream in another order at every pass, endless."""
-    seed = config.data.seed * 1009 + [one.name for one in config.stages].index(stage.name) * 101 + number
+    seed = (
+        config.data.seed * 1009
+        + [one.name for one in config.stages].index(stage.name) * 101
+        + number
+    )
     return grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
 
 
@@ -172,7 +225,10 @@ class _LaidOut(grain.transforms.Map):
 def budget(config: Config, stage: StageConfig) -> Budget:
     """Of a training row; its windows hold more latents than one full context has."""
     room = Budget.of(config.model, config.data.positions, stage.windows or config.data.windows)
-    return replace(room, window_latents=room.window_latents + round(room.window_latents * config.data.spare_latents))
+    return replace(
+        room,
+        window_latents=room.window_latents + round(room.window_latents * config.data.spare_latents),
+    )
 
 
 class PackedBatches(grain.IterDataset[Batch]):
@@ -184,7 +240,9 @@ class PackedBatches(grain.IterDataset[Batch]):
         self.rows = range(config.data.rows) if rows is None else rows
         hosts = config.data.rows // len(self.rows)
         if order.distinct < hosts:
-            raise ConfigError(f"expected at least one example for each of {hosts} hosts, got {order.distinct}; prepare more")
+            raise ConfigError(
+                f"expected at least one example for each of {hosts} hosts, got {order.distinct}; prepare more"
+            )
 
     def __iter__(self) -> "PackedIterator":
         return PackedIterator(self)
@@ -206,7 +264,9 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         source = self.source
         planned = [self.plan_row() for _ in range(source.config.data.rows)]
         own, examples = [planned[row] for row in source.rows], source.order.examples
-        return assemble([Row(self._budget, [examples[i] for i in numbers], seats) for numbers, seats in own])
+        return assemble(
+            [Row(self._budget, [examples[i] for i in numbers], seats) for numbers, seats in own]
+        )
 
     def plan_row(self) -> tuple[list[int], list[list[Seat]]]:
         """Numbers of the examples of the next row, and the seats of their pieces."""
@@ -238,9 +298,15 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def get_state(self) -> dict[str, Any]:
         left_out = {stream: dict(reasons) for stream, reasons in self._left_out.items()}
-        return {"next": self._next, "waiting": [number for number, _ in self._waiting], "left_out": left_out}
+        return {
+            "next": self._next,
+            "waiting": [number for number, _ in self._waiting],
+            "left_out": left_out,
+        }
 
     def set_state(self, state: dict[str, Any]):
         self._next = state["next"]
         self._left_out = {stream: dict(reasons) for stream, reasons in state["left_out"].items()}
-        self._waiting = [(number, self.source.order.sizes[number][1]) for number in state["waiting"]]  # type: ignore[misc]
+        self._waiting = [
+            (number, self.source.order.sizes[number][1]) for number in state["waiting"]
+        ]  # type: ignore[misc]

@@ -33,7 +33,10 @@ class Stretch:
 
 def flatten(stretches: Sequence[Stretch]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [n] of an example and its table [stretches, 3]: length, role, ratio (0 for none)."""
-    tokens = [np.zeros(0, np.int32), *(np.asarray(stretch.tokens, np.int32) for stretch in stretches)]
+    tokens = [
+        np.zeros(0, np.int32),
+        *(np.asarray(stretch.tokens, np.int32) for stretch in stretches),
+    ]
     table = [(len(stretch.tokens), stretch.role, stretch.ratio or 0) for stretch in stretches]
     return np.concatenate(tokens), np.array(table, np.int32).reshape(-1, 3)
 

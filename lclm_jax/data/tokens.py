@@ -61,16 +61,24 @@ class Tokenizer:
         directory = Path(directory)
         file, template = directory / "tokenizer.json", directory / "chat_template.jinja"
         if not file.exists():
-            raise FileNotFoundError(f"{file}: no tokenizer here; expected a directory that holds tokenizer.json")
+            raise FileNotFoundError(
+                f"{file}: no tokenizer here; expected a directory that holds tokenizer.json"
+            )
         settings = directory / "tokenizer_config.json"
-        source = json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
+        source = (
+            json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
+        )
         return cls(file.read_text(), template.read_text() if template.exists() else source)
 
     def save(self, directory: str | Path):
         """Writes the files `load` and Hugging Face's AutoTokenizer read."""
         directory = Path(directory)
         write_whole(directory / "tokenizer.json", self.definition)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": TURN_END, "pad_token": PAD}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": TURN_END,
+            "pad_token": PAD,
+        }
         write_whole(directory / "tokenizer_config.json", json.dumps(settings, indent=2))
         if self.template:
             write_whole(directory / "chat_template.jinja", self.template)
@@ -92,7 +100,9 @@ class Tokenizer:
     def id(self, name: str) -> int:
         """Id of a control token. Raises KeyError naming those there are."""
         if name not in self.control:
-            raise KeyError(f"the tokenizer has no control token {name!r}; it has {', '.join(self.control)}")
+            raise KeyError(
+                f"the tokenizer has no control token {name!r}; it has {', '.join(self.control)}"
+            )
         return self.control[name]
 
     def encode(self, text: str) -> np.ndarray:
@@ -142,9 +152,17 @@ def rows(tokenizer: Tokenizer) -> int:
 def add_memory(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the memory tokens it lacks after all its entries."""
     fields = json.loads(tokenizer.definition)
-    form = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    form = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     absent = [name for name in MEMORY if name not in tokenizer.control]
     if not absent:
         return tokenizer
-    fields["added_tokens"] += [{"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)]
+    fields["added_tokens"] += [
+        {"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)
+    ]
     return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)

@@ -26,10 +26,14 @@ JITTER = 0.20  # of the other segments' even shares
 WRAPPED_WHOLE = 0.5  # share of messages compressed as a whole, and of reasoning rows whose analysis is compressed
 KEPT = 128  # tokens at the end of an answer without markers that stay plain when its analysis is compressed
 
-BANK = Path(__file__).parent / "requests"  # wordings that ask for a passage, a file a kind of source
+BANK = (
+    Path(__file__).parent / "requests"
+)  # wordings that ask for a passage, a file a kind of source
 
 
-def interleave(example: Sequence[Stretch], rng: np.random.Generator, data: DataConfig, *_) -> list[Span]:
+def interleave(
+    example: Sequence[Stretch], rng: np.random.Generator, data: DataConfig, *_
+) -> list[Span]:
     """Continual pre-training: wrapped and plain segments of a document in turn, loss on the plain ones (C.4).
 
     A document too short for two segments gives no record: nothing would be both context and trained on.
@@ -50,7 +54,9 @@ def interleave(example: Sequence[Stretch], rng: np.random.Generator, data: DataC
     return record
 
 
-def segment_lengths(length: int, trainable: int, rng: np.random.Generator, shortest: int) -> tuple[list[int], list[int]]:
+def segment_lengths(
+    length: int, trainable: int, rng: np.random.Generator, shortest: int
+) -> tuple[list[int], list[int]]:
     """Lengths of the wrapped and of the plain segments of a document, in order; they add up to `length`."""
     least, most = next((least, most) for bound, least, most in PAIRS if length <= bound)
     pairs = int(rng.integers(least, most + 1))
@@ -60,7 +66,9 @@ def segment_lengths(length: int, trainable: int, rng: np.random.Generator, short
     return wrapped, plain
 
 
-def _shares(total: int, parts: int, first: float, rng: np.random.Generator, shortest: int) -> list[int]:
+def _shares(
+    total: int, parts: int, first: float, rng: np.random.Generator, shortest: int
+) -> list[int]:
     """Splits `total` into `parts`: the first takes its share, the others are even up to jitter, none is too short."""
     if parts == 1:
         return [total]
@@ -81,7 +89,11 @@ def _jitter(parts: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def reconstruct(
-    example: Sequence[Stretch], rng: np.random.Generator, data: DataConfig, tokenizer: Tokenizer, kind: str = "text"
+    example: Sequence[Stretch],
+    rng: np.random.Generator,
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    kind: str = "text",
 ) -> list[Span]:
     """Auxiliary reconstruction: a compressed passage, a request to repeat it that fits its kind, the passage (C.2)."""
     tokens = crop(_document(example), rng, data.reconstruction)
@@ -89,13 +101,22 @@ def reconstruct(
     request = requests[int(rng.integers(min(data.requests, len(requests))))]
     frame = _frame(tokenizer, f"\n{request}")
     first, second = (i for i, span in enumerate(frame) if isinstance(span, Given))
-    return [*frame[:first], Context(tokens), *frame[first + 1 : second], Plain(tokens, trained=True), *frame[second + 1 :]]
+    return [
+        *frame[:first],
+        Context(tokens),
+        *frame[first + 1 : second],
+        Plain(tokens, trained=True),
+        *frame[second + 1 :],
+    ]
 
 
 @lru_cache(maxsize=1024)
 def _frame(tokenizer: Tokenizer, request: str) -> tuple[Span, ...]:
     """What stands around a passage and its repetition, both of them `Given`."""
-    asked = [{"role": "user", "content": [Given(1), request]}, {"role": "assistant", "content": [Given(1)]}]
+    asked = [
+        {"role": "user", "content": [Given(1), request]},
+        {"role": "assistant", "content": [Given(1)]},
+    ]
     return tuple(render_chat(asked, tokenizer))
 
 
@@ -103,7 +124,9 @@ def _frame(tokenizer: Tokenizer, request: str) -> tuple[Span, ...]:
 def read_requests(kind: str) -> tuple[str, ...]:
     """The wordings for a kind of source; those of text where it has none of its own."""
     file = BANK / f"{kind}.txt"
-    return tuple((file if file.exists() else BANK / "text.txt").read_text(encoding="utf-8").splitlines())
+    return tuple(
+        (file if file.exists() else BANK / "text.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def follow(example: Sequence[Stretch], rng: np.random.Generator, *_) -> list[Span]:
@@ -115,7 +138,9 @@ def follow(example: Sequence[Stretch], rng: np.random.Generator, *_) -> list[Spa
         elif stretch.role is Role.CONTEXT:
             record.append(Context(stretch.tokens, stretch.ratio))
         else:
-            record.append(Plain(stretch.tokens, trained=stretch.role in (Role.ANSWER, Role.ANALYSIS)))
+            record.append(
+                Plain(stretch.tokens, trained=stretch.role in (Role.ANSWER, Role.ANALYSIS))
+            )
     return record
 
 
@@ -125,8 +150,16 @@ def reason(example: Sequence[Stretch], rng: np.random.Generator, *_) -> list[Spa
     if rng.random() >= WRAPPED_WHOLE:
         return follow(example, rng)
     if any(stretch.role is Role.ANALYSIS for stretch in example):
-        return follow([replace(one, role=Role.CONTEXT) if one.role is Role.ANALYSIS else one for one in example], rng)
-    last = max((i for i, stretch in enumerate(example) if stretch.role is Role.ANSWER), default=None)
+        return follow(
+            [
+                replace(one, role=Role.CONTEXT) if one.role is Role.ANALYSIS else one
+                for one in example
+            ],
+            rng,
+        )
+    last = max(
+        (i for i, stretch in enumerate(example) if stretch.role is Role.ANSWER), default=None
+    )
     if last is None or len(example[last].tokens) <= KEPT:
         return follow(example, rng)
     tokens = example[last].tokens
@@ -145,8 +178,14 @@ def wrap_prompt(tokens: Tokens, rng: np.random.Generator) -> list[Span]:
     regions = int(rng.integers(1, most + 1))
     uncovered = len(tokens) - round(len(tokens) * rng.uniform(0.8, 1.0))
     least = -(-len(tokens) // 20)  # 5 %
-    inner = np.array([0, *[least] * (regions - 1), 0]) if uncovered >= least * (regions - 1) else np.zeros(regions + 1, int)
-    gaps = inner + np.floor(rng.dirichlet(np.ones(regions + 1)) * (uncovered - inner.sum())).astype(int)
+    inner = (
+        np.array([0, *[least] * (regions - 1), 0])
+        if uncovered >= least * (regions - 1)
+        else np.zeros(regions + 1, int)
+    )
+    gaps = inner + np.floor(rng.dirichlet(np.ones(regions + 1)) * (uncovered - inner.sum())).astype(
+        int
+    )
     covered = np.diff(np.round(np.linspace(0, len(tokens) - gaps.sum(), regions + 1)).astype(int))
     spans: list[Span] = []
     start = 0
@@ -160,19 +199,26 @@ def wrap_prompt(tokens: Tokens, rng: np.random.Generator) -> list[Span]:
 
 
 def draw_ratios(
-    record: Sequence[Span], rng: np.random.Generator, compression: CompressionConfig, weights: Sequence[float] = ()
+    record: Sequence[Span],
+    rng: np.random.Generator,
+    compression: CompressionConfig,
+    weights: Sequence[float] = (),
 ) -> list[Span]:
     """Every context gets one of the model's ratios, by weight, but where it asks for one that the model has."""
     ratios = compression.all_ratios
     if weights and len(weights) != len(ratios):
-        raise ConfigError(f"data.ratio_weights has one weight for each ratio of {ratios}, got {tuple(weights)}")
+        raise ConfigError(
+            f"data.ratio_weights has one weight for each ratio of {ratios}, got {tuple(weights)}"
+        )
     settled = (None, *ratios) if len(ratios) == 1 else ratios
     chances = np.array(weights or [1.0] * len(ratios)) / sum(weights or [1.0] * len(ratios))
 
     def drawn(span: Span) -> Span:
         if not isinstance(span, Context) or span.ratio in settled:
             return span
-        return replace(span, ratio=int(rng.choice(ratios, p=chances)) if len(ratios) > 1 else compression.ratio)
+        return replace(
+            span, ratio=int(rng.choice(ratios, p=chances)) if len(ratios) > 1 else compression.ratio
+        )
 
     return [drawn(span) for span in record]
 
@@ -189,9 +235,18 @@ def crop(tokens: Tokens, rng: np.random.Generator, bounds: tuple[int, int] | Non
 def _document(example: Sequence[Stretch]) -> Tokens:
     if [stretch.role for stretch in example] != [Role.DOCUMENT]:
         roles = ", ".join(stretch.role.name.lower() for stretch in example)
-        raise ConfigError(f"this stream reads documents, got an example of {roles}; read chats by a stream of kind sft")
+        raise ConfigError(
+            f"this stream reads documents, got an example of {roles}; read chats by a stream of kind sft"
+        )
     return example[0].tokens
 
 
-Transform = Callable[..., list[Span]]  # (example, rng, data, tokenizer, kind of its source) -> record
-STREAMS: dict[str, Transform] = {"interleaved": interleave, "sft": follow, "reconstruction": reconstruct, "reasoning": reason}
+Transform = Callable[
+    ..., list[Span]
+]  # (example, rng, data, tokenizer, kind of its source) -> record
+STREAMS: dict[str, Transform] = {
+    "interleaved": interleave,
+    "sft": follow,
+    "reconstruction": reconstruct,
+    "reasoning": reason,
+}

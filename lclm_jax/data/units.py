@@ -16,12 +16,55 @@ DATA = {
     "arrayrecord": (".arrayrecord", ".array_record"),
 }
 FORMS = (*DATA, "text", "repository")
-PROJECT = (".git", ".hg", "pyproject.toml", "setup.py", "package.json", "Cargo.toml", "go.mod", "CMakeLists.txt", "pom.xml")
+PROJECT = (
+    ".git",
+    ".hg",
+    "pyproject.toml",
+    "setup.py",
+    "package.json",
+    "Cargo.toml",
+    "go.mod",
+    "CMakeLists.txt",
+    "pom.xml",
+)
 SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist"}  # and everything hidden
 HEAD = 8192  # bytes looked at; text has no zero among them
 BINARY = (
-    *(".pyc", ".so", ".dll", ".exe", ".o", ".a", ".class", ".jar", ".whl", ".zip", ".gz", ".zst", ".bz2", ".xz", ".tar", ".tgz"),
-    *(".7z", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".ico", ".pdf", ".woff", ".woff2", ".ttf", ".mp3", ".mp4", ".npy", ".npz"),
+    *(
+        ".pyc",
+        ".so",
+        ".dll",
+        ".exe",
+        ".o",
+        ".a",
+        ".class",
+        ".jar",
+        ".whl",
+        ".zip",
+        ".gz",
+        ".zst",
+        ".bz2",
+        ".xz",
+        ".tar",
+        ".tgz",
+    ),
+    *(
+        ".7z",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".webp",
+        ".ico",
+        ".pdf",
+        ".woff",
+        ".woff2",
+        ".ttf",
+        ".mp3",
+        ".mp4",
+        ".npy",
+        ".npz",
+    ),
 )
 
 
@@ -52,7 +95,9 @@ def find_units(pattern: str, size: int = UNIT) -> list[Unit]:
     units = [unit for path in paths for unit in _units_of(path, form, size)]
     if not units:
         known = ", ".join(suffix for suffixes in DATA.values() for suffix in suffixes)
-        raise FileNotFoundError(f"{pattern}: no input there; expected text, a source tree, or files that end in {known}")
+        raise FileNotFoundError(
+            f"{pattern}: no input there; expected text, a source tree, or files that end in {known}"
+        )
     return units
 
 
@@ -61,7 +106,11 @@ def _matches(pattern: str, form: str) -> list[Path]:
     # Path.glob takes no absolute patterns.
     paths = {Path(path) for path in glob(pattern, recursive=True)}  # noqa: PTH207
     tops = sorted(path for path in paths if not paths.intersection(path.parents))
-    return [path for path in tops if form or not path.is_file() or _form_of(path) != "text" or _is_text(path)]
+    return [
+        path
+        for path in tops
+        if form or not path.is_file() or _form_of(path) != "text" or _is_text(path)
+    ]
 
 
 def _units_of(path: Path, form: str, size: int) -> list[Unit]:
@@ -69,7 +118,9 @@ def _units_of(path: Path, form: str, size: int) -> list[Unit]:
         return [Unit(form, (str(path),))] if path.is_dir() else []
     if path.is_file():
         if not form and path.suffix.lower() == ".json" and _head(path).lstrip().startswith(b"["):
-            raise UserError(f"{path}: expected one object a line, got one list; write it as .jsonl, or say text:{path}")
+            raise UserError(
+                f"{path}: expected one object a line, got one list; write it as .jsonl, or say text:{path}"
+            )
         return _cut(path, form or _form_of(path), size)
     if not path.is_dir():
         return []
@@ -79,8 +130,14 @@ def _units_of(path: Path, form: str, size: int) -> list[Unit]:
         return [unit for file in data for unit in _cut(file, _form_of(file), size)]
     if not form and _is_project(path):
         return [Unit("repository", (str(path),))]
-    projects = [] if form else [child for child in _visible(path) if _is_directory(child) and _is_project(child)]
-    rest = [file for file in texts(path) if not any(project in file.parents for project in projects)]
+    projects = (
+        []
+        if form
+        else [child for child in _visible(path) if _is_directory(child) and _is_project(child)]
+    )
+    rest = [
+        file for file in texts(path) if not any(project in file.parents for project in projects)
+    ]
     return [*(Unit("repository", (str(project),)) for project in projects), *_group(rest, size)]
 
 
@@ -95,7 +152,11 @@ def _is_project(path: Path) -> bool:
 
 def _visible(directory: Path) -> list[Path]:
     """What a directory holds, in order, without what is hidden and build products."""
-    return sorted(path for path in directory.iterdir() if not path.name.startswith(".") and path.name not in SKIPPED)
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if not path.name.startswith(".") and path.name not in SKIPPED
+    )
 
 
 def _is_directory(path: Path) -> bool:
@@ -173,7 +234,9 @@ def _cut_lines(path: Path, size: int) -> list[Unit]:
     units, start, lines, whole = [], 0, 0, True
     with path.open("rb") as file:
         while block := file.read(size):
-            units.append(Unit("jsonl", (str(path),), start, start + size, lines if whole else lines + 1))
+            units.append(
+                Unit("jsonl", (str(path),), start, start + size, lines if whole else lines + 1)
+            )
             start, lines, whole = start + size, lines + block.count(b"\n"), block.endswith(b"\n")
     return units
 
@@ -200,7 +263,9 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"reading this input needs {module.partition('.')[0]}: pip install 'lclm_jax[data]'") from error
+        raise UserError(
+            f"reading this input needs {module.partition('.')[0]}: pip install 'lclm_jax[data]'"
+        ) from error
 
 
 def _download(name: str) -> str:
@@ -213,4 +278,6 @@ def _download(name: str) -> str:
             repository, repo_type="dataset", revision=revision or None, allow_patterns=patterns
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise FileNotFoundError(f"hf:{name}: the dataset could not be had from the hub: {error}") from error
+        raise FileNotFoundError(
+            f"hf:{name}: the dataset could not be had from the hub: {error}"
+        ) from error

@@ -22,17 +22,27 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # of types whose name does not end in them
+BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "c64": 64,
+    "c128": 128,
+}  # of types whose name does not end in them
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _INTEGER = re.compile(r"[su]\d+\[\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[^=]*\})\}")
 
@@ -46,7 +56,9 @@ class Collective:
     """One operation between devices, as often as the program runs it."""
 
     kind: str  # one of KINDS, as printed
-    bytes: Mapping[str, int]  # of one run on one device, by type: the larger of what goes in and what comes out
+    bytes: Mapping[
+        str, int
+    ]  # of one run on one device, by type: the larger of what goes in and what comes out
     axes: tuple[str, ...]  # mesh axes it crosses
     times: int  # runs in one call of the program
     name: str  # what it is for: the operation of the traced program
@@ -67,7 +79,10 @@ class _Instruction:
     @property
     def chain(self) -> str | None:
         """Of a collective that runs piece by piece inside several fusions, each of which prints the whole of it."""
-        chain, channel = re.search(r'chain_id="(\d+)"', self.rest), re.search(r"channel_id=(\d+)", self.rest)
+        chain, channel = (
+            re.search(r'chain_id="(\d+)"', self.rest),
+            re.search(r"channel_id=(\d+)", self.rest),
+        )
         return f"{chain.group(1)} of {channel.group(1)}" if chain and channel else None
 
     @property
@@ -88,7 +103,11 @@ class _Instruction:
     def kind(self) -> str | None:
         """Of a collective; its second half, which sends nothing more, is none. What goes to other slices is sent by the host."""
         between = _BETWEEN.search(self.rest) if self.opcode == "send" else None
-        kind = between.group(1).lower().replace("_", "-") if between else self.opcode.removesuffix("-start")
+        kind = (
+            between.group(1).lower().replace("_", "-")
+            if between
+            else self.opcode.removesuffix("-start")
+        )
         return kind if kind in KINDS else None
 
 
@@ -107,9 +126,13 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """
     computations, entry = _parse(text)
     printed = sum(
-        len(re.findall(rf"^\s+(?:ROOT )?%?\S+ = .*? {kind}(?:-start)?\(", text, re.M)) for kind in KINDS if kind in text
+        len(re.findall(rf"^\s+(?:ROOT )?%?\S+ = .*? {kind}(?:-start)?\(", text, re.M))
+        for kind in KINDS
+        if kind in text
     )
-    printed += len(re.findall(r"^\s+(?:ROOT )?%?\S+ = .*? send\(.*_xla_megascale_transfer_type", text, re.M))
+    printed += len(
+        re.findall(r"^\s+(?:ROOT )?%?\S+ = .*? send\(.*_xla_megascale_transfer_type", text, re.M)
+    )
     found: list[Collective] = []
     seen: set[tuple[str, str]] = set()
     chains: set[str | None] = set()
@@ -124,10 +147,18 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             chains |= {one.chain} - {None}
             name = re.search(r'op_name="([^"]*)"', one.rest)
             found.append(
-                Collective(one.kind, _payload(one, shapes), _axes(one, mesh), times, name.group(1) if name else one.name)
+                Collective(
+                    one.kind,
+                    _payload(one, shapes),
+                    _axes(one, mesh),
+                    times,
+                    name.group(1) if name else one.name,
+                )
             )
     if len(seen) != printed:
-        raise HloError(f"expected all {printed} printed collectives in computations that run, found {len(seen)}")
+        raise HloError(
+            f"expected all {printed} printed collectives in computations that run, found {len(seen)}"
+        )
     return found
 
 
@@ -144,17 +175,31 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
         elif instruction := _INSTRUCTION.match(line):
             current.instructions.append(_Instruction(*instruction.groups()))
     if not entry:
-        raise HloError(f"expected the text of an HLO module with an ENTRY computation, got {text[:80]!r}")
+        raise HloError(
+            f"expected the text of an HLO module with an ENTRY computation, got {text[:80]!r}"
+        )
     return computations, entry
 
 
-def _runs(name: str, computations: Mapping[str, _Computation], times: int) -> Iterator[tuple[str, int]]:
+def _runs(
+    name: str, computations: Mapping[str, _Computation], times: int
+) -> Iterator[tuple[str, int]]:
     """Computations that a computation runs, itself first, and how often; every branch of a conditional counts."""
     yield name, times
     for one in computations[name].instructions:
-        called = [*_CALLED.findall(one.rest), *(b.strip(" %") for some in _BRANCHES.findall(one.rest) for b in some.split(","))]
-        inside = [run for callee in called if callee in computations for run in _runs(callee, computations, 1)]
-        if one.opcode == "while" and any(i.kind for callee, _ in inside for i in computations[callee].instructions):
+        called = [
+            *_CALLED.findall(one.rest),
+            *(b.strip(" %") for some in _BRANCHES.findall(one.rest) for b in some.split(",")),
+        ]
+        inside = [
+            run
+            for callee in called
+            if callee in computations
+            for run in _runs(callee, computations, 1)
+        ]
+        if one.opcode == "while" and any(
+            i.kind for callee, _ in inside for i in computations[callee].instructions
+        ):
             trips = _trips(one, computations)
             inside = [(callee, count * trips) for callee, count in inside]
         yield from ((callee, count * times) for callee, count in inside)
@@ -164,15 +209,30 @@ def _trips(loop: _Instruction, computations: Mapping[str, _Computation]) -> int:
     """How often a loop that counts from 0 runs: as its annotation says, else by the constant its condition compares with."""
     if known := _TRIPS.search(loop.rest):
         return int(known.group(1))
-    condition, body = (re.search(rf"{part}=%?([\w.\-]+)", loop.rest) for part in ("condition", "body"))
+    condition, body = (
+        re.search(rf"{part}=%?([\w.\-]+)", loop.rest) for part in ("condition", "body")
+    )
     if condition is None or body is None:
         raise HloError(f"loop {loop.name} has no condition or no body")
-    inside = [one for name, _ in _runs(condition.group(1), computations, 1) for one in computations[name].instructions]
+    inside = [
+        one
+        for name, _ in _runs(condition.group(1), computations, 1)
+        for one in computations[name].instructions
+    ]
     ends = {one.constant for one in inside if one.constant is not None}
     if len(ends) != 1:
-        raise HloError(f"expected one constant in the condition of loop {loop.name}, which has collectives, got {sorted(ends)}")
-    places = [int(place) for one in inside for place in re.findall(r"index=(\d+)", one.rest) if re.match(_INTEGER, one.shape)]
-    return -(-ends.pop() // _step(computations[body.group(1)], places[0] if len(places) == 1 else None))
+        raise HloError(
+            f"expected one constant in the condition of loop {loop.name}, which has collectives, got {sorted(ends)}"
+        )
+    places = [
+        int(place)
+        for one in inside
+        for place in re.findall(r"index=(\d+)", one.rest)
+        if re.match(_INTEGER, one.shape)
+    ]
+    return -(
+        -ends.pop() // _step(computations[body.group(1)], places[0] if len(places) == 1 else None)
+    )
 
 
 def _step(body: _Computation, place: int | None) -> int:
@@ -183,7 +243,11 @@ def _step(body: _Computation, place: int | None) -> int:
     carried = by_name.get(body.instructions[-1].operands[place])
     if carried is None or carried.opcode != "add":
         return 1
-    added = [constant for name in carried.operands if name in by_name and (constant := by_name[name].constant)]
+    added = [
+        constant
+        for name in carried.operands
+        if name in by_name and (constant := by_name[name].constant)
+    ]
     return added[0] if len(added) == 1 else 1
 
 
@@ -237,7 +301,9 @@ def _groups(attributes: str, devices: int) -> Sequence[Sequence[int]]:
         return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", printed.group(1))]
     if "replica_groups={}" in attributes:
         return [list(range(devices))]  # everybody
-    raise HloError(f"expected groups of devices in one of the known spellings, got {attributes[:300]!r}")
+    raise HloError(
+        f"expected groups of devices in one of the known spellings, got {attributes[:300]!r}"
+    )
 
 
 def _numbers(printed: str) -> list[int]:
@@ -251,13 +317,18 @@ def _iota(dimensions: str, order: str | None) -> np.ndarray:
     return ids if order is None else ids.transpose(_numbers(order))
 
 
-def _mesh_groups(axes: str, dimensions: str | None, order: str | None, crossed: str) -> list[list[int]]:
+def _mesh_groups(
+    axes: str, dimensions: str | None, order: str | None, crossed: str
+) -> list[list[int]]:
     """Groups printed as axes of a mesh: `mesh['a'=4,'b'=2] {'a'}`, or of a part of an axis: `{'a':(2)2}`.
 
     The mesh's devices may be in another order: `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", crossed)}
+    parts = {
+        name: (int(before), int(size))
+        for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", crossed)
+    }
     whole = [name for name in re.findall(r"'([^']+)'", crossed) if name not in parts]
     shape: list[int] = []
     met: list[int] = []  # dimensions of `shape` that a group spans
@@ -266,6 +337,8 @@ def _mesh_groups(axes: str, dimensions: str | None, order: str | None, crossed: 
         if name in parts or name in whole:
             met.append(len(shape) + 1)
         shape += [before, part, size // before // part]
-    ids = (np.arange(math.prod(shape)) if dimensions is None else _iota(dimensions, order)).reshape(shape)
+    ids = (np.arange(math.prod(shape)) if dimensions is None else _iota(dimensions, order)).reshape(
+        shape
+    )
     rest = [i for i in range(len(shape)) if i not in met]
     return ids.transpose([*rest, *met]).reshape(-1, math.prod(shape[i] for i in met)).tolist()

@@ -38,15 +38,27 @@ def _program(figures: Figures) -> Section:
     names = (*trained, "context", "latents", "chunk", "filled", "cached", "cache")
     told = [(name.replace("_", " "), f"{figures[name]:,}" if isinstance(figures[name], int) else figures[name])
             for name in names if name in figures]  # fmt: skip
-    return [*told, ("mesh", _mesh(figures)), ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s")]
+    return [
+        *told,
+        ("mesh", _mesh(figures)),
+        ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s"),
+    ]
 
 
 def _mesh(figures: Figures) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1) or "one chip"
+    return (
+        ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1)
+        or "one chip"
+    )
 
 
 def _memory(figures: Figures) -> Section:
-    parts = {"arguments": "argument", "temporaries": "temp", "peak": "peak", "what it has (HBM)": "hbm"}
+    parts = {
+        "arguments": "argument",
+        "temporaries": "temp",
+        "peak": "peak",
+        "what it has (HBM)": "hbm",
+    }
     return [(name, f"{figures[f'{part}_bytes'] / GIB:.2f} GiB") for name, part in parts.items()]
 
 
@@ -54,7 +66,11 @@ def _products(figures: Figures) -> Section:
     total, model = figures["matmul_flops"], figures["model_flops"]
     attention = figures["attention_flops"]
     rows = [(source, f"{count:.3e}") for source, count in figures["matmul_flops_by_source"].items()]
-    rows += [("all, attention excluded", f"{total:.3e}"), ("the model's", f"{model:.3e}"), ("ratio", f"{total / model:.3f}")]
+    rows += [
+        ("all, attention excluded", f"{total:.3e}"),
+        ("the model's", f"{model:.3e}"),
+        ("ratio", f"{total / model:.3f}"),
+    ]
     how = "in products" if attention["products"] >= attention["done"] else "in a kernel"
     done = ("attention, done", f"{attention['done']:.3e} {how}")
     return [*rows, ("attention, the model's", f"{attention['model']:.3e}"), done]
@@ -95,19 +111,30 @@ def _estimate(figures: Figures) -> Section:
         (f"a step at {told['mfu']:.0%} of peak", in_seconds(told["step_seconds"])),
         ("decoder positions a second and chip", f"{told['positions_per_second_per_chip']:,.0f}"),
         ("encoder tokens a second and chip", f"{told['encoder_tokens_per_second_per_chip']:,.0f}"),
-        ("the stage", f"{told['stage_steps']:,} steps, {told['stage_positions'] / 1e9:.2f}B positions"),
+        (
+            "the stage",
+            f"{told['stage_steps']:,} steps, {told['stage_positions'] / 1e9:.2f}B positions",
+        ),
         ("", f"{told['stage_days']:.1f} days, {told['stage_chip_hours']:,.0f} chip-hours"),
     ]
 
 
 def _assumed(speeds: Figures) -> str:
-    giga = {name: speeds[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "link", "network")}
+    giga = {
+        name: speeds[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "link", "network")
+    }
     told = ", ".join(f"{name} {speed:.4g}" for name, speed in giga.items())
     return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {told}"
 
 
 def in_seconds(seconds: float) -> str:
-    return duration(seconds) if seconds >= 100 else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+    return (
+        duration(seconds)
+        if seconds >= 100
+        else f"{seconds:.3g} s"
+        if seconds >= 1
+        else f"{1e3 * seconds:.3g} ms"
+    )
 
 
 def in_span(estimate: Figures) -> str:
@@ -121,12 +148,19 @@ def number_of_calls(whole: Figures) -> str:
 
 def choice(figures: Figures) -> dict[str, str]:
     """One of several choices, as a row of a table."""
-    trained = {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]} if figures["job"] == "train" else {}
+    trained = (
+        {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]}
+        if figures["job"] == "train"
+        else {}
+    )
     return {
         "mesh": _mesh(figures),
         **trained,
-        "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB" + ("" if figures["fits"] else ", too much"),
-        "sent": "" if figures["collective_bytes"] is None else f"{figures['collective_bytes'] / GIB:.1f} GiB",
+        "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB"
+        + ("" if figures["fits"] else ", too much"),
+        "sent": ""
+        if figures["collective_bytes"] is None
+        else f"{figures['collective_bytes'] / GIB:.1f} GiB",
         "a call at peak speeds": in_span(figures["estimate"]) if figures["fits"] else "",
     }
 
@@ -137,10 +171,19 @@ def write_page(path: Path, command: str, tried: Sequence[Figures], advice: Seque
     cards = [
         (f"{first['peak_bytes'] / GIB:.1f}", f"of {first['hbm_bytes'] / GIB:.1f} GiB at the peak"),
         (f"{first['matmul_flops'] / first['model_flops']:.2f}", "matrix products over the model's"),
-        ("–" if first["collective_bytes"] is None else f"{first['collective_bytes'] / GIB:.1f}", "GiB sent by a chip in a call"),
-        (in_seconds(first["estimate"]["call_seconds"][1]), "a call at peak speeds, nothing overlapping"),
+        (
+            "–" if first["collective_bytes"] is None else f"{first['collective_bytes'] / GIB:.1f}",
+            "GiB sent by a chip in a call",
+        ),
+        (
+            in_seconds(first["estimate"]["call_seconds"][1]),
+            "a call at peak speeds, nothing overlapping",
+        ),
     ]
-    boxes = [element("div", element("b", figure), element("span", label), class_="card") for figure, label in cards]
+    boxes = [
+        element("div", element("b", figure), element("span", label), class_="card")
+        for figure, label in cards
+    ]
     picture = plots.as_data_uri(plots.plot_memory(first))
     header = element(
         "header",
@@ -151,13 +194,22 @@ def write_page(path: Path, command: str, tried: Sequence[Figures], advice: Seque
             bullets(advice),
             element("p", element("code", command), ". ", NOTE, class_="note"),
             element("div", *boxes, class_="cards"),
-            element("figure", element("img", src=picture, alt="Arguments, temporaries and peak beside the memory of a chip")),
+            element(
+                "figure",
+                element(
+                    "img",
+                    src=picture,
+                    alt="Arguments, temporaries and peak beside the memory of a chip",
+                ),
+            ),
         ),
     )
     body = [element("section", element("h2", title[0].upper() + title[1:]), table(("", ""), rows))
             for title, rows in sections(first).items()]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document(f"Fit {first['slice']}", header, *_choices(tried), *body), encoding="utf-8")
+    path.write_text(
+        document(f"Fit {first['slice']}", header, *_choices(tried), *body), encoding="utf-8"
+    )
 
 
 def _choices(tried: Sequence[Figures]) -> list[Html]:
@@ -165,5 +217,9 @@ def _choices(tried: Sequence[Figures]) -> list[Html]:
         return []
     rows = [choice(figures) for figures in tried]
     return [
-        element("section", element("h2", "Choices, the best first"), table(list(rows[0]), [list(row.values()) for row in rows]))
+        element(
+            "section",
+            element("h2", "Choices, the best first"),
+            table(list(rows[0]), [list(row.values()) for row in rows]),
+        )
     ]

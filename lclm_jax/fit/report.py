@@ -61,12 +61,16 @@ GiB of a chip of a v5p, {rows} rows each. Copies of the model (`mesh.data`): {co
 def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig):
     """Writes fit.md and its pictures, of the themes training, serving, contexts and chips."""
     contexts, chips = contexts_growth(themes["contexts"], model), chips_growth(themes["chips"])
-    plots.plot_growth(contexts, "context, tokens", "GiB of a chip").savefig(directory / "fit_contexts.png", dpi=140)
+    plots.plot_growth(contexts, "context, tokens", "GiB of a chip").savefig(
+        directory / "fit_contexts.png", dpi=140
+    )
     plots.plot_growth(chips, "chips", "GiB of a chip").savefig(directory / "fit_chips.png", dpi=140)
     recipe, sizes = themes["training"][0][1], [figures for _, figures in themes["chips"]]
     text = PAGE.format(
         note=NOTE,
-        compilers="; ".join(sorted({figures["compiler"] for some in themes.values() for _, figures in some})),
+        compilers="; ".join(
+            sorted({figures["compiler"] for some in themes.values() for _, figures in some})
+        ),
         training=markdown([training_row(*one) for one in themes["training"]]),
         serving=markdown([serving_row(*one) for one in themes["serving"]]),
         contexts=markdown(growth_rows(contexts)),
@@ -111,7 +115,9 @@ def serving_row(arguments: str, figures: Figures) -> dict[str, str]:
 
 
 def _fits(arguments: str, figures: Figures) -> dict[str, str]:
-    parts = " / ".join(f"{figures[f'{name}_bytes'] / GIB:.2f}" for name in ("argument", "temp", "peak"))
+    parts = " / ".join(
+        f"{figures[f'{name}_bytes'] / GIB:.2f}" for name in ("argument", "temp", "peak")
+    )
     return {
         COMMAND: f"`{arguments}`",
         "fits": "yes" if figures["fits"] else "**no**",
@@ -124,8 +130,12 @@ def contexts_growth(some: Fits, model: ModelConfig) -> Growth:
     peaks = {figures["context"]: figures["peak_bytes"] / GIB for _, figures in some}
     return {
         "decoding after latents, peak (compiled, v6e:1x1)": peaks,
-        "KV cache of latents (counted)": {context: compressed_cost(context, model).cache_bytes / GIB for context in peaks},
-        "KV cache of the text (counted)": {context: uncompressed_cost(context, model).cache_bytes / GIB for context in peaks},
+        "KV cache of latents (counted)": {
+            context: compressed_cost(context, model).cache_bytes / GIB for context in peaks
+        },
+        "KV cache of the text (counted)": {
+            context: uncompressed_cost(context, model).cache_bytes / GIB for context in peaks
+        },
     }
 
 
@@ -135,14 +145,24 @@ def chips_growth(some: Fits) -> Growth:
     return {
         "peak memory": {chips: one["peak_bytes"] / GIB for chips, one in found.items()},
         "arguments": {chips: one["argument_bytes"] / GIB for chips, one in found.items()},
-        "sent in a step": {chips: one["collective_bytes"] / GIB for chips, one in found.items() if one["collective_bytes"]},
+        "sent in a step": {
+            chips: one["collective_bytes"] / GIB
+            for chips, one in found.items()
+            if one["collective_bytes"]
+        },
     }
 
 
 def growth_rows(lines: Growth) -> list[dict[str, str]]:
     sizes = sorted({size for line in lines.values() for size in line})
     return [
-        {"": f"{size:,}", **{name: f"{line[size]:.2f}" if size in line else UNKNOWN for name, line in lines.items()}}
+        {
+            "": f"{size:,}",
+            **{
+                name: f"{line[size]:.2f}" if size in line else UNKNOWN
+                for name, line in lines.items()
+            },
+        }
         for size in sizes
     ]
 
@@ -150,4 +170,6 @@ def growth_rows(lines: Growth) -> list[dict[str, str]]:
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """A table; the names of the first row are its heading."""
     heading = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
-    return "\n".join(f"| {line} |" for line in [*heading, *(" | ".join(row.values()) for row in rows)])
+    return "\n".join(
+        f"| {line} |" for line in [*heading, *(" | ".join(row.values()) for row in rows)]
+    )

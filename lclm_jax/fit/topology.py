@@ -48,7 +48,10 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
-CARDS = {"h100": ("NVIDIA H100 80GB HBM3", 84942979072), "h200": ("NVIDIA H200 141GB HBM3e", 151397597184)}
+CARDS = {
+    "h100": ("NVIDIA H100 80GB HBM3", 84942979072),
+    "h200": ("NVIDIA H200 141GB HBM3e", 151397597184),
+}
 
 TPU_HELP = (
     "TPUs need libtpu, beside any jax: pip install -e '.[fit]'; slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e "
@@ -68,13 +71,19 @@ def slice_devices(where: Slice) -> list[Any]:
     """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
     gpu = where.chip.kind == "gpu"
     try:
-        devices = list(topologies.get_topology_desc(**(_gpus(where) if gpu else _tpus(where))).devices)
-    except RuntimeError as error:  # no compiler, one without topologies, or a slice it does not know
+        devices = list(
+            topologies.get_topology_desc(**(_gpus(where) if gpu else _tpus(where))).devices
+        )
+    except (
+        RuntimeError
+    ) as error:  # no compiler, one without topologies, or a slice it does not know
         raise TopologyError(
             f"cannot compile for {where}: {str(error).partition(chr(10))[0]}. {GPU_HELP if gpu else TPU_HELP}"
         ) from error
     if len(devices) != where.chips:  # cores, of a chip that has two
-        raise TopologyError(f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}")
+        raise TopologyError(
+            f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}"
+        )
     return devices
 
 
@@ -90,7 +99,12 @@ def _gpus(where: Slice) -> dict[str, Any]:
     name, memory = CARDS[where.chip.name]
     card = HOPPER.format(name=name, memory=memory, bandwidth=int(where.chip.memory_speed))
     nodes = f"1x{where.hosts}x{where.chips // where.hosts}"
-    return {"platform": "cuda", "topology_name": where.chip.name, "topology": nodes, "target_config": card}
+    return {
+        "platform": "cuda",
+        "topology_name": where.chip.name,
+        "topology": nodes,
+        "target_config": card,
+    }
 
 
 def compiler(where: Slice) -> str:

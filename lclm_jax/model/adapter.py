@@ -35,7 +35,9 @@ class Adapter(nn.Module):
         x = pooled
         if c.adapter.kind == "attn_mlp":
             x = self._attend(x, places)
-        fc1 = parameter(self, "fc1", (c.adapter_inputs, width), ("activation", "embed"), _linear_init)
+        fc1 = parameter(
+            self, "fc1", (c.adapter_inputs, width), ("activation", "embed"), _linear_init
+        )
         fc1_bias = parameter(self, "fc1_bias", (width,), ("activation",), zeros)
         fc2 = parameter(self, "fc2", (width, width), ("embed", "activation"), _linear_init)
         fc2_bias = parameter(self, "fc2_bias", (width,), ("activation",), zeros)
@@ -45,5 +47,7 @@ class Adapter(nn.Module):
         return self._attend(x, places) if c.adapter.kind == "mlp_attn" else x
 
     def _attend(self, x: Array, places: Places) -> Array:
-        layers = layer_stack(self.config.adapter_layers, self.config.remat, "layers", ("batch", None))
+        layers = layer_stack(
+            self.config.adapter_layers, self.config.remat, "layers", ("batch", None)
+        )
         return layers(x, places, None, None)[0]

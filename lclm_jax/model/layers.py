@@ -14,7 +14,9 @@ from lclm_jax.typing import Array, Float, Int, typed
 
 def matrix_init(config: TransformerConfig):
     """Initialiser of what reads the residual stream: keeps the scale of a sum at any width (0.02 at a width of 2560)."""
-    return nn.initializers.normal(config.width**-0.5 if config.initializer_range is None else config.initializer_range)
+    return nn.initializers.normal(
+        config.width**-0.5 if config.initializer_range is None else config.initializer_range
+    )
 
 
 def residual_init(config: TransformerConfig):
@@ -23,7 +25,9 @@ def residual_init(config: TransformerConfig):
     return nn.initializers.zeros if config.initializer_range is None else matrix_init(config)
 
 
-def parameter(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init) -> Array:
+def parameter(
+    module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init
+) -> Array:
     """A float32 parameter that carries its logical axes."""
     boxed: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return boxed
@@ -75,11 +79,15 @@ def rotate(
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if rounded:
-        frequencies = jax.lax.reduce_precision(frequencies, exponent_bits=8, mantissa_bits=7)  # a cast could be optimised away
+        frequencies = jax.lax.reduce_precision(
+            frequencies, exponent_bits=8, mantissa_bits=7
+        )  # a cast could be optimised away
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 class MLP(nn.Module):

@@ -31,13 +31,21 @@ class LCLM(nn.Module):
         self.adapter = Adapter(c)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(self, "head", (c.decoder.vocab, c.decoder.width), ("vocab", "table"), matrix_init(c.decoder))
+            self.head = parameter(
+                self,
+                "head",
+                (c.decoder.vocab, c.decoder.width),
+                ("vocab", "table"),
+                matrix_init(c.decoder),
+            )
 
     @typed
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
         """Hidden states of every decoder position of a packed batch."""
         latents = self.compress(batch.windows)
-        return self.decode(batch.tokens, batch.slots, latents, Places(batch.segments, batch.positions))[0]
+        return self.decode(
+            batch.tokens, batch.slots, latents, Places(batch.segments, batch.positions)
+        )[0]
 
     @typed
     def compress(self, windows: Windows) -> Float[Array, "B M D"]:
@@ -122,7 +130,9 @@ def place(
     return jnp.where((slots >= 0)[..., None], chosen, embedded)
 
 
-def apply(config: ModelConfig, params: Params, *inputs: Any, method: Callable[..., Any] = LCLM.__call__) -> Any:
+def apply(
+    config: ModelConfig, params: Params, *inputs: Any, method: Callable[..., Any] = LCLM.__call__
+) -> Any:
     """Runs the model, or one of its methods, as a pure function of plain parameters."""
     return LCLM(config).apply({"params": params}, *inputs, method=method)
 

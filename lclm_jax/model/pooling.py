@@ -12,7 +12,9 @@ def membership(groups: Int[Array, "X W"], latents: int) -> Bool[Array, "X P W"]:
 
 
 @typed
-def pool_mean(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int) -> Float[Array, "X P E"]:
+def pool_mean(
+    hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int
+) -> Float[Array, "X P E"]:
     """The mean over each latent's tokens, the last ragged group over its own length; zero for a latent without tokens.
 
     A matrix product, so any grouping costs the same: eos pooling is this mean over one marker token, and groups of
@@ -20,16 +22,24 @@ def pool_mean(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents:
     """
     members = membership(groups, latents)
     counts = jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
-    sums = jnp.einsum("XPW,XWE->XPE", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    sums = jnp.einsum(
+        "XPW,XWE->XPE", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
+    )
     return (sums / counts).astype(hidden.dtype)
 
 
 @typed
-def pool_concat(hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int, ratio: int) -> Float[Array, "X P RE"]:
+def pool_concat(
+    hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int, ratio: int
+) -> Float[Array, "X P RE"]:
     """Each latent's tokens side by side, a ragged group padded with zeros up to `ratio` tokens."""
     members = membership(groups, latents)
     first = jnp.argmax(members, axis=-1)
     index = jnp.minimum(first[..., None] + jnp.arange(ratio), hidden.shape[1] - 1)  # [X P R]
-    own = jnp.take_along_axis(members, index, axis=-1) & (jnp.arange(ratio) < members.sum(axis=-1, keepdims=True))
-    rows = jnp.take_along_axis(hidden, index.reshape(len(index), -1, 1), axis=1).reshape(*index.shape, -1)
+    own = jnp.take_along_axis(members, index, axis=-1) & (
+        jnp.arange(ratio) < members.sum(axis=-1, keepdims=True)
+    )
+    rows = jnp.take_along_axis(hidden, index.reshape(len(index), -1, 1), axis=1).reshape(
+        *index.shape, -1
+    )
     return jnp.where(own[..., None], rows, 0).reshape(*index.shape[:2], -1)

@@ -131,6 +131,7 @@ class Transformer(nn.Module):
         nothing = (x[:, :1, :1, None] * 0).astype(owns[0][0].dtype)
         return x, jax.tree.map(lambda written: written + nothing, tuple(zip(*owns, strict=True)))
 
+
 @partial(jax.jit, static_argnames=("layers",))
 def split_layers(stacked: Params, layers: int) -> tuple[Params, ...]:
     """The parameters of each layer, [L ...] -> L times [...]."""

@@ -23,7 +23,10 @@ from transformers import (
 from convert.torch_reference import Adapter, Reference
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-KINDS = {"qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3Model), "llama": (LlamaConfig, LlamaForCausalLM, LlamaModel)}
+KINDS = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3Model),
+    "llama": (LlamaConfig, LlamaForCausalLM, LlamaModel),
+}
 SETTINGS = {
     "compression_ratio": 4,
     "encoder_window_size": 16,
@@ -32,10 +35,14 @@ SETTINGS = {
     "boundary_overlap": 0,
     "adapter_type": "mlp",
 }
-torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other cost more than they do
+torch.set_num_threads(
+    1
+)  # the models are tiny, and threads that wait for each other cost more than they do
 
 
-def make_tower(seed: int, kind: str = "qwen3", head: bool = True, theta: float = 1e6, **shape) -> torch.nn.Module:
+def make_tower(
+    seed: int, kind: str = "qwen3", head: bool = True, theta: float = 1e6, **shape
+) -> torch.nn.Module:
     """A random transformers model in float32 with eager attention; `shape` holds fields of its config."""
     config_class, with_head, without_head = KINDS[kind]
     config = config_class(
@@ -57,13 +64,19 @@ def randomise(module: torch.nn.Module, seed: int):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
-            parameter.uniform_(*((-0.3, 0.3) if name.endswith("bias") else (0.5, 1.5)), generator=generator)
+            parameter.uniform_(
+                *((-0.3, 0.3) if name.endswith("bias") else (0.5, 1.5)), generator=generator
+            )
         else:
             parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
 
 
 def publish(
-    directory: Path, decoder: torch.nn.Module, encoder: torch.nn.Module, settings: dict[str, Any] = SETTINGS, **saving
+    directory: Path,
+    decoder: torch.nn.Module,
+    encoder: torch.nn.Module,
+    settings: dict[str, Any] = SETTINGS,
+    **saving,
 ) -> Reference:
     """Writes the published layout as its owners do, with save_pretrained, and a random adapter."""
     for part, model in (("decoder", decoder), ("encoder", encoder)):
@@ -73,11 +86,17 @@ def publish(
     adapter = Adapter(settings, encoder.config, decoder.config)
     randomise(adapter, seed=7)
     (directory / "adapter").mkdir()
-    save_file(adapter.state_dict(), directory / "adapter" / "adapter.safetensors", metadata={"format": "pt"})
+    save_file(
+        adapter.state_dict(),
+        directory / "adapter" / "adapter.safetensors",
+        metadata={"format": "pt"},
+    )
     (directory / "model_config.json").write_text(json.dumps(settings))
     shutil.copy(GOLDEN / "cases" / "c03_mean_causal_mlp_r4" / "processor_config.json", directory)
     processor = directory / "processor_config.json"
-    values = json.loads(processor.read_text()) | {"compression_ratio": settings["compression_ratio"]}
+    values = json.loads(processor.read_text()) | {
+        "compression_ratio": settings["compression_ratio"]
+    }
     processor.write_text(json.dumps(values))
     return Reference(directory)
 

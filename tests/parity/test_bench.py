@@ -18,11 +18,17 @@ from lclm_jax.errors import UserError
 @pytest.fixture(scope="module")
 def sides():
     real = sizes().model
-    encoder = replace(real.encoder, vocab=512, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=40)
-    decoder = replace(real.decoder, vocab=512, width=40, layers=2, heads=6, kv_heads=3, head_dim=8, mlp=64)
+    encoder = replace(
+        real.encoder, vocab=512, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=40
+    )
+    decoder = replace(
+        real.decoder, vocab=512, width=40, layers=2, heads=6, kv_heads=3, head_dim=8, mlp=64
+    )
     compression = CompressionConfig(ratio=4, window=32)
     tiny = replace(real, encoder=encoder, decoder=decoder, compression=compression)
-    return bench.prepare(replace(sizes(), model=tiny, positions=400, context=2, question=9, answer=5))
+    return bench.prepare(
+        replace(sizes(), model=tiny, positions=400, context=2, question=9, answer=5)
+    )
 
 
 def test_both_sides_agree_then_train_and_decode(sides):

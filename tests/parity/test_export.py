@@ -29,9 +29,13 @@ from lclm_jax.typing import Params
 ATOL = 5e-5
 STEPS = 24
 MARGIN = 5e-4  # smallest gap between best and second-best token; both sides agree on scores to ATOL
-FACTS = "Ada likes pears. Ben likes figs. Cy likes plums, and Dee likes nothing that grows on trees."
+FACTS = (
+    "Ada likes pears. Ben likes figs. Cy likes plums, and Dee likes nothing that grows on trees."
+)
 NEWS = "The quick brown fox jumps over the lazy dog, again and again, until the number 42 comes up."
-ENCODER = TransformerConfig(383, 24, 2, 3, 1, 12, 48, rope_theta=1e6, norm_eps=1e-5, causal=False, max_positions=512)
+ENCODER = TransformerConfig(
+    383, 24, 2, 3, 1, 12, 48, rope_theta=1e6, norm_eps=1e-5, causal=False, max_positions=512
+)
 CONFIGS = {
     "tied": ModelConfig(
         ENCODER,
@@ -42,7 +46,9 @@ CONFIGS = {
     ),
     "untied": ModelConfig(
         ENCODER,
-        TransformerConfig(401, 48, 2, 6, 3, 10, 64, rope_theta=1e4, norm_eps=1e-4, tied=False, max_positions=512),
+        TransformerConfig(
+            401, 48, 2, 6, 3, 10, 64, rope_theta=1e4, norm_eps=1e-4, tied=False, max_positions=512
+        ),
         CompressionConfig(ratio=2, window=8, pooling="concat"),
         dtype="float32",
         remat="none",
@@ -56,8 +62,12 @@ CONFIGS = {
         remat="none",
     ),
     "llama": ModelConfig(
-        TransformerConfig(383, 24, 1, 2, 2, 12, 48, qk_norm=False, norm_eps=1e-5, max_positions=512),
-        TransformerConfig(386, 40, 2, 4, 2, 16, 64, qk_norm=False, rope_theta=1e5, max_positions=512),
+        TransformerConfig(
+            383, 24, 1, 2, 2, 12, 48, qk_norm=False, norm_eps=1e-5, max_positions=512
+        ),
+        TransformerConfig(
+            386, 40, 2, 4, 2, 16, 64, qk_norm=False, rope_theta=1e5, max_positions=512
+        ),
         CompressionConfig(ratio=4, window=16),
         dtype="float32",
         remat="none",
@@ -73,7 +83,11 @@ def random_params(config: ModelConfig, seed: int) -> Params:
     """Large enough that what is read decides what is written; norms around one."""
     random, flat = np.random.default_rng(seed), {}
     for path, shape in parameter_shapes(config).items():
-        scale = random.uniform(0.5, 1.5, shape) if path.endswith("scale") else random.normal(0, 0.3, shape)
+        scale = (
+            random.uniform(0.5, 1.5, shape)
+            if path.endswith("scale")
+            else random.normal(0, 0.3, shape)
+        )
         flat[path] = scale.astype(np.float32)
     return unflatten(flat)
 
@@ -95,7 +109,9 @@ def export(config: ModelConfig, params: Params, directory: Path) -> Exported:
 @pytest.fixture(scope="module", params=CONFIGS)
 def exported(request, tmp_path_factory) -> Exported:
     config = CONFIGS[request.param]
-    return export(config, random_params(config, SEEDS[request.param]), tmp_path_factory.mktemp(request.param))
+    return export(
+        config, random_params(config, SEEDS[request.param]), tmp_path_factory.mktemp(request.param)
+    )
 
 
 def random_tokens(rows: int, length: int) -> np.ndarray:
@@ -110,9 +126,13 @@ def test_decoder_logits(exported):
     tokens = random_tokens(2, 20)
     places = Places(np.ones_like(tokens), np.tile(np.arange(20, dtype=np.int32), (2, 1)))
     nothing = np.zeros((2, 1, config.decoder.width), np.float32)
-    hidden, _ = apply(config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode)
+    hidden, _ = apply(
+        config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode
+    )
     ours = apply(config, params, hidden, method=LCLM.logits)
-    theirs = hidden_states(exported.reference.decoder, input_ids=torch.from_numpy(tokens).long())[-1]
+    theirs = hidden_states(exported.reference.decoder, input_ids=torch.from_numpy(tokens).long())[
+        -1
+    ]
     np.testing.assert_allclose(ours, theirs, atol=ATOL, rtol=0)
 
 
@@ -120,7 +140,10 @@ def test_decoder_logits(exported):
 def test_latents(exported, length):
     """The exported encoder and adapter, and how they are to be used: all read back from the files we wrote."""
     tokens = random_tokens(1, length)[0]
-    ours, theirs = exported.model.compress_tokens(tokens).vectors, exported.reference.compress(tokens)[1]
+    ours, theirs = (
+        exported.model.compress_tokens(tokens).vectors,
+        exported.reference.compress(tokens)[1],
+    )
     np.testing.assert_allclose(ours, theirs, atol=ATOL, rtol=0)
 
 
@@ -134,27 +157,55 @@ def test_tokenizers(exported):
         assert theirs.encode(f"a{name}b", add_special_tokens=False) == [
             *ours.encode("a").tolist(), ours.id(name), *ours.encode("b").tolist()
         ]  # fmt: skip
-    assert (theirs.eos_token_id, exported.reference.marker) == (ours.id(TURN_END), ours.memory.marker)
+    assert (theirs.eos_token_id, exported.reference.marker) == (
+        ours.id(TURN_END),
+        ours.memory.marker,
+    )
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_there_and_back(kind, dtype, tmp_path):
     """save_pretrained -> from_hf -> to_hf -> from_pretrained: the same bits, of the same dtype, in the same model."""
-    shape = {"kind": kind, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
-    shape |= {"intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 390, "theta": 3e5, "rms_norm_eps": 1e-5}
-    towers = [make_tower(seed, head=head, tie_word_embeddings=False, **shape).to(dtype) for seed, head in ((1, True), (2, False))]
+    shape = {
+        "kind": kind,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+    }
+    shape |= {
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "vocab_size": 390,
+        "theta": 3e5,
+        "rms_norm_eps": 1e-5,
+    }
+    towers = [
+        make_tower(seed, head=head, tie_word_embeddings=False, **shape).to(dtype)
+        for seed, head in ((1, True), (2, False))
+    ]
     publish(tmp_path / "source", *towers, max_shard_size="30KB")
     from_hf(tmp_path / "source", tmp_path / "ours")
     to_hf(tmp_path / "ours", tmp_path / "back")
     for part, auto in (("decoder", AutoModelForCausalLM), ("encoder", AutoModel)):
-        before, after = (auto.from_pretrained(tmp_path / root / part, dtype="auto") for root in ("source", "back"))
+        before, after = (
+            auto.from_pretrained(tmp_path / root / part, dtype="auto")
+            for root in ("source", "back")
+        )
         assert type(after) is type(before) and after.dtype == before.dtype == dtype
-        for field in (*shape.keys() - {"kind", "theta"}, "rope_parameters", "tie_word_embeddings", "max_position_embeddings"):
+        for field in (
+            *shape.keys() - {"kind", "theta"},
+            "rope_parameters",
+            "tie_word_embeddings",
+            "max_position_embeddings",
+        ):
             assert getattr(after.config, field) == getattr(before.config, field), field
         weights = after.state_dict()
         assert weights.keys() == before.state_dict().keys()
-        assert all(torch.equal(weights[name], tensor) for name, tensor in before.state_dict().items())
+        assert all(
+            torch.equal(weights[name], tensor) for name, tensor in before.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -166,7 +217,10 @@ def test_export_in_half_precision(dtype, tmp_path):
     to_hf(tmp_path / "ours", tmp_path / "published", dtype=dtype)
     decoder = AutoModelForCausalLM.from_pretrained(tmp_path / "published" / "decoder", dtype="auto")
     assert decoder.dtype == getattr(torch, dtype)
-    assert torch.equal(decoder.model.embed_tokens.weight, torch.from_numpy(params["decoder"]["table"]).to(decoder.dtype))
+    assert torch.equal(
+        decoder.model.embed_tokens.weight,
+        torch.from_numpy(params["decoder"]["table"]).to(decoder.dtype),
+    )
     gate = torch.from_numpy(params["decoder"]["layers"]["mlp"]["gate"][1].T).to(decoder.dtype)
     assert torch.equal(decoder.model.layers[1].mlp.gate_proj.weight, gate)
 
@@ -182,13 +236,17 @@ class Written:
     margin: float
 
 
-def generate(reference: Reference, prompts: Sequence[torch.Tensor], stop: int | None = None, **settings) -> Written:
+def generate(
+    reference: Reference, prompts: Sequence[torch.Tensor], stop: int | None = None, **settings
+) -> Written:
     """Greedy tokens after prompt embeddings [t, D], padded on the left, with the exported generation settings.
 
     `stop` replaces the token at which these stop.
     """
     length = max(map(len, prompts))
-    embedded = torch.stack([torch.nn.functional.pad(prompt, (0, 0, length - len(prompt), 0)) for prompt in prompts])
+    embedded = torch.stack(
+        [torch.nn.functional.pad(prompt, (0, 0, length - len(prompt), 0)) for prompt in prompts]
+    )
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     end = reference.decoder.generation_config.eos_token_id if stop is None else stop
     out = reference.decoder.generate(
@@ -228,7 +286,9 @@ def slots(latents: np.ndarray) -> str:
 
 def read_prompt(exported: Exported, text: str, latents: list[np.ndarray]) -> torch.Tensor:
     """A prompt as transformers' tokenizer reads it, placeholders spelled out, with our latents in them."""
-    return exported.reference.embed(exported.reference.tokenizer.encode(text, add_special_tokens=False), latents)
+    return exported.reference.embed(
+        exported.reference.tokenizer.encode(text, add_special_tokens=False), latents
+    )
 
 
 def test_complete(exported):
@@ -237,7 +297,11 @@ def test_complete(exported):
     for text, latents, parts in (
         ("Who likes figs?", [], ["Who likes figs?"]),
         (f"{slots(facts)} Who likes figs?", [facts], [model.compress(FACTS), " Who likes figs?"]),
-        (f"Now: {slots(news)}{slots(facts)}", [news, facts], ["Now: ", model.compress(NEWS), model.compress(FACTS)]),
+        (
+            f"Now: {slots(news)}{slots(facts)}",
+            [news, facts],
+            ["Now: ", model.compress(NEWS), model.compress(FACTS)],
+        ),
     ):
         written = generate(exported.reference, [read_prompt(exported, text, latents)])
         assert_sure_and_varied(written)
@@ -259,7 +323,9 @@ def chat_prompt(exported: Exported) -> tuple[list[dict], torch.Tensor]:
             (slots(contexts[0]), slots(contexts[1])),
         )
     )
-    rendered = exported.reference.tokenizer.apply_chat_template(theirs, tokenize=False, add_generation_prompt=True)
+    rendered = exported.reference.tokenizer.apply_chat_template(
+        theirs, tokenize=False, add_generation_prompt=True
+    )
     return ours, read_prompt(exported, rendered, contexts)
 
 
@@ -279,7 +345,10 @@ def test_chat_ends_where_the_exported_settings_end_it(tmp_path):
     written = generate(first.reference, [chat_prompt(first)[1]]).rows[0]
     at = next(i for i in range(6, STEPS) if written[i] not in written[:i])
     swapped = np.arange(config.decoder.vocab)
-    swapped[[first.model.tokenizer.id(TURN_END), written[at]]] = [written[at], first.model.tokenizer.id(TURN_END)]
+    swapped[[first.model.tokenizer.id(TURN_END), written[at]]] = [
+        written[at],
+        first.model.tokenizer.id(TURN_END),
+    ]
     exported = export(config, {**params, "head": params["head"][swapped]}, tmp_path / "after")
     messages, embedded = chat_prompt(exported)
     ended = generate(exported.reference, [embedded])
@@ -290,7 +359,9 @@ def test_chat_ends_where_the_exported_settings_end_it(tmp_path):
 
 def make_records(model: LanguageModel) -> list[list[Span]]:
     """Prompts of different lengths: context first, no context, two contexts, one token."""
-    facts, news, question = (model.tokenizer.encode(text) for text in (FACTS, NEWS, " Who likes figs?"))
+    facts, news, question = (
+        model.tokenizer.encode(text) for text in (FACTS, NEWS, " Who likes figs?")
+    )
     return [
         [Context(facts), Plain(question)],
         [Plain(question)],
@@ -303,7 +374,11 @@ def read_records(exported: Exported, records: list[list[Span]]) -> list[torch.Te
     model, read = exported.model, []
     for record in records:
         tokens = lay_out(record, model.config, model.tokenizer.memory).tokens
-        latents = [model.compress_tokens(span.tokens).vectors for span in record if isinstance(span, Context)]
+        latents = [
+            model.compress_tokens(span.tokens).vectors
+            for span in record
+            if isinstance(span, Context)
+        ]
         read.append(exported.reference.embed(tokens, latents))
     return read
 
@@ -314,21 +389,35 @@ def as_prompt(exported: Exported, records: list[list[Span]]) -> Prompt:
     examples = [lay_out(record, model.config, model.tokenizer.memory) for record in records]
     lengths = np.array([len(example) for example in examples], np.int32)
     room = max(int(example.slots.max(initial=0)) for example in examples) + 1
-    tokens, places = np.zeros((len(records), lengths.max()), np.int32), np.full((len(records), lengths.max()), -1, np.int32)
+    tokens, places = (
+        np.zeros((len(records), lengths.max()), np.int32),
+        np.full((len(records), lengths.max()), -1, np.int32),
+    )
     latents = np.zeros((len(records), room, model.config.decoder.width), np.float32)
     for i, (record, example) in enumerate(zip(records, examples, strict=True)):
         tokens[i, : len(example)], places[i, : len(example)] = example.tokens, example.slots
-        vectors = [model.compress_tokens(span.tokens).vectors for span in record if isinstance(span, Context)]
+        vectors = [
+            model.compress_tokens(span.tokens).vectors
+            for span in record
+            if isinstance(span, Context)
+        ]
         if vectors:
             joined = np.concatenate(vectors)
             latents[i, : len(joined)] = joined
     return Prompt.of_arrays(tokens, places, latents, lengths)
 
 
-def our_rows(exported: Exported, prompt: Prompt, stop: int, sampling: Sampling = Sampling()) -> list[list[int]]:
+def our_rows(
+    exported: Exported, prompt: Prompt, stop: int, sampling: Sampling = Sampling()
+) -> list[list[int]]:
     model = exported.model
-    tokens, counts = generate_tokens(model.params, prompt, model.config, STEPS, (stop,), sampling=sampling)
-    return [row[:count].tolist() for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)]
+    tokens, counts = generate_tokens(
+        model.params, prompt, model.config, STEPS, (stop,), sampling=sampling
+    )
+    return [
+        row[:count].tolist()
+        for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True)
+    ]
 
 
 def test_batch_of_mixed_lengths(exported):
@@ -337,7 +426,9 @@ def test_batch_of_mixed_lengths(exported):
     embedded, prompt = read_records(exported, records), as_prompt(exported, records)
     written = generate(exported.reference, embedded)
     assert_sure_and_varied(written)
-    texts = [exported.reference.tokenizer.decode(row, skip_special_tokens=True) for row in written.rows]
+    texts = [
+        exported.reference.tokenizer.decode(row, skip_special_tokens=True) for row in written.rows
+    ]
     assert exported.model.complete_records(records, STEPS) == texts
     stop = written.rows[0][len(written.rows[0]) // 2]
     stopped = generate(exported.reference, embedded, stop=stop)
@@ -354,7 +445,10 @@ def test_repetition_penalty_and_least_tokens(exported, penalty, least):
     records = make_records(exported.model)
     embedded, prompt = read_records(exported, records), as_prompt(exported, records)
     stop = generate(exported.reference, embedded[:1]).rows[0][2]
-    written = [generate(exported.reference, [one], stop, repetition_penalty=penalty, min_new_tokens=least) for one in embedded]
+    written = [
+        generate(exported.reference, [one], stop, repetition_penalty=penalty, min_new_tokens=least)
+        for one in embedded
+    ]
     assert min(one.margin for one in written) > MARGIN
     sampling = Sampling(repetition_penalty=penalty, min_tokens=least)
     assert our_rows(exported, prompt, stop, sampling) == [one.rows[0] for one in written]

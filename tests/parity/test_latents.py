@@ -27,7 +27,14 @@ close = partial(np.testing.assert_allclose, atol=2e-5, rtol=0)
 TEXT_TOKENS = 380  # those below are text, not control tokens
 
 
-def settings(ratio: int, window: int, mask: str = "causal", overlap: int = 0, pooling: str = "mean", **adapter) -> dict:
+def settings(
+    ratio: int,
+    window: int,
+    mask: str = "causal",
+    overlap: int = 0,
+    pooling: str = "mean",
+    **adapter,
+) -> dict:
     changed = {
         "compression_ratio": ratio,
         "encoder_window_size": window,
@@ -64,16 +71,48 @@ ATTENTION_CASES = {
     "before-eos": settings(4, 16, "bidirectional", overlap=5, pooling="eos", **BEFORE),
 }
 ALL_CASES = MLP_CASES | ATTENTION_CASES
-PACKED_CASES = ("mean", "mean-bidirectional-overlap", "eos-bidirectional-overlap", "concat", *ATTENTION_CASES)
+PACKED_CASES = (
+    "mean",
+    "mean-bidirectional-overlap",
+    "eos-bidirectional-overlap",
+    "concat",
+    *ATTENTION_CASES,
+)
 
 
 def make_towers(tied: bool = True) -> tuple[torch.nn.Module, torch.nn.Module]:
     common = {"head_dim": 12, "max_position_embeddings": 512}
-    decoder = {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    encoder = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
+    decoder = {
+        "hidden_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    encoder = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    }
     return (
-        make_tower(1, **common, **decoder, intermediate_size=64, vocab_size=390, theta=5e6, tie_word_embeddings=tied),
-        make_tower(2, head=False, **common, **encoder, intermediate_size=48, vocab_size=383, rms_norm_eps=1e-4),
+        make_tower(
+            1,
+            **common,
+            **decoder,
+            intermediate_size=64,
+            vocab_size=390,
+            theta=5e6,
+            tie_word_embeddings=tied,
+        ),
+        make_tower(
+            2,
+            head=False,
+            **common,
+            **encoder,
+            intermediate_size=48,
+            vocab_size=383,
+            rms_norm_eps=1e-4,
+        ),
     )
 
 
@@ -105,7 +144,10 @@ def random_tokens(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, TEXT_TOKENS, length).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted((GOLDEN / "cases").iterdir()) if (path / "adapter").exists()])
+@pytest.mark.parametrize(
+    "name",
+    [path.name for path in sorted((GOLDEN / "cases").iterdir()) if (path / "adapter").exists()],
+)
 def test_restatement_equals_the_original(name, tmp_path):
     """What the other tests rest on: the numbers the original computed for the same checkpoints."""
     shutil.copytree(GOLDEN / "base", tmp_path / name)
@@ -119,14 +161,26 @@ def test_restatement_equals_the_original(name, tmp_path):
         close(latents, outputs[f"adapted_{i}"])
     close(reference.compress(np.zeros(0, int))[1], outputs["empty_adapted"])
     adapted = [outputs[f"adapted_{i}"] for i in range(len(inputs["memory_token_ids"]))]
-    logits = reference.decoder(inputs_embeds=reference.embed(inputs["input_ids"], adapted)[None]).logits[0]
+    logits = reference.decoder(
+        inputs_embeds=reference.embed(inputs["input_ids"], adapted)[None]
+    ).logits[0]
     close(logits.detach()[outputs["logit_positions"]], outputs["logits"])
 
 
 def lengths_of(config: ModelConfig) -> list[int]:
     """Around every border of groups and windows; they fill one window or four, so that little is compiled."""
     ratio, window = config.compression.ratio, config.compression.window
-    return [0, 1, ratio, min(ratio + 1, window), window - 1, window, 2 * window + 1, 3 * window - 1, 4 * window]
+    return [
+        0,
+        1,
+        ratio,
+        min(ratio + 1, window),
+        window - 1,
+        window,
+        2 * window + 1,
+        3 * window - 1,
+        4 * window,
+    ]
 
 
 def test_latents_of_every_length(case):
@@ -148,10 +202,16 @@ def test_latents_of_one_model_at_several_ratios(name, tmp_path):
     """Training at several ratios is ours; what each of them means is what the published format says of one."""
     case = read_case(publish(tmp_path / name, *make_towers(), settings=ALL_CASES[name]))
     compression = replace(case.config.compression, ratios=(2, 16))
-    model = LanguageModel(replace(case.config, compression=compression), case.model.params, case.model.tokenizer)
+    model = LanguageModel(
+        replace(case.config, compression=compression), case.model.params, case.model.tokenizer
+    )
     for ratio in (2, 4, 16):
         tokens = random_tokens(3 * compression.window + 5)
-        close(model.compress_tokens(tokens, ratio).vectors, case.reference.compress(tokens, ratio)[1], err_msg=f"ratio {ratio}")
+        close(
+            model.compress_tokens(tokens, ratio).vectors,
+            case.reference.compress(tokens, ratio)[1],
+            err_msg=f"ratio {ratio}",
+        )
 
 
 # --- Latents in the decoder: examples packed into one row against each one alone ---
@@ -178,7 +238,10 @@ def test_logits_of_packed_examples(case):
     config, memory = case.config, case.model.tokenizer.memory
     records = make_records(config.compression.window)
     examples = [lay_out(record, config, memory) for record in records]
-    logits, start = run(case.model.params, assemble([fill_row(Budget.of(config, 160, 8), examples)]), config), 0
+    logits, start = (
+        run(case.model.params, assemble([fill_row(Budget.of(config, 160, 8), examples)]), config),
+        0,
+    )
     for record, example in zip(records, examples, strict=True):
         contexts = [span for span in record if isinstance(span, Context)]
         latents = [case.reference.compress(span.tokens)[1].numpy() for span in contexts]

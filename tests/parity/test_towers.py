@@ -29,7 +29,15 @@ ATOL = 2e-5
 LENGTH = 24
 
 
-def shape(width: int, layers: int, heads: tuple[int, int], head_dim: int, mlp: int, vocab: int = 390, **other) -> dict:
+def shape(
+    width: int,
+    layers: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    mlp: int,
+    vocab: int = 390,
+    **other,
+) -> dict:
     return {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -51,7 +59,10 @@ MODELS = {
         shape(40, 1, (6, 6), 8, 72, theta=1e4, rms_norm_eps=1e-3, tie_word_embeddings=False),
         shape(24, 1, (3, 1), 8, 40, theta=5e6, rms_norm_eps=1e-2),
     ),
-    "deep": (shape(40, 4, (5, 1), 10, 96, vocab=417, theta=5e6), shape(32, 4, (2, 2), 16, 48, theta=1e5)),
+    "deep": (
+        shape(40, 4, (5, 1), 10, 96, vocab=417, theta=5e6),
+        shape(32, 4, (2, 2), 16, 48, theta=1e5),
+    ),
     "llama": (
         shape(48, 3, (4, 2), 12, 80, kind="llama", theta=1e5, rms_norm_eps=1e-5),
         shape(40, 2, (5, 5), 16, 64, kind="llama", theta=1e4),
@@ -79,7 +90,9 @@ class Pair:
 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request, tmp_path_factory) -> Pair:
-    reference = publish(tmp_path_factory.mktemp(request.param) / "published", *make_towers(request.param))
+    reference = publish(
+        tmp_path_factory.mktemp(request.param) / "published", *make_towers(request.param)
+    )
     config, params = read_hf(reference.directory)
     return Pair(reference, config, params)
 
@@ -92,7 +105,9 @@ def run_layer(config: TransformerConfig, params: Params, x, places: Places):
     return Block(config).apply({"params": params}, x, places, None, None)[0]
 
 
-def our_states(config: TransformerConfig, params: Params, tokens: np.ndarray, places: Places) -> list[np.ndarray]:
+def our_states(
+    config: TransformerConfig, params: Params, tokens: np.ndarray, places: Places
+) -> list[np.ndarray]:
     """After the embedding, after every layer, and after the final norm."""
     states = [Transformer(config).apply({"params": params}, tokens, method=Transformer.embed)]
     for i in range(config.layers):
@@ -102,21 +117,29 @@ def our_states(config: TransformerConfig, params: Params, tokens: np.ndarray, pl
     return [np.asarray(state, np.float32) for state in states]
 
 
-def decoder_states(config: ModelConfig, params: Params, tokens: np.ndarray, places: Places) -> list[np.ndarray]:
+def decoder_states(
+    config: ModelConfig, params: Params, tokens: np.ndarray, places: Places
+) -> list[np.ndarray]:
     """`our_states` of the decoder and the logits, and the same from the model as a whole."""
     states = our_states(config.decoder, params["decoder"], tokens, places)
     hidden = jnp.asarray(states[-1], params["decoder"]["table"].dtype)
     logits = np.asarray(apply(config, params, hidden, method=LCLM.logits))
     nothing = np.zeros((len(tokens), 1, config.decoder.width), hidden.dtype)
-    whole, _ = apply(config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode)
+    whole, _ = apply(
+        config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode
+    )
     seen = np.asarray(places.segments) > 0
     np.testing.assert_allclose(
-        np.asarray(whole, np.float32)[seen], states[-1][seen], atol=1e-5 if hidden.dtype == "float32" else 0.1
+        np.asarray(whole, np.float32)[seen],
+        states[-1][seen],
+        atol=1e-5 if hidden.dtype == "float32" else 0.1,
     )
     return [*states, logits]
 
 
-def encoder_states(config: ModelConfig, params: Params, tokens: np.ndarray, places: Places) -> list[np.ndarray]:
+def encoder_states(
+    config: ModelConfig, params: Params, tokens: np.ndarray, places: Places
+) -> list[np.ndarray]:
     return our_states(config.encoder, params["encoder"], tokens, places)
 
 
@@ -137,7 +160,10 @@ class Layout:
         return Places(self.segments, self.positions)
 
     def torch_inputs(self, causal: bool = True) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": torch.from_numpy(self.tokens).long(), "position_ids": torch.from_numpy(self.positions).long()}
+        inputs = {
+            "input_ids": torch.from_numpy(self.tokens).long(),
+            "position_ids": torch.from_numpy(self.positions).long(),
+        }
         if not causal or self.mask == "matrix":
             inputs["attention_mask"] = self._matrix(causal)
         elif self.mask == "row":
@@ -159,25 +185,37 @@ def make_layout(name: str) -> Layout:
         return Layout(tokens, np.ones_like(tokens), columns.copy(), "none")
     if name == "left_padded":
         pads = np.array([[0], [7], [LENGTH - 1]], np.int32)
-        return Layout(tokens, (columns >= pads).astype(np.int32), np.maximum(columns - pads, 0), "row")
-    documents = [[LENGTH], [5, 12, LENGTH - 17], [1, 1, 9, 10, 3]]  # lengths; what is left of a row is pads
+        return Layout(
+            tokens, (columns >= pads).astype(np.int32), np.maximum(columns - pads, 0), "row"
+        )
+    documents = [
+        [LENGTH],
+        [5, 12, LENGTH - 17],
+        [1, 1, 9, 10, 3],
+    ]  # lengths; what is left of a row is pads
     segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, lengths in enumerate(documents):
         joined = np.concatenate([np.arange(length) for length in lengths])
         positions[row, : len(joined)] = joined
         segments[row, : len(joined)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
     segments[2, -3:] = 0
-    return Layout(tokens, segments, positions, {"packed": "none", "packed_by_matrix": "matrix"}[name])
+    return Layout(
+        tokens, segments, positions, {"packed": "none", "packed_by_matrix": "matrix"}[name]
+    )
 
 
 LAYOUTS = ("plain", "left_padded", "packed", "packed_by_matrix")
 
 
-def assert_states_equal(ours: list[np.ndarray], theirs: list[np.ndarray], layout: Layout, atol: float = ATOL):
+def assert_states_equal(
+    ours: list[np.ndarray], theirs: list[np.ndarray], layout: Layout, atol: float = ATOL
+):
     assert len(ours) == len(theirs)
     seen = layout.segments > 0
     for depth, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
-        np.testing.assert_allclose(mine[seen], yours[seen], atol=atol, rtol=0, err_msg=f"state {depth} of {len(ours)}")
+        np.testing.assert_allclose(
+            mine[seen], yours[seen], atol=atol, rtol=0, err_msg=f"state {depth} of {len(ours)}"
+        )
 
 
 # --- Float32 ---
@@ -187,7 +225,9 @@ def assert_states_equal(ours: list[np.ndarray], theirs: list[np.ndarray], layout
 def test_decoder_layer_by_layer(pair, name):
     layout = make_layout(name)
     theirs = hidden_states(pair.reference.decoder, **layout.torch_inputs())
-    assert_states_equal(decoder_states(pair.config, pair.params, layout.tokens, layout.places), theirs, layout)
+    assert_states_equal(
+        decoder_states(pair.config, pair.params, layout.tokens, layout.places), theirs, layout
+    )
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -197,7 +237,9 @@ def test_encoder_layer_by_layer(pair, name, causal):
     layout = replace(layout, tokens=layout.tokens % 380)
     config = replace(pair.config, encoder=replace(pair.config.encoder, causal=causal))
     theirs = hidden_states(pair.reference.encoder, **layout.torch_inputs(causal))
-    assert_states_equal(encoder_states(config, pair.params, layout.tokens, layout.places), theirs, layout)
+    assert_states_equal(
+        encoder_states(config, pair.params, layout.tokens, layout.places), theirs, layout
+    )
 
 
 def test_checkpoint_holds_what_the_converter_reads(tmp_path):
@@ -218,7 +260,9 @@ def test_weights_published_in_half_precision(tmp_path, dtype):
     config, params = read_hf(reference.directory)
     layout = make_layout("plain")
     theirs = hidden_states(reference.decoder, **layout.torch_inputs())
-    assert_states_equal(decoder_states(config, params, layout.tokens, layout.places), theirs, layout)
+    assert_states_equal(
+        decoder_states(config, params, layout.tokens, layout.places), theirs, layout
+    )
 
 
 SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -249,7 +293,9 @@ def test_config_is_honoured_or_refused(name, tmp_path):
         config, params = read_hf(reference.directory)
     except ConversionError:
         return
-    assert_states_equal(decoder_states(config, params, layout.tokens, layout.places), theirs, layout)
+    assert_states_equal(
+        decoder_states(config, params, layout.tokens, layout.places), theirs, layout
+    )
 
 
 # --- Rotary positions ---
@@ -265,8 +311,12 @@ def torch_rotary(config: Qwen3Config, rounded: bool = False) -> Qwen3RotaryEmbed
 def rotary_error(config: Qwen3Config, positions: np.ndarray, theirs: bool, ours: bool) -> float:
     """Largest difference of any cosine or sine; the arguments say which side rounds its frequencies."""
     half = config.head_dim // 2
-    cos, sin = torch_rotary(config, theirs)(torch.zeros(1), torch.from_numpy(positions)[None].long())
-    turned = jnp.concatenate([jnp.ones((1, len(positions), 1, half)), jnp.zeros((1, len(positions), 1, half))], axis=-1)
+    cos, sin = torch_rotary(config, theirs)(
+        torch.zeros(1), torch.from_numpy(positions)[None].long()
+    )
+    turned = jnp.concatenate(
+        [jnp.ones((1, len(positions), 1, half)), jnp.zeros((1, len(positions), 1, half))], axis=-1
+    )
     mine = rotate(turned, positions[None], config.rope_parameters["rope_theta"], ours)[0, :, 0]
     expected = np.concatenate([cos[0, :, :half].numpy(), sin[0, :, :half].numpy()], axis=-1)
     return float(np.abs(np.asarray(mine) - expected).max())
@@ -276,7 +326,9 @@ def rotary_error(config: Qwen3Config, positions: np.ndarray, theirs: bool, ours:
 @pytest.mark.parametrize("theta", [1e4, 1e6, 5e6])
 def test_rotary_angles_of_published_shapes(theta, rounded):
     """Every angle up to 32,768 positions at the published head_dim; the two kinds of frequencies are far apart there."""
-    config = Qwen3Config(head_dim=128, rope_parameters={"rope_theta": theta, "rope_type": "default"})
+    config = Qwen3Config(
+        head_dim=128, rope_parameters={"rope_theta": theta, "rope_type": "default"}
+    )
     positions = np.arange(32768, dtype=np.int32)
     assert rotary_error(config, positions, rounded, rounded) < 4e-3
     assert rotary_error(config, positions, rounded, not rounded) > 1.0
@@ -295,11 +347,16 @@ def test_rounded_rope_layer_by_layer(pair, rounded):
     """Tokens far apart, where the rounding of the original's bf16 loading shows: the other setting of the switch is wrong."""
     far = np.tile(np.arange(LENGTH, dtype=np.int32) * 97, (3, 1))
     layout = replace(make_layout("plain"), positions=far, mask="row")
-    theirs = hidden_states(with_frequencies(pair.reference.decoder, rounded), **layout.torch_inputs())
-    same, other = (
-        replace(pair.config, decoder=replace(pair.config.decoder, rounded_rope=switch)) for switch in (rounded, not rounded)
+    theirs = hidden_states(
+        with_frequencies(pair.reference.decoder, rounded), **layout.torch_inputs()
     )
-    assert_states_equal(decoder_states(same, pair.params, layout.tokens, layout.places), theirs, layout, atol=2e-4)
+    same, other = (
+        replace(pair.config, decoder=replace(pair.config.decoder, rounded_rope=switch))
+        for switch in (rounded, not rounded)
+    )
+    assert_states_equal(
+        decoder_states(same, pair.params, layout.tokens, layout.places), theirs, layout, atol=2e-4
+    )
     wrong = decoder_states(other, pair.params, layout.tokens, layout.places)
     assert np.abs(wrong[-1] - theirs[-1]).max() > 1e-2
 

@@ -78,9 +78,7 @@ def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
             f"expected --sections of {', '.join(SECTIONS)}, got {', '.join(unknown)}; "
             "separate them with commas"
         )
-    chosen = [
-        part for part in PARTS if {part.section, part.name, part.needed_by} & {*sections}
-    ]
+    chosen = [part for part in PARTS if {part.section, part.name, part.needed_by} & {*sections}]
     chosen = [part for part in chosen if part.case is None or part.case < cases]
     return [*([Part(FAIL, 5)] if FAIL in sections else []), *chosen]
 

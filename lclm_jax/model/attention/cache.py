@@ -18,7 +18,9 @@ class Cache:
     """
 
     keys: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...] | Float[Array, "B K S H"]
-    values: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...] | Float[Array, "B K S H"]
+    values: (
+        Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...] | Float[Array, "B K S H"]
+    )
     places: Places  # [B S] of every cached token; segment 0 is a pad
     end: Int[Array, ""]  # positions in use; the next tokens are written here
 

@@ -56,15 +56,27 @@ def _read_row_forward(causal, q, k, v, queries, keys):
     q, queries, keys = jax.lax.optimization_barrier((q, queries, keys))
 
     def read(start, length, q, queries):
-        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
+        stretch = partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1
+        )
         scores = _scores(q, stretch(k), queries, keys, start, causal)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        attended = jnp.einsum("KXS,KSH->KXH", weights.astype(v.dtype), stretch(v), preferred_element_type=jnp.float32) / total
+        attended = (
+            jnp.einsum(
+                "KXS,KSH->KXH",
+                weights.astype(v.dtype),
+                stretch(v),
+                preferred_element_type=jnp.float32,
+            )
+            / total
+        )
         return attended.astype(q.dtype), top + jnp.log(total)
 
-    attended, norms = jax.lax.map(lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries))
+    attended, norms = jax.lax.map(
+        lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries)
+    )
     attended, norms = checkpoint_name((attended, norms), SAVED)
     return attended, (q, k, v, queries, keys, attended, norms)
 
@@ -73,13 +85,21 @@ def _read_row_backward(causal, kept, gradient):
     q, k, v, queries, keys, attended, norms = kept
 
     def read(start, length, sums, q, queries, attended, norms, gradient):
-        stretch = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1)
+        stretch = partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1
+        )
         shares = jnp.exp(_scores(q, stretch(k), queries, keys, start, causal) - norms)
-        by_share = jnp.einsum("KXH,KSH->KXS", gradient, stretch(v), preferred_element_type=jnp.float32)
-        mean = jnp.sum(gradient.astype(jnp.float32) * attended.astype(jnp.float32), axis=-1, keepdims=True)
+        by_share = jnp.einsum(
+            "KXH,KSH->KXS", gradient, stretch(v), preferred_element_type=jnp.float32
+        )
+        mean = jnp.sum(
+            gradient.astype(jnp.float32) * attended.astype(jnp.float32), axis=-1, keepdims=True
+        )
         by_score = (shares * (by_share - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
         by_key = jnp.einsum("KXS,KXH->KSH", by_score, q, preferred_element_type=jnp.float32)
-        by_value = jnp.einsum("KXS,KXH->KSH", shares.astype(q.dtype), gradient, preferred_element_type=jnp.float32)
+        by_value = jnp.einsum(
+            "KXS,KXH->KSH", shares.astype(q.dtype), gradient, preferred_element_type=jnp.float32
+        )
         sums = tuple(
             jax.lax.dynamic_update_slice_in_dim(total, stretch(total) + some, start, axis=1)
             for total, some in zip(sums, (by_key, by_value), strict=True)
@@ -90,7 +110,9 @@ def _read_row_backward(causal, kept, gradient):
         return _on_stretch(read, block[1], keys, causal, sums, *block)
 
     nothing = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (by_key, by_value), by_query = jax.lax.scan(one, nothing, (q, queries, attended, norms, gradient))
+    (by_key, by_value), by_query = jax.lax.scan(
+        one, nothing, (q, queries, attended, norms, gradient)
+    )
     return by_query, by_key.astype(k.dtype), by_value.astype(v.dtype), None, None
 
 
@@ -106,7 +128,10 @@ def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *in
     seen = jnp.any(_row_mask(queries, keys, causal), axis=0)
     first, last = jnp.argmax(seen), jnp.where(jnp.any(seen), s - jnp.argmax(seen[::-1]), 0)
     needed = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < last - first)
-    ways = [lambda *x, length=length: read(jnp.minimum(first, s - length), length, *x) for length in lengths]
+    ways = [
+        lambda *x, length=length: read(jnp.minimum(first, s - length), length, *x)
+        for length in lengths
+    ]
     return jax.lax.switch(needed, ways, *inputs)
 
 

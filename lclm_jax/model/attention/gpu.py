@@ -164,7 +164,9 @@ def read_token(
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, heads - n // groups), (0, 0)))
     bounds = [jnp.asarray(x, jnp.int32) for x in (layer, cache.end, each)]
 
-    def kernel(layer_ref, end_ref, each_ref, q_ref, k_ref, v_ref, own_ref, at_ref, out_ref, norm_ref):
+    def kernel(
+        layer_ref, end_ref, each_ref, q_ref, k_ref, v_ref, own_ref, at_ref, out_ref, norm_ref
+    ):
         layer, end, each = layer_ref[0], end_ref[0], each_ref[0]
         query, segment, part = q_ref[...], own_ref[0], pl.program_id(2)
 

@@ -16,9 +16,7 @@ TILE = 128  # what the lengths of the kernel and of caches are multiples of
 TILES = (1024, 512, 256, TILE)  # queries and keys of a block; the largest that divides the length
 
 
-def splash(
-    q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False
-) -> Array:
+def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
     """Attention of a sequence [B T N H] to itself; blocks of later positions are skipped."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
