@@ -265,19 +265,17 @@ def prefill(
     """
     chunks = plan_chunks(prompt, config)
     needed = positions_needed(chunks, room)
-    if cache is None:
-        cache = allocate_cache(params, config, len(prompt.tokens), needed)
-    elif start + needed > cache.length:
+    filled = cache or allocate_cache(params, config, len(prompt.tokens), needed)
+    if start + needed > filled.length:
         raise ValueError(
-            f"expected room for {start + needed} positions, got a cache of {cache.length}; "
+            f"expected room for {start + needed} positions, got a cache of {filled.length}; "
             "start a new one"
         )
     logits = replicate(np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32))
     for planned in chunks:
-        logits, cache = read_chunk(
-            params, make_chunk(prompt, planned, config, start), logits, cache, config
-        )
-    return logits, cache
+        chunk = make_chunk(prompt, planned, config, start)
+        logits, filled = read_chunk(params, chunk, logits, filled, config)
+    return logits, filled
 
 
 def read_token(

@@ -158,7 +158,7 @@ class Inference:
     """Reading and answering; each method makes one task ready and returns what is to be timed."""
 
     def __init__(self, model: PlainLCLM, work: Work, device: str = "cpu"):
-        self.model, self.answer = model, work.answer
+        self.model, self.answer, self.text = model, work.answer, work.text
         self.full, self.context = as_tensors(work.windows, device), as_tensors(work.context, device)
         self.tokens, self.slots = (
             torch.from_numpy(x.astype(np.int64))[None].to(device)
@@ -255,7 +255,7 @@ class Theirs:
     def __init__(self, work: Work, params: Params):
         model = PlainLCLM(work.model).load(params, work.model)
         self.inference, self.training = Inference(model, work), Training(model, work)
-        self.model = model
+        self.model, self.width = model, work.model.decoder.width
 
     def train(self) -> Callable[[], Any]:
         return self.training.step
@@ -269,6 +269,15 @@ class Theirs:
     def decode(self) -> Callable[[], Any]:
         return self.inference.decode()
 
+    def plain_text(self) -> Callable[[], Any]:
+        tokens = torch.from_numpy(self.inference.text.astype(np.int64))[None]
+
+        def read() -> torch.Tensor:
+            inputs = tokens, torch.full_like(tokens, -1), torch.zeros(1, 1, self.width)
+            return self.model.prefill(*inputs)[0]
+
+        return torch.inference_mode()(read)
+
     @torch.inference_mode()
     def results(self) -> dict[str, np.ndarray]:
         """What the untrained model says, to be compared with ours."""
@@ -277,6 +286,7 @@ class Theirs:
             "latents": self.encode()().numpy()[0],
             "first scores": self.inference.prefill()[0].numpy(),
             "answer": self.decode()().numpy(),
+            "scores after plain text": self.plain_text()().numpy(),
         }
 
 

@@ -1,6 +1,6 @@
 """What `launch.bench` times: a model, a packed row, a pass of the encoder, a prompt and its answer, and the FLOPs they need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Sizes:
     context: int = 8  # windows of the prompt's context
     question: int = 62  # tokens of the prompt after it
     answer: int = 64  # tokens
+    text: int = 16_434  # tokens of a prompt that is read without compression
 
 
 def sizes() -> Sizes:
@@ -60,6 +61,7 @@ class Work:
     context: Windows  # of the prompt
     asked: Example  # the prompt as the decoder reads it
     answer: int  # tokens that follow
+    text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # read as it is
 
     @property
     def model(self) -> ModelConfig:
@@ -98,6 +100,7 @@ def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
         pack([prompt], sizes.context * window, sizes.context).windows,
         lay_out(prompt, model, tokenizer.memory),
         sizes.answer,
+        tokens(sizes.text),
     )
 
 
@@ -133,4 +136,5 @@ def needed_flops(work: Work) -> dict[str, float]:
     answer = longer + shorter.times(-1.0) + head.times(work.answer - 1)
     steps = {"train step": forward.times(3), "encode": encode.times(work.windows.tokens.shape[1])}
     steps |= {"first token": first, "decode": answer}
+    steps |= {"plain text": layer_flops(decoder, len(work.text)) + head}
     return {name: flops.total for name, flops in steps.items()}

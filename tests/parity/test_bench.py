@@ -27,7 +27,7 @@ def sides():
     compression = CompressionConfig(ratio=4, window=32)
     tiny = replace(real, encoder=encoder, decoder=decoder, compression=compression)
     return bench.prepare(
-        replace(sizes(), model=tiny, positions=400, context=2, question=9, answer=5)
+        replace(sizes(), model=tiny, positions=400, context=2, question=9, answer=5, text=77)
     )
 
 
