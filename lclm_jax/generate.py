@@ -436,9 +436,8 @@ def continue_tokens(
         blocks.append(np.asarray(out))
     tokens = np.concatenate(blocks, axis=1)[:, :steps]
     tokens = np.pad(tokens, ((0, 0), (0, steps - tokens.shape[1])), constant_values=-1)
-    stopped = np.isin(tokens, [*stops, -1])
-    counts = np.where(stopped.any(axis=1), stopped.argmax(axis=1), steps)
-    return np.maximum(tokens, 0), counts, state.cache
+    ends = np.pad(np.isin(tokens, [*stops, -1]), ((0, 0), (0, 1)), constant_values=True)
+    return np.maximum(tokens, 0), ends.argmax(axis=1), state.cache
 
 
 def generate_tokens(

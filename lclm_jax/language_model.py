@@ -29,7 +29,15 @@ from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import split_layers
-from lclm_jax.sharding import constrain, make_mesh, one_device, platform, serving_mesh, splits
+from lclm_jax.sharding import (
+    constrain,
+    make_mesh,
+    one_device,
+    platform,
+    replicate,
+    serving_mesh,
+    splits,
+)
 from lclm_jax.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
 
@@ -149,7 +157,7 @@ class LanguageModel:
 
     def compress_all(self, contexts: Sequence[Context]) -> list[Latents]:
         """Latents of several contexts, the short ones of which share windows."""
-        if self.config.adapter.attention:
+        if self.config.adapter.attention or len(contexts) == 1:
             return [self.compress_tokens(one.tokens, one.ratio) for one in contexts]
         cut = [list(self._cut([np.asarray(one.tokens)], one.ratio)) for one in contexts]
         pieces = [piece for some in cut for piece in some]
@@ -422,7 +430,7 @@ class Conversation:
             if not fits(cache, prompt, shared, room):
                 cache, shared = None, 0
         if cache is not None:
-            cache = cache.replace(end=np.int32(shared))
+            cache = cache.replace(end=replicate(np.int32(shared)))
         rest = Prompt(
             prompt.tokens[:, shared:],
             prompt.slots[:, shared:],

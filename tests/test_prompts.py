@@ -187,3 +187,7 @@ def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
 def test_too_many_stop_tokens():
     with pytest.raises(ValueError, match="at most 16 stop tokens, got 17"):
         Rules.of(Sampling(), range(17))
+
+
+def test_no_tokens_are_no_answer(model):
+    assert model.complete(TEXT, max_tokens=0) == ""

@@ -39,7 +39,13 @@ from lclm_jax.state import begin_stage, init_params
 from lclm_jax.step import objective, train_step
 from lclm_jax.typing import Array, Params
 
-AIMS = {"train step": 1.3, "encode": 1.3, "first token": 1.3, "decode": 2.0, "plain text": 1.0}  # times torch's speed
+AIMS = {
+    "train step": 1.3,
+    "encode": 1.3,
+    "first token": 1.3,
+    "decode": 2.0,
+    "plain text": 1.0,
+}  # times torch's speed
 TOLERANCE = 1e-4
 MATMUL = 2048  # rows and columns of the product whose best speed is the machine's peak
 PAUSE = 0.1  # seconds before a measurement, in which the other side's threads stop to look for work
