@@ -10,7 +10,9 @@ import jax
 
 from lclm_jax.sharding import platform
 
-DIRECTORY = "LCLM_JAX_CACHE"  # environment variable that names the directory; "off" keeps nothing
+CACHE_VARIABLE = (
+    "LCLM_JAX_CACHE"  # environment variable that names the directory; "off" keeps nothing
+)
 
 
 def enable_cache(directory: str | Path | None = None):
@@ -21,7 +23,7 @@ def enable_cache(directory: str | Path | None = None):
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    chosen = directory or os.environ.get(DIRECTORY) or Path.home() / ".cache/lclm_jax/programs"
+    chosen = directory or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/lclm_jax/programs"
     if str(chosen) == "off":
         return
     jax.config.update("jax_compilation_cache_dir", str(Path(chosen).expanduser().resolve()))

@@ -1,7 +1,7 @@
 """Generation with a KV cache: the prompt is read in chunks, then tokens are sampled on the device.
 
 A few programs serve prompts of any length: chunks have one of two lengths, caches one of a few
-sizes, and bounds and sampling settings are values that a program is given.
+sizes. Lengths and sampling settings are traced arguments, so changing them does not recompile.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from lclm_jax.typing import Array, Bool, Float, Int, Params, typed
 
 CHUNKS = (256, 4096)  # positions of a prompt that are read at once
 ROOM = 1024  # positions of a cache for what is asked and answered after a prompt
-EXTRA = 2 * ROOM + 256  # positions of a cache beside a context of a power of two of latents
-BLOCK = 64  # tokens that one call of the decoding program writes, at most
+EXTRA = 2 * ROOM + 256  # positions beside a power of two of latents: tags, question, answer
+DECODE_STEPS = 64  # tokens that one call of the decoding program writes, at most
 CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
 MAX_STOPS = 16  # stop tokens of a call
 
@@ -37,7 +37,8 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0  # most likely tokens to choose among; 0 is all
     top_p: float = 1.0  # smallest set of most likely tokens with this probability
-    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of used tokens
+    # Divides positive and multiplies negative logits of generated tokens; the prompt is not counted.
+    repetition_penalty: float = 1.0
     min_tokens: int = 0  # before so many tokens a stop token cannot be chosen
 
     def __post_init__(self):
@@ -96,7 +97,8 @@ class Prompt:
         rows, count = latents.shape[:2]
         offsets = np.arange(rows)[:, None] * count
         numbered = np.where(slots >= 0, slots + offsets, -1).astype(np.int32)
-        return cls(np.asarray(tokens, np.int32), numbered, np.asarray(lengths), list(latents))
+        blocks = list(latents) if count else []
+        return cls(np.asarray(tokens, np.int32), numbered, np.asarray(lengths), blocks)
 
 
 @flax.struct.dataclass
@@ -141,14 +143,6 @@ def chunk_length(left: int) -> int:
     """The length of the next chunk where so many positions are left to read."""
     small, large = CHUNKS
     return large if left > large // 2 else small
-
-
-def padded_length(length: int) -> int:
-    """Positions that the chunks of a prompt of this length take in a cache."""
-    first = 0
-    while first < length:
-        first += chunk_length(length - first)
-    return first
 
 
 def positions_needed(chunks: Sequence[PlannedChunk], room: int) -> int:
@@ -258,8 +252,9 @@ def prefill(
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads prompts in chunks. Returns the scores of each row's next token, and the cache.
 
-    Without a `cache` a new one has `room` more positions; one that is given is used up, and has
-    `start` tokens of every row in it. Calls are dispatched and not waited for.
+    Without a `cache` a new one has `room` more positions. One that is given is used up: its rows
+    all have `start` tokens, contiguous, and its `end` is `start`. Calls are dispatched and not
+    waited for.
 
     Raises ValueError where a given cache is too small.
     """
@@ -278,7 +273,7 @@ def prefill(
     return logits, filled
 
 
-def read_token(
+def decode_one(
     params: Params,
     tokens: Int[Array, "B"],
     positions: Int[Array, "B"],
@@ -293,7 +288,7 @@ def read_token(
     return apply(config, params, hidden, method=LCLM.logits)[:, 0], cache
 
 
-decode_step = ServingProgram(read_token, static_argnames=("config",), donate_argnames=("cache",))
+decode_step = ServingProgram(decode_one, static_argnames=("config",), donate_argnames=("cache",))
 
 
 @typed
@@ -395,21 +390,22 @@ def start_decoding(
 def decode_block(
     params: Params, state: Decoding, limit: Int[Array, ""], rules: Rules, config: ModelConfig
 ) -> tuple[Decoding, Int[Array, "B X"]]:
-    """Reads and chooses up to BLOCK tokens, until `limit` are chosen in all or every row ended."""
+    """Reads and chooses up to DECODE_STEPS tokens, until `limit` are chosen in all or every row
+    ended."""
 
     def unfinished(carry):
         state, number, _ = carry
-        return (number < BLOCK) & (state.step < limit) & ~jnp.all(state.ended)
+        return (number < DECODE_STEPS) & (state.step < limit) & ~jnp.all(state.ended)
 
     def one(carry):
         state, number, out = carry
-        logits, cache = read_token(params, state.tokens, state.positions, state.cache, config)
+        logits, cache = decode_one(params, state.tokens, state.positions, state.cache, config)
         state = state.replace(positions=state.positions + 1, cache=cache)
         state = _next(logits, state, rules)
         out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], number, axis=1)
         return state, number + 1, out
 
-    out = jnp.full((len(state.tokens), BLOCK), -1, jnp.int32)
+    out = jnp.full((len(state.tokens), DECODE_STEPS), -1, jnp.int32)
     state, _, out = jax.lax.while_loop(unfinished, one, (state, jnp.int32(0), out))
     return state, out
 
@@ -426,7 +422,15 @@ def continue_tokens(
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[np.ndarray, "B steps"], Int[np.ndarray, "B"], Cache]:
     """Up to `steps` new tokens a row after a `prefill`, and how many of them count, a stop token
-    excluded; and the cache, without the last tokens."""
+    excluded; and the cache, without the last tokens.
+
+    Raises ValueError where the cache has no room for them.
+    """
+    room = cache.length - int(cache.end)
+    if steps - 1 > room:
+        raise ValueError(
+            f"expected room for {steps - 1} tokens in the cache, it has {room}; set room of prefill"
+        )
     rules = Rules.of(sampling, stops)
     lengths = np.asarray(lengths, np.int32)
     state = start_decoding(logits, lengths, cache, np.uint32(seed % 2**32), rules)

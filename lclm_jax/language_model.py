@@ -7,7 +7,7 @@ latents stay on the device, and the prompt's chunks follow.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ from lclm_jax.data.chat import Message, parse_memory, render_chat
 from lclm_jax.data.packing import seat_piece, seat_pieces
 from lclm_jax.data.spans import Context, Given, Piece, Plain, Span, cut_windows, lay_out
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
-from lclm_jax.generate import ROOM, Prompt, Sampling, continue_tokens, padded_length, prefill
+from lclm_jax.generate import (
+    ROOM,
+    Prompt,
+    Sampling,
+    continue_tokens,
+    plan_chunks,
+    positions_needed,
+    prefill,
+)
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
@@ -43,7 +51,7 @@ from lclm_jax.typing import Array, Float, Params
 
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
 BATCHES = (WINDOWS_AT_ONCE, 4, 1)  # sizes of a pass; the last windows of a text take small ones
-UNSTACKED = 2**30  # bytes of layers up to which a CPU keeps them one by one
+MAX_UNSTACKED_BYTES = 2**30  # bytes of layers up to which a CPU keeps them one by one
 GREEDY = Sampling()
 Seated = tuple[Piece, int, int]  # a piece, and its first position and first latent in a window
 
@@ -65,9 +73,11 @@ class Latents:
     """
 
     def __init__(self, vectors: np.ndarray | Sequence[BlockSlice], tokens: int):
-        slices = all(isinstance(one, BlockSlice) for one in vectors)
-        self._given = vectors if slices else np.asarray(vectors)
-        self.tokens = tokens
+        given = vectors if _are_slices(vectors) else np.asarray(vectors)
+        if isinstance(given, np.ndarray) and given.ndim != 2:
+            raise ValueError(f"expected vectors [M, D], got an array of shape {given.shape}")
+        self._given, self.tokens = given, tokens
+        self._copies: dict[tuple[int, str], list[BlockSlice]] = {}
 
     def __len__(self) -> int:
         if isinstance(self._given, np.ndarray):
@@ -99,10 +109,14 @@ class Latents:
         given = self._given
         if not isinstance(given, np.ndarray) and all(len(one.block) == size for one in given):
             return given
-        starts = range(0, len(self.vectors), size)
-        parts = [self.vectors[start : start + size] for start in starts]
-        blocks = [np.pad(part, ((0, size - len(part)), (0, 0))).astype(dtype) for part in parts]
-        return [BlockSlice(block, 0, len(part)) for block, part in zip(blocks, parts, strict=True)]
+        if (size, dtype) not in self._copies:
+            vectors = self.vectors.astype(dtype)
+            parts = [vectors[start : start + size] for start in range(0, len(vectors), size)]
+            self._copies[size, dtype] = [
+                BlockSlice(np.pad(part, ((0, size - len(part)), (0, 0))), 0, len(part))
+                for part in parts
+            ]
+        return self._copies[size, dtype]
 
     def block_until_ready(self) -> "Latents":
         """Waits until the device has made them."""
@@ -114,8 +128,8 @@ class Latents:
 class LanguageModel:
     """An LCLM with its tokenizer, on the devices of `mesh`.
 
-    Parameters may be replaced: `model.params = params`. `weights` are the same as its programs
-    read them: on a CPU the layers of a small decoder lie one by one (`transformer.split_layers`).
+    Parameters may be replaced: `model.params = params`. `weights` is the same tree in serving
+    layout: on a CPU the layers of a small decoder lie one by one (`transformer.split_layers`).
     """
 
     def __init__(
@@ -218,7 +232,7 @@ class LanguageModel:
         return blocks
 
     def _encode_pass(self, windows: Sequence[list[Seated]], size: int) -> Sequence[Array]:
-        """One pass of the encoder over so many windows, of which these are filled."""
+        """One pass of the encoder of batch size `size`; windows that are not given are padding."""
         room = self.config.compression.latents_per_window
         arrays = empty_windows(1, size, self.config.window_length, room)
         for number, pieces in enumerate(windows):
@@ -242,7 +256,7 @@ class LanguageModel:
 
     def generate(
         self,
-        parts: Sequence[str | Latents],
+        parts: str | Latents | Sequence[str | Latents],
         max_tokens: int = 64,
         sampling: Sampling = GREEDY,
         seed: int = 0,
@@ -251,7 +265,8 @@ class LanguageModel:
 
         >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
         """
-        messages = [{"role": "user", "content": list(parts)}]
+        listed = [parts] if isinstance(parts, (str, Latents)) else list(parts)
+        messages = [{"role": "user", "content": listed}]
         return self.chat(messages, max_tokens, sampling, seed)
 
     def chat(
@@ -289,6 +304,8 @@ class LanguageModel:
 
     def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
         """Greedy continuations of a batch of records."""
+        if not records:
+            return []
         return self._answer(self.read(records), max_tokens, GREEDY, 0)
 
     def _render(self, messages: Sequence[Message]) -> list:
@@ -297,7 +314,7 @@ class LanguageModel:
         prepared = []
         for message in messages:
             content = message["content"]
-            parts = parse_memory(content, self.tokenizer) if isinstance(content, str) else content
+            parts = split_content(content, self.tokenizer)
             given = [Given(len(part)) if isinstance(part, Latents) else part for part in parts]
             latents += [part for part in parts if isinstance(part, Latents)]
             prepared.append({"role": message["role"], "content": given})
@@ -308,6 +325,8 @@ class LanguageModel:
     def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:
         """A batch of records as `generate.prefill` takes them: contexts are compressed, and latents
         fill their slots."""
+        if not records:
+            raise TextError("expected at least one prompt, got none")
         contexts = [part for record in records for part in record if isinstance(part, Context)]
         compressed = iter(self.compress_all(contexts))
         filled = [
@@ -325,7 +344,7 @@ class LanguageModel:
             where = [
                 numbers[id(one.block)] * size + one.first + np.arange(one.count) for one in slices
             ]
-            table = np.concatenate([*where, [-1]]).astype(np.int32)
+            table = np.concatenate([*where, [-1]]).astype(np.int32)  # -1 picks the -1 at its end
             tokens[i, : len(own)], slots[i, : len(own)] = own, table[own_slots]
         return Prompt(tokens, slots, lengths, list(blocks.values()))
 
@@ -364,7 +383,7 @@ class LanguageModel:
             return self._write(logits, prompt.lengths, cache, steps, sampling, seed)[0]
 
     def _write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
-        """The answers after a prefill, and the cache."""
+        """The answers after a prefill, their tokens [B, steps], and the cache."""
         stops = (self.tokenizer.id(TURN_END),)
         tokens, counts, cache = continue_tokens(
             self.weights, logits, lengths, cache, self.config, steps, stops, seed, sampling
@@ -373,7 +392,7 @@ class LanguageModel:
             self.tokenizer.decode(row[:count], control=False)
             for row, count in zip(tokens, counts, strict=True)
         ]
-        return texts, cache
+        return texts, tokens, cache
 
 
 class Conversation:
@@ -389,10 +408,11 @@ class Conversation:
         self.messages: list[Message] = []
         self._read: Prompt | None = None  # what the cache holds
         self._cache: Cache | None = None
+        self._weights: Params | None = None  # the model's when it was read
 
     def ask(
         self,
-        content: str | Sequence[str | Latents],
+        content: str | Latents | Sequence[str | Latents],
         max_tokens: int = 64,
         sampling: Sampling = GREEDY,
         seed: int = 0,
@@ -405,17 +425,18 @@ class Conversation:
         model._check_length(length, max_tokens)
         with jax.set_mesh(model.mesh):
             logits, cache = self._prefill(prompt, max(max_tokens, ROOM))
-            (answer,), cache = model._write(
+            (answer,), tokens, cache = model._write(
                 logits, prompt.lengths, cache, max_tokens, sampling, seed
             )
-        self._read, self._cache = prompt, cache
+        self._read = extended(prompt, tokens[:, : int(cache.end) - length])
+        self._cache, self._weights = cache, model.weights
         self.messages = [*messages, {"role": "assistant", "content": [answer]}]
         return answer
 
-    def _kept(self, content: str | Sequence[str | Latents]) -> list:
+    def _kept(self, content: str | Latents | Sequence[str | Latents]) -> list:
         """A content as parts in which contexts are latents, so that they are compressed once."""
         model = self.model
-        parts = parse_memory(content, model.tokenizer) if isinstance(content, str) else content
+        parts = split_content(content, model.tokenizer)
         return [
             model.compress_tokens(part.tokens, part.ratio) if isinstance(part, Context) else part
             for part in parts
@@ -423,21 +444,16 @@ class Conversation:
 
     def _prefill(self, prompt: Prompt, room: int):
         """`generate.prefill` of what the cache does not have."""
-        model, cache, shared = self.model, self._cache, 0
+        model, cache = self.model, self._cache
         self._cache = None  # a chunk uses it up
-        if cache is not None and self._read is not None:
+        if cache is not None and self._read is not None and self._weights is model.weights:
             shared = min(shared_length(self._read, prompt), int(prompt.lengths[0]) - 1)
-            if not fits(cache, prompt, shared, room):
-                cache, shared = None, 0
-        if cache is not None:
-            cache = cache.replace(end=replicate(np.int32(shared)))
-        rest = Prompt(
-            prompt.tokens[:, shared:],
-            prompt.slots[:, shared:],
-            prompt.lengths - shared,
-            prompt.blocks,
-        )
-        return prefill(model.weights, rest, model.config, room, cache, shared)
+            rest = without_first(prompt, shared)
+            needed = positions_needed(plan_chunks(rest, model.config), room)
+            if shared + needed <= cache.length:
+                cache = cache.replace(end=replicate(np.int32(shared)))
+                return prefill(model.weights, rest, model.config, room, cache, shared)
+        return prefill(model.weights, prompt, model.config, room)
 
 
 def load(
@@ -464,7 +480,7 @@ def serving_params(params: Params, config: ModelConfig) -> Params:
     )
     layers = params["decoder"]["layers"]
     size = sum(x.nbytes for x in jax.tree.leaves(layers))
-    apart = platform() == "cpu" and size <= UNSTACKED
+    apart = platform() == "cpu" and size <= MAX_UNSTACKED_BYTES
     if apart and not isinstance(layers, tuple):
         decoder = {**params["decoder"], "layers": split_layers(layers, config.decoder.layers)}
         params = {**params, "decoder": decoder}
@@ -486,7 +502,7 @@ def encode_windows(
     return _as_blocks(vectors, windows.tokens.shape[1])
 
 
-@partial(jax.jit, static_argnames=("config",))
+@serving_program(static_argnames=("config",))
 def project_blocks(
     params: Params, blocks: tuple[Float[Array, "P X"], ...], places: Places, config: ModelConfig
 ) -> tuple[Float[Array, "P D"], ...]:
@@ -518,7 +534,25 @@ def _sources(prompt: Prompt, length: int) -> np.ndarray:
     return np.where(slots >= 0, addresses[slots // size] * size + slots % size, -1)
 
 
-def fits(cache: Cache, prompt: Prompt, shared: int, room: int) -> bool:
-    """Whether a cache that has the first positions of a prompt has room for the rest."""
-    rest = int(prompt.lengths[0]) - shared
-    return shared + max(padded_length(rest), rest + room) <= cache.length
+def without_first(prompt: Prompt, count: int) -> Prompt:
+    """A prompt of one row without its first positions."""
+    tokens, slots = prompt.tokens[:, count:], prompt.slots[:, count:]
+    return Prompt(tokens, slots, prompt.lengths - count, prompt.blocks)
+
+
+def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
+    """A prompt of one row with tokens [1 n] after it."""
+    slots = np.concatenate([prompt.slots, np.full_like(tokens, -1)], axis=1)
+    joined = np.concatenate([prompt.tokens, tokens], axis=1)
+    return Prompt(joined, slots, prompt.lengths + tokens.shape[1], prompt.blocks)
+
+
+def split_content(content: Any, tokenizer: Tokenizer) -> Sequence[Any]:
+    """The parts of a turn: of text, in which memory tags mark contexts, of latents, or of a list."""
+    if isinstance(content, str):
+        return parse_memory(content, tokenizer)
+    return [content] if isinstance(content, Latents) else content
+
+
+def _are_slices(vectors: Any) -> bool:
+    return len(vectors) > 0 and all(isinstance(one, BlockSlice) for one in vectors)

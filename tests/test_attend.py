@@ -173,9 +173,9 @@ def test_flash_kernels_read_a_cache_up_to_its_end(monkeypatch, end):
     )
     inputs_of = jax.tree.map(jnp.asarray, (q, keys, values, queries, cached))
     inputs_of = (*inputs_of, True, jnp.int32(end))
-    found, norms = gpu.flash_keys(*inputs_of, own=False)
-    attended, expected_norms = blocks.read_keys(*inputs_of)
+    found, lse = gpu.flash_keys(*inputs_of, own=False)
+    attended, expected_lse = blocks.read_keys(*inputs_of)
     floor = partial(np.maximum, -1e30)
-    np.testing.assert_allclose(floor(norms), floor(expected_norms), atol=2e-5)
+    np.testing.assert_allclose(floor(lse), floor(expected_lse), atol=2e-5)
     if end:
         np.testing.assert_allclose(found, attended, atol=2e-5)

@@ -10,7 +10,7 @@ import pytest
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.attention.blocks import merge, read_keys
 from lclm_jax.model.attention.dispatch import _read_self
-from lclm_jax.model.attention.gpu import read_token, segment_bounds
+from lclm_jax.model.attention.gpu import attend_token, segment_bounds
 from lclm_jax.model.attention.reference import dense
 from lclm_jax.model.attention.tpu import splash_keys
 from lclm_jax.model.masks import Places
@@ -85,7 +85,7 @@ def test_the_token_kernel_reads_one_layer_of_a_cache(ends, layers):
         others = [jnp.full_like(cache.keys, jnp.nan)] * 2
         keys = jnp.stack([others[0], cache.keys, others[1]])
         stacked = cache.replace(keys=keys, values=jnp.stack([others[0], cache.values, others[1]]))
-    past = read_token(q, queries, stacked, layer, interpret=True)
+    past = attend_token(q, queries, stacked, layer, interpret=True)
     found = merge(past, _read_self(q, *own))
     np.testing.assert_allclose(found, expected(q, own, queries, cache), atol=2e-5)
 

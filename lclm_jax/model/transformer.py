@@ -126,8 +126,8 @@ class Transformer(nn.Module):
             owns.append(own)
         if cache is None:
             return x, None
-        # What is written must depend on what was read, or XLA copies the whole cache for every
-        # token (and drops a barrier).
+        # Make what is written depend on the hidden state; otherwise XLA copies the whole cache for
+        # every token (it drops an optimization_barrier).
         nothing = (x[:, :1, :1, None] * 0).astype(owns[0][0].dtype)
         return x, jax.tree.map(lambda written: written + nothing, tuple(zip(*owns, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Whether the system is right on this accelerator, and how fast: at most eight minutes.
+"""Checks correctness and measures speed on one accelerator, in at most eight minutes.
 
     python -m launch.bench.accelerator --minutes 8 --out DIR
 

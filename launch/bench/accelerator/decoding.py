@@ -20,11 +20,11 @@ from launch.bench.accelerator.rows import random_tokens
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle, peak_memory
 from lclm_jax.cost import cache_bytes
-from lclm_jax.generate import BLOCK
+from lclm_jax.generate import DECODE_STEPS
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.model.lclm import output_table
 
-BLOCKS = 4  # of tokens that are timed
+ROUNDS = 4  # of tokens that are timed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Decoding(Result):
     cache_bytes: int  # that a step reads, of all rows
     needed_bytes_per_second: float
     repeats: int
-    peak_bytes: int | None
+    peak_bytes: int | None  # of the process so far, which may have read longer texts before
 
 
 def run(sizes: Sizes, record: Record):
@@ -49,7 +49,7 @@ def run(sizes: Sizes, record: Record):
         return
     latents = compress(model, random_tokens(model.config, sizes.middle))
     question = random_tokens(model.config, sizes.question, seed=1)
-    room = (BLOCKS + 1) * BLOCK
+    room = (ROUNDS + 1) * DECODE_STEPS
     state = prefill(model, latents, question, room)
     read = len(latents) + 2 + len(question)
     for rows in sizes.batches:
@@ -65,12 +65,12 @@ def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decodin
     decoding = begin_decoding(model, state_for_batch(state, rows))
     decoding, _ = decode_more(model, decoding)  # compiles
     rounds = []
-    for _ in range(BLOCKS):
+    for _ in range(ROUNDS):
         begun = time.perf_counter()
         decoding, count = decode_more(model, decoding)
         rounds.append((time.perf_counter() - begun) / count)
     seconds = middle(rounds)
-    positions = read + BLOCK + BLOCKS * BLOCK // 2
+    positions = read + DECODE_STEPS + ROUNDS * DECODE_STEPS // 2
     weights = read_weights(model)
     itemsize = output_table(model.weights, model.config).dtype.itemsize
     cached = rows * cache_bytes(config, positions, itemsize)

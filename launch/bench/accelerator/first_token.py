@@ -21,13 +21,13 @@ from lclm_jax.sharding import one_device
 
 SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
 COMPILATION = 5.0  # seconds
-RUNS = 3  # of one length, at least
+RUNS = 4  # of one length, at least
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True)
 class FirstToken(Result):
-    """Medians of several runs after the first, which is compiled."""
+    """Medians of several runs, after two that are not counted."""
 
     tokens: int
     ratio: int
@@ -35,7 +35,7 @@ class FirstToken(Result):
     compress_seconds: float
     prefill_seconds: float
     seconds: float  # both
-    compile_seconds: float  # the first run's, less the median's
+    compile_seconds: float  # the first run's, less the median's: compiling, loading, autotuning
     repeats: int
     peak_bytes: int | None  # of the process, where no longer text was read before
     flops: float  # that the model needs
@@ -89,11 +89,13 @@ def run_compressed(sizes: Sizes, record: Record):
     model = make_model(sizes.model)
     own, before, longest = sizes.model.compression.ratio, None, 0
     for tokens in (*sizes.contexts, *sizes.more_contexts):
+        known = name_of(tokens, own) in record.measurements
         call = partial(measure_compressed, model, tokens, sizes, tokens > longest)
-        if name_of(tokens, own) not in record.measurements:
-            longest = max(longest, tokens)
         needs = needed(before, compressed_cost(tokens, sizes.model).flops, sizes)
-        before = record.measure(name_of(tokens, own), call, needs) or before
+        result = record.measure(name_of(tokens, own), call, needs)
+        if result is not None and not known:
+            longest = max(longest, tokens)
+        before = result or before
     for tokens in sizes.other_contexts:
         for ratio in sizes.other_ratios:
             compression = replace(sizes.model.compression, ratio=ratio)
@@ -178,7 +180,9 @@ def run_warm(sizes: Sizes, record: Record, results: Path):
     measured = read_results(results / "first_token.compressed.json")["measurements"]
     for tokens in (*sizes.contexts, *sizes.more_contexts):
         cold = measured.get(name_of(tokens, sizes.model.compression.ratio))
-        if cold is not None:
+        if cold is None:
+            record.skip(f"{tokens} tokens", "its first token is to be measured first: serving")
+        else:
             call = partial(measure_warm, model, tokens, sizes, cold["seconds"])
             needs = 2 * cold["seconds"] + 2
             record.measure(f"{tokens} tokens", call, needs)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lclm_jax.data.spans import Plain
 from lclm_jax.generate import (
-    BLOCK,
+    DECODE_STEPS,
     Decoding,
     Rules,
     Sampling,
@@ -87,7 +87,7 @@ def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int
     with jax.set_mesh(model.mesh):
         inputs = (decoding, UNLIMITED, Rules.of(Sampling()), model.config)
         decoding, _ = decode_block(model.weights, *inputs)
-    return jax.block_until_ready(decoding), BLOCK
+    return jax.block_until_ready(decoding), DECODE_STEPS
 
 
 def answer(

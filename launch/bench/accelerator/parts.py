@@ -19,9 +19,10 @@ class Part:
     """One process. Its name is that of its section, and of what it measures of it."""
 
     name: str
-    share: float  # of the time: seconds, if there are enough for all
+    share: float  # time budget in seconds, scaled if the total does not fit
     on_cpu: bool = False  # whether jax must leave the accelerator alone
-    # Whether programs come from and go to the cache on disk, which does not suit many threads.
+    # Whether programs come from and go to the cache on disk; threads that write to it at the same
+    # time were seen to break entries.
     cached: bool = True
     needed_by: str = ""  # another section that reads its results
 

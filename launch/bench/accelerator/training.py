@@ -1,7 +1,6 @@
 """A training step of one packed row: its seconds, the share of the peak it reaches, its memory."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_state, init_state
 from lclm_jax.step import train_step
 
+COMPILATION = 35.0  # seconds, at least, of compilation and the steps that are timed
 WARM_UPS = 2
 STEPS = 5  # at least
 
@@ -32,7 +32,7 @@ class Step(Result):
     positions: int
     windows: int
     examples: int
-    compile_seconds: float  # beside those of the other settings
+    compile_seconds: float
     predicted_peak_bytes: int | None  # by the compiler, of this very program
     fits: bool
     seconds: float | None = None
@@ -54,15 +54,17 @@ class Program:
 
 
 def run(sizes: Sizes, record: Record, number: int):
-    """One case with every setting. All are compiled side by side before the first is run, so that
-    compilation takes no memory while steps are measured; the one that needs least is run first."""
+    """One case with every setting, the one that needs least memory first. Each is compiled when the
+    one before has been measured: compilation tries out kernels, which would disturb it."""
     case = sizes.cases[number]
-    names = {remat: f"{case.name}, remat {remat}" for remat in sizes.remats}
-    missing = [remat for remat, name in names.items() if name not in record.measurements]
-    with ThreadPoolExecutor(len(names)) as threads:
-        compiling = {x: threads.submit(compile_case, sizes, case, x) for x in missing}
-    for remat, future in compiling.items():
-        record.measure(names[remat], lambda x=future, r=remat: measure(x.result(), case, r), 2.0)
+    for remat in sizes.remats:
+        name = f"{case.name}, remat {remat}"
+        needs = 2.0 if sizes.tiny else COMPILATION
+        record.measure(
+            name,
+            lambda remat=remat: measure(compile_case(sizes, case, remat), case, remat),
+            needs,
+        )
 
 
 def compile_case(sizes: Sizes, case: TrainingCase, remat: str) -> Program:

@@ -1,7 +1,8 @@
-"""Attention without whole matrices of scores, in plain JAX: for any chip, and the judge of kernels.
+"""Attention without whole matrices of scores, in plain JAX: for any chip, and the baseline that
+kernels are tested against.
 
-A part of attention is a pair (attended [B T N H] in float32, norms [B T N]): the softmax over some
-of the keys, and the logarithm of its denominator. `merge` joins parts over different keys.
+A part is a pair (output [B T N H] in float32, log-sum-exp [B T N]) over a subset of the keys;
+`merge` combines two of them.
 """
 
 from functools import partial
@@ -52,9 +53,9 @@ def read_keys(
         nothing = (jnp.zeros((*shape, h)), jnp.full(shape, HIDDEN / 2), jnp.zeros(shape))
         total, top, weight = jax.lax.fori_loop(0, -(-last // step), add_keys, nothing)
         attended = total / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)[..., None]
-        norms = top + jnp.log(weight)
+        lse = top + jnp.log(weight)
         attended = attended.reshape(b, n, size, h).transpose(0, 2, 1, 3)
-        return attended, norms.reshape(b, n, size).transpose(0, 2, 1)
+        return attended, lse.reshape(b, n, size).transpose(0, 2, 1)
 
     parts = jax.lax.map(read_block, jax.tree.map(split, (scaled, queries)))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, -1, *x.shape[3:])[:, :t], parts)
@@ -84,9 +85,9 @@ def _add(sums, query: Array, keys: Array, values: Array, mask: Array):
 
 def merge(first: Part, second: Part) -> Array:
     """Attention over the keys of both parts [B T N H]; zero where neither read anything."""
-    norms = jnp.maximum(first[1], second[1])
-    norms = jnp.maximum(norms, HIDDEN)  # finite where nothing was read
-    one, other = (jnp.exp(part[1] - norms)[..., None] for part in (first, second))
+    lse = jnp.maximum(first[1], second[1])
+    lse = jnp.maximum(lse, HIDDEN)  # finite where nothing was read
+    one, other = (jnp.exp(part[1] - lse)[..., None] for part in (first, second))
     attended = first[0] * one + second[0] * other
     return attended / jnp.maximum(one + other, jnp.finfo(jnp.float32).tiny)
 
@@ -95,9 +96,9 @@ def merge_shards(part: Part, axes: tuple[str, ...]) -> Part:
     """One part from those of the devices along mesh axes, each of which read its own keys."""
     if not axes:
         return part
-    attended, norms = part
-    highest = jnp.maximum(jax.lax.pmax(norms, axes), HIDDEN)
-    weight = jnp.exp(norms - highest)
+    attended, lse = part
+    highest = jnp.maximum(jax.lax.pmax(lse, axes), HIDDEN)
+    weight = jnp.exp(lse - highest)
     total = jax.lax.psum(weight, axes)
     attended = jax.lax.psum(attended * weight[..., None], axes)
     return attended / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None], (

@@ -52,7 +52,7 @@ def read_row(causal: bool, q: Array, k: Array, v: Array, queries: Places, keys: 
 
 
 def _read_row_forward(causal, q, k, v, queries, keys):
-    # Masks must seem to depend on q, or a scan over layers makes those of all blocks before it and keeps them.
+    # Without this barrier XLA hoists the masks of all blocks out of a scan over layers and keeps them.
     q, queries, keys = jax.lax.optimization_barrier((q, queries, keys))
 
     def read(start, length, q, queries):
@@ -74,21 +74,21 @@ def _read_row_forward(causal, q, k, v, queries, keys):
         )
         return attended.astype(q.dtype), top + jnp.log(total)
 
-    attended, norms = jax.lax.map(
+    attended, lse = jax.lax.map(
         lambda block: _on_stretch(read, block[1], keys, causal, *block), (q, queries)
     )
-    attended, norms = checkpoint_name((attended, norms), SAVED)
-    return attended, (q, k, v, queries, keys, attended, norms)
+    attended, lse = checkpoint_name((attended, lse), SAVED)
+    return attended, (q, k, v, queries, keys, attended, lse)
 
 
 def _read_row_backward(causal, kept, gradient):
-    q, k, v, queries, keys, attended, norms = kept
+    q, k, v, queries, keys, attended, lse = kept
 
-    def read(start, length, sums, q, queries, attended, norms, gradient):
+    def read(start, length, sums, q, queries, attended, lse, gradient):
         stretch = partial(
             jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length, axis=1
         )
-        shares = jnp.exp(_scores(q, stretch(k), queries, keys, start, causal) - norms)
+        shares = jnp.exp(_scores(q, stretch(k), queries, keys, start, causal) - lse)
         by_share = jnp.einsum(
             "KXH,KSH->KXS", gradient, stretch(v), preferred_element_type=jnp.float32
         )
@@ -110,9 +110,7 @@ def _read_row_backward(causal, kept, gradient):
         return _on_stretch(read, block[1], keys, causal, sums, *block)
 
     nothing = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (by_key, by_value), by_query = jax.lax.scan(
-        one, nothing, (q, queries, attended, norms, gradient)
-    )
+    (by_key, by_value), by_query = jax.lax.scan(one, nothing, (q, queries, attended, lse, gradient))
     return by_query, by_key.astype(k.dtype), by_value.astype(v.dtype), None, None
 
 
@@ -123,7 +121,7 @@ def _on_stretch(read: Callable, queries: Places, keys: Places, causal: bool, *in
     """`read(start, length, *inputs)` on a stretch that holds all keys [S] these queries may read."""
     size, s = queries.segments.shape[0], keys.segments.shape[0]
     lengths = [min(s, size << i) for i in range((-(-s // size) - 1).bit_length() + 1)]
-    if len(lengths) == 1:  # a sum over no lengths makes the compiler of jaxlib 0.11.2 crash
+    if len(lengths) == 1:  # jaxlib 0.11.2 crashes on the empty reduction below
         return read(jnp.int32(0), s, *inputs)
     seen = jnp.any(_row_mask(queries, keys, causal), axis=0)
     first, last = jnp.argmax(seen), jnp.where(jnp.any(seen), s - jnp.argmax(seen[::-1]), 0)

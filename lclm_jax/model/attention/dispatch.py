@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lclm_jax.model.attention.blocks import Part, merge, merge_shards, read_keys
 from lclm_jax.model.attention.cache import CACHE_AXES, Cache
 from lclm_jax.model.attention.cpu import stretched
-from lclm_jax.model.attention.gpu import attend_gpu, flash_keys, has_token_kernel, read_token
+from lclm_jax.model.attention.gpu import attend_gpu, attend_token, flash_keys, has_token_kernel
 from lclm_jax.model.attention.reference import reference
 from lclm_jax.model.attention.shards import Backend, RowAxes, on_shards
 from lclm_jax.model.attention.tpu import splash, splash_keys
@@ -34,8 +34,8 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of sequences to themselves, within segments, scaled by H ** -0.5.
 
-    Scores are float32. Positions grow along every segment, whose tokens lie side by side. What a
-    query that may read nothing gets is finite and has no meaning.
+    Scores are float32. Requires contiguous segments with increasing positions. The output of a
+    fully masked query is finite but undefined.
     """
     with jax.named_scope("attend"):
         return BACKENDS.get(platform(), reference)(q, k, v, queries, causal, axes)
@@ -50,10 +50,10 @@ def attend_after(
     layer: Int[Array, ""] | None,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """`attend` for tokens that follow what a cache has of one layer: to that and to themselves.
+    """`attend` for new tokens that follow cached ones: they attend to the cache and to each other.
 
-    `layer` is the number of the layer where the cache is stacked. The cache is read where it lies:
-    it needs no room for these tokens yet.
+    `layer` is the number of the layer where the cache is stacked. Nothing is written; the caller
+    does that.
     """
     with jax.named_scope("attend"):
         if q.shape[1] == 1 and not _reads_tokens(q):
@@ -98,7 +98,7 @@ def _in_parts(q, own, queries: Places, cache: Cache, layer: Array | None, causal
 def _read_cache(q, queries: Places, cache: Cache, layer: Array | None, causal: bool) -> Part:
     """The part of attention over a cache, by the back end of the chips in scope."""
     if platform() == "gpu" and q.shape[1] == 1:
-        return read_token(q, queries, cache, layer)
+        return attend_token(q, queries, cache, layer)
     cache = _one_layer(cache, layer)
     inputs = (q, cache.keys, cache.values, queries, cache.places, causal, cache.end)
     if platform() == "gpu":

@@ -21,6 +21,7 @@ from lclm_jax.sharding import device_kind, splits
 from lclm_jax.typing import Array
 
 FLASH_CARDS = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200", "NVIDIA B200", "NVIDIA GB200")
+OLD_CARDS = ("Tesla", "Quadro", "NVIDIA TITAN")  # before Ampere: Pallas' Triton needs that
 QUERIES_AT_ONCE = 256  # of `blocked`
 PREFIXES = 8  # prefixes of keys, at most, that spare `blocked` most of what lies ahead of a query
 BLOCKS = 4  # blocks of queries that share a prefix, at least
@@ -41,7 +42,9 @@ def has_flash(q: Array) -> bool:
 
 
 def has_token_kernel(q: Array) -> bool:
-    """Whether `read_token` computes these queries: it is for 16-bit numbers and Triton's cards."""
+    """Whether `attend_token` takes these queries: 16-bit numbers, on Ampere cards and newer."""
+    if device_kind().startswith(OLD_CARDS):
+        return False
     return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] in (64, 128, 256)
 
 
@@ -117,8 +120,9 @@ def _mask(causal: bool, bounds):
 def flash_keys(q, k, v, queries: Places, keys: Places, causal: bool, end: Array, own: bool) -> Part:
     """The part of attention that queries [B T N H] read of keys and values [B K S H] up to `end`.
 
-    `own` keys are the queries' own, and causal; the others come before all queries, and a row's
-    lie side by side from the start. On one device: call it inside a `shard_map`.
+    With `own`, keys and values are of the same tokens as the queries; otherwise they are cached,
+    all earlier, and each row's used ones are contiguous from the start. On one device: call it
+    inside a `shard_map`.
     """
     if not has_flash(q):
         return read_keys(q, k, v, queries, keys, causal, end)
@@ -137,12 +141,12 @@ def flash_keys(q, k, v, queries: Places, keys: Places, causal: bool, end: Array,
     out, (top, weight) = kernels()[0](
         *inputs, mask=_mask(causal and own, bounds), return_residuals=True
     )
-    norms = jnp.where(weight > 0, top + jnp.log(weight), -jnp.inf)  # [B K G T]
+    lse = jnp.where(weight > 0, top + jnp.log(weight), -jnp.inf)  # [B K G T]
     out = out.swapaxes(1, 2).reshape(b, t, n, h)
-    return out.astype(jnp.float32), norms.reshape(b, n, t).swapaxes(1, 2)
+    return out.astype(jnp.float32), lse.reshape(b, n, t).swapaxes(1, 2)
 
 
-def read_token(
+def attend_token(
     q, queries: Places, cache: Cache, layer: Array | None, interpret: bool = False
 ) -> Part:
     """The part of attention that one token of each row [B 1 N H] reads of a cache.
@@ -165,7 +169,7 @@ def read_token(
     bounds = [jnp.asarray(x, jnp.int32) for x in (layer, cache.end, each)]
 
     def kernel(
-        layer_ref, end_ref, each_ref, q_ref, k_ref, v_ref, own_ref, at_ref, out_ref, norm_ref
+        layer_ref, end_ref, each_ref, q_ref, k_ref, v_ref, own_ref, at_ref, out_ref, lse_ref
     ):
         layer, end, each = layer_ref[0], end_ref[0], each_ref[0]
         query, segment, part = q_ref[...], own_ref[0], pl.program_id(2)
@@ -193,7 +197,7 @@ def read_token(
         total, top, weight = jax.lax.fori_loop(part * each, last, add_keys, nothing)
         weight = jnp.maximum(weight, 1e-30)
         out_ref[...] = total / weight[:, None]
-        norm_ref[...] = top + jnp.log(weight)
+        lse_ref[...] = top + jnp.log(weight)
 
     number = pl.BlockSpec((1,), lambda i, j, p: (0,))
     cached = pl.BlockSpec((layers, None, None, s, h), lambda i, j, p: (0, i, j, 0, 0))
@@ -218,19 +222,19 @@ def read_token(
         ],
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
-        name="read_token",
+        name="attend_token",
     )
     bounds = [x[None] for x in bounds]
     places = (queries.segments, cache.places.segments)
-    attended, norms = call(*bounds, grouped, keys, values, *places)
-    top = jnp.max(norms, axis=2, keepdims=True)
-    weights = jnp.exp(norms - top)
+    attended, lse = call(*bounds, grouped, keys, values, *places)
+    top = jnp.max(lse, axis=2, keepdims=True)
+    weights = jnp.exp(lse - top)
     total = jnp.sum(weights, axis=2)
     attended = jnp.sum(attended * weights[..., None], axis=2) / total[..., None]
-    norms = top[:, :, 0] + jnp.log(total)
+    lse = top[:, :, 0] + jnp.log(total)
     count = n // groups
     attended = attended[:, :, :count].reshape(b, 1, n, h)
-    return attended, norms[:, :, :count].reshape(b, 1, n)
+    return attended, lse[:, :, :count].reshape(b, 1, n)
 
 
 def blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:

@@ -68,7 +68,8 @@ def splash_keys(
 ) -> Part:
     """The part of attention that queries [B T N H] read of keys and values [B K S H] up to `end`.
 
-    `own` keys are the queries' own, and causal; the others come before all queries. Of these the
+    With `own`, keys and values are of the same tokens as the queries; otherwise they are cached,
+    and all earlier. Of these the
     kernel reads the shortest of a few lengths that holds `end`. On one device: call it inside a
     `shard_map`.
     """
@@ -86,8 +87,8 @@ def splash_keys(
         branches = [partial(_splash_prefix, length, interpret) for length in lengths]
         choice = sum((end > length).astype(jnp.int32) for length in lengths[:-1])
         part = jax.lax.switch(choice, branches, scaled, k, v, at_query, at_key)
-    attended, norms = part
-    return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), norms.swapaxes(1, 2)[:, :t]
+    attended, lse = part
+    return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), lse.swapaxes(1, 2)[:, :t]
 
 
 def _splash_prefix(length: int, interpret: bool, q, k, v, at_query, at_key) -> Part:
@@ -96,7 +97,7 @@ def _splash_prefix(length: int, interpret: bool, q, k, v, at_query, at_key) -> P
 
 
 def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Part:
-    """Heads first: (attended [B N T H], norms [B N T])."""
+    """Heads first: (attended [B N T H], lse [B N T])."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (q.shape[2], k.shape[2])
@@ -109,8 +110,8 @@ def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Pa
         save_residuals=True,
         interpret=interpret,
     )
-    attended, (norms,) = jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
-    return attended, norms
+    attended, (lse,) = jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+    return attended, lse
 
 
 def reaches(length: int) -> list[int]:
