@@ -5,7 +5,7 @@ sizes. Lengths and sampling settings are traced arguments, so changing them does
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import flax.struct
@@ -174,7 +174,8 @@ def _columns_within(numbers: Int[np.ndarray, "B T"], limit: int) -> int:
 
 
 def make_chunk(prompt: Prompt, planned: PlannedChunk, config: ModelConfig, start: int = 0) -> Chunk:
-    """The arrays of one chunk; `start` is the number of tokens in the cache before the prompt."""
+    """The arrays of one chunk of a prompt that has blocks (`with_blocks`); `start` is the number of
+    tokens in the cache before it."""
     size, count = block_size(prompt, config), planned.stop - planned.first
     columns = np.arange(planned.first, planned.first + planned.length, dtype=np.int32)[None]
     real = columns < np.minimum(prompt.lengths, planned.stop)[:, None]
@@ -185,10 +186,7 @@ def make_chunk(prompt: Prompt, planned: PlannedChunk, config: ModelConfig, start
         slots = np.where(slots >= 0, renumbered, -1).astype(np.int32)
     limit = block_limit(len(prompt.tokens), planned.length, size)
     blocks = [prompt.blocks[i] for i in planned.blocks]
-    blocks = [block if isinstance(block, jax.Array) else replicate(block) for block in blocks]
-    filler = (
-        blocks[0] if blocks else replicate(np.zeros((size, config.decoder.width), config.dtype))
-    )
+    filler = prompt.blocks[0]
     return Chunk(
         _pad(prompt.tokens[:, planned.first : planned.stop], planned.length, 0),
         slots,
@@ -242,6 +240,14 @@ def cache_size(rows: int, length: int) -> int:
     return size + EXTRA
 
 
+def with_blocks(prompt: Prompt, config: ModelConfig) -> Prompt:
+    """A prompt whose blocks of latents are on the devices; it has one at least."""
+    size = config.compression.latents_per_window
+    nothing = np.zeros((size, config.decoder.width), config.dtype)
+    blocks = [x if isinstance(x, jax.Array) else replicate(x) for x in prompt.blocks or [nothing]]
+    return replace(prompt, blocks=blocks)
+
+
 def prefill(
     params: Params,
     prompt: Prompt,
@@ -258,6 +264,7 @@ def prefill(
 
     Raises ValueError where a given cache is too small.
     """
+    prompt = with_blocks(prompt, config)
     chunks = plan_chunks(prompt, config)
     needed = positions_needed(chunks, room)
     filled = cache or allocate_cache(params, config, len(prompt.tokens), needed)
