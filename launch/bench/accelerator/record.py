@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from launch.bench.accelerator.report import report
+from lclm_jax.version import HOUSE
 from lclm_jax.writing import write_whole
 
 SHOWN = 160  # characters of a result on the terminal
@@ -59,7 +60,7 @@ class Record:
         try:
             result = call().to_dict()
         except Exception as error:  # noqa: BLE001 - the next must not depend on this one
-            self._keep("errors", name, traceback.format_exc())
+            self._keep("errors", name, traceback.format_exc().replace(f"{HOUSE}/", ""))
             report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.begun)
             return None
         result["measured_in_seconds"] = time.perf_counter() - begun
