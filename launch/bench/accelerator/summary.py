@@ -134,9 +134,10 @@ def scaled(value: float | None, factor: float) -> float | None:
 
 
 def failed_checks(results: Results) -> float | None:
-    """Checks of `right` that did not pass, those that ended with an error included."""
+    """Checks of `right` that did not pass, those that ended with an error included; None where none
+    was made."""
     found = results.get("right")
-    if found is None:
+    if found is None or not (found["measurements"] or found["errors"]):
         return None
     failed = [one for one in found["measurements"].values() if not one["passed"]]
     return float(len(failed) + len(found["errors"]))
