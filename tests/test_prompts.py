@@ -7,6 +7,7 @@ import pytest
 
 from lclm_jax import generate, language_model
 from lclm_jax.data.spans import Context, Plain
+from lclm_jax.data.tokens import TextError
 from lclm_jax.generate import Prompt, Rules, Sampling, cache_size, plan_chunks, prefill
 from lclm_jax.language_model import LanguageModel, Latents
 from lclm_jax.model.lclm import LCLM
@@ -137,6 +138,44 @@ def test_a_conversation_answers_as_chat_and_reads_only_what_is_new(model, monkey
         assert read == whole if len(messages) == 2 else read < whole / 2
 
 
+def test_a_conversation_forgets_what_other_parameters_read(model_config, noisy, tokenizer):
+    changed = jax.tree.map(lambda x: 1.1 * x, noisy)
+    model = LanguageModel(model_config, noisy, tokenizer)
+    conversation = model.conversation()
+    first = conversation.ask("Who likes figs?", max_tokens=STEPS)
+    model.params = changed
+    answer = conversation.ask("And plums?", max_tokens=STEPS)
+    messages = [
+        {"role": "user", "content": ["Who likes figs?"]},
+        {"role": "assistant", "content": [first]},
+        {"role": "user", "content": ["And plums?"]},
+    ]
+    other = LanguageModel(model_config, changed, tokenizer)
+    assert answer == other.chat(messages, max_tokens=STEPS)
+
+
+def test_a_conversation_whose_turns_need_many_blocks_starts_a_new_cache(model, monkeypatch):
+    """A chunk that ends early makes the plan longer than the prompt's length says."""
+    monkeypatch.setattr(generate, "CHUNKS", (256, 512))
+    monkeypatch.setattr(generate, "cache_size", lambda rows, length: -(-length // 128) * 128)
+    conversation, messages = model.conversation(), []
+    for count in (1, 150, 40):
+        turn = [*(model.compress_tokens(np.arange(n, n + 2)) for n in range(count)), "Who?"]
+        messages.append({"role": "user", "content": turn})
+        answer = conversation.ask(turn, max_tokens=2)
+        assert answer == model.chat(messages, max_tokens=2)
+        messages.append({"role": "assistant", "content": [answer]})
+
+
+def test_decoding_past_the_end_of_a_cache_is_an_error(model):
+    tokens = np.zeros((1, 5), np.int32)
+    prompt = Prompt(tokens, np.full_like(tokens, -1), np.array([5]))
+    logits, cache = prefill(model.weights, prompt, model.config)
+    steps = cache.length
+    with pytest.raises(ValueError, match=rf"room for {steps - 1} tokens.*it has {steps - 5}"):
+        generate.continue_tokens(model.weights, logits, prompt.lengths, cache, model.config, steps)
+
+
 def test_a_context_in_a_conversation_is_compressed_once(model, monkeypatch):
     passes = []
     original = LanguageModel._encode_pass
@@ -187,6 +226,25 @@ def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
 def test_too_many_stop_tokens():
     with pytest.raises(ValueError, match="at most 16 stop tokens, got 17"):
         Rules.of(Sampling(), range(17))
+
+
+def test_latents_alone_are_a_turn(model):
+    memory = model.compress(TEXT)
+    assert model.generate(memory, STEPS) == model.generate([memory], STEPS)
+    assert model.conversation().ask(memory, STEPS) == model.generate([memory], STEPS)
+    assert model.generate("Who?", STEPS) == model.generate(["Who?"], STEPS)
+
+
+def test_no_prompts_have_no_answers(model):
+    assert model.complete_records([], 5) == []
+    with pytest.raises(TextError, match="at least one prompt"):
+        model.read([])
+
+
+@pytest.mark.parametrize("vectors", [[], np.zeros(3), np.zeros((1, 2, 3))])
+def test_latents_are_vectors(vectors):
+    with pytest.raises(ValueError, match=r"expected vectors \[M, D\]"):
+        Latents(vectors, 0)
 
 
 def test_no_tokens_are_no_answer(model):
