@@ -21,9 +21,11 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.data.batch import Batch
 from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Example, split_windows
-from lclm_jax.generate import Prompt, Sampling, generate_tokens
+from lclm_jax.generate import generate_tokens
 from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import LCLM, apply, output_table
+from lclm_jax.prompts import Prompt
+from lclm_jax.sampling import Sampling
 from lclm_jax.typing import Params
 
 UNLABELLED = -100  # torch's label of a token without loss

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from lclm_jax.command import run
-from lclm_jax.generate import Sampling
 from lclm_jax.language_model import load
+from lclm_jax.sampling import Sampling
 
 
 def main():

@@ -3,8 +3,9 @@
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.config_values import override
 from lclm_jax.data.spans import Context
-from lclm_jax.generate import Sampling
-from lclm_jax.language_model import LanguageModel, Latents, load
+from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.latents import Latents
+from lclm_jax.sampling import Sampling
 from lclm_jax.train import train
 
 __all__ = [

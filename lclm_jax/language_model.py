@@ -6,8 +6,6 @@ latents stay on the device, and the prompt's chunks follow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +17,25 @@ from jax.sharding import Mesh
 from lclm_jax.checkpoint import load_params, read_model_files
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
+from lclm_jax.conversation import Conversation, split_content
 from lclm_jax.data.batch import Windows, empty_windows
-from lclm_jax.data.chat import Message, parse_memory, render_chat
+from lclm_jax.data.chat import Message, render_chat
 from lclm_jax.data.packing import seat_piece, seat_pieces
 from lclm_jax.data.spans import Context, Given, Piece, Plain, Span, cut_windows, lay_out
 from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
-from lclm_jax.generate import (
-    ROOM,
-    Prompt,
-    Sampling,
-    continue_tokens,
-    plan_chunks,
-    positions_needed,
-    prefill,
-)
+from lclm_jax.generate import ROOM, continue_tokens, prefill
+from lclm_jax.latents import BlockSlice, Latents
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import split_layers
+from lclm_jax.prompts import Prompt
+from lclm_jax.sampling import GREEDY, Sampling
 from lclm_jax.sharding import (
     constrain,
     make_mesh,
     one_device,
     platform,
-    replicate,
     serving_mesh,
     splits,
 )
@@ -52,77 +45,7 @@ from lclm_jax.typing import Array, Float, Params
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
 BATCHES = (WINDOWS_AT_ONCE, 4, 1)  # sizes of a pass; the last windows of a text take small ones
 MAX_UNSTACKED_BYTES = 2**30  # bytes of layers up to which a CPU keeps them one by one
-GREEDY = Sampling()
 Seated = tuple[Piece, int, int]  # a piece, and its first position and first latent in a window
-
-
-@dataclass(frozen=True)
-class BlockSlice:
-    """Some latents of one block [P D], which lies on the device."""
-
-    block: Array
-    first: int
-    count: int
-
-
-class Latents:
-    """A compressed text: vectors for the decoder, and how many tokens they stand for.
-
-    They lie on the device, in blocks that hold the latents of one window. Made from an array of
-    vectors [M D], or by `LanguageModel.compress`.
-    """
-
-    def __init__(self, vectors: np.ndarray | Sequence[BlockSlice], tokens: int):
-        given = vectors if _are_slices(vectors) else np.asarray(vectors)
-        if isinstance(given, np.ndarray) and given.ndim != 2:
-            raise ValueError(f"expected vectors [M, D], got an array of shape {given.shape}")
-        self._given, self.tokens = given, tokens
-        self._copies: dict[tuple[int, str], list[BlockSlice]] = {}
-
-    def __len__(self) -> int:
-        if isinstance(self._given, np.ndarray):
-            return len(self._given)
-        return sum(one.count for one in self._given)
-
-    @property
-    def width(self) -> int:
-        """The width of the decoder that reads them."""
-        if isinstance(self._given, np.ndarray):
-            return self._given.shape[1]
-        return self._given[0].block.shape[-1]
-
-    @cached_property
-    def vectors(self) -> np.ndarray:
-        """The vectors [M D] as one array of the host; waits for the device."""
-        if isinstance(self._given, np.ndarray):
-            return self._given
-        blocks = jax.device_get([one.block for one in self._given])
-        parts = [
-            block[one.first : one.first + one.count]
-            for block, one in zip(blocks, self._given, strict=True)
-        ]
-        return np.concatenate(parts)
-
-    def slices(self, size: int, dtype: str) -> Sequence[BlockSlice]:
-        """The latents as slices of blocks of `size` latents, copied into new ones where they lie in
-        an array, or in the blocks of a model of another size."""
-        given = self._given
-        if not isinstance(given, np.ndarray) and all(len(one.block) == size for one in given):
-            return given
-        if (size, dtype) not in self._copies:
-            vectors = self.vectors.astype(dtype)
-            parts = [vectors[start : start + size] for start in range(0, len(vectors), size)]
-            self._copies[size, dtype] = [
-                BlockSlice(np.pad(part, ((0, size - len(part)), (0, 0))), 0, len(part))
-                for part in parts
-            ]
-        return self._copies[size, dtype]
-
-    def block_until_ready(self) -> "Latents":
-        """Waits until the device has made them."""
-        if not isinstance(self._given, np.ndarray):
-            jax.block_until_ready([one.block for one in self._given])
-        return self
 
 
 class LanguageModel:
@@ -282,10 +205,10 @@ class LanguageModel:
         Put text that comes from elsewhere into a list: there, tags and control tokens are only
         characters.
         """
-        prompt = self.read([self._render(messages)])
+        prompt = self.read([self.render(messages)])
         return self._answer(prompt, max_tokens, sampling, seed)[0]
 
-    def conversation(self) -> "Conversation":
+    def conversation(self) -> Conversation:
         """A chat whose turns are read once: every question reads only what is new."""
         return Conversation(self)
 
@@ -296,7 +219,7 @@ class LanguageModel:
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> str:
-        """What follows text and latents as such, without a chat around them."""
+        """Continues text and latents as they are, without a chat around them."""
         listed = [parts] if isinstance(parts, (str, Latents)) else parts
         encode = self.tokenizer.encode
         record = [Plain(encode(part)) if isinstance(part, str) else part for part in listed]
@@ -308,7 +231,7 @@ class LanguageModel:
             return []
         return self._answer(self.read(records), max_tokens, GREEDY, 0)
 
-    def _render(self, messages: Sequence[Message]) -> list:
+    def render(self, messages: Sequence[Message]) -> list:
         """The record of a chat up to the assistant's next turn, with latents in it as they are."""
         latents: list[Latents] = []
         prepared = []
@@ -368,7 +291,7 @@ class LanguageModel:
             raise TextError("expected a prompt, got an empty one")
         return (example.tokens, example.slots), slices
 
-    def _check_length(self, length: int, steps: int):
+    def check_length(self, length: int, steps: int):
         most = self.config.decoder.max_positions
         if length + steps > most:
             raise ValueError(
@@ -377,12 +300,12 @@ class LanguageModel:
             )
 
     def _answer(self, prompt: Prompt, steps: int, sampling: Sampling, seed: int) -> list[str]:
-        self._check_length(int(prompt.lengths.max()), steps)
+        self.check_length(int(prompt.lengths.max()), steps)
         with jax.set_mesh(self.mesh):
             logits, cache = prefill(self.weights, prompt, self.config, max(steps, ROOM))
-            return self._write(logits, prompt.lengths, cache, steps, sampling, seed)[0]
+            return self.write(logits, prompt.lengths, cache, steps, sampling, seed)[0]
 
-    def _write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
+    def write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
         """The answers after a prefill, their tokens [B, steps], and the cache."""
         stops = (self.tokenizer.id(TURN_END),)
         tokens, counts, cache = continue_tokens(
@@ -393,67 +316,6 @@ class LanguageModel:
             for row, count in zip(tokens, counts, strict=True)
         ]
         return texts, tokens, cache
-
-
-class Conversation:
-    """A chat that keeps the keys and values of what was read.
-
-    >>> conversation = model.conversation()
-    >>> conversation.ask([memory, "What broke?"])
-    >>> conversation.ask("Since when?")  # reads these words only
-    """
-
-    def __init__(self, model: LanguageModel):
-        self.model = model
-        self.messages: list[Message] = []
-        self._read: Prompt | None = None  # what the cache holds
-        self._cache: Cache | None = None
-        self._weights: Params | None = None  # the model's when it was read
-
-    def ask(
-        self,
-        content: str | Latents | Sequence[str | Latents],
-        max_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-    ) -> str:
-        """The assistant's answer to one more turn of the user, as `LanguageModel.chat` gives it."""
-        model = self.model
-        messages = [*self.messages, {"role": "user", "content": self._kept(content)}]
-        prompt = model.read([model._render(messages)])
-        length = int(prompt.lengths[0])
-        model._check_length(length, max_tokens)
-        with jax.set_mesh(model.mesh):
-            logits, cache = self._prefill(prompt, max(max_tokens, ROOM))
-            (answer,), tokens, cache = model._write(
-                logits, prompt.lengths, cache, max_tokens, sampling, seed
-            )
-        self._read = extended(prompt, tokens[:, : int(cache.end) - length])
-        self._cache, self._weights = cache, model.weights
-        self.messages = [*messages, {"role": "assistant", "content": [answer]}]
-        return answer
-
-    def _kept(self, content: str | Latents | Sequence[str | Latents]) -> list:
-        """A content as parts in which contexts are latents, so that they are compressed once."""
-        model = self.model
-        parts = split_content(content, model.tokenizer)
-        return [
-            model.compress_tokens(part.tokens, part.ratio) if isinstance(part, Context) else part
-            for part in parts
-        ]
-
-    def _prefill(self, prompt: Prompt, room: int):
-        """`generate.prefill` of what the cache does not have."""
-        model, cache = self.model, self._cache
-        self._cache = None  # a chunk uses it up
-        if cache is not None and self._read is not None and self._weights is model.weights:
-            shared = min(shared_length(self._read, prompt), int(prompt.lengths[0]) - 1)
-            rest = without_first(prompt, shared)
-            needed = positions_needed(plan_chunks(rest, model.config), room)
-            if shared + needed <= cache.length:
-                cache = cache.replace(end=replicate(np.int32(shared)))
-                return prefill(model.weights, rest, model.config, room, cache, shared)
-        return prefill(model.weights, prompt, model.config, room)
 
 
 def load(
@@ -512,47 +374,5 @@ def project_blocks(
 
 
 def _as_blocks(vectors: Float[Array, "M D"], count: int) -> tuple[Float[Array, "P D"], ...]:
-    """So many blocks, each whole on every device."""
+    """Splits vectors into so many blocks, each replicated on every device."""
     return tuple(constrain(block, None, None) for block in jnp.split(vectors, count))
-
-
-def shared_length(one: Prompt, other: Prompt) -> int:
-    """How many of their first positions two prompts of one row have in common: tokens and latents."""
-    length = min(int(one.lengths[0]), int(other.lengths[0]))
-    same = one.tokens[0, :length] == other.tokens[0, :length]
-    same &= _sources(one, length) == _sources(other, length)
-    return length if same.all() else int(np.argmin(same))
-
-
-def _sources(prompt: Prompt, length: int) -> np.ndarray:
-    """Where each position's latent lies, as one number; -1 for tokens."""
-    slots = prompt.slots[0, :length].astype(np.int64)
-    if not prompt.blocks:
-        return slots
-    size = len(prompt.blocks[0])
-    addresses = np.array([id(block) for block in prompt.blocks])
-    return np.where(slots >= 0, addresses[slots // size] * size + slots % size, -1)
-
-
-def without_first(prompt: Prompt, count: int) -> Prompt:
-    """A prompt of one row without its first positions."""
-    tokens, slots = prompt.tokens[:, count:], prompt.slots[:, count:]
-    return Prompt(tokens, slots, prompt.lengths - count, prompt.blocks)
-
-
-def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
-    """A prompt of one row with tokens [1 n] after it."""
-    slots = np.concatenate([prompt.slots, np.full_like(tokens, -1)], axis=1)
-    joined = np.concatenate([prompt.tokens, tokens], axis=1)
-    return Prompt(joined, slots, prompt.lengths + tokens.shape[1], prompt.blocks)
-
-
-def split_content(content: Any, tokenizer: Tokenizer) -> Sequence[Any]:
-    """The parts of a turn: of text, in which memory tags mark contexts, of latents, or of a list."""
-    if isinstance(content, str):
-        return parse_memory(content, tokenizer)
-    return [content] if isinstance(content, Latents) else content
-
-
-def _are_slices(vectors: Any) -> bool:
-    return len(vectors) > 0 and all(isinstance(one, BlockSlice) for one in vectors)

@@ -21,11 +21,12 @@ from lclm_jax.fit.search import choices, rank
 from lclm_jax.fit.topology import TopologyError, slice_devices
 from lclm_jax.fit.traffic import moved_bytes
 from lclm_jax.fit.walk import Cached
-from lclm_jax.generate import CHUNKS, cache_size
+from lclm_jax.generate import cache_size
 from lclm_jax.hardware import CHIPS, parse_slice
 from lclm_jax.model.attention import gpu, tpu
 from lclm_jax.model.attention.tpu import TILE
 from lclm_jax.model.masks import Places
+from lclm_jax.prompts import CHUNKS
 from lclm_jax.sharding import make_mesh, serving_mesh
 
 PODS = parse_slice("v5p:4x4x4")

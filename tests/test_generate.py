@@ -12,20 +12,13 @@ from lclm_jax import generate
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
-from lclm_jax.generate import (
-    Prompt,
-    Rules,
-    Sampling,
-    choose,
-    decode_block,
-    decode_step,
-    generate_tokens,
-    prefill,
-    start_decoding,
-)
-from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, Latents, load
+from lclm_jax.generate import decode_block, decode_step, generate_tokens, prefill, start_decoding
+from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, load
+from lclm_jax.latents import Latents
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
+from lclm_jax.prompts import Prompt
+from lclm_jax.sampling import Rules, Sampling, choose
 
 pytestmark = pytest.mark.image
 

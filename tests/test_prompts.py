@@ -5,13 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax import generate, language_model
+from lclm_jax import generate, language_model, prompts
+from lclm_jax import sampling as sampling_rules
 from lclm_jax.data.spans import Context, Plain
 from lclm_jax.data.tokens import TextError
-from lclm_jax.generate import Prompt, Rules, Sampling, cache_size, plan_chunks, prefill
-from lclm_jax.language_model import LanguageModel, Latents
+from lclm_jax.generate import cache_size, prefill
+from lclm_jax.language_model import LanguageModel
+from lclm_jax.latents import Latents
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
+from lclm_jax.prompts import Prompt, plan_chunks
+from lclm_jax.sampling import Rules, Sampling
 
 pytestmark = pytest.mark.image
 
@@ -26,7 +30,7 @@ def model(model_config, noisy, tokenizer):
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(generate, "CHUNKS", (8, 32))
+    monkeypatch.setattr(prompts, "CHUNKS", (8, 32))
 
 
 def random_prompt(model, lengths, latents=12, seed=0):
@@ -77,7 +81,7 @@ def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):
     latents = [model.compress_tokens(np.arange(n, n + 3)) for n in range(40)]
     prompt = model.read([[*latents, Plain(np.array([5, 6, 7]))]])
     assert len(prompt.blocks) == 40
-    limits = [generate.block_limit(1, span.length, 4) for span in plan_chunks(prompt, model.config)]
+    limits = [prompts.block_limit(1, span.length, 4) for span in plan_chunks(prompt, model.config)]
     spans = plan_chunks(prompt, model.config)
     assert all(len(span.blocks) <= limit for span, limit in zip(spans, limits, strict=True))
     logits, _ = prefill(model.weights, prompt, model.config, STEPS)
@@ -156,7 +160,7 @@ def test_a_conversation_forgets_what_other_parameters_read(model_config, noisy, 
 
 def test_a_conversation_whose_turns_need_many_blocks_starts_a_new_cache(model, monkeypatch):
     """A chunk that ends early makes the plan longer than the prompt's length says."""
-    monkeypatch.setattr(generate, "CHUNKS", (256, 512))
+    monkeypatch.setattr(prompts, "CHUNKS", (256, 512))
     monkeypatch.setattr(generate, "cache_size", lambda rows, length: -(-length // 128) * 128)
     conversation, messages = model.conversation(), []
     for count in (1, 150, 40):
@@ -218,9 +222,9 @@ def test_latents_of_an_array_are_read_as_those_of_the_device(model):
 def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
     logits = jax.random.normal(jax.random.key(0), (3, 500)) * 4
     rules = Rules.of(sampling)
-    whole = generate._lowest(logits, rules)
-    monkeypatch.setattr(generate, "CANDIDATES", 64)
-    np.testing.assert_allclose(generate._lowest(logits, rules), whole, rtol=1e-6)
+    whole = sampling_rules._lowest(logits, rules)
+    monkeypatch.setattr(sampling_rules, "CANDIDATES", 64)
+    np.testing.assert_allclose(sampling_rules._lowest(logits, rules), whole, rtol=1e-6)
 
 
 def test_too_many_stop_tokens():

@@ -25,9 +25,9 @@ from lclm_jax.data.packing import Budget, assemble, fill_row, seat_piece
 from lclm_jax.data.spans import Context, Plain, count_latents, lay_out, split_windows
 from lclm_jax.data.streams import stage_order
 from lclm_jax.data.transforms import draw_ratios
-from lclm_jax.generate import Sampling
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.model.lclm import LCLM, apply
+from lclm_jax.sampling import Sampling
 from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 

@@ -19,21 +19,12 @@ from lclm_jax.data.batch import empty_batch, empty_windows
 from lclm_jax.data.spans import count_latents
 from lclm_jax.data.streams import budget
 from lclm_jax.fit.walk import Cached
-from lclm_jax.generate import (
-    ROOM,
-    PlannedChunk,
-    Prompt,
-    allocate_cache,
-    decode_step,
-    make_chunk,
-    plan_chunks,
-    positions_needed,
-    read_chunk,
-)
+from lclm_jax.generate import ROOM, allocate_cache, decode_step, positions_needed, read_chunk
 from lclm_jax.hardware import Slice
 from lclm_jax.language_model import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.attention.tpu import reaches
+from lclm_jax.prompts import PlannedChunk, Prompt, make_chunk, plan_chunks
 from lclm_jax.sharding import (
     batch_sharding,
     check_batches,

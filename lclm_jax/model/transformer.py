@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         return self.get_variable("params", "layers")
 
     def _one_by_one(self, x, queries: Places, cache: Cache | None):
-        """What the scan over layers does, for layers that are not stacked."""
+        """Applies the layers in a loop, for parameters that are not stacked."""
         block = Block(self.config, self.axes, parent=None)
         # One function for all layers: it is traced and lowered once.
         read = jax.jit(lambda params, *inputs: block.apply({"params": params}, *inputs))

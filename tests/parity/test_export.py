@@ -19,11 +19,13 @@ from lclm_jax.checkpoint import save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.spans import Context, Plain, Span, lay_out
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TURN_END, Tokenizer
-from lclm_jax.generate import Prompt, Sampling, generate_tokens
+from lclm_jax.generate import generate_tokens
 from lclm_jax.language_model import LanguageModel, load
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.optim import unflatten
+from lclm_jax.prompts import Prompt
+from lclm_jax.sampling import Sampling
 from lclm_jax.typing import Params
 
 ATOL = 5e-5

@@ -7,18 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lclm_jax.data.spans import Plain
-from lclm_jax.generate import (
-    DECODE_STEPS,
-    Decoding,
-    Rules,
-    Sampling,
-    continue_tokens,
-    decode_block,
-    start_decoding,
-)
+from lclm_jax.generate import DECODE_STEPS, Decoding, continue_tokens, decode_block, start_decoding
 from lclm_jax.generate import prefill as prefill_prompt
-from lclm_jax.language_model import LanguageModel, Latents
+from lclm_jax.language_model import LanguageModel
+from lclm_jax.latents import Latents
 from lclm_jax.model.attention import Cache
+from lclm_jax.sampling import Rules, Sampling
 from lclm_jax.typing import Array
 
 UNLIMITED = np.int32(2**30)  # tokens
@@ -26,7 +20,7 @@ UNLIMITED = np.int32(2**30)  # tokens
 
 @dataclass(frozen=True)
 class State:
-    """What the decoder has read, and the scores of each row's next token. Decoding uses it up."""
+    """The decoder's cache and the scores of each row's next token. Decoding uses it up."""
 
     scores: Array  # [B V]
     lengths: np.ndarray  # [B]

@@ -62,7 +62,7 @@ def attend_after(
 
 
 def _reads_tokens(q: Array) -> bool:
-    """Whether the chips in scope read a cache for one token without all scores in memory."""
+    """True where the chips in scope read a cache for one token without holding all scores."""
     return platform() == "cpu" or (platform() == "gpu" and has_token_kernel(q))
 
 

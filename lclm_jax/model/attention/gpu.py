@@ -36,13 +36,13 @@ def attend_gpu(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
 
 
 def has_flash(q: Array) -> bool:
-    """Whether tokamax is installed and has a kernel for these queries on the cards in scope."""
+    """True if tokamax is installed and has a kernel for these queries on the cards in scope."""
     known = device_kind().startswith(FLASH_CARDS) and importlib.util.find_spec("tokamax")
     return bool(known) and q.dtype == jnp.bfloat16 and q.shape[-1] in (64, 128)
 
 
 def has_token_kernel(q: Array) -> bool:
-    """Whether `attend_token` takes these queries: 16-bit numbers, on Ampere cards and newer."""
+    """True if `attend_token` takes these queries: 16-bit numbers, on Ampere cards and newer."""
     if device_kind().startswith(OLD_CARDS):
         return False
     return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] in (64, 128, 256)
