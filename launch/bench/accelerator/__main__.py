@@ -20,7 +20,7 @@ from lclm_jax.command import run
 
 
 def main():
-    begun = time.time()
+    started = time.time()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +32,7 @@ def main():
     platform = find_platform()
     sections = tuple(name.strip() for name in arguments.sections.split(","))
     small = arguments.tiny or platform == "cpu"
-    plan = Plan(arguments.out, arguments.minutes, sections, small, platform, begun)
+    plan = Plan(arguments.out, arguments.minutes, sections, small, platform, started)
     report(f"{platform}, {'tiny models' if small else 'published shapes'}, in {plan.directory}")
     try:
         run_parts(plan)

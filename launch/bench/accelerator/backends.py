@@ -11,7 +11,7 @@ from lclm_jax.typing import Array
 
 
 def attention_backends() -> dict[str, Backend]:
-    """By name; each is called with (q, k, v, places, causal, axes). The model's own comes first."""
+    """Back ends by name, the model's own first; call them with (q, k, v, places, causal, axes)."""
     platform = jax.default_backend()
     own = BACKENDS.get(platform, reference)
     every = {own.__name__: own, "blocked": gpu.blocked}

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,7 @@ class Versions(Result):
 
 
 def versions() -> Versions:
-    """Of torch, and the attention that is used; nothing where torch is not installed."""
+    """Versions of torch and transformers, and the attention used; empty without torch."""
     if not importlib.util.find_spec("torch"):
         return Versions({})
     import transformers
@@ -101,23 +102,27 @@ def versions() -> Versions:
 
 
 def compare(sizes: Sizes, exchange: Path, name: str, call: Callable[[], Any]) -> Agreement:
-    """Of the answer only the share of tokens that differ is told: where two tokens have nearly the
-    same score, rounding decides."""
-    ours, theirs = read_outputs(exchange, "ours")[name], to_numpy(call())
-    theirs = theirs.reshape(ours.shape)
+    """Compares an output of both sides.
+
+    Of decoded tokens it reports the share that differ, and allows any at published sizes: where two
+    tokens have nearly the same score, rounding decides.
+    """
+    expected = read_outputs(exchange, "ours")[name]
+    output = to_numpy(call()).reshape(expected.shape)
     if name == DECODE:
-        shares = {"different tokens": float(np.mean(ours != theirs))}
+        shares = {"different tokens": float(np.mean(expected != output))}
         return Agreement.of(shares, {"different tokens": 0.0 if sizes.tiny else 1.0})
-    return agreement(ours, theirs, sizes.model.dtype)
+    return agreement(expected, output, sizes.model.dtype)
 
 
-def agreement(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> Agreement:
-    errors = {"difference": relative_error(theirs, ours)}
+def agreement(expected: np.ndarray, output: np.ndarray, dtype: str) -> Agreement:
+    """Compares numbers by their relative error."""
+    errors = {"difference": relative_error(output, expected)}
     return Agreement.of(errors, {"difference": TOLERANCES[dtype]})
 
 
 def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
-    """What is prepared anew for every round is not timed."""
+    """Times a task; `prepare` makes it ready for each round and is not timed."""
     rounds: list[float] = []
     seconds(prepare())
     while len(rounds) < 3 or (len(rounds) < 9 and sum(rounds) < 3.0):
@@ -126,11 +131,11 @@ def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
 
 
 def check_loss(sizes: Sizes, exchange: Path, inputs: Inputs) -> Agreement:
-    """The first loss of the training step."""
+    """Compares the first loss of the training step."""
     side = trainer(inputs, "examples", recompute=True)
     loss = to_numpy(side.loss())
-    ours = read_outputs(exchange, "ours")[TRAIN]
-    return agreement(ours.reshape(1), loss.reshape(1), sizes.model.dtype)
+    expected = read_outputs(exchange, "ours")[TRAIN]
+    return agreement(expected.reshape(1), loss.reshape(1), sizes.model.dtype)
 
 
 def train(inputs: Inputs) -> Task:
@@ -165,7 +170,7 @@ def _train(inputs: Inputs, packing: str, recompute: bool) -> Task | None:
 
 
 def trainer(inputs: Inputs, packing: str, recompute: bool) -> Any:
-    """Float32 weights as ours, computing in the model's type."""
+    """A trainer with float32 weights that computes in the model's type, as ours does."""
     from launch.bench.torch_side import Training
 
     config, device = inputs.case.model, choose_device()
@@ -187,7 +192,7 @@ def choose_device() -> str:
 
 
 def packings() -> tuple[str, ...]:
-    """How a packed row may be read; the faster way counts. Flash attention takes no masks."""
+    """Ways to read a packed row; the faster one counts. Flash attention takes no masks."""
     return ("examples",) if choose_attention() == "flash_attention_2" else ("examples", "mask")
 
 
@@ -198,15 +203,13 @@ def choose_attention() -> str:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Of a call, until the device has finished."""
-    import time
-
+    """Seconds of a call, until the device has finished."""
     wait = _torch().cuda.synchronize if choose_device() == "cuda" else lambda: None
     wait()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     call()
     wait()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

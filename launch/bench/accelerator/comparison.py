@@ -40,7 +40,7 @@ class Inputs:
 
 
 def case_number(sizes: Sizes) -> int:
-    """Of the training case in which everything is trained, of the smaller decoder."""
+    """Number of the training case that both sides run: the smaller decoder, all parts trained."""
     return min(1, len(sizes.cases) - 1)
 
 

@@ -66,9 +66,9 @@ def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decodin
     decoding, _ = decode_more(model, decoding)  # compiles
     rounds = []
     for _ in range(ROUNDS):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         decoding, count = decode_more(model, decoding)
-        rounds.append((time.perf_counter() - begun) / count)
+        rounds.append((time.perf_counter() - started) / count)
     seconds = middle(rounds)
     positions = read + DECODE_STEPS + ROUNDS * DECODE_STEPS // 2
     weights = read_weights(model)

@@ -77,7 +77,7 @@ def name_of(tokens: int, ratio: int) -> str:
 
 
 def needed(before: dict[str, Any] | None, flops: float, sizes: Sizes) -> float:
-    """Seconds that must be left before another length is begun: those of its runs, if it is as
+    """Seconds that must be left before another length is started: those of its runs, if it is as
     fast as the one before, and of compilation."""
     if before is None or not before["seconds"] or sizes.tiny:
         return 1.0
@@ -113,10 +113,10 @@ def measure_compressed(
     config = model.config
     text = random_tokens(config, tokens)
     asked = random_tokens(config, sizes.question, seed=1)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     latents = compress(model, text)
     prefill(model, latents, asked, sizes.room)
-    first = time.perf_counter() - begun
+    first = time.perf_counter() - started
     # The second run of a program is slow, too: XLA records its CUDA graphs then.
     prefill(model, compress(model, text), asked, sizes.room)
     compressing = repeat(lambda: compress(model, text), SECONDS)

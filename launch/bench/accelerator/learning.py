@@ -170,18 +170,18 @@ def train(
     step: Callable[..., Any], state: TrainState, batches: Iterator[Batch], most: int, total: float
 ) -> Iterator[Leg]:
     """Steps for so many seconds, looks included, or so many steps; a leg now and then."""
-    begun, number, seconds = time.time(), 0, 0.0
+    started, number, seconds = time.time(), 0, 0.0
     every = max(1.0, total / LOOKS)
     while True:
         before = time.time()
-        end = min(before + every, begun + total)
+        end = min(before + every, started + total)
         while number < most and (number == 0 or time.time() < end):
             state, metrics = step(state, next(batches))
             number += 1
             jax.block_until_ready(metrics)
         seconds += time.time() - before
         yield Leg(state, number, seconds)
-        if number == most or time.time() + every / 2 > begun + total:
+        if number == most or time.time() + every / 2 > started + total:
             return
 
 

@@ -70,7 +70,7 @@ def first_tokens(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...
     headings += ("FLOPs at peak", "compile", "peak memory", "paper, H200", "runs")
     rows = []
     for one in figures.measurements(summary.results, "first_token.compressed").values():
-        told = PAPER.get(one["tokens"]) if one["ratio"] == figures.RATIO else None
+        paper = PAPER.get(one["tokens"]) if one["ratio"] == figures.RATIO else None
         rows.append(
             (
                 f"{one['tokens']:,}",
@@ -79,11 +79,11 @@ def first_tokens(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...
                 shown(one["compress_seconds"], "s"),
                 shown(one["prefill_seconds"], "s"),
                 shown(one["seconds"], "s"),
-                shown(told and told[0], "s"),
+                shown(paper and paper[0], "s"),
                 shown(one["flops"] / peak if peak else None, "s"),
                 shown(one["compile_seconds"], "s"),
                 gigabytes(one["peak_bytes"]),
-                gigabytes(told and told[1]),
+                gigabytes(paper and paper[1]),
                 str(one["repeats"]),
             )
         )

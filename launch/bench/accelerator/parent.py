@@ -24,26 +24,26 @@ from lclm_jax.version import HOUSE
 from lclm_jax.writing import write_whole
 
 RESERVE = 8.0  # seconds at the end for the page
-SHORTEST = 4.0  # seconds below which no part is begun
+SHORTEST = 4.0  # seconds below which no part is started
 GRACE = 3.0  # seconds between asking a process to end and ending it
 MEMORY = "0.95"  # of the device, taken at once: peak_bytes_in_use counts what is used of it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command was asked to do."""
+    """The command's arguments, and when it started."""
 
     directory: Path
     minutes: float
     sections: tuple[str, ...]
     tiny: bool
     platform: str  # cpu, gpu or tpu
-    begun: float
+    started: float
 
     @property
     def end(self) -> float:
         """When the last part must have ended."""
-        return self.begun + 60 * self.minutes - RESERVE
+        return self.started + 60 * self.minutes - RESERVE
 
 
 class Ended(KeyboardInterrupt):
@@ -51,7 +51,7 @@ class Ended(KeyboardInterrupt):
 
 
 def find_platform() -> str:
-    """What this machine has, without using it."""
+    """Finds the kind of accelerator without initialising it: gpu, tpu or cpu."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     if asked:
         first = asked.split(",")[0]
@@ -82,7 +82,7 @@ def run_parts(plan: Plan):
     waiting = []
     for part in choose_parts(plan.sections, cases):
         if read_results(part.file(plan.directory))["finished"]:
-            report(f"{part.name}: measured before", plan.begun)
+            report(f"{part.name}: measured before", plan.started)
         else:
             waiting.append(part)
     following = start(plan, waiting[0]) if waiting else None
@@ -92,7 +92,7 @@ def run_parts(plan: Plan):
             following = start(plan, waiting[0]) if waiting else None
             left = plan.end - time.time()
             if left < SHORTEST or current is None:
-                report(f"{part.name}: no time left", plan.begun)
+                report(f"{part.name}: no time left", plan.started)
                 continue
             run_one(plan, part, current, allowance(part, waiting, left))
             write_page(plan.directory, write_summary(plan.directory), pictures=False)
@@ -129,7 +129,7 @@ def check_directory(plan: Plan):
 def start(plan: Plan, part: Part) -> subprocess.Popen:
     """The process of a part, in a group of its own, that waits for its deadline."""
     command = [sys.executable, "-m", "launch.bench.accelerator.section", part.name]
-    command += ["--out", str(plan.directory), "--begun", str(plan.begun)]
+    command += ["--out", str(plan.directory), "--started", str(plan.started)]
     command += ["--tiny"] if plan.tiny else []
     file = log(plan, part)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -145,13 +145,13 @@ def start(plan: Plan, part: Part) -> subprocess.Popen:
 
 
 def log(plan: Plan, part: Part) -> Path:
-    """What a part's process and its libraries say."""
+    """The file for the standard error of a part's process."""
     return plan.directory / "logs" / f"{part.name}.txt"
 
 
 def run_one(plan: Plan, part: Part, process: subprocess.Popen, seconds: float):
     """Lets a part begin, and ends its process and all it has started when its time is over."""
-    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.begun)
+    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.started)
     status, timed_out = 0, False
     try:
         process.communicate(f"{time.time() + seconds}\n", timeout=seconds)
@@ -170,7 +170,7 @@ def run_one(plan: Plan, part: Part, process: subprocess.Popen, seconds: float):
 
 
 def environment(plan: Plan, part: Part) -> dict[str, str]:
-    """Of a part's process: its devices, its memory, and the cache of programs all parts share."""
+    """Environment of a part's process: devices, memory, and the program cache all parts share."""
     platforms = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}.get(plan.platform, "cpu")
     settings = {
         "JAX_PLATFORMS": "cpu" if part.on_cpu else platforms,
@@ -193,7 +193,7 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
 
 def note_end(plan: Plan, part: Part, text: str, kind: str = "errors"):
     """Writes into a part's file why it did not end by itself."""
-    report(f"{part.name}: {text.splitlines()[0]}", plan.begun)
+    report(f"{part.name}: {text.splitlines()[0]}", plan.started)
     found = read_results(part.file(plan.directory))
     found[kind]["the part itself"] = text
     write_whole(part.file(plan.directory), json.dumps(found, indent=1))

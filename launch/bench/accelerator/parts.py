@@ -1,7 +1,6 @@
 """The parts of the benchmark: each is a process of its own, with a share of the time."""
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -106,6 +105,12 @@ def read_modules(name: str):
         module.read_modules()
 
 
+def measure_part(name: str, sizes: Sizes, record: Record, directory: Path):
+    """Runs a part; an exception outside its measurements is recorded as that of the part itself."""
+    record.attempt("the part itself", lambda: run_part(name, sizes, record, directory))
+    record.finish()
+
+
 def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
     """Measures everything of a part."""
     if name == FAIL:
@@ -129,17 +134,13 @@ def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
 
 
 def run_serving(sizes: Sizes, record: Record, directory: Path):
-    """The measurements of SERVING; each gets its share of the time that is left."""
+    """Runs the parts of SERVING; each gets its share of the time that is left."""
     shares = dict(SERVING)
     while shares:
         name, share = next(iter(shares.items()))
         deadline = time.time() + record.left() * share / sum(shares.values())
         del shares[name]
-        own = Record(results_directory(directory) / f"{name}.json", deadline, record.begun)
-        try:
-            run_part(name, sizes, own, directory)
-        except Exception:  # noqa: BLE001 - the others must not depend on it
-            own.fail("the part itself", traceback.format_exc())
-        own.finish()
+        own = Record(results_directory(directory) / f"{name}.json", deadline, record.started)
+        measure_part(name, sizes, own, directory)
         if not own.finished:
             record.skip(name, f"see results/{name}.json")

@@ -184,7 +184,7 @@ def compile_attention(case: AttentionCase) -> AttentionProgram:
 
 
 def example_lengths(name: str, length: int) -> list[int]:
-    """Of the examples in a row of this name: one, or as in the training row."""
+    """Lengths of the examples in a row: as in the training row if it is packed, else one."""
     return [int(share * length) for share in SHARES] if "packed" in name else [length]
 
 

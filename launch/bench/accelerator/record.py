@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from launch.bench.accelerator.report import report
 from lclm_jax.version import HOUSE
 from lclm_jax.writing import write_whole
 
+T = TypeVar("T")
 SHOWN = 160  # characters of a result on the terminal
 RESERVE = 1.0  # seconds that must be left before another measurement begins
 
@@ -26,11 +27,11 @@ class Result:
 
 
 class Record:
-    """What a part has measured. A measurement that is in the file already is not repeated."""
+    """Measurements of a part, kept in a file. One that is in the file already is not repeated."""
 
-    def __init__(self, file: Path, deadline: float, begun: float | None = None):
+    def __init__(self, file: Path, deadline: float, started: float | None = None):
         self.file, self.deadline = file, deadline
-        self.begun = time.time() if begun is None else begun
+        self.started = time.time() if started is None else started
         self._lock = Lock()
         self._data: dict[str, Any] = read_results(file) | {"errors": {}, "skipped": {}}
 
@@ -45,7 +46,7 @@ class Record:
     def measure(
         self, name: str, call: Callable[[], Result], needs: float = RESERVE
     ) -> dict[str, Any] | None:
-        """What `call` returns, from the file if it is there.
+        """Returns the result of `call`, from the file if it is there.
 
         None if it failed, which is recorded with its traceback, or if fewer than `needs` seconds
         are left.
@@ -56,21 +57,28 @@ class Record:
             reason = f"needs {needs:.0f} s, {max(0.0, self.left()):.0f} s were left"
             self._keep("skipped", name, reason)
             return None
-        begun = time.perf_counter()
-        try:
-            result = call().to_dict()
-        except Exception as error:  # noqa: BLE001 - the next must not depend on this one
-            self._keep("errors", name, traceback.format_exc().replace(f"{HOUSE}/", ""))
-            report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.begun)
+        started = time.perf_counter()
+        found = self.attempt(name, call)
+        if found is None:
             return None
-        result["measured_in_seconds"] = time.perf_counter() - begun
+        result = found.to_dict()
+        result["measured_in_seconds"] = time.perf_counter() - started
         self._data["partial"].pop(name, None)
         self._keep("measurements", name, result)
-        report(f"{name}: {_brief(result)}", self.begun)
+        report(f"{name}: {_brief(result)}", self.started)
         return result
 
+    def attempt(self, name: str, call: Callable[[], T]) -> T | None:
+        """Calls `call`; records an exception under a name, so that what follows can still run."""
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - a failure must not end the other measurements
+            self._keep("errors", name, traceback.format_exc().replace(f"{HOUSE}/", ""))
+            report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.started)
+            return None
+
     def say(self, text: str):
-        report(text, self.begun)
+        report(text, self.started)
 
     def keep_partial(self, name: str, result: Result):
         """Keeps what a long measurement has found so far; a later `measure` replaces it."""
@@ -78,16 +86,12 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether `finish` found nothing that failed or was skipped."""
+        """True once `finish` found nothing that failed or was skipped."""
         return self._data["finished"]
 
     def skip(self, name: str, reason: str):
         """Records that something was not measured."""
         self._keep("skipped", name, reason)
-
-    def fail(self, name: str, text: str):
-        """Records an error of the part itself."""
-        self._keep("errors", name, text)
 
     def finish(self):
         """Marks the part as complete, unless something failed or was skipped."""

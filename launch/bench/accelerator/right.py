@@ -96,9 +96,9 @@ def run(sizes: Sizes, record: Record):
     else:
         checks |= {f"golden {name}": partial(check_golden, name) for name in golden}
     with ThreadPoolExecutor(1 if sizes.tiny else THREADS) as threads:
-        begun = [threads.submit(record.measure, name, call) for name, call in checks.items()]
-        for one in begun:
-            one.result()
+        submitted = [threads.submit(record.measure, *check) for check in checks.items()]
+        for future in submitted:
+            future.result()
         record.measure("checkpoint written and read", partial(check_checkpoint, model))
         record.measure("load() onto named devices", partial(check_load, model))
 
@@ -149,7 +149,7 @@ def attention_inputs(
 
 
 def outputs(backend: Callable, q, k, v, weights, places: Places, causal: bool) -> tuple[Array, ...]:
-    """What real queries get, and the gradients of a random projection of it."""
+    """Attention of the queries that are no padding, and gradients of a random projection of it."""
 
     def projected(q, k, v):
         attended = backend(q, k, v, places, causal, ("batch", "length")).astype(jnp.float32)
@@ -298,7 +298,7 @@ def check_load(config: ModelConfig) -> Agreement:
 
 
 def check_golden(name: str) -> GoldenCase:
-    """What the PyTorch original computed, replayed on this device."""
+    """Replays a golden case of the PyTorch original on this device."""
     with tempfile.TemporaryDirectory() as directory, jax.default_matmul_precision(EXACT):
         source = Path(directory) / name
         shutil.copytree(GOLDEN / "base", source)

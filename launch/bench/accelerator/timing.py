@@ -9,9 +9,9 @@ import jax
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     jax.block_until_ready(call())
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def repeat(

@@ -71,15 +71,15 @@ def compile_case(sizes: Sizes, case: TrainingCase, remat: str) -> Program:
     model = replace(case.model, remat=remat)
     config = replace(case, model=model).config(sizes.positions, sizes.windows)
     batch = jax.device_put(training_row(config, small_tokenizer()), jax.local_devices()[0])
-    begun = time.perf_counter()
+    started = time.perf_counter()
     step = compile_step(config, batch)
-    return Program(config, batch, step, time.perf_counter() - begun)
+    return Program(config, batch, step, time.perf_counter() - started)
 
 
 def measure(program: Program, case: TrainingCase, remat: str) -> Step:
     config, batch, compiled = program.config, program.batch, program.step
     predicted = predicted_peak(compiled)
-    told = {
+    settings = {
         "remat": remat,
         "positions": config.data.positions,
         "windows": config.data.windows,
@@ -89,11 +89,11 @@ def measure(program: Program, case: TrainingCase, remat: str) -> Step:
     }
     limit = memory_limit()
     if limit and predicted and predicted > limit:
-        return Step(**told, fits=False)
+        return Step(**settings, fits=False)
     seconds, losses = run_steps(compiled, config, batch)
     peak = peak_memory()
     return Step(
-        **told,
+        **settings,
         fits=True,
         seconds=middle(seconds),
         steps=len(seconds),

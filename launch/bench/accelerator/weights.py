@@ -31,7 +31,7 @@ def seed_of(path: str, layer: int | None = None) -> int:
 
 
 def is_scale(path: str) -> bool:
-    """Whether these are the weights of a norm, which are all one."""
+    """True for the weights of a norm, which are all one."""
     return path.endswith("/scale")
 
 
