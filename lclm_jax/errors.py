@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Says what was expected, what came, and which knob to turn."""
+
+
+class TextError(UserError, ValueError):
+    """A text, a chat or a tokenizer that cannot be used."""

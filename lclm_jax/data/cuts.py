@@ -17,7 +17,7 @@ before it; it changes neither, makes no space of other characters, and leaves th
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 CUT = re.compile(r"(?<=\S)(?= )|(?<=[ぁ-ん一-龥])(?=[、。，])")  # Rust's spaces are Python's too
@@ -39,8 +39,10 @@ ALTERNATIVES = PUNCTUATION | {  # with CONTRACTIONS, the one group with bars of 
 }
 
 
-def can_cut(definition: Mapping[str, Any]) -> bool:
-    """Whether CUT is safe for a `tokenizer.json` without added tokens, as far as is known."""
+def can_cut(definition: Mapping[str, Any], words: Sequence[Mapping[str, Any]] = ()) -> bool:
+    """Whether CUT is known to be safe for a `tokenizer.json` whose added tokens are these words."""
+    if not all(_is_beside_cuts(word) for word in words):
+        return False
     if definition.get("normalizer") not in (None, {"type": "NFC"}):
         return False
     match definition.get("pre_tokenizer"):
@@ -61,6 +63,12 @@ def can_cut(definition: Mapping[str, Any]) -> bool:
             found = set(pattern.replace(CONTRACTIONS, "<>").split("|"))
             return found <= ALTERNATIVES and bool(found & PUNCTUATION) and r"\s+" in found
     return False
+
+
+def _is_beside_cuts(word: Mapping[str, Any]) -> bool:
+    """Whether an added token is found in pieces where it is found in the whole: no cut is inside,
+    and its form does not depend on what follows, but for spaces before it."""
+    return not (word["rstrip"] or word["single_word"] or CUT.search(word["content"]))
 
 
 def cut_text(text: str, size: int) -> Iterator[str]:

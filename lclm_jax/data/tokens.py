@@ -1,32 +1,34 @@
-"""Text and chats to tokens. Control tokens come only from templates and tags we write, never from text we are given."""
+"""Text to tokens, and pieces of text and template to tokens. Control tokens come only from
+templates and tags, never from text."""
 
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer as FastTokenizer
 
+from lclm_jax.data import definitions, tokenizer_files
 from lclm_jax.data.cuts import can_cut, cut_text
-from lclm_jax.errors import UserError
+from lclm_jax.data.definitions import FORM, Encoder
+from lclm_jax.data.marked import MarkedEncoder, spells
+from lclm_jax.data.tokenizer_files import DEFAULT
+from lclm_jax.errors import TextError as TextError
 from lclm_jax.writing import write_whole
 
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
 MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 PIECE = 32_768  # characters a core tokenises at once: about 20 ms
+SPELLINGS = ("{0}", " {0}", "{0} ", "a{0}b", "a {0} b", "{0}{0}", "\n{0}\n", "{0}.")  # in texts
 AHEAD = 2  # batches of pieces under way: cores that are done with one begin the next
-
-
-class TextError(UserError, ValueError):
-    """Text that cannot be compressed or a chat that cannot be rendered."""
 
 
 @dataclass(frozen=True)
@@ -42,51 +44,123 @@ class MemoryTokens:
 class Tokenizer:
     """A Hugging Face `tokenizer.json` that keeps text and control tokens apart.
 
-    `encode` never yields a control token, whatever the text says; control tokens are reached by name.
+    `encode` never yields a control token, whatever the text says; control tokens are reached by
+    name. `definitions` says which added tokens are control tokens.
+
+    `template` is the default chat template, `templates` are all of them by name. `special` names
+    special tokens by their roles (`bos_token`, `eos_token`, ...), as transformers hands them to a
+    template. `generation` has the ids of a `generation_config.json`: `bos_token_id`,
+    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends.
+
+    Raises TextError for a definition that cannot be used.
     """
 
-    def __init__(self, definition: str, template: str | None = None):
+    def __init__(
+        self,
+        definition: str,
+        template: str | Mapping[str, str] | None = None,
+        special: Mapping[str, str] | None = None,
+        stops: Sequence[int] = (),
+        generation: Mapping[str, Any] | None = None,
+    ):
+        fields = definitions.parse(definition)
+        self._whole = definitions.build(fields)
+        if definitions.misnumbered(fields, self._whole):
+            fields = definitions.renumber(fields)
+            definition = json.dumps(fields, ensure_ascii=False)
+            self._whole = definitions.build(fields)
         self.definition = definition
-        self.template = template
-        fields = json.loads(definition)
-        self.control = {token["content"]: token["id"] for token in fields["added_tokens"]}
-        self._whole = FastTokenizer.from_str(definition)
-        unset = dict.fromkeys(("post_processor", "truncation", "padding"))
-        self._text = FastTokenizer.from_str(json.dumps({**fields, **unset, "added_tokens": []}))
-        self._can_cut = can_cut(fields)
+        if template is None or isinstance(template, str):
+            template = {} if template is None else {DEFAULT: template}
+        self.templates = dict(template)
+        self.template = self.templates.get(DEFAULT)
+        self.generation = dict(generation or {})
+        self._more_stops = tuple(stops)
+        added = fields["added_tokens"]
+        names = {token["content"]: token["id"] for token in added}
+        reserved = {t["content"]: t["id"] for t in added if definitions.is_control(t)}
+        implied = {"eos_token": TURN_END, "pad_token": PAD}
+        self.special = (
+            {role: name for role, name in implied.items() if name in names}
+            if special is None
+            else dict(special)
+        )
+        unknown = definitions.unknown_token(fields) or ""
+        harmless = "unk" in unknown.lower() and names.get(unknown) not in self._ends(names)
+        dropped = None if harmless else reserved.get(unknown)
+        self.control = {name: i for name, i in reserved.items() if name != unknown or not harmless}
+        self._reserved, self._unknown = reserved, unknown
+        words = [token for token in added if token["content"] not in reserved]
+        self._text = Encoder.of(fields, reserved, words, dropped)
+        self._can_cut = can_cut(fields, words)
+        self.rows = definitions.last_id(fields) + 1
+        self._check()
+
+    def _ends(self, names: Mapping[str, int]) -> set[int]:
+        """Ids that begin or end texts or turns."""
+        roles = (self.special.get(role) for role in ("bos_token", "eos_token"))
+        ends = {names[name] for name in (*roles, TURN_END, PAD) if name in names}
+        return {*ends, *self._more_stops, *_listed(self.generation.get("eos_token_id"))}
+
+    def _check(self):
+        """Raises TextError naming a control token that plain text has, however it is spelled."""
+        texts = [form.format(name) for name in self.control for form in SPELLINGS]
+        texts += [name.upper() for name in self.control] + [name.lower() for name in self.control]
+        found = np.unique(np.concatenate([np.empty(0, np.int32), *self._text.encode_batch(texts)]))
+        for name, number in self.control.items():
+            if number in found:
+                raise TextError(
+                    f"the tokenizer gives plain text its control token {name!r}; "
+                    "expected one whose model cannot spell it"
+                )
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
-        """Reads `tokenizer.json` and the chat template beside it."""
+        """Reads `tokenizer.json` and the files beside it: chat templates, special tokens, ids of
+        generation (see `tokenizer_files`). Raises TextError where one cannot be used."""
         directory = Path(directory)
-        file, template = directory / "tokenizer.json", directory / "chat_template.jinja"
+        file = directory / "tokenizer.json"
         if not file.exists():
             raise FileNotFoundError(
                 f"{file}: no tokenizer here; expected a directory that holds tokenizer.json"
             )
-        settings = directory / "tokenizer_config.json"
-        source = (
-            json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
-        )
-        return cls(file.read_text(), template.read_text() if template.exists() else source)
+        definition = tokenizer_files.read_text(file)
+        settings = tokenizer_files.read_fields(directory / tokenizer_files.SETTINGS)
+        templates = tokenizer_files.read_templates(directory, settings)
+        generation = tokenizer_files.read_generation(directory)
+        try:
+            padding = definitions.parse(definition).get("padding")
+            special = tokenizer_files.read_special(directory, settings, padding)
+            return cls(definition, templates, special, generation=generation)
+        except TextError as error:
+            raise TextError(f"{file}: {error}") from error
 
     def save(self, directory: str | Path):
         """Writes the files `load` and Hugging Face's AutoTokenizer read."""
         directory = Path(directory)
         write_whole(directory / "tokenizer.json", self.definition)
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": TURN_END,
-            "pad_token": PAD,
-        }
-        write_whole(directory / "tokenizer_config.json", json.dumps(settings, indent=2))
-        if self.template:
-            write_whole(directory / "chat_template.jinja", self.template)
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special}
+        tokenizer_files.write_fields(directory / tokenizer_files.SETTINGS, settings)
+        tokenizer_files.write_templates(directory, self.templates)
+        if self.generation:
+            tokenizer_files.write_fields(directory / tokenizer_files.GENERATION, self.generation)
+
+    def with_definition(self, definition: str) -> "Tokenizer":
+        """The tokenizer with another `tokenizer.json`."""
+        return Tokenizer(
+            definition, self.templates, self.special, self._more_stops, self.generation
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides how text and chats become tokens."""
-        return hashlib.sha256(f"{self.definition}\n{self.template}".encode()).hexdigest()[:16]
+        parts = [self.definition, str(self.template)]
+        written = "".join(self.templates.values())
+        parts += [f"{role}={name}" for role, name in self.special.items() if role in written]
+        parts += [f"{name}={text}" for name, text in self.templates.items() if name != DEFAULT]
+        if self._text.ids is not None:
+            parts.append("words")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def size(self) -> int:
@@ -96,6 +170,16 @@ class Tokenizer:
     def memory(self) -> MemoryTokens:
         start, end, slot = (self.id(name) for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT))
         return MemoryTokens(start, end, slot, self.control.get(PAD, 0))
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Ids at which generation ends: every eos of the generation config, the special eos token,
+        `<|im_end|>` and `<|endoftext|>`."""
+        listed = (*_listed(self.generation.get("eos_token_id")), *self._more_stops)
+        names = (self.special.get("eos_token"), TURN_END, PAD)
+        named = (self._whole.token_to_id(name) for name in names if name)
+        ids = dict.fromkeys([*listed, *(number for number in named if number is not None)])
+        return tuple(number for number in ids if number < self.rows)
 
     def id(self, name: str) -> int:
         """Id of a control token. Raises KeyError naming those there are."""
@@ -131,38 +215,53 @@ class Tokenizer:
 
     def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """`encode`, and the characters [n, 2] each token stands for: from, up to."""
-        encoded = self._text.encode(text, add_special_tokens=False)
-        return np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        return self._text.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of many texts on all cores."""
-        encoded = self._text.encode_batch_fast(list(texts), add_special_tokens=False)  # no offsets
-        return [np.array(one.ids, np.int32) for one in encoded]
+        return self._text.encode_batch(texts)
+
+    def encode_marked(self, pieces: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [n] of pieces joined to one text, and the characters [n, 2] of it each stands for.
+
+        Control tokens that are spelled in marked pieces (True) alone become control tokens; those
+        that other pieces spell, or complete, are text. Where there are none of these, the result is
+        that of transformers for the joined text.
+        """
+        text = "".join(piece for piece, _ in pieces)
+        marks = np.array([mark for _, mark in pieces], bool)
+        marked = np.repeat(marks, [len(piece) for piece, _ in pieces])  # [characters]
+        tokens, offsets = Encoder(self._whole).encode(text)
+        if spells(self._reserved, self._unknown, text, marked, tokens, offsets):
+            return self._marked.encode(text, marked)
+        return tokens, offsets
+
+    @cached_property
+    def _marked(self) -> MarkedEncoder:
+        dropped = self._text.dropped
+        return MarkedEncoder(self._whole, self.definition, self._reserved, dropped)
 
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
         """Text of tokens; special control tokens by name or, without `control`, left out."""
         return self._whole.decode([int(token) for token in tokens], skip_special_tokens=not control)
 
 
+def _listed(ids: int | Sequence[int] | None) -> Sequence[int]:
+    return () if ids is None else [ids] if isinstance(ids, int) else ids
+
+
 def rows(tokenizer: Tokenizer) -> int:
-    """Rows a table needs for every entry."""
-    return max(tokenizer.size, *(number + 1 for number in tokenizer.control.values()), 0)
+    """Rows that a table needs to have one for every entry."""
+    return tokenizer.rows
 
 
 def add_memory(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the memory tokens it lacks after all its entries."""
-    fields = json.loads(tokenizer.definition)
-    form = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
     absent = [name for name in MEMORY if name not in tokenizer.control]
     if not absent:
         return tokenizer
+    fields = json.loads(tokenizer.definition)
     fields["added_tokens"] += [
-        {"id": rows(tokenizer) + i, "content": name, **form} for i, name in enumerate(absent)
+        {"id": tokenizer.rows + i, "content": name, **FORM} for i, name in enumerate(absent)
     ]
-    return Tokenizer(json.dumps(fields, ensure_ascii=False), tokenizer.template)
+    return tokenizer.with_definition(json.dumps(fields, ensure_ascii=False))

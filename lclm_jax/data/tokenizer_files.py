@@ -1,0 +1,119 @@
+"""The small files beside a `tokenizer.json`: chat templates, special tokens, ids of generation.
+
+They are read as transformers reads them (`PreTrainedTokenizerFast.from_pretrained`).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.errors import TextError
+from lclm_jax.writing import write_whole
+
+DEFAULT = "default"  # the name of a template that is the only one, or stands among others
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+SETTINGS, SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
+GENERATION, MODEL = "generation_config.json", "config.json"
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_text(file: Path) -> str:
+    """Text of a UTF-8 file. Raises TextError where it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(f"{file}: expected UTF-8, got other bytes: {error}") from error
+
+
+def read_fields(file: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is no such file. Raises TextError for anything else."""
+    if not file.exists():
+        return {}
+    try:
+        fields = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise TextError(f"{file}: expected JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise TextError(f"{file}: expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name; those in files of their own take the place of those in settings."""
+    files = {DEFAULT: directory / TEMPLATE}
+    files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    if found := {name: read_text(file) for name, file in files.items() if file.exists()}:
+        return found
+    listed = settings.get("chat_template")
+    if listed is None:
+        return {}
+    if isinstance(listed, str):
+        return {DEFAULT: listed}
+    try:
+        templates = (
+            listed if isinstance(listed, dict) else {t["name"]: t["template"] for t in listed}
+        )
+    except (TypeError, KeyError):
+        templates = {}
+    pairs = [text for pair in templates.items() for text in pair]
+    if (
+        not pairs
+        or not all(isinstance(text, str) for text in pairs)
+        or any("/" in t for t in templates)
+    ):
+        raise TextError(
+            f"{directory / SETTINGS}: expected chat_template to be text or a list of objects with "
+            f"name (no path) and template, got {str(listed)[:80]!r}"
+        )
+    return templates
+
+
+def read_special(
+    directory: Path, settings: Mapping[str, Any], padding: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Special tokens by their roles, `bos_token` and the like: what templates may write.
+
+    `padding` is that of the `tokenizer.json`.
+    """
+    merged = dict(settings)
+    if "added_tokens_decoder" not in settings:  # else the file is an older form of the same
+        merged |= read_fields(directory / SPECIAL_MAP)
+    merged.setdefault("pad_token", (padding or {}).get("pad_token"))
+    extra = merged.get("extra_special_tokens")
+    named = {key: value for key, value in merged.items() if key.endswith("_token")}
+    named |= extra if isinstance(extra, dict) else {}
+    special = {role: _content(token) for role, token in named.items() if token is not None}
+    for role in ROLES:
+        if not isinstance(special.get(role, ""), str):
+            raise TextError(
+                f"{directory / SETTINGS}: expected {role} to be a token, got {special[role]!r}"
+            )
+    return {role: token for role, token in special.items() if isinstance(token, str)}
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """The ids of `generation_config.json` or, where there is none, of the model's `config.json`."""
+    file = next((file for name in (GENERATION, MODEL) if (file := directory / name).exists()), None)
+    fields = read_fields(file) if file else {}
+    ids = {key: fields[key] for key in GENERATION_IDS if fields.get(key) is not None}
+    for key, value in ids.items():
+        listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if not all(type(number) is int and number >= 0 for number in listed):
+            raise TextError(f"{file}: expected {key} to be a token id, got {value!r}")
+    return ids
+
+
+def write_templates(directory: Path, templates: Mapping[str, str]):
+    for name, template in templates.items():
+        file = TEMPLATE if name == DEFAULT else f"{MORE_TEMPLATES}/{name}.jinja"
+        write_whole(directory / file, template)
+
+
+def write_fields(file: Path, fields: Mapping[str, Any]):
+    write_whole(file, json.dumps(fields, indent=2, ensure_ascii=False))
