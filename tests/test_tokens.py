@@ -224,7 +224,10 @@ def test_the_tokenizers_own_template_decides_the_form(tokenizer):
         [{"role": "user", "content": "Figs?"}, {"role": "assistant", "content": "Ben"}], other
     )
     assert other.decode(tokens_of(record)) == "[user] Figs?[assistant] Ben<|endoftext|>"
-    assert trained_tokens(record) == [*other.encode("Ben"), other.id(PAD)]
+    # The prompt for generation ends after the question, so the model writes all that follows.
+    asked = render_chat([{"role": "user", "content": "Figs?"}], other, generate=True)
+    assert other.decode(tokens_of(asked)) == "[user] Figs?"
+    assert trained_tokens(record) == [*other.encode("[assistant] Ben"), other.id(PAD)]
 
 
 def test_without_a_template_a_chat_is_chatml(tokenizer):

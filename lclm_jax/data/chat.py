@@ -1,37 +1,40 @@
-"""Chats to tokens: the tokenizer's own chat template decides the form, what people and tools say stays data.
+"""Chats to tokens: those that transformers' `apply_chat_template` gives, with the role of each.
 
-A message is `{"role", "content"}`, for an assistant with `"tool_calls"` too; a content is text, or a list of parts. A part
-is text (str or token ids), a `Context` to compress, latents given as `Given`, or `Analysis`. `parse_memory` makes such a list
-from text with memory tags.
+The template renders the words themselves (see `messages` and `templates`), so it may trim, cut or
+compare them. Only its own text can bring in a control token, whatever words, names and tools
+spell. `parse_memory` makes the parts of a content from text with memory tags.
 """
 
-import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from lclm_jax.data.messages import (
+    Analysis,
+    Message,
+    Part,
+    Words,
+    normalise,
+    trace_json,
+    trace_message,
+)
 from lclm_jax.data.spans import Context, Given, Plain, Span
 from lclm_jax.data.stretches import Role, Stretch
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, TextError, Tokenizer
+from lclm_jax.data.templates import render
+from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
+from lclm_jax.data.traced import Traced
+from lclm_jax.data.turns import Run, Turn, check_complete, find_turns, list_runs
 
-
-@dataclass(frozen=True)
-class Analysis:
-    """What the assistant thinks before it answers, between the markers that stand around it."""
-
-    text: str
-    before: str
-    after: str
-
-
-Part = str | np.ndarray | Context | Given | Analysis
-Message = dict[str, Any]
-Piece = tuple[str | int | np.ndarray | Context | Given, Role]  # text, control token, tokens, ...
+Labelled = tuple[
+    str, bool, Role | Stretch | Given
+]  # text, may have control tokens, role or filling
+__all__ = ["CHATML", "Analysis", "Message", "Part", "parse_memory", "read_chat", "render_chat"]
 
 # ChatML; tools are described to the model and called as Qwen's models do it. A line end right after a tag is not rendered.
 CHATML = (
@@ -48,9 +51,6 @@ CHATML = (
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REASONING = "reasoning_content"  # the field of a message that templates of thinking models read
-_HOLE = "\ue000{}\ue001"  # private-use characters mark where somebody's words go in the rendered template
-_HOLES = re.compile("\ue000([0-9]+)\ue001")
 
 
 def parse_memory(text: str, tokenizer: Tokenizer) -> list[Part]:
@@ -98,14 +98,18 @@ def split_memory(text: str) -> list[tuple[str, bool]]:
 
 
 def render_chat(
-    messages: Sequence[Message], tokenizer: Tokenizer, generate: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    generate: bool = False,
+    tools: Sequence[Any] = (),
+    **settings: Any,
 ) -> list[Span]:
-    """The chat as a record, loss on what the assistant says and on the token that ends its turn.
+    """The chat as a record, with loss on what the assistant writes up to the end of its turn.
 
-    With `generate`, ends where the assistant begins. What `read_chat` says holds here too.
+    With `generate` it ends where the assistant begins. Raises what `read_messages` does.
     """
     spans: list[Span] = []
-    for stretch in read_chat(messages, tokenizer, generate=generate):
+    for stretch in read_messages(messages, tokenizer, tools, generate, **settings):
         if isinstance(stretch, Given):
             spans.append(stretch)
             continue
@@ -122,240 +126,155 @@ def render_chat(
     return spans
 
 
+def read_messages(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    tools: Sequence[Any] = (),
+    generate: bool = False,
+    **settings: Any,
+) -> list[Stretch | Given]:
+    """`read_chat` of messages as people and datasets write them: arguments of tool calls may be
+    JSON text, and thoughts are kept whether the template reads them or not."""
+    normal = normalise(messages, tokenizer, choose_template(tokenizer, tools))
+    return read_chat(normal, tokenizer, tools, generate, **settings)
+
+
 def read_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
     generate: bool = False,
+    **settings: Any,
 ) -> list[Stretch | Given]:
-    """The tokens of a chat in stretches: whose words they are.
+    """The tokens of a chat, in stretches of one role.
 
-    Words are joined to the template's own text before encoding and found again by their offsets, so that tokens come out as
-    they would from the rendered string; a token that holds characters of both is the template's. What the assistant writes
-    is encoded from where its turn begins, so that what stands before is always what it is prompted with. Only the template
-    can bring in a control token, whatever words, tool calls and tools spell.
+    They are those of transformers' `apply_chat_template` for the same messages, tools and
+    settings, unless words spell a control token: that stays the text it is. A token that the
+    template shares with the assistant is the assistant's. What an assistant's message with
+    `"trained": False` says carries no loss.
 
-    Raises TextError for a chat that cannot be rendered.
+    Raises TextError for a chat that cannot be rendered, and for one that loses a message.
     """
     if not messages:
         raise TextError("expected at least one message, got none")
-    words: list[
-        tuple[int | None, Any, bool]
-    ] = []  # of each hole: its message (None: the tools'), words, whether inside JSON
-    template = tokenizer.template or CHATML
-    skeleton = [
-        _hollow_message(i, message, words, REASONING in template)
-        for i, message in enumerate(messages)
-    ]
-    hollow_tools = [_hollow(None, tool, words) for tool in tools]
-    rendered, prompt = _render_template(template, json.dumps([skeleton, hollow_tools]), generate)
-    return _encode(_pieces(rendered, prompt, words, messages, tokenizer), tokenizer)
-
-
-def as_parts(content: str | Iterable[Part]) -> list[Part]:
-    return [content] if isinstance(content, str) else list(content)
-
-
-def _hollow_message(i: int, message: Message, words: list, reasoning: bool) -> Message:
-    """The message with holes for what it says; with `reasoning`, the template places an analysis and its markers."""
-    role = message.get("role")
-    if not isinstance(role, str) or not role.isidentifier():
-        raise TextError(
-            f"a role is one word such as user, got {role!r}; put what was said into content"
-        )
-    content, calls = message.get("content"), message.get("tool_calls") or ()
-    hollow: Message = {"role": role, "content": ""}
-    if reasoning and isinstance(content, list) and content and isinstance(content[0], Analysis):
-        thought, *content = content
-        words.append((i, [Analysis(thought.text.strip("\n"), "", "")], False))
-        hollow[REASONING] = _HOLE.format(len(words) - 1)
-        if content and isinstance(content[0], str):
-            content = [content[0].lstrip("\n"), *content[1:]]
-    if content or not calls:
-        words.append((i, "" if content is None else content, False))
-        hollow["content"] = _HOLE.format(len(words) - 1)
-    if calls:
-        hollow["tool_calls"] = [
-            {"type": "function", "function": _hollow_call(i, call, words)} for call in calls
-        ]
-    return hollow
-
-
-def _hollow_call(i: int, call: dict[str, Any], words: list) -> dict[str, Any]:
-    called = call.get("function", call) if isinstance(call, dict) else {}
-    if not isinstance(called.get("name"), str):
-        raise TextError(f"a tool call has a name and arguments, got {str(call)[:80]}")
-    arguments = called.get("arguments") or {}
-    if isinstance(arguments, str):  # as the chat APIs write them
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError as error:
-            raise TextError(
-                f"the arguments of a tool call are a JSON object, got {arguments[:80]!r}: {error}"
-            ) from error
-    words.append((i, called["name"], True))
-    return {"name": _HOLE.format(len(words) - 1), "arguments": _hollow(i, arguments, words)}
-
-
-def _hollow(i: int | None, value: Any, words: list) -> Any:
-    """JSON with holes for every string but single words, which cannot spell a control token and which templates compare."""
-    if isinstance(value, dict):
-        return {_hollow(i, str(key), words): _hollow(i, held, words) for key, held in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_hollow(i, held, words) for held in value]
-    if not isinstance(value, str) or value.isidentifier():
-        return value
-    words.append((i, value, True))
-    return _HOLE.format(len(words) - 1)
-
-
-@lru_cache(maxsize=4096)
-def _render_template(template: str, skeleton: str, generate: bool) -> tuple[str, str]:
-    """The rendered chat, and what the template writes where the assistant begins."""
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    messages, tools = json.loads(skeleton)
-
-    def render(generate: bool) -> str:
-        settings = {
-            "chat_template": template,
-            "tools": tools or None,
-            "add_generation_prompt": generate,
-        }
-        return render_jinja_template([messages], **settings)[0][0]
-
+    template = choose_template(tokenizer, tools)
+    fixed = Words(None, Role.FIXED)
     try:
-        whole, begun = render(False), render(True)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise TextError(f"the chat template refuses this chat: {error}") from error
-    return begun if generate else whole, begun.removeprefix(whole) if begun.startswith(
-        whole
-    ) else ""
+        given = {name: trace_json(value, fixed, name) for name, value in settings.items()}
+        given = {**tokenizer.special, **given, "documents": None}
+        given["tools"] = trace_json(list(tools), fixed, "tools") or None
+        traced = [trace_message(i, x, template, tokenizer) for i, x in enumerate(messages)]
+    except RecursionError as error:
+        raise TextError("the chat is nested too deep for a template to read") from error
+
+    @lru_cache(maxsize=1)
+    def prompt(count: int) -> str:
+        try:
+            return render(template, traced[:count], **given, add_generation_prompt=True)
+        except TextError:  # a template may refuse a part of a chat
+            return ""
+
+    rendered = render(template, traced, **given, add_generation_prompt=generate)
+    runs = list_runs(rendered)
+    check_complete(runs, messages, tokenizer)
+    turns = find_turns(rendered, runs, messages, tokenizer, template, prompt)
+    untrained = {i for i, x in enumerate(messages) if x.get("trained") is False}
+    turns = [turn for turn in turns if turn.message not in untrained]
+    return _encode(rendered, _assign_roles(runs, turns), tokenizer)
 
 
-def _turn_end(tokenizer: Tokenizer) -> str | None:
-    """The control token that ends what the assistant says, seen in a chat of one question and answer."""
-    asked = [
-        {"role": role, "content": _HOLE.format(i)} for i, role in enumerate(("user", "assistant"))
-    ]
-    rendered, _ = _render_template(tokenizer.template or CHATML, json.dumps([asked, []]), False)
-    found = re.search(_names(tokenizer), rendered.rpartition("\ue001")[2])
-    return found and found[0]
+def choose_template(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:
+    """The chat template: of named ones that for tools where there are tools; ChatML without one."""
+    named = tokenizer.templates.get("tool_use") if tools else None
+    return named or tokenizer.template or CHATML
 
 
-def _pieces(
-    rendered: str, prompt: str, words: list, messages: Sequence[Message], tokenizer: Tokenizer
-) -> Iterator[Piece]:
-    """The chat in order: template text and words as strings, control tokens as ids, each with its role."""
-    chunks = _HOLES.split(rendered)
-    speakers = [None, *(words[int(hole)][0] for hole in chunks[1::2]), None]
-    missing = set(range(len(messages))) - set(speakers)
-    if missing:
-        raise TextError(
-            f"the chat template leaves out what message {min(missing)} ({messages[min(missing)]['role']}) says"
-        )
-    end = _turn_end(tokenizer)
-    for k, chunk in enumerate(chunks):
-        if k % 2:
-            speaker, held, quoted = words[int(chunk)]
-            answers = speaker is not None and messages[speaker]["role"] == "assistant"
-            if quoted:
-                held = json.dumps(held, ensure_ascii=False)[1:-1]
-            yield from _said(
-                held, Role.ANSWER if answers else Role.FIXED if quoted else Role.PROMPT, tokenizer
-            )
-            continue
-        before, after = (
-            speaker is not None and messages[speaker]["role"] == "assistant"
-            for speaker in speakers[k // 2 :][:2]
-        )
-        first, last = (
-            (0, 0)
-            if before and speakers[k // 2] == speakers[k // 2 + 1]
-            else _not_answer(chunk, before, after, end, prompt)
-        )
-        for text, role in (
-            (chunk[:first], Role.ANSWER),
-            (chunk[first:last], Role.FIXED),
-            (chunk[last:], Role.ANSWER),
-        ):
-            yield from ((piece, role) for piece in _template_pieces(text, tokenizer))
+def _assign_roles(runs: Sequence[Run], turns: Sequence[Turn]) -> list[tuple[Run, Role]]:
+    """The runs, cut where turns begin and end, each with its role."""
+    bounds = sorted({bound for turn in turns for bound in (turn.start, turn.stop)})
+    found = []
+    number = 0  # of the turn that has not ended yet
+    for run in runs:
+        cuts = bounds[bisect_right(bounds, run.start) : bisect_left(bounds, run.stop)]
+        for start, stop in pairwise([run.start, *cuts, run.stop]):
+            while number < len(turns) and turns[number].stop <= start:
+                number += 1
+            inside = number < len(turns) and turns[number].start <= start
+            found.append((replace(run, start=start, stop=stop), _role(run.source, inside)))
+    return found
 
 
-def _not_answer(
-    chunk: str, before: bool, after: bool, end: str | None, prompt: str
-) -> tuple[int, int]:
-    """Where, in template text between two speakers, an assistant's turn before it is over and one after it begins."""
-    first = chunk.find(end) + len(end) if before and end and end in chunk else 0
-    last = len(chunk)
-    if after and prompt and prompt in chunk[first:]:
-        last = chunk.rfind(prompt) + len(prompt)
-    return first, last
-
-
-def _said(content: str | Iterable[Part], role: Role, tokenizer: Tokenizer) -> Iterator[Piece]:
-    for part in as_parts(content):
-        if isinstance(part, Analysis):
-            yield from (
-                (tokenizer.control.get(part.before, part.before), role),
-                (part.text, Role.ANALYSIS),
-            )
-            yield tokenizer.control.get(part.after, part.after), role
-        elif isinstance(part, Context):
-            yield part, Role.CONTEXT
-        else:
-            # Beside other parts, text was put there to stay plain.
-            yield part, Role.FIXED if role is Role.PROMPT and not isinstance(content, str) else role
-
-
-def _template_pieces(text: str, tokenizer: Tokenizer) -> Iterator[str | int]:
-    for i, piece in enumerate(re.split(f"({_names(tokenizer)})", text)):
-        if piece:
-            yield tokenizer.id(piece) if i % 2 else piece
-
-
-def _names(tokenizer: Tokenizer) -> str:
-    return "|".join(map(re.escape, sorted(tokenizer.control, key=len, reverse=True)))
-
-
-def _encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[Stretch | Given]:
-    """Encodes each run of text between control tokens, contexts, and the bounds of what the assistant writes."""
-    found: list[Stretch | Given] = []
-    run: list[tuple[str, Role]] = []
-    for piece, role in pieces:
-        if run and (not isinstance(piece, str) or _trained(role) != _trained(run[-1][1])):
-            found += _encode_run(run, tokenizer)
-            run = []
-        if isinstance(piece, str):
-            run.append((piece, role))
-        elif isinstance(piece, Context):
-            found.append(Stretch(piece.tokens, role, piece.ratio))
-        elif isinstance(piece, Given):
-            found.append(piece)
-        else:
-            found.append(Stretch(np.atleast_1d(np.asarray(piece, np.int32)), role))
-    return _join([*found, *_encode_run(run, tokenizer)])
+def _role(words: Words | None, inside: bool) -> Role:
+    """The role of a run, inside a turn of the assistant or outside."""
+    role = Role.FIXED if words is None or words.marker else words.role
+    if role is Role.CONTEXT:
+        return role
+    if inside:
+        return Role.ANALYSIS if role is Role.ANALYSIS else Role.ANSWER
+    return Role.FIXED if _trained(role) else role
 
 
 def _trained(role: Role) -> bool:
     return role in (Role.ANSWER, Role.ANALYSIS)
 
 
-def _encode_run(run: Sequence[tuple[str, Role]], tokenizer: Tokenizer) -> list[Stretch]:
-    """Stretches of texts encoded as one; a token that holds characters of two is the template's or the answer's."""
-    if not run:
-        return []
-    tokens, offsets = tokenizer.encode_offsets("".join(text for text, _ in run))
-    ends = np.cumsum([len(text) for text, _ in run])
-    first, last = (
-        np.searchsorted(ends, offsets[:, 0], "right"),
-        np.searchsorted(ends, offsets[:, 1], "left"),
-    )
-    shared = Role.ANSWER if _trained(run[0][1]) else Role.FIXED
-    roles = [run[i][1] if i == j else shared for i, j in zip(first, last, strict=True)]
-    bounds = [0, *(i for i in range(1, len(roles)) if roles[i] != roles[i - 1]), len(roles)]
-    return [Stretch(tokens[i:j], roles[i]) for i, j in pairwise(bounds) if i < j]
+def _encode(
+    rendered: Traced, runs: Sequence[tuple[Run, Role]], tokenizer: Tokenizer
+) -> list[Stretch | Given]:
+    """Encodes a rendered chat as one text; holes become what they stand for.
+
+    A hole is encoded as a memory slot. A tokenizer without one encodes the text between two holes
+    by itself.
+    """
+    text = "".join([rendered])
+    found: list[Stretch | Given] = []
+    section: list[Labelled] = []
+    for run, role in runs:
+        words = run.source
+        if words is None or words.part is None:
+            template = words is None or words.marker
+            section.append((text[run.start : run.stop], template, role))
+        elif MEMORY_SLOT in tokenizer.control:
+            section.append((MEMORY_SLOT, True, _fill(words.part, role)))
+        else:
+            found += _encode_section(section, tokenizer)
+            found.append(_fill(words.part, role))
+            section = []
+    return _join([*found, *_encode_section(section, tokenizer)])
+
+
+def _fill(part: Any, role: Role) -> Stretch | Given:
+    """What stands in a chat for a part that is no text."""
+    if isinstance(part, Given):
+        return part
+    if isinstance(part, Context):
+        return Stretch(part.tokens, Role.CONTEXT, part.ratio)
+    return Stretch(part, role)
+
+
+def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterator[Stretch | Given]:
+    """Stretches of the tokens of texts joined to one, each labelled with its role or filling."""
+    if not section:
+        return
+    tokens, offsets = tokenizer.encode_marked([(text, marked) for text, marked, _ in section])
+    ends = np.cumsum([len(text) for text, _, _ in section])
+    most = len(section) - 1
+    first = np.minimum(np.searchsorted(ends, offsets[:, 0], "right"), most)
+    last = np.maximum(np.searchsorted(ends, offsets[:, 1], "left"), first)
+    labels = [label for _, _, label in section]
+    trained = np.cumsum([0, *(isinstance(x, Role) and _trained(x) for x in labels)])
+    shares = trained[np.minimum(last, most) + 1] > trained[first]  # a token with an answer's text
+    found: list[Role | Stretch | Given] = [
+        labels[i] if i == j or labels[i] == labels[j] else Role.ANSWER if shared else Role.FIXED
+        for i, j, shared in zip(first, last, shares, strict=True)
+    ]
+    bounds = [0, *(i for i in range(1, len(found)) if found[i] is not found[i - 1]), len(found)]
+    for start, stop in pairwise(bounds):
+        label = found[start] if start < stop else None
+        if isinstance(label, Role):
+            yield Stretch(tokens[start:stop], label)
+        elif label is not None:
+            yield label
 
 
 def _join(stretches: Iterable[Stretch | Given]) -> list[Stretch | Given]:

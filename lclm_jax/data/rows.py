@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lclm_jax.data.chat import REASONING, Analysis, Part, read_chat, split_memory
+from lclm_jax.data.chat import Analysis, Part, read_messages, split_memory
 from lclm_jax.data.expand import make_trace
+from lclm_jax.data.messages import MARKERS
 from lclm_jax.data.spans import Context
 from lclm_jax.data.stretches import Role, Stretch
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
@@ -43,12 +44,6 @@ ROLES = {
     "function": "tool",
     "observation": "tool",
 }
-MARKERS = (
-    ("<think>", "</think>"),
-    ("<analysis>", "</analysis>"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-)
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 
 
@@ -99,7 +94,7 @@ def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Stretch]:
     ]
     return [
         part
-        for part in read_chat(messages, tokenizer, raw.get("tools") or ())
+        for part in read_messages(messages, tokenizer, raw.get("tools") or ())
         if isinstance(part, Stretch)
     ]
 
@@ -234,9 +229,9 @@ def _message(message: Any) -> Raw:
                 "chat", f"expected tool_calls as a list, got {type(message['tool_calls']).__name__}"
             )
         kept["tool_calls"] = message["tool_calls"]
-    if isinstance(message.get(REASONING), str) and message[REASONING]:
-        kept[REASONING] = message[REASONING]
-    if not (kept["content"] or kept.get("tool_calls") or kept.get(REASONING)):
+    if isinstance(message.get("reasoning_content"), str) and message["reasoning_content"]:
+        kept["reasoning_content"] = message["reasoning_content"]
+    if not (kept["content"] or kept.get("tool_calls") or kept.get("reasoning_content")):
         raise RowError("empty", f"expected words in the message of the {role}, got none")
     return kept
 
@@ -273,8 +268,8 @@ def _parts(content: Any) -> str | list[Raw]:
 
 def _mark_analysis(message: Raw) -> Raw:
     """What the assistant thinks as a part of its own, where a field or markers tell."""
-    content, thought = message["content"], message.get(REASONING)
-    kept = {key: value for key, value in message.items() if key != REASONING}
+    content, thought = message["content"], message.get("reasoning_content")
+    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
     if thought:
         before, after = MARKERS[0]
         return kept | {

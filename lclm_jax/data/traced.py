@@ -1,0 +1,211 @@
+"""Strings whose characters know where they come from, whatever a chat template does to them.
+
+A `Traced` string carries runs: a number of characters and their source, None for the template's
+own text. Slices, sums, splits and stripped copies keep the runs; `trace` finds them again in what
+any other function makes of such strings.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
+from typing import Any
+
+Run = tuple[int, Any]  # characters, and their source
+_MARK = "\ue000{}\ue001"  # stands for an argument of a function
+_MARKS = re.compile("\ue000([0-9]+)\ue001")
+
+
+class Traced(str):
+    """A string with the source of each of its characters. It compares and hashes as a string."""
+
+    _runs: tuple[Run, ...]
+
+    def __new__(cls, text: str, source: Any = None, runs: Iterable[Run] | None = None):
+        new = super().__new__(cls, text)
+        new._runs = ((len(text), source),) if runs is None else merge_runs(runs)
+        return new
+
+    def __str__(self) -> "Traced":
+        return self  # so that str(x) keeps the runs
+
+    def __iter__(self) -> Iterator["Traced"]:
+        for text, source in pieces(self):
+            for character in text:
+                yield Traced(character, source)
+
+    def __getitem__(self, key: Any) -> "Traced":
+        text = str.__getitem__(self, key)
+        if not isinstance(key, slice):
+            key = slice(key, key + 1 or None)
+        start, stop, step = key.indices(len(self))
+        if step == 1:
+            return Traced(text, runs=_cut(self._runs, start, stop))
+        sources = [source for length, source in self._runs for _ in range(length)]
+        return Traced(text, runs=((1, source) for source in sources[key]))
+
+    def __add__(self, other: Any) -> "Traced":
+        return join([self, other]) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: Any) -> "Traced":
+        return join([other, self]) if isinstance(other, str) else NotImplemented
+
+    def __mul__(self, count: Any) -> "Traced":
+        return Traced(str.__mul__(self, count), runs=self._runs * max(count, 0))
+
+    __rmul__ = __mul__
+
+    def lstrip(self, characters: str | None = None, /) -> "Traced":
+        return self[len(self) - len(str.lstrip(self, characters)) :]
+
+    def rstrip(self, characters: str | None = None, /) -> "Traced":
+        return self[: len(str.rstrip(self, characters))]
+
+    def strip(self, characters: str | None = None, /) -> "Traced":
+        return self.lstrip(characters).rstrip(characters)
+
+    def removeprefix(self, prefix: str, /) -> "Traced":
+        return self[len(self) - len(str.removeprefix(self, prefix)) :]
+
+    def removesuffix(self, suffix: str, /) -> "Traced":
+        return self[: len(str.removesuffix(self, suffix))]
+
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:
+        return self._find_all(str.split(self, sep, maxsplit), len(sep or ""))
+
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:
+        return self._find_all(str.rsplit(self, sep, maxsplit), len(sep or ""))
+
+    def splitlines(self, keepends: bool = False) -> list["Traced"]:
+        whole = self._find_all(str.splitlines(self, True))
+        lengths = map(len, str.splitlines(self, keepends))
+        return [line[:length] for line, length in zip(whole, lengths, strict=True)]
+
+    def partition(self, sep: str, /) -> tuple["Traced", ...]:
+        return tuple(self._find_all(str.partition(self, sep)))
+
+    def rpartition(self, sep: str, /) -> tuple["Traced", ...]:
+        return tuple(self._find_all(str.rpartition(self, sep)))
+
+    def _find_all(self, parts: Iterable[str], gap: int = 0) -> list["Traced"]:
+        """The same parts of this string, which come in this order, `gap` characters apart."""
+        found, start = [], 0
+        for part in parts:
+            start = str.find(self, part, start)
+            found.append(self[start : start + len(part)])
+            start += len(part) + gap
+        return found
+
+    def replace(self, old: str, new: str, count: int = -1, /) -> "Traced":
+        if not old:  # `new` between all characters
+            return trace(lambda text: str.replace(text, old, new, count), self)
+        between = self.split(old, count) if count else [self]
+        return join([part for piece in between for part in (new, piece)][1:])
+
+    def upper(self) -> "Traced":
+        return self._map(str.upper)
+
+    def lower(self) -> "Traced":
+        return self._map(str.lower)
+
+    def casefold(self) -> "Traced":
+        return self._map(str.casefold)
+
+    def swapcase(self) -> "Traced":
+        return self._map(str.swapcase)
+
+    def title(self) -> "Traced":
+        return self._map(str.title)
+
+    def capitalize(self) -> "Traced":
+        return self._map(str.capitalize)
+
+    def _map(self, change: Callable[[str], str]) -> "Traced":
+        """The string with other letters, which are as many but for a few such as ß."""
+        text = change(self)
+        same = len(text) == len(self)
+        return Traced(text, runs=self._runs) if same else Traced(text, _first_source([self]))
+
+
+def join(parts: Iterable[str]) -> Traced:
+    """Concatenates strings, traced or not."""
+    parts = list(parts)
+    runs: list[Run] = []
+    for part in parts:
+        runs += part._runs if isinstance(part, Traced) else [(len(part), None)]
+    return Traced("".join(parts), runs=runs)
+
+
+def pieces(text: Traced) -> Iterator[tuple[str, Any]]:
+    """The plain text of every run, and its source."""
+    start = 0
+    for length, source in text._runs:
+        yield str.__getitem__(text, slice(start, start + length)), source
+        start += length
+
+
+def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a pure function; a string that it makes of traced arguments is traced.
+
+    The function is called again with marks for the traced strings. Where it changes them, so that
+    they cannot be found again, all of the result is from their first source.
+    """
+    args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
+    result = function(*args, **kwargs)
+    if not isinstance(result, str) or isinstance(result, Traced):
+        return result
+    found: list[Traced] = []
+    marked_args, marked_kwargs = mark(args, found), mark(kwargs, found)
+    if not found:
+        return result
+    try:
+        marked = function(*marked_args, **marked_kwargs)
+    except Exception:  # noqa: BLE001 a mark may be no argument for it: then nothing is found
+        marked = ""
+    rebuilt = replace_marks(str(marked), found)
+    return rebuilt if rebuilt == result else Traced(str.__str__(result), _first_source(found))
+
+
+def replace_marks(text: str, found: list[Traced]) -> Traced:
+    """Puts strings in the place of their marks."""
+    pieces = _MARKS.split(text)
+    known = len(found)
+    return join(
+        piece if i % 2 == 0 else found[int(piece)] if int(piece) < known else _MARK.format(piece)
+        for i, piece in enumerate(pieces)
+    )
+
+
+def mark(value: Any, found: list[Traced]) -> Any:
+    """A value with a mark for every traced string in it, which is added to `found`."""
+    if isinstance(value, Traced):
+        found.append(value)
+        return _MARK.format(len(found) - 1)
+    if isinstance(value, dict):
+        return {mark(key, found): mark(item, found) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(mark(item, found) for item in value)
+    return value
+
+
+def merge_runs(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """The same runs without empty ones, neighbours of one source joined."""
+    merged: list[Run] = []
+    for length, source in runs:
+        if merged and merged[-1][1] is source:
+            merged[-1] = (merged[-1][0] + length, source)
+        elif length:
+            merged.append((length, source))
+    return tuple(merged)
+
+
+def _cut(runs: Iterable[Run], start: int, stop: int) -> Iterator[Run]:
+    end = 0
+    for length, source in runs:
+        first, end = end, end + length
+        if first < stop and start < end:
+            yield min(end, stop) - max(first, start), source
+
+
+def _first_source(found: Iterable[Traced]) -> Any:
+    sources = (source for text in found for _, source in text._runs if source is not None)
+    return next(sources, None)
