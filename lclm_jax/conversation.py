@@ -3,13 +3,14 @@ new."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from lclm_jax.data.chat import Message, parse_memory
+from lclm_jax.data.messages import split_thought
 from lclm_jax.data.spans import Context
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.generate import ROOM, positions_needed, prefill
@@ -32,8 +33,13 @@ class Conversation:
     >>> conversation.ask("Since when?")  # reads these words only
     """
 
-    def __init__(self, model: LanguageModel):
-        self.model = model
+    def __init__(
+        self,
+        model: LanguageModel,
+        tools: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
+    ):
+        self.model, self.tools, self.settings = model, tools, settings
         self.messages: list[Message] = []
         self._read: Prompt | None = None  # what the cache holds
         self._cache: Cache | None = None
@@ -49,7 +55,7 @@ class Conversation:
         """The assistant's answer to one more turn of the user, as `LanguageModel.chat` gives it."""
         model = self.model
         messages = [*self.messages, {"role": "user", "content": self._kept(content)}]
-        prompt = model.read([model.render(messages)])
+        prompt = model.read([model.render(messages, self.tools, self.settings)])
         length = int(prompt.lengths[0])
         model.check_length(length, max_tokens)
         with jax.set_mesh(model.mesh):
@@ -59,13 +65,15 @@ class Conversation:
             )
         self._read = extended(prompt, tokens[:, : int(cache.end) - length])
         self._cache, self._weights = cache, model.weights
-        self.messages = [*messages, {"role": "assistant", "content": [answer]}]
+        self.messages = [*messages, {"role": "assistant", "content": split_thought(answer)}]
         return answer
 
-    def _kept(self, content: str | Latents | Sequence[str | Latents]) -> list:
+    def _kept(self, content: str | Latents | Sequence[str | Latents]) -> str | list[Any]:
         """A content as parts in which contexts are latents, so that they are compressed once."""
         model = self.model
         parts = split_content(content, model.tokenizer)
+        if isinstance(parts, str):
+            return parts
         return [
             model.compress_tokens(part.tokens, part.ratio) if isinstance(part, Context) else part
             for part in parts
@@ -116,8 +124,16 @@ def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
     return Prompt(joined, slots, prompt.lengths + tokens.shape[1], prompt.blocks)
 
 
-def split_content(content: Any, tokenizer: Tokenizer) -> Sequence[Any]:
-    """Split a turn into its parts: text with memory tags, latents, or a list of both."""
+def split_content(content: Any, tokenizer: Tokenizer) -> Any:
+    """A content as a list of parts where it has any but text: latents, or memory tags in text."""
     if isinstance(content, str):
-        return parse_memory(content, tokenizer)
-    return [content] if isinstance(content, Latents) else content
+        parts = parse_memory(content, tokenizer)
+        return content if all(isinstance(part, str) for part in parts) else parts
+    if isinstance(content, Latents):
+        return [content]
+    return list(content) if isinstance(content, Sequence) else content
+
+
+def split_parts(parts: Any) -> list[Any]:
+    """What a call was given as a list: one text, latents, or a list of both."""
+    return [parts] if isinstance(parts, (str, bytes, Latents)) else list(parts)

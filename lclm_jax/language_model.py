@@ -5,7 +5,7 @@ Nothing waits for the device until an answer is read: windows are dispatched as 
 latents stay on the device, and the prompt's chunks follow.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from lclm_jax.checkpoint import load_params, read_model_files
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
-from lclm_jax.conversation import Conversation, split_content
+from lclm_jax.conversation import Conversation, split_content, split_parts
 from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, render_chat
 from lclm_jax.data.packing import seat_piece, seat_pieces
@@ -188,8 +188,7 @@ class LanguageModel:
 
         >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
         """
-        listed = [parts] if isinstance(parts, (str, Latents)) else list(parts)
-        messages = [{"role": "user", "content": listed}]
+        messages = [{"role": "user", "content": split_parts(parts)}]
         return self.chat(messages, max_tokens, sampling, seed)
 
     def chat(
@@ -198,19 +197,23 @@ class LanguageModel:
         max_tokens: int = 64,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        tools: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """The assistant's next turn. A content is text, in which memory tags mark what to compress,
         or a list of parts.
 
-        Put text that comes from elsewhere into a list: there, tags and control tokens are only
-        characters.
+        Put text that comes from elsewhere into a list: there, tags are only characters. `tools` are
+        JSON signatures, `settings` what else the chat template reads, as `enable_thinking`.
         """
-        prompt = self.read([self.render(messages)])
+        prompt = self.read([self.render(messages, tools, settings)])
         return self._answer(prompt, max_tokens, sampling, seed)[0]
 
-    def conversation(self) -> Conversation:
+    def conversation(
+        self, tools: Sequence[Any] = (), settings: Mapping[str, Any] | None = None
+    ) -> Conversation:
         """A chat whose turns are read once: every question reads only what is new."""
-        return Conversation(self)
+        return Conversation(self, tools, settings)
 
     def complete(
         self,
@@ -220,9 +223,11 @@ class LanguageModel:
         seed: int = 0,
     ) -> str:
         """Continues text and latents as they are, without a chat around them."""
-        listed = [parts] if isinstance(parts, (str, Latents)) else parts
-        encode = self.tokenizer.encode
-        record = [Plain(encode(part)) if isinstance(part, str) else part for part in listed]
+        record = []
+        for part in split_parts(parts):
+            if not isinstance(part, (str, Latents, Context, Plain)):
+                raise TextError(f"expected text or latents to continue, got {type(part).__name__}")
+            record.append(Plain(self.tokenizer.encode(part)) if isinstance(part, str) else part)
         return self._answer(self.read([record]), max_tokens, sampling, seed)[0]
 
     def complete_records(self, records: Sequence[Sequence[Span]], max_tokens: int) -> list[str]:
@@ -231,19 +236,33 @@ class LanguageModel:
             return []
         return self._answer(self.read(records), max_tokens, GREEDY, 0)
 
-    def render(self, messages: Sequence[Message]) -> list:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> list:
         """The record of a chat up to the assistant's next turn, with latents in it as they are."""
-        latents: list[Latents] = []
+        latents: dict[int, Latents] = {}  # by the identity of what stands for them
+
+        def give(part: Any) -> Any:
+            if not isinstance(part, Latents):
+                return part
+            given = Given(len(part))
+            latents[id(given)] = part
+            kept.append(given)
+            return given
+
+        kept: list[Given] = []  # so that no identity is used twice
         prepared = []
         for message in messages:
-            content = message["content"]
-            parts = split_content(content, self.tokenizer)
-            given = [Given(len(part)) if isinstance(part, Latents) else part for part in parts]
-            latents += [part for part in parts if isinstance(part, Latents)]
-            prepared.append({"role": message["role"], "content": given})
-        record = render_chat(prepared, self.tokenizer, generate=True)
-        waiting = iter(latents)
-        return [next(waiting) if isinstance(span, Given) else span for span in record]
+            parts = split_content(message.get("content"), self.tokenizer)
+            if isinstance(parts, list):
+                message = {**message, "content": [give(part) for part in parts]}
+            prepared.append(message)
+        extra = {"tools": tools} if tools else {}
+        record = render_chat(prepared, self.tokenizer, generate=True, **extra, **(settings or {}))
+        return [latents.get(id(span), span) for span in record]
 
     def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:
         """A batch of records as `generate.prefill` takes them: contexts are compressed, and latents

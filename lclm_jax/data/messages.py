@@ -161,7 +161,7 @@ def _trace_content(
 ) -> Traced | list[Any]:
     parts = read_parts(content, tokenizer)
     if answers and isinstance(content, str):
-        parts = _split_thought(content)
+        parts = split_thought(content)
     typed = _is_typed(content)
     # Text beside other parts was put into a list to stay plain.
     prompt = Role.PROMPT if isinstance(content, str) or typed else Role.FIXED
@@ -230,7 +230,7 @@ def _reads_parts(template: str) -> bool:
     return "words" in text and "'type'" not in text
 
 
-def _split_thought(content: str) -> list[Part]:
+def split_thought(content: str) -> list[Part]:
     """What the assistant writes; a thought that it begins with is a part of its own."""
     for before, after in MARKERS:
         head, found, rest = content.partition(before)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, wraps
 from types import GeneratorType
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator
@@ -109,7 +109,7 @@ def _compile(template: str) -> Any:
 class _Generation(Extension):
     """The tag `{% generation %}`, which says what the assistant writes."""
 
-    tags = frozenset(["generation"])
+    tags: ClassVar = {"generation"}
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -52,7 +52,8 @@ class Traced(str):
     def __mul__(self, count: Any) -> "Traced":
         return Traced(str.__mul__(self, count), runs=self._runs * max(count, 0))
 
-    __rmul__ = __mul__
+    def __rmul__(self, count: Any) -> "Traced":
+        return self * count
 
     def lstrip(self, characters: str | None = None, /) -> "Traced":
         return self[len(self) - len(str.lstrip(self, characters)) :]
