@@ -26,7 +26,7 @@ def byte_level(definition: str) -> dict:
 
 def sentence_pieces(_) -> dict:
     """A tokenizer as Llama 2's: a low line stands for a space and before every text."""
-    words = "▁Who ▁likes ▁figs ▁Ben ▁and ▁Cy ▁[ INST ] assistant ▁user user system ▁the".split()
+    words = ("▁Who", "▁likes", "▁figs", "▁Ben", "▁and", "▁Cy", "▁[", "INST", "assistant", "▁the")
     vocabulary = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}}
     merges = []
     for word in words:

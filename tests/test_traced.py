@@ -82,7 +82,7 @@ def test_sums_keep_the_sources_of_both_sides(text, other):
 
 CHANGES = ("upper", "lower", "title", "capitalize", "swapcase", "casefold", "center(20)")
 FILTERS = (
-    *("trim", "upper", "title", "replace('a', 'bb')", "indent", "tojson", "string", "first"),
+    *("trim", "upper", "title", "replace('a', 'yy')", "indent", "tojson", "string", "first"),
     *("truncate(5)", "urlencode", "e", "list | join('-')", "reverse", "wordwrap(3)", "safe"),
 )
 
@@ -99,9 +99,8 @@ def test_what_a_template_makes_of_words_is_never_its_own_text(text, change):
     found = render(template, [], x=Traced(text, source))
     assert found == plain
     own = "".join(part for part, its_source in pieces(found) if its_source is None)
-    for added in ("-", "bb", "...", '"'):  # by the filter, not of the words
-        own = own.replace(added, "")
-    assert own == "<>"
+    assert not set(own) & set("abABxXßİé")  # letters of the words
+    assert own[0] + own[-1] == "<>"
 
 
 @EXAMPLES

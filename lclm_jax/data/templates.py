@@ -172,7 +172,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _budget.get().spend(1, _operator_growth(operator, left, right))
-        return _measured(trace(self.binop_table[operator], left, right))
+        function = self.binop_table[operator]
+        return _measured(trace(function, left, right) if operator == "%" else function(left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
@@ -185,6 +186,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             return call(__context, getattr(text, name), *args, **kwargs)
 
         _budget.get().spend(1, _growth(name, (owner, *args), kwargs))
+        if isinstance(owner, Traced) and name in vars(Traced):
+            return _measured(method(owner, *args, **kwargs))
         return _measured(trace(method, owner, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -211,7 +214,8 @@ def _traced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     def call(*args: Any, **kwargs: Any) -> Any:
         args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
         _budget.get().spend(1, _growth(name, args, kwargs))
-        return _measured(trace(function, *args, **kwargs))
+        exact = name == "replace"  # a method of strings, and what it inserts is the template's
+        return _measured(function(*args, **kwargs) if exact else trace(function, *args, **kwargs))
 
     return call
 
@@ -261,6 +265,8 @@ def _items_of_loop(items: Any) -> list[Any]:
 
 def _printed(value: Any) -> Any:
     """What is printed of a value: of a list or a mapping Python's own form, traced."""
+    if isinstance(value, bytes):
+        raise TextError("the chat template prints bytes, expected text")
     return trace(str, value) if isinstance(value, (list, tuple, dict)) else value
 
 

@@ -152,7 +152,7 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
     result = function(*args, **kwargs)
-    if not isinstance(result, str) or isinstance(result, Traced):
+    if not isinstance(result, str):
         return result
     found: list[Traced] = []
     marked_args, marked_kwargs = mark(args, found), mark(kwargs, found)
@@ -163,7 +163,11 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     except Exception:  # noqa: BLE001 a mark may be no argument for it: then nothing is found
         marked = ""
     rebuilt = replace_marks(str(marked), found)
-    return rebuilt if rebuilt == result else Traced(str.__str__(result), _first_source(found))
+    if rebuilt == result:
+        return rebuilt
+    if isinstance(result, Traced) and all(source is not None for _, source in result._runs):
+        return result
+    return Traced("".join([result]), _first_source(found))
 
 
 def replace_marks(text: str, found: list[Traced]) -> Traced:
