@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from types import GeneratorType
 from typing import Any, ClassVar
 
@@ -28,6 +28,11 @@ from lclm_jax.errors import UserError
 STEPS = 2_000_000  # of loops and calls
 CHARACTERS = 32_000_000  # written in all, and 50 times as many as the chat has
 SECONDS = 20.0
+# Filters that do nothing but call methods of strings, which keep the sources.
+EXACT = {
+    *("trim", "upper", "lower", "capitalize", "replace", "truncate", "reverse", "first", "last"),
+    *("string", "default", "d"),
+}
 
 
 @dataclass(frozen=True)
@@ -214,8 +219,8 @@ def _traced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
     def call(*args: Any, **kwargs: Any) -> Any:
         args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
         _budget.get().spend(1, _growth(name, args, kwargs))
-        exact = name == "replace"  # a method of strings, and what it inserts is the template's
-        return _measured(function(*args, **kwargs) if exact else trace(function, *args, **kwargs))
+        traced = function if name in EXACT else partial(trace, function)
+        return _measured(traced(*args, **kwargs))
 
     return call
 

@@ -107,6 +107,10 @@ def _turn_start(
     if opening and opening in chunk:
         found = chunk.index(opening) if first is None else chunk.rindex(opening)
         return before + found + len(opening)
+    bare = opening.strip()
+    if first is None and bare and bare in chunk:
+        rest = chunk[chunk.index(bare) + len(bare) :]
+        return before + len(chunk) - len(rest.lstrip())
     prompt = prefix()
     fits = before <= len(prompt) <= (after if first is None else first)
     return len(prompt) if fits and prompt and rendered.startswith(prompt) else first
