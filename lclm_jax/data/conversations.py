@@ -162,11 +162,9 @@ def _with_context(messages: list[Raw], context: Any) -> list[Raw]:
             "fields", "expected a context with words and a user's message after it, got none"
         )
     content = messages[i]["content"]
-    first, *rest = [{"text": content}] if isinstance(content, str) else content or [{"text": ""}]
-    if "text" in first:
-        asked = [{"text": f"\n\n{first['text']}"}, *rest]
-    else:
-        asked = [{"text": "\n\n"}, first, *rest]
+    asked = [{"text": content}] if isinstance(content, str) else content or []
+    if asked and "text" in asked[0]:
+        asked = [{"text": f"\n\n{asked[0]['text']}"}, *asked[1:]]
     return [*messages[:i], messages[i] | {"content": [*parts, *asked]}, *messages[i + 1 :]]
 
 

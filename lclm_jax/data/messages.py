@@ -29,6 +29,7 @@ ROLES = {
     "tool_response": "tool",
     "tool_result": "tool",
 } | {role: role for role in ("system", "developer", "user", "assistant", "tool")}
+CALLS = ("tool_calls", "function_call")
 CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # their content is the call, as JSON
 # Flags of OpenAI, mistral-finetune (weight), axolotl (train, training), ms-swift (loss), verl
 # (loss_mask) and others: whether an assistant's message is trained on.
@@ -78,18 +79,7 @@ def read_message(message: Any) -> Raw:
     fields = {name: value for name, value in message.items() if value is not None}
     spelled = _take(fields, ROLE)
     role = read_role(spelled)
-    content = _content(_take(fields, CONTENT))
-    calls = [*_calls(fields.pop("tool_calls", [])), *_old_call(fields.pop("function_call", None))]
-    if _lower(spelled) in CALLING_ROLES:
-        calls, content = [*calls, *_calls(content or [])], None
-    refusal = fields.pop("refusal", None)
-    if not is_blank(refusal):  # what the assistant says instead of an answer
-        if content:
-            raise RowError("chat", "expected content or a refusal, got a message with both")
-        content = as_text("refusal", refusal)
-    read: Raw = {"role": role, "content": content}
-    if calls:
-        read["tool_calls"] = calls
+    read: Raw = {"role": role, **_take_content(fields, spelled)}
     reasoning = _take(fields, REASONING)
     if not is_blank(reasoning):
         if role != "assistant":
@@ -98,11 +88,25 @@ def read_message(message: Any) -> Raw:
     for name in ("name", "tool_call_id"):
         if not is_blank(fields.get(name)):
             read[name] = as_text(name, fields.pop(name))
-    if not _is_trained(fields) and role == "assistant":
+    if not _take_trained(fields) and role == "assistant":
         read["trained"] = False
-    if role != "tool" and not _has_words(read) and role != "system":
+    if role not in ("system", "tool") and not _has_words(read):
         raise RowError("empty", f"expected words in the message of the {role}, got none")
-    return read | _others(fields, read)
+    return read | _others(fields, role)
+
+
+def _take_content(fields: Raw, role: Any) -> Raw:
+    """Removes what a message says and returns `content`, and `tool_calls` where there are any."""
+    content = _content(_take(fields, CONTENT))
+    calls = [call for name in CALLS for call in _calls(fields.pop(name, []))]
+    if _lower(role) in CALLING_ROLES:
+        calls, content = [*calls, *_calls(content or [])], None
+    refusal = fields.pop("refusal", None)
+    if not is_blank(refusal):  # what the assistant says instead of an answer
+        if content:
+            raise RowError("chat", "expected content or a refusal, got a message with both")
+        content = as_text("refusal", refusal)
+    return {"content": content, "tool_calls": calls} if calls else {"content": content}
 
 
 def read_role(role: Any) -> str:
@@ -186,12 +190,9 @@ def _ratio(ratio: Any) -> int:
     return whole
 
 
-def _old_call(call: Any) -> list[Raw]:
-    """The call of a `function_call`, the older spelling of `tool_calls`."""
-    return [] if is_blank(call) else _calls(call)
-
-
 def _calls(calls: Any) -> list[Raw]:
+    if is_blank(calls):
+        return []
     if isinstance(calls, str):
         calls = from_json("tool_calls", calls)
     if isinstance(calls, Mapping):
@@ -204,7 +205,7 @@ def _calls(calls: Any) -> list[Raw]:
 def _call(call: Any) -> Raw:
     if isinstance(call, str):
         call = from_json("tool_calls", call)
-    fields = {name: value for name, value in call.items()} if isinstance(call, Mapping) else {}
+    fields = dict(call) if isinstance(call, Mapping) else {}
     function = fields.pop("function", None)
     if function is None:
         function, fields = fields, {name: fields.pop(name, None) for name in ("id", "type")}
@@ -240,7 +241,7 @@ def _call(call: Any) -> Raw:
     return identity | {"type": "function", "function": named}
 
 
-def _is_trained(fields: Raw) -> bool:
+def _take_trained(fields: Raw) -> bool:
     """Removes the flags for training and returns what they say: True where there is none."""
     flags = {name: fields.pop(name) for name in TRAINED if name in fields}
     read = {FLAGS.get(str(value).lower()) for value in flags.values()}
@@ -249,17 +250,17 @@ def _is_trained(fields: Raw) -> bool:
     return read != {False}
 
 
-def _others(fields: Raw, read: Raw) -> Raw:
+def _others(fields: Raw, role: str) -> Raw:
     """Fields that a template may read. Raises RowError for words that would reach no model."""
     given = {name: value for name, value in fields.items() if not is_blank(value)}
     refused = [name for name in given if name in REFUSED_IN_MESSAGE]
     if refused:
         raise RowError(
             "chat",
-            f"expected text in role and content, got a message of the {read['role']} with "
+            f"expected text in role and content, got a message of the {role} with "
             f"{', '.join(refused)}, which a chat cannot hold",
         )
-    return {name: _as_json(value) for name, value in given.items() if name not in read}
+    return {name: _as_json(value) for name, value in given.items()}
 
 
 def _as_json(value: Any) -> Any:

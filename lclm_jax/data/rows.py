@@ -136,11 +136,12 @@ def _splits(definition: str) -> bool:
 def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """A question and the first of its answers, where the row has them."""
     question, answer = fields.get("question"), fields.get("answer") or fields.get("answers")
-    answer = answer[0] if isinstance(answer, list) and answer else answer
-    for name, value in (("question", question), ("answer", answer)):
-        if not is_blank(value) and not isinstance(value, str):
-            raise RowError("fields", f"expected a text in {name}, got {type(value).__name__}")
-    return question or None, answer or None
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    return (
+        None if is_blank(question) else as_text("question", question),
+        None if is_blank(answer) else as_text("answer", answer),
+    )
 
 
 def _no_trace(fields: Mapping[str, Any]) -> Raw:
