@@ -22,10 +22,12 @@ from lclm_jax.data.fields import (
     from_json,
     is_blank,
     list_fields,
+    refuse_depth,
     refuse_length,
     refuse_runs,
     refuse_surrogates,
     refuse_tags,
+    show,
     strings_in,
 )
 from lclm_jax.data.messages import read_messages
@@ -58,6 +60,7 @@ def check_chat(raw: Raw, longest: int) -> Raw:
         raise RowError("chat", f"expected an assistant who says something, got {roles[:20]}")
     if not any(trained):
         raise RowError("chat", "expected a message to train on, got weight 0 for all")
+    refuse_depth(raw)
     try:
         spelled = json.dumps(raw, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -125,9 +128,7 @@ def _with_history(messages: list[Raw], history: Any) -> list[Raw]:
             earlier.append(turn)
             continue
         if not isinstance(turn, (list, tuple)) or len(turn) != 2:
-            raise RowError(
-                "fields", f"expected history of [question, answer], got {str(turn)[:80]!r}"
-            )
+            raise RowError("fields", f"expected history of [question, answer], got {show(turn)}")
         earlier += [
             {"role": role, "content": as_text("history", text)}
             for role, text in zip(("user", "assistant"), turn, strict=True)
@@ -172,8 +173,9 @@ def _refuse_unused(given: Raw, messages: list[Raw], used: str):
     """Raises RowError for fields with words that would vanish."""
     said = _words([message["content"] for message in messages])
     for name in [name for name in WORDS if name in given]:
-        written_out = "\n".join(_words(given[name]))  # such as the whole prompt of Alpaca's rows
-        if not _are_in(given[name], messages) and not all(text in written_out for text in said):
+        # Alpaca's rows, and others, have the whole prompt and answer once more as text.
+        again = name == "text" and all(text in str(given[name]) for text in said)
+        if not again and not _are_in(given[name], messages):
             raise RowError(
                 "fields",
                 f"expected {used} alone, got {name} ({type(given[name]).__name__}) beside them; "
@@ -210,5 +212,5 @@ def _list_of_tools(tools: Any, name: str) -> list[Raw]:
         raise RowError("chat", f"expected {name} as a list, got {type(tools).__name__}")
     signatures = [from_json(name, tool) if isinstance(tool, str) else tool for tool in tools]
     if not all(isinstance(tool, Mapping) for tool in signatures):
-        raise RowError("chat", f"expected {name} as a list of objects, got {str(signatures)[:80]}")
+        raise RowError("chat", f"expected {name} as a list of objects, got {show(signatures)}")
     return [dict(tool) for tool in signatures]

@@ -33,6 +33,7 @@ FIELDS_OF_KIND = {
 }
 FIELDS_OF_DOCUMENT = frozenset([*DOCUMENT, SPLIT_GROUP])
 
+MAX_DEPTH = 64  # of lists and objects in each other
 LONGEST_RUN = 1_000_000  # characters without a place to cut: some 200 bytes each in a tokenizer
 
 
@@ -86,7 +87,7 @@ def from_json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowError("chat", f"expected JSON in {name}, got {text[:80]!r}: {error}") from error
+        raise RowError("chat", f"expected JSON in {name}, got {show(text)}: {error}") from error
 
 
 def strings_in(value: Any) -> Iterator[str]:
@@ -111,6 +112,27 @@ def list_fields(fields: Mapping[str, Any]) -> str:
     """Names and types of fields, for an error."""
     listed = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items())
     return listed[:200] or "no fields"
+
+
+def show(value: Any) -> str:
+    """The beginning of a value as Python writes it, for an error; its type where that fails."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in each other
+        return type(value).__name__
+
+
+def refuse_depth(value: Any):
+    """Raises RowError for lists and objects nested more than MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        objects = [one.values() for one in level if isinstance(one, Mapping)]
+        lists = [one for one in level if isinstance(one, (list, tuple))]
+        level = [part for parts in (*objects, *lists) for part in parts]
+    if level:
+        raise RowError(
+            "fields", f"expected values nested at most {MAX_DEPTH} deep, got deeper ones"
+        )
 
 
 def refuse_length(length: int, longest: int):

@@ -11,7 +11,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lclm_jax.data.fields import REASONING, REFUSED, Raw, RowError, as_text, from_json, is_blank
+from lclm_jax.data.fields import (
+    REASONING,
+    REFUSED,
+    Raw,
+    RowError,
+    as_text,
+    from_json,
+    is_blank,
+    show,
+)
 
 ROLE = ("role", "from")
 CONTENT = ("content", "value", "text")
@@ -114,7 +123,7 @@ def read_role(role: Any) -> str:
     lower = _lower(role)
     known = "assistant" if lower in CALLING_ROLES else ROLES.get(lower, role)
     if not isinstance(known, str) or not known.isidentifier():
-        raise RowError("chat", f"expected a role such as user, got {str(role)[:80]!r}")
+        raise RowError("chat", f"expected a role such as user, got {show(role)}")
     return known
 
 
@@ -168,12 +177,12 @@ def _part(part: Any) -> Raw:
     name = next(iter(fields), None)
     if kind not in PART_TYPES or name not in words or len(fields) > 1:
         raise RowError(
-            "chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {str(part)[:80]}'
+            "chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {show(part)}'
         )
     text = as_text(name, fields[name])
     if name == "text":
         if ratio is not None:
-            raise RowError("chat", f"expected a ratio beside a context alone, got {ratio!r}")
+            raise RowError("chat", f"expected a ratio beside a context alone, got {show(ratio)}")
         return {"text": text} if text else {}
     if not text.strip():
         raise RowError("empty", "expected words in a context, got none")
@@ -185,7 +194,7 @@ def _ratio(ratio: Any) -> int:
     if type(whole) is not int or not 1 <= whole <= MAX_RATIO:
         raise RowError(
             "chat",
-            f"expected a ratio of 1 to {MAX_RATIO} tokens per latent, got {str(ratio)[:40]!r}",
+            f"expected a ratio of 1 to {MAX_RATIO} tokens per latent, got {show(ratio)}",
         )
     return whole
 
@@ -210,9 +219,7 @@ def _call(call: Any) -> Raw:
     if function is None:
         function, fields = fields, {name: fields.pop(name, None) for name in ("id", "type")}
     if not isinstance(function, Mapping):
-        raise RowError(
-            "chat", f"expected a call's function as an object, got {str(function)[:80]!r}"
-        )
+        raise RowError("chat", f"expected a call's function as an object, got {show(function)}")
     strange = {name for name in fields if not is_blank(fields[name])} - {"id", "type", "index"}
     strange |= {name for name in function if not is_blank(function[name])} - {
         *("name", "arguments", "parameters", "index")
@@ -225,7 +232,7 @@ def _call(call: Any) -> Raw:
         or fields.get("type") not in (*(None, "", "function"),)
     ):
         raise RowError(
-            "chat", f"expected a call of a function with name and arguments, got {str(call)[:80]}"
+            "chat", f"expected a call of a function with name and arguments, got {show(call)}"
         )
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
@@ -233,9 +240,7 @@ def _call(call: Any) -> Raw:
     if is_blank(arguments):
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise RowError(
-            "chat", f"expected a call's arguments as an object, got {str(arguments)[:80]!r}"
-        )
+        raise RowError("chat", f"expected a call's arguments as an object, got {show(arguments)}")
     identity = {} if is_blank(fields.get("id")) else {"id": as_text("a call's id", fields["id"])}
     named = {"name": name, "arguments": dict(arguments)}
     return identity | {"type": "function", "function": named}
@@ -244,9 +249,10 @@ def _call(call: Any) -> Raw:
 def _take_trained(fields: Raw) -> bool:
     """Removes the flags for training and returns what they say: True where there is none."""
     flags = {name: fields.pop(name) for name in TRAINED if name in fields}
-    read = {FLAGS.get(str(value).lower()) for value in flags.values()}
+    spelled = (value if isinstance(value, str) else show(value) for value in flags.values())
+    read = {FLAGS.get(text.strip().lower()) for text in spelled}
     if None in read or len(read) > 1:
-        raise RowError("chat", f"expected one of 0 and 1 as a message's weight, got {flags}")
+        raise RowError("chat", f"expected one of 0 and 1 as a message's weight, got {show(flags)}")
     return read != {False}
 
 
@@ -268,5 +274,5 @@ def _as_json(value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return str(value)
+        return show(value)
     return value

@@ -13,6 +13,7 @@ from lclm_jax.data.fields import (
     RowError,
     list_fields,
     raise_first,
+    refuse_depth,
     refuse_length,
     refuse_runs,
     refuse_surrogates,
@@ -36,6 +37,7 @@ def read_packed(fields: Mapping[str, Any], longest: int) -> Iterator[Raw]:
 
     Raises RowError after them where others cannot be used, or where there are none.
     """
+    refuse_depth(fields)
     count, problems = 0, []
     for text in _texts(fields):
         count += 1
@@ -65,7 +67,7 @@ def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
             [value[name] for name in names if isinstance(value.get(name), str) and value[name]]
             for names in ((*DOCUMENT, "prompt"), ANSWER)
         )
-        if len(texts) > 1 or len(answers) > 1:
+        if len(texts) > 1 or len(answers) > 1 or not {"role", "from"}.isdisjoint(value):
             yield value
         elif texts:
             yield "".join([*texts, *answers])
@@ -75,7 +77,7 @@ def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
 
 def _example(text: str | Mapping[str, Any], longest: int) -> Raw:
     if not isinstance(text, str):
-        raise RowError("fields", f"expected one text and one answer, got {list_fields(text)}")
+        raise RowError("fields", f"expected one text, and one answer, got {list_fields(text)}")
     refuse_length(len(text), longest)
     refuse_surrogates(text)
     refuse_runs(text)

@@ -1,5 +1,7 @@
 """Rows of Parquet files: only columns that are needed, in batches of bounded size.
 
+A page of a file is decompressed as one, so that the largest of them is held, too.
+
 Times become whole numbers: nobody needs them, and Python has no dates for all of them. A cell that
 cannot be read costs its row where its column may be needed, else nothing.
 """
@@ -12,7 +14,7 @@ from typing import Any
 from lclm_jax.data.fields import KNOWN
 from lclm_jax.data.require import require
 
-BATCH = 256 << 20  # bytes that a batch of rows may take when all its values are the longest
+BATCH = 64 << 20  # bytes that a batch of rows may take when all its values are the longest
 MAX_ROWS = 256  # of a batch
 BUFFER = 1 << 20  # bytes of a file that are read at a time
 
