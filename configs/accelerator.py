@@ -101,7 +101,7 @@ def prepare(config: Config, modules: int | None = None):
     directory = Path(config.data.directory)
     found = list(standard_library())[:modules]
     rows = {
-        "code": [{"text": text, "group": path} for path, text in found],
+        "code": [{"text": text, "split_group": path} for path, text in found],
         "docs": documentation(found),
     }
     (directory / "input").mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,15 @@
 
 python -m launch.prepare --recipe configs/recipe_pretraining.py --input web=corpus/*.jsonl.zst --input code=src/ --out DIR
 
-An input is a file, a glob or a directory: jsonl(.zst, .gz), Parquet, ArrayRecord, plain text, source trees, repositories (one
-document each; `repository:PATH` says that a directory is one), or `hf:owner/dataset` where there is a network.
+An input is a file, a glob or a directory: JSON lines, JSON lists, CSV, Parquet, ArrayRecord, plain
+text, source trees, repositories (one document each; `repository:PATH` says that a directory is
+one), or `hf:owner/dataset` where there is a network. Files may be compressed (gz, bz2, xz, zst),
+and their content, not their name, says what they are. Of a directory with data files, those of
+validation and test splits are left out, as are texts beside them; whatever is found and not read
+is listed.
+
+One example in 50 is held out, by a hash of its words. Rows with the same text in the field
+`split_group` are held out together; no other field decides that.
 """
 
 import argparse
@@ -72,10 +79,11 @@ def main():
     tokenizer = find_tokenizer(arguments.tokenizer or recipe.tokenizer)
     logging.info("tokenizer of %d entries, fingerprint %s", tokenizer.size, tokenizer.fingerprint)
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
-    table = Table("source", "kind", "rows", "examples", "held out", "tokens", "refused")
+    table = Table("source", "kind", "rows", "examples", "held out", "tokens", "refused", "not read")
     for name, source in manifest["sources"].items():
-        refused = (
-            ", ".join(f"{count} {reason}" for reason, count in source["rejected"].items()) or "none"
+        refused, unread = (
+            ", ".join(f"{count} {reason}" for reason, count in source[name].items()) or "none"
+            for name in ("rejected", "unread")
         )
         tokens, examples = sum(source["tokens"].values()), source["examples"]
         table.add_row(
@@ -86,10 +94,13 @@ def main():
             f"{examples['held']:,}",
             f"{tokens:,}",
             refused,
+            unread,
         )
     show_table(table)
-    if any(source["rejected"] for source in manifest["sources"].values()):
-        sys.stdout.write(f"every refused row, with file and reason: {arguments.out / REJECTIONS}\n")
+    if any(source["rejected"] or source["unread"] for source in manifest["sources"].values()):
+        sys.stdout.write(
+            f"every refused row and unread file, with its reason: {arguments.out / REJECTIONS}\n"
+        )
     sys.stdout.write(
         f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n"
     )

@@ -98,7 +98,7 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
             for files in (everything, held)
         )
         assert kept == [
-            row for row in rows if split_of(row.get("group") or words_of(row)) == "held"
+            row for row in rows if split_of(row.get("split_group") or words_of(row)) == "held"
         ]
         assert 0 < len(kept) < len(rows) / 10, name
     assert (tmp_path / "all" / "tokenizer").exists() and not (

@@ -215,7 +215,7 @@ def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path,
 
 
 def test_a_group_is_held_out_together(tmp_path, tokenizer):
-    rows = [{"text": f"words {i}", "group": f"module {i % 100}"} for i in range(400)]
+    rows = [{"text": f"words {i}", "split_group": f"module {i % 100}"} for i in range(400)]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
     prepare(

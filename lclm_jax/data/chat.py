@@ -1,6 +1,6 @@
 """Chats to tokens: those that transformers' `apply_chat_template` gives, with the role of each.
 
-The template renders the words themselves (see `messages` and `templates`), so it may trim, cut or
+The template renders the words themselves (see `words` and `templates`), so it may trim, cut or
 compare them. Only its own text can bring in a control token, whatever words, names and tools
 spell. `parse_memory` makes the parts of a content from text with memory tags.
 """
@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.data.messages import (
+from lclm_jax.data.spans import Context, Given, Plain, Span
+from lclm_jax.data.stretches import Role, Stretch
+from lclm_jax.data.templates import render
+from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
+from lclm_jax.data.traced import Traced
+from lclm_jax.data.turns import Run, Turn, check_complete, find_turns, list_runs
+from lclm_jax.data.words import (
     Analysis,
     Message,
     Part,
@@ -24,12 +30,6 @@ from lclm_jax.data.messages import (
     trace_json,
     trace_message,
 )
-from lclm_jax.data.spans import Context, Given, Plain, Span
-from lclm_jax.data.stretches import Role, Stretch
-from lclm_jax.data.templates import render
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
-from lclm_jax.data.traced import Traced
-from lclm_jax.data.turns import Run, Turn, check_complete, find_turns, list_runs
 
 Labelled = tuple[
     str, bool, Role | Stretch | Given
@@ -106,10 +106,10 @@ def render_chat(
 ) -> list[Span]:
     """The chat as a record, with loss on what the assistant writes up to the end of its turn.
 
-    With `generate` it ends where the assistant begins. Raises what `read_messages` does.
+    With `generate` it ends where the assistant begins. Raises what `read_raw_chat` does.
     """
     spans: list[Span] = []
-    for stretch in read_messages(messages, tokenizer, tools, generate, **settings):
+    for stretch in read_raw_chat(messages, tokenizer, tools, generate, **settings):
         if isinstance(stretch, Given):
             spans.append(stretch)
             continue
@@ -126,7 +126,7 @@ def render_chat(
     return spans
 
 
-def read_messages(
+def read_raw_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),

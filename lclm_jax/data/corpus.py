@@ -29,7 +29,7 @@ from lclm_jax.data.transforms import read_requests
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-VERSION = 2  # of what `write_corpus` writes; another one makes it write again
+VERSION = 3  # of what `write_corpus` writes; another one makes it write again
 NAMES = ("code", "docs", "haystacks", "tasks")
 Row = dict[str, Any]
 
@@ -59,7 +59,7 @@ def write_corpus(
     directory.mkdir(parents=True, exist_ok=True)
     modules = list(progress(standard_library(), "reading modules"))
     rows: dict[str, list[Row]] = {
-        "code": [{"text": module, "group": path} for path, module in modules],
+        "code": [{"text": module, "split_group": path} for path, module in modules],
         "docs": documentation(modules),
         "tasks": list(progress(needle_tasks(tasks), "making tasks", tasks)),
         "haystacks": [
@@ -87,7 +87,7 @@ def documentation(modules: Iterable[tuple[str, str]]) -> list[Row]:
         text for path, texts in documented if split_of(path) == "train" for text in texts
     )
     return [
-        {"text": text, "group": path}
+        {"text": text, "split_group": path}
         for path, texts in documented
         for text in texts
         if split_of(path) == "train" or text not in seen

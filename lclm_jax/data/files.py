@@ -1,24 +1,29 @@
 """Units of the input as numbered rows; what cannot be read is named and the rest still comes.
 
-Formats: jsonl (plain, .zst, .gz), Parquet, ArrayRecord, plain text, source trees and repositories.
+Formats: JSON lines, JSON lists, CSV, Parquet, ArrayRecord, plain text, source trees and
+repositories; all but Parquet and ArrayRecord may be compressed (`lclm_jax.data.compression`).
 """
 
-import gzip
-import io
-import json
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgpack
 
+from lclm_jax.data.compression import encoding_of, open_decompressed, open_text
+from lclm_jax.data.csv_rows import CsvError, read_table
+from lclm_jax.data.fields import KNOWN
+from lclm_jax.data.json_rows import JsonError, parse_line, read_values
+from lclm_jax.data.parquet import ParquetRows, UnreadableRow
 from lclm_jax.data.pickles import PickleError, load_plain
-from lclm_jax.data.units import Unit, open_records, require, texts
+from lclm_jax.data.require import require
+from lclm_jax.data.units import Unit, find_texts, open_records
+from lclm_jax.errors import UserError
 
 LONGEST = 256 << 20  # bytes of a line or of a text file
-PIECE = 1 << 12  # bytes of zstd at a time: each may hold a thousand times as many
 
 
 @dataclass(frozen=True)
@@ -28,69 +33,114 @@ class Row:
     file: str
     number: int  # record in the file, from 0: a line, row, record; 0 for a text file or repository
     fields: dict[str, Any]
+    ignored: tuple[str, ...] = ()  # names of the fields that the file has and that are not read
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that cannot be used, or a file from some record on."""
+    """A record that cannot be used, a file from some record on, or one that is not read at all."""
 
     file: str
     number: int
-    reason: str  # a few fixed words; here encoding, json, corrupt, pickle, empty, too long
+    # Of few words: encoding, json, csv, corrupt, pickle, empty, too long, those of
+    # `lclm_jax.data.formats.UnreadError` and of `lclm_jax.data.fields.RowError`; or error, for any other
+    # exception.
+    reason: str
     detail: str  # what was expected and what came
 
 
-def read_unit(unit: Unit) -> Iterator[Row | Rejection]:
-    """Its rows in order; a record that cannot be read, or the rest of a damaged file, is one Rejection."""
-    if unit.form == "text":
-        for file in unit.files:
-            yield from _read_text(Path(file), file)
-    elif unit.form == "repository":
-        yield from _read_repository(Path(unit.files[0]))
-    else:
-        read: Callable[[Unit], Iterator[Row | Rejection]] = {
-            "jsonl": _read_lines,
-            "parquet": _read_parquet,
-            "arrayrecord": _read_records,
-        }[unit.form]
-        yield from read(unit)
+def read_unit(unit: Unit, wanted: Collection[str] | None = None) -> Iterator[Row | Rejection]:
+    """Its rows in order; a record that cannot be read, or the rest of a damaged file, is one
+    Rejection.
 
-
-def _read_text(path: Path, name: str) -> Iterator[Row | Rejection]:
-    text, problem = _decode(path, name)
-    if problem:
-        yield problem
-    elif not text.strip():
-        yield Rejection(name, 0, "empty", "expected text, got none")
-    else:
-        yield Row(name, 0, {"text": text})
-
-
-def _decode(path: Path, name: str) -> tuple[str, Rejection | None]:
-    size = path.stat().st_size
-    if size > LONGEST:
-        return "", Rejection(
-            name, 0, "too long", f"expected a text of at most {LONGEST} bytes, got {size}"
-        )
+    `wanted` names the fields that are needed, for formats that can leave others unread.
+    """
+    if unit.form == "unread":
+        yield from (one for one in unread_files(unit) if one.reason != "other split")
+        return
+    read: Callable[[Unit], Iterator[Row | Rejection]] = {
+        "text": _read_texts,
+        "repository": _read_repository,
+        "jsonl": _read_lines,
+        "json": _read_json,
+        "csv": _read_csv,
+        "parquet": lambda unit: _read_parquet(unit, wanted),
+        "arrayrecord": _read_records,
+    }[unit.form]
+    number = None
     try:
-        return path.read_bytes().decode("utf-8"), None  # as it stands: line ends, too
+        for found in read(unit):
+            number = found.number + 1
+            yield found
+        if number is None and unit.start == 0 and unit.stop is None:
+            yield Rejection(unit.files[0], 0, "empty", "expected rows, got none")
+    except UserError:  # a library is missing
+        raise
+    except Exception as error:  # a file never ends the preparation of others
+        if isinstance(error, MemoryError):
+            raise
+        yield Rejection(
+            unit.files[0], number or 0, "corrupt", f"cannot be read further: {error!r:.300}"
+        )
+
+
+def unread_files(unit: Unit) -> list[Rejection]:
+    """The files of a unit of form "unread", those of other splits too: these are left out by
+    choice, so reading the unit gives no rejection for them.
+    """
+    return [
+        Rejection(file, 0, reason, detail)
+        for file, (reason, detail) in zip(unit.files, unit.reasons, strict=True)
+    ]
+
+
+def _read_texts(unit: Unit) -> Iterator[Row | Rejection]:
+    for name in unit.files:
+        text = _decode(Path(name))
+        if isinstance(text, Rejection):
+            yield text
+        elif not text.strip():
+            yield Rejection(name, 0, "empty", "expected text, got none")
+        else:
+            yield Row(name, 0, {"text": text})
+
+
+def _decode(path: Path) -> str | Rejection:
+    """The text of a file as it stands, line ends too, without a byte order mark."""
+    name = str(path)
+    try:
+        with open_decompressed(path) as file:
+            data = file.read(LONGEST + 1)
+    except (OSError, EOFError) as error:
+        return Rejection(name, 0, "corrupt", f"expected a file that can be read: {error}")
+    if len(data) > LONGEST:
+        return Rejection(name, 0, "too long", f"expected a text of at most {LONGEST} bytes")
+    encoding = encoding_of(data)
+    if encoding is None and b"\0" in data:
+        return Rejection(name, 0, "not text", f"expected text, got a zero at {data.index(0)}")
+    try:
+        return data.decode(encoding or "utf-8-sig")
     except UnicodeDecodeError as error:
-        return "", Rejection(
+        return Rejection(
             name,
             0,
             "encoding",
-            f"expected UTF-8, got byte {error.object[error.start]:#x} at {error.start}",
+            f"expected {encoding or 'UTF-8'}, got byte {data[error.start]:#x} at {error.start}",
         )
 
 
-def _read_repository(directory: Path) -> Iterator[Row | Rejection]:
-    parts = []
-    for file in texts(directory):
-        text, problem = _decode(file, str(file))
-        if problem:
-            yield problem
+def _read_repository(unit: Unit) -> Iterator[Row | Rejection]:
+    directory, parts = Path(unit.files[0]), []
+    texts, unread = find_texts(directory)
+    for one in unread:
+        yield Rejection(str(one.path), 0, one.reason, one.detail)
+    for file in texts:
+        text = _decode(file)
+        if isinstance(text, Rejection):
+            yield text
         elif text.strip():
-            parts.append(f"# FILE {file.relative_to(directory).as_posix()}\n{text}")
+            name = os.fsencode(file.relative_to(directory).as_posix()).decode("utf-8", "replace")
+            parts.append(f"# FILE {name}\n{text}")
     if parts:
         yield Row(str(directory), 0, {"text": "\n\n".join(parts)})
     else:
@@ -100,7 +150,7 @@ def _read_repository(directory: Path) -> Iterator[Row | Rejection]:
 def _read_lines(unit: Unit) -> Iterator[Row | Rejection]:
     name, number = unit.files[0], unit.first
     try:
-        with _open(name) as file:
+        with open_text(Path(name)) as file:
             if unit.start:
                 file.seek(unit.start - 1)  # a line that began before is of the unit before
                 _finish_line(file)
@@ -132,122 +182,82 @@ def _finish_line(file: BinaryIO):
 
 def _parse_line(name: str, number: int, line: bytes) -> Row | Rejection:
     try:
-        fields = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
+        return _row(name, number, parse_line(line))
+    except JsonError as error:
+        return Rejection(name, number, error.reason, error.detail)
+
+
+def _row(name: str, number: int, value: Any) -> Row | Rejection:
+    """The row that a value of JSON is."""
+    if not isinstance(value, dict):
         return Rejection(
-            name,
-            number,
-            "encoding",
-            f"expected UTF-8, got byte {line[error.start]:#x} at {error.start} of the line",
+            name, number, "json", f"expected a JSON object, got {type(value).__name__}"
         )
-    except (ValueError, RecursionError) as error:  # too many digits are a plain ValueError
-        return Rejection(
-            name, number, "json", f"expected a JSON object, got {line[:40]!r}: {error}"
-        )
-    if not isinstance(fields, dict):
-        return Rejection(
-            name, number, "json", f"expected a JSON object, got {type(fields).__name__}"
-        )
-    return Row(name, number, fields)
+    return Row(name, number, value)
 
 
-def _open(name: str) -> Any:
-    """The bytes of a file, decompressed by its suffix."""
-    if name.lower().endswith(".gz"):
-        return gzip.open(name)
-    if name.lower().endswith(".zst"):
-        return io.BufferedReader(_Zstd(Path(name).open("rb")), 1 << 20)
-    return Path(name).open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """Zstd frames as one stream, which says so when they break off; the library's own reader takes that for the end."""
-
-    def __init__(self, file: BinaryIO):
-        self.library = require("zstandard")
-        self.decompressor = self.library.ZstdDecompressor()
-        self.file, self.frame, self.ready = file, None, io.BytesIO()
-        self.problem: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not (count := self.ready.readinto(buffer)):
-            if self.problem:
-                raise self.problem
-            if not (block := self.file.read(PIECE)):
-                if self.frame is not None and not self.frame.eof:
-                    raise EOFError("the last zstd frame is not complete")
-                return 0
-            self._feed(block)
-        return count
-
-    def _feed(self, block: bytes):
-        parts = []
-        try:
-            while block:
-                if self.frame is None or self.frame.eof:
-                    self.frame = self.decompressor.decompressobj()
-                parts.append(self.frame.decompress(block))
-                block = self.frame.unused_data if self.frame.eof else b""
-        except self.library.ZstdError as error:
-            self.problem = OSError(str(error))  # raised once what came before is given out
-        self.ready = io.BytesIO(b"".join(parts))
-
-    def close(self):
-        self.file.close()
-        super().close()
-
-
-def _read_parquet(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_json(unit: Unit) -> Iterator[Row | Rejection]:
     name, number = unit.files[0], 0
-    pyarrow, parquet = require("pyarrow"), require("pyarrow.parquet")
     try:
-        with parquet.ParquetFile(name) as file:
-            groups = range(file.num_row_groups)
-            number = sum(file.metadata.row_group(i).num_rows for i in groups[: unit.start])
-            for batch in file.iter_batches(
-                batch_size=256, row_groups=list(groups[unit.start : unit.stop])
-            ):
-                for fields in _listed(batch):
-                    if fields is None:
-                        yield Rejection(
-                            name, number, "encoding", "expected UTF-8, got a column that is not"
-                        )
-                    else:
-                        yield _unpickle(name, number, fields)
-                    number += 1
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        for value in read_values(Path(name), LONGEST):
+            yield _row(name, number, value)
+            number += 1
+    except JsonError as error:
+        yield Rejection(name, number, error.reason, error.detail)
+    except UnicodeDecodeError as error:
+        yield Rejection(name, number, "encoding", f"expected UTF-8: {error}")
+    except (OSError, EOFError) as error:
+        yield Rejection(name, number, "corrupt", f"expected a whole file: {error}")
+
+
+def _read_csv(unit: Unit) -> Iterator[Row | Rejection]:
+    name, number = unit.files[0], 0
+    try:
+        for row in read_table(Path(name), LONGEST):
+            if isinstance(row, CsvError):
+                yield Rejection(name, number, row.reason, row.detail)
+            else:
+                yield Row(name, number, row)
+            number += 1
+    except (OSError, EOFError, ValueError) as error:
+        yield Rejection(name, number, "csv", f"expected a whole table: {error}")
+
+
+def _read_parquet(unit: Unit, wanted: Collection[str] | None) -> Iterator[Row | Rejection]:
+    name = unit.files[0]
+    rows = ParquetRows(Path(name), slice(unit.start, unit.stop), wanted)
+    try:
+        for row in rows:
+            if isinstance(row, UnreadableRow):
+                yield Rejection(name, rows.number, row.reason, row.detail)
+            else:
+                yield _unpickle(name, rows.number, row, tuple(rows.ignored))
+    except (OSError, ValueError, require("pyarrow").ArrowException) as error:
         yield Rejection(
-            name, number, "corrupt", f"expected a whole Parquet file, got a damaged one: {error}"
+            name,
+            rows.number,
+            "corrupt",
+            f"expected a whole Parquet file, got a damaged one: {error}",
         )
 
 
-def _listed(batch: Any) -> list[dict[str, Any] | None]:
-    """The rows of a batch; None for one whose text is not UTF-8."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        return (
-            [None]
-            if len(batch) == 1
-            else [row for i in range(len(batch)) for row in _listed(batch.slice(i, 1))]
-        )
-
-
-def _unpickle(name: str, number: int, fields: dict[str, Any]) -> Row | Rejection:
+def _unpickle(
+    name: str, number: int, fields: dict[str, Any], ignored: tuple[str, ...]
+) -> Row | Rejection:
     """A row whose cells may be pickled; a pickled dict that is alone is the row."""
-    packed = [
-        key for key, cell in fields.items() if isinstance(cell, bytes) and cell[:1] == b"\x80"
-    ]
-    try:
-        read = fields | {key: load_plain(fields[key]) for key in packed}
-    except PickleError as error:
-        return Rejection(name, number, "pickle", str(error))
-    held = [key for key, value in read.items() if value is not None]
-    alone = len(held) == 1 and held == packed and _is_record(read[held[0]])
-    return Row(name, number, read[held[0]] if alone else read)
+    needed = KNOWN.intersection(fields) or fields
+    packed, read = [], dict(fields)
+    for key, cell in fields.items():
+        if isinstance(cell, bytes) and cell[:1] == b"\x80":
+            try:
+                read[key] = load_plain(cell)
+                packed.append(key)
+            except PickleError as error:
+                if key in needed:
+                    return Rejection(name, number, "pickle", str(error))
+    given = [key for key, value in read.items() if value is not None]
+    alone = len(given) == 1 and given == packed and _is_record(read[given[0]])
+    return Row(name, number, read[given[0]] if alone else read, ignored)
 
 
 def _is_record(value: Any) -> bool:
@@ -273,6 +283,6 @@ def _parse_record(name: str, number: int, record: bytes) -> Row | Rejection:
     """Msgpack or JSON, whichever the record is."""
     try:
         fields = msgpack.unpackb(record)
-    except (ValueError, msgpack.UnpackException):
+    except (ValueError, RecursionError, msgpack.UnpackException):
         fields = None
     return Row(name, number, fields) if _is_record(fields) else _parse_line(name, number, record)

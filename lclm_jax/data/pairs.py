@@ -33,7 +33,7 @@ SHOWN = 4000  # documents of pairs that the tokenizer is trained on, and a tenth
 WRITTEN = "corpus.json"  # beside the text: what it was made with
 MADE_BY = {
     "python": get_python_version(),
-    "version": 2,
+    "version": 3,
 }  # another one of either makes it be written again
 Row = dict[str, Any]
 Pair = tuple[str, str]
@@ -93,7 +93,7 @@ def _trained_texts(docs: Iterable[Row]) -> list[str]:
 
 def _split_of_row(row: Row) -> str:
     """The split that preparation gives a row."""
-    return split_of(row.get("group") or words_of(row))
+    return split_of(row.get("split_group") or words_of(row))
 
 
 def _texts_of_tokenizer(rows: dict[str, list[Row]]) -> list[str]:

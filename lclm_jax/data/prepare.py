@@ -21,7 +21,8 @@ from typing import Any
 
 from lclm_jax.config import ConfigError, Recipe, Source
 from lclm_jax.config_values import to_dict
-from lclm_jax.data.files import Rejection, read_unit
+from lclm_jax.data.fields import SPLIT_GROUP, fields_of, ignored_fields, is_blank, raise_first
+from lclm_jax.data.files import Rejection, Row, read_unit, unread_files
 from lclm_jax.data.rows import Raw, RowError, read_examples, tokenise, words_of
 from lclm_jax.data.shards import (
     HELD_OUT,
@@ -36,11 +37,12 @@ from lclm_jax.data.shards import (
 )
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import TextError, Tokenizer
-from lclm_jax.data.units import Unit, find_units, texts
+from lclm_jax.data.units import Unit, find_texts, find_units
 from lclm_jax.errors import UserError
 
-VERSION = 2  # of the files; another one prepares everything again
+VERSION = 3  # of the files; another one prepares everything again
 LIBRARIES = ("lclm_jax", "tokenizers", "array-record", "msgpack", "numpy")
+MAX_DETAIL = 500  # characters of a rejection's detail
 Progress = Callable[..., Iterable]  # as lclm_jax.progress.track: (items, label, total) -> the items
 
 
@@ -203,53 +205,100 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
         split: ShardWriter(shard_path(job.directory, job.source.name, split, job.number))
         for split in SPLITS
     }
+    unread = unread_files(job.unit) if job.unit.form == "unread" else []
     rejections: list[Rejection] = []
+    ignored: Counter[str] = Counter()
     rows = spelled = 0
-    for row in read_unit(job.unit):
+    for row in read_unit(job.unit, fields_of(job.source.kind)) if not unread else ():
         rows += 1
         if isinstance(row, Rejection):
             rejections.append(row)
         else:
-            try:
-                for raw, stretches, split in read_row(row.fields, job, reader):
-                    writers[split].add(raw, stretches)
-                    spelled += spells_control(words_of(raw), reader)
-            except RowError as error:
-                rejections.append(Rejection(row.file, row.number, error.reason, error.detail))
+            ignored.update([*row.ignored, *ignored_fields(row.fields, job.source.kind)])
+            for example in read_examples_of(row, job, reader):
+                if isinstance(example, Rejection):
+                    rejections.append(example)
+                else:
+                    writers[example.split].add(example.raw, example.stretches)
+                    spelled += example.spells_control
         if len(rejections) > job.most_rejected:
             break
     shards = [{"split": split} | writer.close() for split, writer in writers.items()]
-    text = "".join(json.dumps(asdict(one)) + "\n" for one in rejections)
-    job.rejections.write_text(text)
-    refused = dict(sorted(Counter(one.reason for one in rejections).items()))
+    text = "".join(json.dumps(asdict(one)) + "\n" for one in [*rejections, *unread])
+    job.rejections.write_text(text, encoding="utf-8")
     report = {
         "key": job.key,
         "rows": rows,
         "spelled_control": spelled,
-        "rejected": refused,
+        "rejected": _count_reasons(rejections),
+        "unread": _count_reasons(unread),
+        "ignored_fields": dict(sorted(ignored.items())),
         "shards": shards,
     }
     report["files"] = [
         {"file": str(path), "bytes": path.stat().st_size, "sha256": hash_file(path)}
-        for path in job.begins
+        for path in (job.begins if not unread else ())
     ]
     _write(job.report, json.dumps(report))
     return report
 
 
-def read_row(
-    fields: Mapping[str, Any], job: Job, tokenizer: Tokenizer
-) -> Iterator[tuple[Raw, list[Stretch], str]]:
-    """The examples of a row and their split: that of its `group`, if it names one, else of their own words."""
-    for raw in read_examples(fields, job.source.kind, tokenizer, job.longest):
-        try:
-            stretches = tokenise(raw, tokenizer)
-        except TextError as error:
-            raise RowError("chat", str(error)) from error
-        if not sum(len(stretch.tokens) for stretch in stretches):
-            raise RowError("empty", "expected words, got none")
-        group = fields.get("group")
-        yield raw, stretches, split_of(group if isinstance(group, str) else words_of(raw))
+def _count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    return dict(sorted(Counter(one.reason for one in rejections).items()))
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example of a row, tokenised."""
+
+    raw: Raw
+    stretches: list[Stretch]
+    split: str
+    spells_control: bool  # as plain text, which is trained on
+
+
+def read_examples_of(row: Row, job: Job, tokenizer: Tokenizer) -> Iterator[Example | Rejection]:
+    """The examples of a row, then one rejection where there are others that cannot be used.
+
+    Whatever exception a row causes is its rejection, with reason "error" where none is foreseen.
+    """
+    try:
+        yield from read_row(row.fields, job, tokenizer)
+    except RowError as error:
+        yield Rejection(row.file, row.number, error.reason, error.detail[:MAX_DETAIL])
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of Rust, as in tokenizers
+        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
+            raise
+        detail = f"{type(error).__name__}: {error}"
+        yield Rejection(row.file, row.number, "error", detail[:MAX_DETAIL])
+
+
+def read_row(fields: Mapping[str, Any], job: Job, tokenizer: Tokenizer) -> Iterator[Example]:
+    """The examples of a row; their split is that of the row's `split_group`, if it has one, else
+    that of their own words.
+
+    Raises RowError for those that cannot be used, after all the others.
+    """
+    group = fields.get(SPLIT_GROUP)
+    count, problems = 0, []
+    try:
+        for raw in read_examples(fields, job.source.kind, tokenizer, job.longest):
+            count += 1
+            try:
+                stretches = tokenise(raw, tokenizer)
+            except TextError as error:
+                problems.append(RowError("chat", str(error)))
+                continue
+            if not sum(len(stretch.tokens) for stretch in stretches):
+                problems.append(RowError("empty", "expected words, got none"))
+                continue
+            words = words_of(raw)
+            split = split_of(words if is_blank(group) else str(group))
+            yield Example(raw, stretches, split, spells_control(words, tokenizer))
+    except RowError as error:
+        problems.append(error)
+    raise_first(problems, count)
 
 
 def spells_control(text: str, tokenizer: Tokenizer) -> bool:
@@ -268,14 +317,15 @@ def _one_thread():
 
 def _key(unit: Unit, settings: list[Any]) -> str:
     """Of a unit's input, by the size and age of its files, and of the settings."""
-    files = [path for name in unit.files for path in _files_in(Path(name))]
+    names = unit.files if unit.form != "unread" else ()
+    files = [path for name in names for path in _files_in(Path(name))]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps([asdict(unit), stats, settings]).encode()).hexdigest()
 
 
 def _files_in(path: Path) -> list[Path]:
     """What is read of a file or a repository."""
-    return list(texts(path)) if path.is_dir() else [path]
+    return find_texts(path)[0] if path.is_dir() else [path]
 
 
 def _write(path: Path, text: str):
@@ -288,16 +338,19 @@ def _write(path: Path, text: str):
 def _summary(source: Source, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     shards = [shard for report in reports for shard in report["shards"]]
     files = [file for report in reports for file in report["files"]]
-    rejected: Counter[str] = Counter()
-    for report in reports:
-        rejected.update(report["rejected"])
+    rejected, unread, ignored = (
+        _sum_counts(report[name] for report in reports)
+        for name in ("rejected", "unread", "ignored_fields")
+    )
     return {
         "kind": source.kind,
         "files": len(files),  # each with its own hash in units/
         "bytes": sum(file["bytes"] for file in files),
         "sha256": hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest(),
         "rows": sum(report["rows"] for report in reports),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": rejected,
+        "unread": unread,  # files by reason
+        "ignored_fields": ignored,  # rows that have each
         "spelled_control": sum(report["spelled_control"] for report in reports),
         "examples": {
             split: sum(shard["examples"] for shard in shards if shard["split"] == split)
@@ -309,6 +362,13 @@ def _summary(source: Source, reports: Sequence[Mapping[str, Any]]) -> dict[str, 
         },
         "shards": shards,
     }
+
+
+def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
 
 
 def _remove_others(directory: Path, jobs: Sequence[Job]):

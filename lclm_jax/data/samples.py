@@ -42,12 +42,12 @@ def _modules() -> list[tuple[str, str]]:
 
 def code() -> Iterator[Row]:
     """Modules."""
-    return ({"text": module, "group": path} for path, module in _modules())
+    return ({"text": module, "split_group": path} for path, module in _modules())
 
 
 def web() -> Iterator[Row]:
     """Pages: what a module says of itself, and the help on the language's topics."""
-    yield from ({"text": page, "group": path} for path, page in _pages().items())
+    yield from ({"text": page, "split_group": path} for path, page in _pages().items())
     from pydoc_data import topics
 
     yield from ({"text": text} for text in topics.topics.values())
@@ -60,12 +60,12 @@ def long() -> Iterator[Row]:
         if split_of(path) == "train":
             packages[path.partition("/")[0]].append(page)
     yield from (
-        {"text": "\n\n".join(pages), "group": name}
+        {"text": "\n\n".join(pages), "split_group": name}
         for name, pages in packages.items()
         if sum(map(len, pages)) > LONG
     )
     yield from (
-        {"text": module, "group": path} for path, module in _modules() if len(module) > LONG
+        {"text": module, "split_group": path} for path, module in _modules() if len(module) > LONG
     )
 
 
@@ -86,7 +86,7 @@ def instructions() -> Iterator[Row]:
                 ("user", f"Write {name} again, with its description in it."),
                 ("assistant", f'"""{text}"""\n{source}'),
             ]
-            yield _chat(turns, group=path)
+            yield _chat(turns, split_group=path)
 
 
 def long_tasks() -> Iterator[Row]:
@@ -95,7 +95,7 @@ def long_tasks() -> Iterator[Row]:
         defined = [f"- {name}: {text.splitlines()[0]}" for name, _, text in _functions(module)]
         if len(defined) > 2 and len(module) < MOST:
             asked = f"{module}\n\nWhich functions does {path} describe, and how?"
-            yield _chat([("user", asked), ("assistant", "\n".join(defined))], group=path)
+            yield _chat([("user", asked), ("assistant", "\n".join(defined))], split_group=path)
 
 
 def reasoning() -> Iterator[Row]:

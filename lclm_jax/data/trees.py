@@ -1,0 +1,148 @@
+"""What lies in a directory: data files, or texts, and the names of what is not read."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lclm_jax.data.formats import SOFT, UnreadError, find_form, refuse_binary
+from lclm_jax.data.splits import split_of_file
+
+PROJECT = (
+    *(".git", ".hg", "pyproject.toml", "setup.py", "package.json", "Cargo.toml", "go.mod"),
+    *("CMakeLists.txt", "pom.xml"),
+)
+BUILD = {"node_modules", "site-packages", "build", "dist"}  # products of builds: named, not read
+PAGES = (".md", ".rst", ".html")  # beside data, these describe it
+LICENSES = ("license", "licence", "readme", "notice", "citation")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file or directory that is found and not read: a reason of `UnreadError`, and a detail."""
+
+    path: Path
+    reason: str
+    detail: str
+
+    @classmethod
+    def of_split(cls, path: Path, split: str | None) -> "Unread":
+        return cls(
+            path,
+            "other split",
+            f"the {split} split of a dataset is not trained on; to read it, make it an input",
+        )
+
+
+def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], list[Unread]]:
+    """The data files below a directory with their forms, and what else there is; no data files
+    where it is a source tree.
+
+    Lists of JSON and tables are data beside other data or among pages alone: source trees have
+    some, too. `form` takes the files of one form alone.
+    """
+    files: list[tuple[Path, str]] = []
+    unread: list[Unread] = []
+    for one in _walk(directory):
+        if isinstance(one, Unread):
+            unread.append(one)
+            continue
+        try:
+            files.append((one, find_form(one)))
+        except UnreadError as error:
+            unread.append(Unread(one, error.reason, error.detail))
+    if not form and not _is_dataset(files):
+        return [], []
+    data = []
+    for file, found in files:
+        split = split_of_file(file.relative_to(directory).parts)
+        if found == "text" or form not in ("", found):
+            what = (
+                f"expected {form or 'data as beside it'}, got {found}; to read it, make it an input"
+            )
+            unread.append(Unread(file, "other format", what))
+        elif split is not None:
+            unread.append(Unread.of_split(file, split))
+        else:
+            data.append((file, found))
+    return data, sorted(unread, key=lambda one: one.path)
+
+
+def _is_dataset(files: list[tuple[Path, str]]) -> bool:
+    forms = {form for _, form in files}
+    if forms.intersection(("jsonl", "parquet", "arrayrecord")):
+        return True
+    others = [file for file, form in files if form == "text" and not _is_page(file)]
+    return bool(forms.intersection(SOFT)) and not others
+
+
+def _is_page(file: Path) -> bool:
+    return file.suffix.lower() in PAGES or file.stem.lower() in LICENSES
+
+
+def find_texts(directory: Path, without: Collection[Path] = ()) -> tuple[list[Path], list[Unread]]:
+    """The text files below a directory, in the order of their paths, and what else there is.
+
+    Links that lead out of it are not followed; nothing below the directories `without` is listed.
+    """
+    top = directory.resolve()
+    texts: list[Path] = []
+    unread: list[Unread] = []
+    for one in _walk(directory, without):
+        if isinstance(one, Unread):
+            unread.append(one)
+        elif one.is_symlink() and not one.resolve().is_relative_to(top):
+            unread.append(
+                Unread(one, "link", f"expected a file of the tree, got a link to {one.resolve()}")
+            )
+        else:
+            try:
+                refuse_binary(one)
+                texts.append(one)
+            except UnreadError as error:
+                unread.append(Unread(one, error.reason, error.detail))
+    return texts, unread
+
+
+def is_project(path: Path) -> bool:
+    return any((path / marker).exists() for marker in PROJECT)
+
+
+def is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()  # a link could lead in a circle, or elsewhere
+
+
+def visible(directory: Path) -> list[Path]:
+    """What a directory holds, in order, without what is hidden, caches and products of builds."""
+    return [path for path in _entries(directory) if path.name not in BUILD]
+
+
+def _entries(directory: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if not path.name.startswith(".") and path.name != "__pycache__"
+    )
+
+
+def _walk(directory: Path, without: Collection[Path] = ()) -> Iterator[Path | Unread]:
+    """Files below a directory in the order of their paths, links to files among them: a hub's
+    download is made of such.
+    """
+    try:
+        entries = _entries(directory)
+    except OSError as error:
+        yield Unread(directory, "unreadable", f"expected a directory that can be read: {error}")
+        return
+    for path in entries:
+        if path in without:
+            continue
+        if not path.is_dir():
+            yield path
+        elif path.is_symlink():
+            yield Unread(
+                path, "link", f"a linked directory is not followed, here to {path.readlink()}"
+            )
+        elif path.name in BUILD:
+            yield Unread(path, "skipped", "a product of builds; to read it, make it an input")
+        else:
+            yield from _walk(path, without)
