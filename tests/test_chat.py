@@ -158,3 +158,56 @@ def test_a_template_that_drops_a_message_or_refuses_it_is_an_error(tokenizer):
     strict = Tokenizer(tokenizer.definition, "{{ raise_exception('no system, please') }}")
     with pytest.raises(TextError, match="the chat template refuses this chat: no system, please"):
         stretches(CHAT[:2], strict)
+
+
+def test_a_message_that_is_not_trained_on_carries_no_loss(reader):
+    chat = [
+        CHAT[1],
+        {"role": "assistant", "content": "No.", "trained": False},
+        CHAT[1],
+        {"role": "assistant", "content": "Yes.", "trained": True},
+    ]
+    assert answers(chat, reader) == ["Yes.<|im_end|>"]
+    all_trained = [message | {"trained": True} for message in chat]
+    assert answers(all_trained, reader) == ["No.<|im_end|>", "Yes.<|im_end|>"]
+    joined = ["".join(text for _, text in stretches(x, reader)) for x in (chat, all_trained)]
+    assert joined[0] == joined[1]
+
+
+def test_a_chat_with_tools_is_read_by_the_template_for_tools(tokenizer):
+    named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }} tools"}
+    both = Tokenizer(tokenizer.definition, named)
+    chat = [{"role": "system", "content": "Be brief"}]
+    assert stretches(chat, both) == [(Role.PROMPT, "Be brief")]
+    assert stretches(chat, both, TOOLS) == [(Role.FIXED, "2 tools")]
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (["Hi"], "expected a message with role and content, got str"),
+        ([{"content": "Hi"}], "a role is one word such as user, got None"),
+        ([{"role": "user, really", "content": "Hi"}], "a role is one word such as user"),
+        ([{"role": "user", "content": "Hi", "date": {1, 2}}], "expected date to be JSON, got set"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+            "expected a part that is text",
+        ),
+        (
+            [{"role": "user", "content": [{"text": "Hi", "context": "figs"}]}],
+            "expected a part that is text",
+        ),
+    ],
+)
+def test_what_is_no_message_is_explained(tokenizer, chat, message):
+    with pytest.raises(TextError, match=message):
+        stretches(chat, tokenizer)
+
+
+def test_a_message_nested_without_end_is_explained(tokenizer):
+    arguments: dict = {}
+    for _ in range(2000):
+        arguments = {"a": arguments}
+    call = {"function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(TextError, match="nested too deep"):
+        stretches([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)
