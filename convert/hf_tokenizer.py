@@ -1,4 +1,5 @@
-"""The tokenizers of the two towers: one vocabulary, and three memory tokens that only the decoder's has."""
+"""The tokenizers of the two towers: one vocabulary, and three memory tokens that only the
+decoder's has."""
 
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ TEXT_PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer.json
 
 
 def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | None:
-    """The decoder's tokenizer, if there is one, checked to serve the encoder too and to fit both tables.
+    """The decoder's tokenizer, if there is one, checked to serve both towers and to fit their tables.
 
     Raises ConversionError where it does not.
     """
@@ -25,7 +26,8 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
     absent = [name for name in MEMORY if name not in tokenizer.control]
     if absent:
         raise ConversionError(
-            f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; expected all memory tokens"
+            f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; "
+            "expected all memory tokens"
         )
     for tower, needed, table in (
         ("decoder", rows(tokenizer), config.decoder.vocab),
@@ -33,7 +35,8 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
     ):
         if needed > table:
             raise ConversionError(
-                f"the {tower}'s table has {table} rows, its tokenizer needs {needed}; one of them is of another model"
+                f"the {tower}'s table has {table} rows, its tokenizer needs {needed}; "
+                "one of them is of another model"
             )
     check_shared(published.encoder, published.decoder)
     if config.compression.pooling == "eos":

@@ -60,7 +60,7 @@ class MarkedEncoder:
         self._encoders: dict[str, Encoder] = {}
 
     def encode(self, text: str, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n] and the characters [n, 2] each stands for, `marked` [characters] being bool."""
+        """Tokens [n] and the characters [n, 2] each stands for; `marked` [characters] is bool."""
         key = self._unused(text)
         stand_ins = self._stand_ins(key)
         spans = list(self._find(text, marked))

@@ -36,7 +36,8 @@ AHEAD = 2  # batches of pieces under way: cores that are done with one begin the
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of the encoder."""
+    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of
+    the encoder."""
 
     start: int
     end: int
@@ -114,7 +115,7 @@ class Tokenizer:
             )
 
     def _encodable(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        """`encode_batch` of those texts that the tokenizer can encode: some lack an unknown token."""
+        """`encode_batch` of the texts that can be encoded: some need an unknown token for it."""
         try:
             yield from self._text.encode_batch(texts)
         except TextError:
@@ -200,7 +201,10 @@ class Tokenizer:
         return self.control[name]
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens [n] of plain text; a control token spelled out in it is encoded letter by letter."""
+        """Tokens [n] of plain text; a control token spelled in it is encoded letter by letter.
+
+        Raises TextError for a text that the tokenizer cannot encode.
+        """
         return np.concatenate(list(self.stream(text)))
 
     def stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
