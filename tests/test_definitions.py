@@ -1,9 +1,13 @@
 """Ids of a tokenizer.json that leave numbers free, and words among its added tokens."""
 
 import json
+import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lclm_jax.data import encoder
 from lclm_jax.data.definitions import FORM, MAX_FREE_IDS
 from lclm_jax.data.tokens import MEMORY, TextError, Tokenizer, add_memory
 
@@ -154,6 +158,31 @@ def test_half_a_surrogate_pair_is_no_text(tokenizer):
             encode("ab\ud83d")
     with pytest.raises(TextError, match="half a surrogate pair"):
         tokenizer.encode_marked([("ab\ud83d", False)])
+
+
+@pytest.mark.fuzz
+@settings(max_examples=int(os.environ.get("LCLM_FUZZ", "50")), deadline=None)
+@given(st.lists(st.one_of(st.sampled_from([*WORDS, " ", "é"]), st.text(max_size=4))).map("".join))
+def test_text_with_words_comes_back(wordy, text):
+    assert wordy.decode(wordy.encode(text)) == text
+
+
+# --- the check of a tokenizer ---
+
+
+def test_a_tokenizer_whose_text_has_control_tokens_is_refused(monkeypatch):
+    monkeypatch.setattr(encoder, "without_entries", lambda model, names: model)
+    vocab = {"<unk>": 0, "a": 1, "<s>": 2}
+    with pytest.raises(TextError, match="gives plain text its control token '<s>'"):
+        Tokenizer(word_level(vocab, {"<s>": 2}))
+
+
+def test_a_model_without_an_unknown_token_refuses_the_text_alone():
+    fields = json.loads(word_level({"a": 0}, {"<s>": 1}))
+    tokenizer = Tokenizer(json.dumps(fields))
+    assert tokenizer.encode("a a").tolist() == [0, 0]
+    with pytest.raises(TextError, match="expected a text that can be encoded, got .*UNK"):
+        tokenizer.encode("a b")
 
 
 # --- marked pieces ---

@@ -127,7 +127,7 @@ def test_templates_and_special_tokens_are_those_of_transformers(tokenizer, tmp_p
         ("generation_config.json", {"eos_token_id": "</s>"}, "expected eos_token_id to be a token"),
         (
             "generation_config.json",
-            {"eos_token_id": [1, -1]},
+            {"eos_token_id": [1, True]},
             "expected eos_token_id to be a token",
         ),
         ("generation_config.json", {"bos_token_id": [1]}, "expected bos_token_id to be a token id"),
@@ -184,9 +184,19 @@ def test_one_number_is_a_stop_too_and_an_older_model_has_it_in_its_config(
     assert loaded.stops[0] == 7
 
 
+def test_a_generation_config_comes_before_the_models_own(tokenizer, tmp_path):
+    files = {
+        "config.json": {"eos_token_id": 7, "bos_token_id": 8, "pad_token_id": -1},
+        "generation_config.json": {"eos_token_id": [5, 6]},
+    }
+    loaded = Tokenizer.load(write(tmp_path, tokenizer.definition, files))
+    assert loaded.generation == {"eos_token_id": [5, 6], "bos_token_id": 8}
+
+
 def test_stops_are_rows_of_the_table(tokenizer):
-    more = Tokenizer(tokenizer.definition, stops=[3, tokenizer.rows])
-    assert set(more.stops) == {3, tokenizer.id(PAD), tokenizer.id(TURN_END)}
+    generation = {"eos_token_id": [tokenizer.rows, -1, 4]}
+    more = Tokenizer(tokenizer.definition, stops=[3, tokenizer.rows], generation=generation)
+    assert set(more.stops) == {3, 4, tokenizer.id(PAD), tokenizer.id(TURN_END)}
 
 
 def test_the_special_eos_token_is_a_stop_in_a_family_without_chatml(tokenizer):

@@ -105,23 +105,26 @@ def _content(token: Any) -> Any:
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """The ids of `generation_config.json` or, where there is none, of the model's `config.json`."""
-    file = next((file for name in (GENERATION, MODEL) if (file := directory / name).exists()), None)
-    fields = read_fields(file) if file else {}
-    ids = {key: fields[key] for key in GENERATION_IDS if fields.get(key) is not None}
-    for key, value in ids.items():
-        listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
-        if not all(type(number) is int and number >= 0 for number in listed):
-            raise TextError(f"{file}: expected {key} to be a token id, got {value!r}")
+    """The ids of `generation_config.json`; those it lacks are from the model's `config.json`."""
+    ids: dict[str, Any] = {}
+    for file in (directory / MODEL, directory / GENERATION):
+        fields = read_fields(file)
+        found = {key: fields[key] for key in GENERATION_IDS if fields.get(key) is not None}
+        for key, value in found.items():
+            listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(type(number) is int for number in listed):
+                raise TextError(f"{file}: expected {key} to be a token id, got {value!r}")
+        ids |= found
     return ids
 
 
 def keep_entries(generation: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The ids of a `generation_config.json` that a tokenizer of so many rows has an entry for."""
+    """The ids of a `generation_config.json` that a tokenizer of so many rows has an entry for; older
+    models write -1 where they have no token."""
     kept: dict[str, Any] = {}
     for key, ids in generation.items():
         listed = isinstance(ids, list)
-        if known := [number for number in (ids if listed else [ids]) if number < rows]:
+        if known := [number for number in (ids if listed else [ids]) if 0 <= number < rows]:
             kept[key] = known if listed else known[0]
     return kept
 

@@ -54,7 +54,8 @@ class Tokenizer:
     `template` is the default chat template, `templates` are all of them by name. `special` names
     special tokens by their roles (`bos_token`, `eos_token`, ...), as transformers hands them to a
     template. `generation` has the ids of a `generation_config.json`: `bos_token_id`,
-    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends.
+    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends. `control` has the
+    ids of control tokens by name, `rows` counts the rows of a table that has one for every id.
 
     Raises TextError for a definition that cannot be used.
     """
