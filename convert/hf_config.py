@@ -8,7 +8,8 @@ from typing import Any
 from convert.hf_files import Published, read_json
 from convert.mapping import ConversionError
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, TURN_END, Tokenizer
+from lclm_jax.data.stops import find_turn_end
+from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, Tokenizer
 
 # config.json -> TransformerConfig; rope theta has two spellings and is handled apart.
 TOWER_FIELDS = {
@@ -122,16 +123,30 @@ def write_tower(
 
 
 def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: the tokens generation meets; how to sample is left to whoever samples."""
-    return {"_from_model_config": True, **special_ids(tokenizer)}
+    """generation_config.json: the tokens generation meets; how to sample is left to whoever samples.
+
+    They are those of the model's own file, if it had one.
+    """
+    if not tokenizer.generation:
+        return {"_from_model_config": True, **special_ids(tokenizer)}
+    pads = {key: ids for key, ids in tokenizer.generation.items() if key == "pad_token_id"}
+    return special_ids(tokenizer) | pads
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """As Qwen3 has them. No pad_token_id: torch would stop training that row of the embedding table."""
-    return {
-        "bos_token_id": tokenizer.control.get(PAD),
-        "eos_token_id": tokenizer.control.get(TURN_END),
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int] | None]:
+    """Ids of the tokens that begin a text and end one, from the model's own generation_config.json
+    or, where there was none, from its special tokens; None where there is no such token.
+
+    No pad_token_id: torch would stop training that row of the embedding table.
+    """
+    special = (tokenizer.special.get(role, PAD) for role in ("bos_token", "eos_token"))
+    bos, eos = (tokenizer.control.get(name) for name in special)
+    ends = [end for end in dict.fromkeys([find_turn_end(tokenizer), eos]) if end is not None]
+    implied = {
+        "bos_token_id": bos,
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
     }
+    return implied | {key: ids for key, ids in tokenizer.generation.items() if key in implied}
 
 
 def read_compression(

@@ -8,6 +8,7 @@ from typing import Any
 from convert.hf_files import FileTensor, Published
 from convert.mapping import COPIES, Source
 from lclm_jax import checksums
+from lclm_jax.data.tokenizer_files import MORE_TEMPLATES
 
 PROVENANCE = "provenance.json"
 ORIGINALS = "published"  # the directory of the source's small files
@@ -47,11 +48,12 @@ def copy_originals(published: Published, directory: Path):
         (published.encoder, "encoder"),
         (published.settings, ""),
     ):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-        for file in origin.iterdir():
+        for file in (*origin.iterdir(), *origin.glob(f"{MORE_TEMPLATES}/*")):
             if (
                 file.is_file()
                 and file.suffix in SMALL_FILES
                 and not file.name.endswith(".index.json")
             ):
-                shutil.copyfile(file, directory / name / file.name)
+                copy = directory / name / file.relative_to(origin)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)

@@ -185,9 +185,9 @@ def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor
         dtypes = {tensor.dtype for tensor in parts[part]}
         name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), "float32")
         tower = write_tower(getattr(saved.config, part), part, name, its_tokenizer)
+        its_tokenizer.save(directory / part)
         write_json(directory / part / "config.json", tower)
         write_json(directory / part / "generation_config.json", write_generation(its_tokenizer))
-        its_tokenizer.save(directory / part)
 
 
 def main():

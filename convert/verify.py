@@ -19,7 +19,8 @@ from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
 from lclm_jax.command import run, show_table
 from lclm_jax.config_values import to_dict
-from lclm_jax.data.tokens import TURN_END, Tokenizer
+from lclm_jax.data.stops import find_turn_end
+from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
 from lclm_jax.sharding import one_device
@@ -70,7 +71,8 @@ def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
     tokenizer = opened.published.decoder / "tokenizer.json"
     if (
         tokenizer.exists()
-        and Tokenizer.load(saved.directory / "tokenizer").definition != tokenizer.read_text()
+        and Tokenizer.load(saved.directory / "tokenizer").definition
+        != Tokenizer.load(opened.published.decoder).definition
     ):
         yield f"tokenizer/tokenizer.json: expected {tokenizer}, word for word"
 
@@ -104,7 +106,8 @@ def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ..
     directory = saved.directory / "tokenizer"
     if directory.exists():
         tokenizer = Tokenizer.load(directory)
-        return tokenizer.memory.marker, (tokenizer.id(TURN_END),)
+        end = find_turn_end(tokenizer)
+        return tokenizer.memory.marker, () if end is None else (end,)
     published = find_published(source)
     marker = read_json(published.encoder / "config.json").get("pad_token_id")
     if marker is None and saved.config.compression.pooling == "eos":

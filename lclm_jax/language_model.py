@@ -6,6 +6,7 @@ latents stay on the device, and the prompt's chunks follow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from lclm_jax.data.batch import Windows, empty_windows
 from lclm_jax.data.chat import Message, render_chat
 from lclm_jax.data.packing import seat_piece, seat_pieces
 from lclm_jax.data.spans import Context, Given, Piece, Plain, Span, cut_windows, lay_out
-from lclm_jax.data.tokens import TURN_END, TextError, Tokenizer
+from lclm_jax.data.stops import find_stops
+from lclm_jax.data.tokens import TextError, Tokenizer
 from lclm_jax.generate import ROOM, continue_tokens, prefill
 from lclm_jax.latents import BlockSlice, Latents
 from lclm_jax.model.attention import Cache
@@ -74,6 +76,11 @@ class LanguageModel:
     def params(self, params: Params):
         with jax.set_mesh(self.mesh):
             self.weights = serving_params(params, self.config)
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Ids of the tokens at which generation ends (`data.stops`)."""
+        return find_stops(self.tokenizer)
 
     # --- compressing ---
 
@@ -326,9 +333,8 @@ class LanguageModel:
 
     def write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
         """The answers after a prefill, their tokens [B, steps], and the cache."""
-        stops = (self.tokenizer.id(TURN_END),)
         tokens, counts, cache = continue_tokens(
-            self.weights, logits, lengths, cache, self.config, steps, stops, seed, sampling
+            self.weights, logits, lengths, cache, self.config, steps, self.stops, seed, sampling
         )
         texts = [
             self.tokenizer.decode(row[:count], control=False)

@@ -1,5 +1,6 @@
 """Generation against repeated full forward passes, sampling on hand-made logits, and the public face of a model."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -11,7 +12,15 @@ import pytest
 from lclm_jax import generate
 from lclm_jax.checkpoint import save_model
 from lclm_jax.data.spans import Context, Plain, count_latents
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_START, PAD, TURN_END, TURN_START, TextError
+from lclm_jax.data.tokens import (
+    MEMORY_END,
+    MEMORY_START,
+    PAD,
+    TURN_END,
+    TURN_START,
+    TextError,
+    Tokenizer,
+)
 from lclm_jax.generate import decode_block, decode_step, generate_tokens, prefill, start_decoding
 from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel, load
 from lclm_jax.latents import Latents
@@ -190,6 +199,27 @@ def test_generate_chat_and_complete_run(model):
     assert model.complete_records([record], STEPS) == [
         model.complete([latents, "Who?"], max_tokens=STEPS)
     ]
+
+
+def test_an_answer_ends_at_every_stop_of_the_tokenizer(model):
+    """Whatever the family: this one knows no ChatML, and its end of text is a letter."""
+    text = "Who?"
+    tokens = model.write(*reading(model, text), STEPS, Sampling(), 0)[1][0]
+    fields = json.loads(model.tokenizer.definition)
+    fields["added_tokens"] = [t for t in fields["added_tokens"] if "im_" not in t["content"]]
+    stop = int(tokens[2])
+    for options in ({"stops": [stop]}, {"generation": {"eos_token_id": [5, stop]}}):
+        ending = Tokenizer(json.dumps(fields), **options)
+        other = LanguageModel(model.config, model.params, ending)
+        expected = tokens[: tokens.tolist().index(stop)]
+        assert other.complete(text, max_tokens=STEPS) == ending.decode(expected, control=False)
+
+
+def reading(model, text):
+    """What `write` goes on with after a text."""
+    prompt = model.read([[Plain(model.tokenizer.encode(text))]])
+    logits, cache = prefill(model.weights, prompt, model.config)
+    return logits, prompt.lengths, cache
 
 
 @pytest.mark.parametrize("count", [2, 8])

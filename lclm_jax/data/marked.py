@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.data import definitions
-from lclm_jax.data.definitions import Encoder
+from lclm_jax.data.encoder import Encoder
 
 Span = tuple[int, int, str]  # from, up to, and the control token spelled there
 
@@ -60,7 +60,7 @@ class MarkedEncoder:
         self._encoders: dict[str, Encoder] = {}
 
     def encode(self, text: str, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n] and the characters [n, 2] each stands for, `marked` [characters] being bool."""
+        """Tokens [n] and the characters [n, 2] each stands for; `marked` [characters] is bool."""
         key = self._unused(text)
         stand_ins = self._stand_ins(key)
         spans = list(self._find(text, marked))
@@ -95,7 +95,10 @@ class MarkedEncoder:
         return next(key for key in keys if key not in text and key not in normalized)
 
     def _stand_ins(self, key: str) -> dict[str, str]:
-        return {name: f"{key}{_letters(f'{n:04x}')}" for n, name in enumerate(self._control)}
+        """Names of the same first and last characters: these decide what may stand beside them."""
+        numbers = (_letters(f"{number:04x}") for number in range(len(self._control)))
+        pairs = zip(self._control, numbers, strict=True)
+        return {name: f"{name[0]}{key}{number}{name[-1]}" for name, number in pairs}
 
     def _encoder(self, key: str) -> Encoder:
         if key not in self._encoders:

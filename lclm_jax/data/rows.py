@@ -84,7 +84,11 @@ def words_of(raw: Raw) -> str:
         ]
         if message.get("tool_calls"):
             words.append(json.dumps(message["tool_calls"], ensure_ascii=False))
-        words += [message[name] for name in ("reasoning_content", "name", "tool_call_id") if name in message]
+        words += [
+            message[name]
+            for name in ("reasoning_content", "name", "tool_call_id")
+            if name in message
+        ]
     if raw.get("tools"):
         words.append(json.dumps(raw["tools"], ensure_ascii=False))
     return "\n".join(words)

@@ -33,7 +33,7 @@ def read_fields(file: Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise TextError(f"{file}: expected JSON: {error}") from error
     if not isinstance(fields, dict):
         raise TextError(f"{file}: expected a JSON object, got {type(fields).__name__}")
@@ -93,20 +93,50 @@ def read_special(
     return {role: token for role, token in special.items() if isinstance(token, str)}
 
 
+def more_special(settings: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a role that a `tokenizer_config.json` lists."""
+    listed = [settings.get(key) for key in ("extra_special_tokens", "additional_special_tokens")]
+    tokens = [token for tokens in listed if isinstance(tokens, list) for token in tokens]
+    return [name for name in map(_content, tokens) if isinstance(name, str)]
+
+
 def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """The ids of `generation_config.json` or, where there is none, of the model's `config.json`."""
-    file = next((file for name in (GENERATION, MODEL) if (file := directory / name).exists()), None)
-    fields = read_fields(file) if file else {}
-    ids = {key: fields[key] for key in GENERATION_IDS if fields.get(key) is not None}
-    for key, value in ids.items():
-        listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
-        if not all(type(number) is int and number >= 0 for number in listed):
-            raise TextError(f"{file}: expected {key} to be a token id, got {value!r}")
+    """The ids of `generation_config.json`; those it lacks are from the model's `config.json`."""
+    ids: dict[str, Any] = {}
+    for file in (directory / MODEL, directory / GENERATION):
+        fields = read_fields(file)
+        found = {key: fields[key] for key in GENERATION_IDS if fields.get(key) is not None}
+        for key, value in found.items():
+            listed = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(type(number) is int for number in listed):
+                raise TextError(f"{file}: expected {key} to be a token id, got {value!r}")
+        ids |= found
     return ids
+
+
+def keep_entries(generation: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The ids of a `generation_config.json` that a tokenizer of so many rows has an entry for; older
+    models write -1 where they have no token."""
+    kept: dict[str, Any] = {}
+    for key, ids in generation.items():
+        listed = isinstance(ids, list)
+        if known := [number for number in (ids if listed else [ids]) if 0 <= number < rows]:
+            kept[key] = known if listed else known[0]
+    return kept
+
+
+def write_special(directory: Path, special: Mapping[str, str]):
+    """Writes a `tokenizer_config.json` that names special tokens."""
+    named = {role: name for role, name in special.items() if role.endswith("_token")}
+    others = {role: name for role, name in special.items() if role not in named}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    write_fields(
+        directory / SETTINGS, settings | ({"extra_special_tokens": others} if others else {})
+    )
 
 
 def write_templates(directory: Path, templates: Mapping[str, str]):

@@ -7,17 +7,20 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers.decoders import ByteLevel
 
 from lclm_jax.data import definitions, tokenizer_files
 from lclm_jax.data.cuts import can_cut, cut_text
-from lclm_jax.data.definitions import FORM, Encoder
+from lclm_jax.data.definitions import FORM
+from lclm_jax.data.encoder import Encoder
 from lclm_jax.data.marked import MarkedEncoder, spells
 from lclm_jax.data.tokenizer_files import DEFAULT
 from lclm_jax.errors import TextError as TextError
@@ -33,7 +36,8 @@ AHEAD = 2  # batches of pieces under way: cores that are done with one begin the
 
 @dataclass(frozen=True)
 class MemoryTokens:
-    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of the encoder."""
+    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of
+    the encoder."""
 
     start: int
     end: int
@@ -50,7 +54,8 @@ class Tokenizer:
     `template` is the default chat template, `templates` are all of them by name. `special` names
     special tokens by their roles (`bos_token`, `eos_token`, ...), as transformers hands them to a
     template. `generation` has the ids of a `generation_config.json`: `bos_token_id`,
-    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends.
+    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends. `control` has the
+    ids of control tokens by name, `rows` counts the rows of a table that has one for every id.
 
     Raises TextError for a definition that cannot be used.
     """
@@ -64,36 +69,33 @@ class Tokenizer:
         generation: Mapping[str, Any] | None = None,
     ):
         fields = definitions.parse(definition)
-        self._whole = definitions.build(fields)
+        self._whole = definitions.build(definition)
+        self.rows = definitions.count_rows(fields)
         if definitions.misnumbered(fields, self._whole):
             fields = definitions.renumber(fields)
             definition = json.dumps(fields, ensure_ascii=False)
-            self._whole = definitions.build(fields)
+            self._whole = definitions.build(definition)
         self.definition = definition
         if template is None or isinstance(template, str):
             template = {} if template is None else {DEFAULT: template}
         self.templates = dict(template)
         self.template = self.templates.get(DEFAULT)
-        self.generation = dict(generation or {})
+        self.generation = tokenizer_files.keep_entries(generation or {}, self.rows)
         self._more_stops = tuple(stops)
         added = fields["added_tokens"]
         names = {token["content"]: token["id"] for token in added}
-        reserved = {t["content"]: t["id"] for t in added if definitions.is_control(t)}
         implied = {"eos_token": TURN_END, "pad_token": PAD}
-        self.special = (
-            {role: name for role, name in implied.items() if name in names}
-            if special is None
-            else dict(special)
-        )
+        implied = {role: name for role, name in implied.items() if name in names}
+        self.special = implied if special is None else dict(special)
+        reserved = {t["content"]: t["id"] for t in added if definitions.is_control(t)}
         unknown = definitions.unknown_token(fields) or ""
         harmless = "unk" in unknown.lower() and names.get(unknown) not in self._ends(names)
-        dropped = None if harmless else reserved.get(unknown)
         self.control = {name: i for name, i in reserved.items() if name != unknown or not harmless}
-        self._reserved, self._unknown = reserved, unknown
+        self._reserved, self._unknown = reserved, unknown if harmless else ""
         words = [token for token in added if token["content"] not in reserved]
+        dropped = self.control.get(unknown)
         self._text = Encoder.of(fields, reserved, words, dropped)
         self._can_cut = can_cut(fields, words)
-        self.rows = definitions.last_id(fields) + 1
         self._check()
 
     def _ends(self, names: Mapping[str, int]) -> set[int]:
@@ -106,13 +108,21 @@ class Tokenizer:
         """Raises TextError naming a control token that plain text has, however it is spelled."""
         texts = [form.format(name) for name in self.control for form in SPELLINGS]
         texts += [name.upper() for name in self.control] + [name.lower() for name in self.control]
-        found = np.unique(np.concatenate([np.empty(0, np.int32), *self._text.encode_batch(texts)]))
-        for name, number in self.control.items():
-            if number in found:
-                raise TextError(
-                    f"the tokenizer gives plain text its control token {name!r}; "
-                    "expected one whose model cannot spell it"
-                )
+        found = set(np.concatenate([*self._encodable(texts), np.empty(0, np.int32)]).tolist())
+        if names := [name for name, number in self.control.items() if number in found]:
+            raise TextError(
+                f"the tokenizer gives plain text its control token {names[0]!r}; "
+                "expected one whose model cannot spell it"
+            )
+
+    def _encodable(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """`encode_batch` of the texts that can be encoded: some need an unknown token for it."""
+        try:
+            yield from self._text.encode_batch(texts)
+        except TextError:
+            for text in texts:
+                with suppress(TextError):
+                    yield from self._text.encode_batch([text])
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
@@ -129,8 +139,10 @@ class Tokenizer:
         templates = tokenizer_files.read_templates(directory, settings)
         generation = tokenizer_files.read_generation(directory)
         try:
-            padding = definitions.parse(definition).get("padding")
-            special = tokenizer_files.read_special(directory, settings, padding)
+            fields = definitions.parse(definition)
+            special = tokenizer_files.read_special(directory, settings, fields.get("padding"))
+            names = [*special.values(), *tokenizer_files.more_special(settings)]
+            definition = definitions.with_added(definition, fields, names)
             return cls(definition, templates, special, generation=generation)
         except TextError as error:
             raise TextError(f"{file}: {error}") from error
@@ -139,8 +151,7 @@ class Tokenizer:
         """Writes the files `load` and Hugging Face's AutoTokenizer read."""
         directory = Path(directory)
         write_whole(directory / "tokenizer.json", self.definition)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special}
-        tokenizer_files.write_fields(directory / tokenizer_files.SETTINGS, settings)
+        tokenizer_files.write_special(directory, self.special)
         tokenizer_files.write_templates(directory, self.templates)
         if self.generation:
             tokenizer_files.write_fields(directory / tokenizer_files.GENERATION, self.generation)
@@ -156,8 +167,9 @@ class Tokenizer:
         """A hash of everything that decides how text and chats become tokens."""
         parts = [self.definition, str(self.template)]
         written = "".join(self.templates.values())
-        parts += [f"{role}={name}" for role, name in self.special.items() if role in written]
-        parts += [f"{name}={text}" for name, text in self.templates.items() if name != DEFAULT]
+        used = {role: name for role, name in self.special.items() if role in written}
+        others = {name: text for name, text in self.templates.items() if name != DEFAULT}
+        parts += [f"{name}={text}" for name, text in sorted([*used.items(), *others.items()])]
         if self._text.ids is not None:
             parts.append("words")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -190,7 +202,10 @@ class Tokenizer:
         return self.control[name]
 
     def encode(self, text: str) -> np.ndarray:
-        """Tokens [n] of plain text; a control token spelled out in it is encoded letter by letter."""
+        """Tokens [n] of plain text; a control token spelled in it is encoded letter by letter.
+
+        Raises TextError for a text that the tokenizer cannot encode.
+        """
         return np.concatenate(list(self.stream(text)))
 
     def stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
@@ -243,7 +258,21 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
         """Text of tokens; special control tokens by name or, without `control`, left out."""
-        return self._whole.decode([int(token) for token in tokens], skip_special_tokens=not control)
+        texts = []
+        for name, run in groupby(map(int, tokens), self._misread.get):
+            ids = list(run)
+            text = self._whole.decode(ids, skip_special_tokens=not control)
+            texts.append(text if name is None or not text else name * len(ids))
+        return "".join(texts)
+
+    @cached_property
+    def _misread(self) -> dict[int, str]:
+        """Added tokens, by id, that a byte-level decoder takes for bytes, as it does "Zoë"."""
+        if not isinstance(self._whole.decoder, ByteLevel):
+            return {}
+        names = {i: token.content for i, token in self._whole.get_added_tokens_decoder().items()}
+        read = partial(self._whole.decode, skip_special_tokens=False)
+        return {i: name for i, name in names.items() if not name.isascii() and read([i]) != name}
 
 
 def _listed(ids: int | Sequence[int] | None) -> Sequence[int]:
