@@ -214,17 +214,100 @@ def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path,
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_group_is_held_out_together(tmp_path, tokenizer):
-    rows = [{"text": f"words {i}", "split_group": f"module {i % 100}"} for i in range(400)]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
-    prepare(
-        recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1
+def prepare_one(tmp_path, tokenizer, rows, kind="text", name="docs.jsonl", **settings):
+    """The manifest's entry of one source made of rows, and its rejections."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "in" / name).write_text(text, encoding="utf-8")
+    recipe = Recipe(
+        "one", (Source("docs", kind),), (Stream("interleaved", "docs", 1.0),), **settings
     )
+    inputs = {"docs": [str(tmp_path / "in")]}
+    manifest = prepare(recipe, inputs, tmp_path / "out", tokenizer, workers=1)
+    lines = (tmp_path / "out" / REJECTIONS).read_text(encoding="utf-8").splitlines()
+    return manifest["sources"]["docs"], [json.loads(line) for line in lines]
+
+
+def test_a_group_is_held_out_together_by_its_own_field_alone(tmp_path, tokenizer):
+    rows = [{"text": f"words {i}", "split_group": f"module {i % 100}"} for i in range(400)]
+    prepare_one(tmp_path, tokenizer, rows)
     held = Prepared(tmp_path / "out", "docs", "held", tokenizer)
     numbers = {int(held.raw(i)["text"].split()[1]) % 100 for i in range(len(held))}
     assert len(held) == 4 * len(numbers) > 0
     assert all(split_of(f"module {number}") == "held" for number in numbers)
+
+
+def test_a_column_called_group_decides_no_split(tmp_path, tokenizer):
+    value = next(str(i) for i in range(1000) if split_of(str(i)) == "held")
+    rows = [{"text": f"words {i}", "group": value} for i in range(200)]
+    source, _ = prepare_one(tmp_path, tokenizer, rows)
+    expected = sum(split_of(row["text"]) == "held" for row in rows)
+    assert source["examples"] == {"train": 200 - expected, "held": expected}
+    assert source["ignored_fields"] == {"group": 200}
+
+
+class PanicException(BaseException):
+    """Of the name that libraries in Rust give theirs."""
+
+
+@pytest.mark.parametrize(
+    "error", [OverflowError, KeyError, RecursionError, AssertionError, PanicException]
+)
+def test_whatever_a_row_raises_is_its_rejection(tmp_path, tokenizer, monkeypatch, error):
+    def tokenise_or_raise(raw, tokenizer):
+        if "odd" in raw["text"]:
+            raise error("something odd")
+        return tokenise(raw, tokenizer)
+
+    monkeypatch.setattr(preparing, "tokenise", tokenise_or_raise)
+    rows = [{"text": "words"}, {"text": "odd words"}, {"text": "more words"}]
+    source, (refused,) = prepare_one(tmp_path, tokenizer, rows)
+    assert source["rejected"] == {"error": 1} and sum(source["examples"].values()) == 2
+    assert refused["number"] == 1
+    assert refused["detail"].startswith(f"{error.__name__}: ") and "odd" in refused["detail"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_machine_at_its_end_is_no_rejection(tmp_path, tokenizer, monkeypatch, error):
+    def fail(raw, tokenizer):
+        raise error
+
+    monkeypatch.setattr(preparing, "tokenise", fail)
+    with pytest.raises(error):
+        prepare_one(tmp_path, tokenizer, [{"text": "words"}])
+
+
+def test_files_that_are_not_read_are_counted_apart_from_refused_rows(tmp_path, tokenizer):
+    (tmp_path / "in").mkdir()
+    for i in range(5):
+        (tmp_path / "in" / f"{i}.png").write_bytes(b"\x89PNG\0")
+    (tmp_path / "in" / "test.jsonl").write_text('{"text": "a test"}\n')
+    (tmp_path / "in" / "LICENSE").write_text("You may.")
+    rows = [{"text": "words", "url": "x"}, {"text": "more words", "url": None}, {"txt": 1}]
+    source, refused = prepare_one(tmp_path, tokenizer, rows, most_rejected=1)
+    assert source["unread"] == {"not text": 5, "other format": 1, "other split": 1}
+    assert source["rejected"] == {"fields": 1} and source["rows"] == 3 and source["files"] == 1
+    assert source["ignored_fields"] == {"txt": 1, "url": 1}
+    reasons = {Path(one["file"]).name: one["reason"] for one in refused}
+    assert reasons["test.jsonl"] == "other split" and reasons["LICENSE"] == "other format"
+    assert len(refused) == 8
+
+
+def test_examples_beside_a_bad_one_in_a_packed_row_are_kept(tmp_path, tokenizer):
+    good = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nBen<|im_end|>\n"
+    rows = [{"packed": [good, "<|im_start|>user\nWho?", good]}]
+    source, (refused,) = prepare_one(tmp_path, tokenizer, rows, kind="packed")
+    assert sum(source["examples"].values()) == 2
+    assert refused["reason"] == "chat" and "1 of 3 examples of the row" in refused["detail"]
+
+
+def test_a_list_in_a_json_file_and_a_table_are_prepared(tmp_path, tokenizer):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "list.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    (tmp_path / "in" / "table.csv").write_text("id,text\n1,three\n")
+    source, refused = prepare_one(tmp_path, tokenizer, [{"text": "four"}])
+    assert sum(source["examples"].values()) == 4 and refused == []
+    assert source["ignored_fields"] == {"id": 1}
 
 
 def test_a_damaged_shard_is_named(prepared, tokenizer, tmp_path):

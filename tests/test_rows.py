@@ -1,12 +1,16 @@
 """Rows to raw examples: every spelling of a chat, the original's packed rows, and a name for everything that cannot be used."""
 
 import datetime
+import json
 
 import pytest
 
+from lclm_jax.data import fields as fields_module
 from lclm_jax.data.rows import RowError, read_examples, tokenise, words_of
-from lclm_jax.data.stretches import Role
+from lclm_jax.data.stretches import Role, flatten
+from lclm_jax.data.tokens import Tokenizer
 
+DEEP = json.loads('{"a": ' * 500 + "1" + "}" * 500)
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ben"}]
 
 
@@ -32,6 +36,134 @@ def test_documents_in_any_usual_field(tokenizer, name):
 )
 def test_chats_in_any_usual_spelling(tokenizer, fields):
     assert examples(fields, "chat", tokenizer) == [{"messages": TALK}]
+
+
+SYSTEM = {"role": "system", "content": "Answer in French."}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "7", "name": "f"}
+TOOL = {"name": "f", "description": "d", "parameters": {}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"system": SYSTEM["content"], "messages": TALK}, [SYSTEM, *TALK]),
+        ({"system": SYSTEM["content"], "messages": [SYSTEM, *TALK]}, [SYSTEM, *TALK]),
+        (
+            {"system_prompt": SYSTEM["content"], "question": "Who?", "response": "Ben"},
+            [SYSTEM, *TALK],
+        ),
+        (
+            {"instruction": "And?", "output": "Cy", "history": [["Who?", "Ben"]], "system": "S"},
+            [
+                {"role": "system", "content": "S"},
+                *TALK,
+                {"role": "user", "content": "And?"},
+                {"role": "assistant", "content": "Cy"},
+            ],
+        ),
+        ({"messages": [SYSTEM, *TALK], "history": []}, [SYSTEM, *TALK]),
+        (
+            {"context": "Ben likes figs.", "question": "Who?", "answer": "Ben"},
+            [
+                {"role": "user", "content": [{"context": "Ben likes figs."}, {"text": "\n\nWho?"}]},
+                TALK[1],
+            ],
+        ),
+        (
+            {"context": ["A.", "B."], "messages": [SYSTEM, *TALK]},
+            [
+                SYSTEM,
+                {
+                    "role": "user",
+                    "content": [{"context": "A."}, {"context": "B."}, {"text": "\n\nWho?"}],
+                },
+                TALK[1],
+            ],
+        ),
+        ({"messages": [{"role": "system", "content": ""}, *TALK]}, TALK),
+        ({"messages": json.dumps(TALK)}, TALK),
+        ({"conversations": {"from": ["Human", "GPT"], "value": ["Who?", "Ben"]}}, TALK),
+        ({"messages": TALK, "prompt": "Who?", "conversations": TALK}, TALK),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, TALK),
+        ({"instruction": "Who?", "output": "Ben", "text": "### Ask: Who?\n### Say: Ben"}, TALK),
+        ({"messages": [TALK[0], {"role": "assistant", "content": None, "refusal": "Ben"}]}, TALK),
+        ({"messages": [TALK[0], TALK[1] | {"weight": 1, "name": None}]}, TALK),
+        (
+            {"messages": [TALK[0], CALLED | {"content": ""}, RESULT, TALK[1]]},
+            [TALK[0], CALLED | {"content": ""}, RESULT, TALK[1]],
+        ),
+        (
+            {
+                "messages": [
+                    TALK[0],
+                    {"role": "assistant", "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                    {"role": "function", "name": "f", "content": "7"},
+                    TALK[1],
+                ]
+            },
+            [TALK[0], CALLED, RESULT, TALK[1]],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Who?"},
+                    {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                    {"from": "observation", "value": "7", "name": "f"},
+                    {"from": "gpt", "value": "Ben"},
+                ]
+            },
+            [TALK[0], CALLED, RESULT, TALK[1]],
+        ),
+        (
+            {"messages": [TALK[0], TALK[1] | {"thinking": "Hm.", "mood": "sure"}]},
+            [TALK[0], TALK[1] | {"reasoning_content": "Hm.", "mood": "sure"}],
+        ),
+        (
+            {"problem": "Who?", "solution": "Ben", "reasoning": "Hm.", "answer": "Ben"},
+            [TALK[0], TALK[1] | {"reasoning_content": "Hm."}],
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"text": ""}, {"text": "Who?"}]}, TALK[1]]},
+            [{"role": "user", "content": [{"text": "Who?"}]}, TALK[1]],
+        ),
+    ],
+)
+def test_fields_of_public_datasets_reach_the_model(tokenizer, fields, expected):
+    (raw,) = examples(fields, "chat", tokenizer)
+    assert raw == {"messages": expected}
+    assert len(flatten(tokenise(raw, tokenizer))[0])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"functions": [TOOL]}, {"tools": [{"type": "function", "function": TOOL}]}]
+)
+def test_tools_in_either_spelling_reach_the_model(tokenizer, fields):
+    (raw,) = examples(fields | {"messages": TALK}, "chat", tokenizer)
+    assert raw["tools"] == [{"type": "function", "function": TOOL}]
+    assert '"description": "d"' in words_of(raw)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"train": False},
+        {"loss": "false"},
+        {"loss_mask": 0},
+        {"train_on_turn": False},
+    ],
+)
+def test_a_message_of_weight_0_is_read_and_not_trained_on(tokenizer, flag):
+    messages = [TALK[0], {"role": "assistant", "content": "Dan"} | flag, TALK[0], TALK[1]]
+    (raw,) = examples({"messages": messages}, "chat", tokenizer)
+    assert raw["messages"][1] == {"role": "assistant", "content": "Dan", "trained": False}
+    stretches = tokenise(raw, tokenizer)
+    answers = [tokenizer.decode(one.tokens) for one in stretches if one.role is Role.ANSWER]
+    assert answers == ["Ben<|im_end|>"]
+    assert "Dan<|im_end|>" in "".join(tokenizer.decode(one.tokens) for one in stretches)
 
 
 def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
@@ -96,6 +228,49 @@ def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
         ({"messages": TALK, "tools": "{broken"}, "chat", "chat"),
         ({"messages": TALK, "tools": {"name": "f"}}, "chat", "chat"),
         ({"messages": TALK, "tools": [datetime.date(2026, 1, 1)]}, "chat", "chat"),
+        ({"messages": TALK, "tools": [{"default": float("nan")}]}, "chat", "chat"),
+        ({"messages": TALK, "system": 7}, "chat", "fields"),
+        ({"messages": [SYSTEM, *TALK], "system": "Answer in German."}, "chat", "fields"),
+        ({"messages": TALK, "history": [["What?"]]}, "chat", "fields"),
+        ({"messages": TALK, "context": {"a": "b"}}, "chat", "fields"),
+        ({"messages": TALK, "input": "More words."}, "chat", "fields"),
+        ({"messages": TALK, "images": [b"\x89PNG"]}, "chat", "fields"),
+        ({"prompt": "Who?", "chosen": "Ben", "rejected": "Dan"}, "chat", "fields"),
+        ({"prompt": "Who?", "completion": "Dan", "label": False}, "chat", "fields"),
+        ({"instruction": "Add.", "input": 7, "output": "3"}, "chat", "fields"),
+        ({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, "chat", "chat"),
+        ({"messages": [TALK[0], TALK[1] | {"weight": 0}]}, "chat", "chat"),
+        ({"messages": [TALK[0], TALK[1] | {"weight": 0, "train": True}]}, "chat", "chat"),
+        ({"messages": [TALK[0] | {"from": "gpt"}, TALK[1]]}, "chat", "chat"),
+        ({"messages": [TALK[0] | {"tools": [TOOL]}, TALK[1]]}, "chat", "chat"),
+        (
+            {"messages": [TALK[0] | {"content": [{"text": "a", "context": "b"}]}, TALK[1]]},
+            "chat",
+            "chat",
+        ),
+        ({"messages": [TALK[0] | {"content": [{"context": ""}]}, TALK[1]]}, "chat", "empty"),
+        (
+            {"messages": [TALK[0] | {"content": [{"context": "x", "ratio": 2**31}]}, TALK[1]]},
+            "chat",
+            "chat",
+        ),
+        ({"messages": [{"role": 10**5000, "content": "x"}, TALK[1]]}, "chat", "chat"),
+        ({"messages": [TALK[0], CALLED | {"tool_calls": [{"function": "f"}]}]}, "chat", "chat"),
+        (
+            {"messages": [TALK[0], CALLED | {"tool_calls": [{"name": "f", "arguments": DEEP}]}]},
+            "chat",
+            "fields",
+        ),
+        ({"messages": [{1: "user"}, TALK[1]]}, "chat", "chat"),
+        ({"text": b"\xff"}, "text", "encoding"),
+        ({"text": "<|im_start|>user\nWho?<|im_end|>\n"}, "packed", "chat"),
+        ({"text": "Words. <|im_start|>assistant\nBen<|im_end|>\n"}, "packed", "chat"),
+        ({"text": "<|im_start|>assistant\nBen<|im_end|>\nWords."}, "packed", "chat"),
+        ({"text": "<|im_start|>user\nWho?<|im_start|>assistant\nBen"}, "packed", "chat"),
+        ({"text": "Ben<|im_end|>"}, "packed", "chat"),
+        ({"text": "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"}, "packed", "empty"),
+        ({"text": "a", "document": "b"}, "packed", "fields"),
+        ({"rows": TALK}, "packed", "fields"),
         (
             {"messages": [TALK[0], {"role": "assistant", "content": "", "tool_calls": 7}]},
             "chat",
@@ -154,3 +329,42 @@ def test_questions_with_answers_become_traces(tokenizer):
             tokenizer,
         )[0]
     )
+
+
+def test_the_last_turn_of_a_packed_row_may_be_open(tokenizer):
+    text = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nBen"
+    assert examples({"text": text}, "packed", tokenizer) == [{"messages": TALK}]
+    halves = {"prompt": text.removesuffix("Ben"), "response": "Ben"}
+    assert examples(halves, "packed", tokenizer) == [{"messages": TALK}]
+
+
+def test_a_packed_row_gives_what_it_can_before_the_error_of_the_rest(tokenizer):
+    good = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nBen<|im_end|>\n"
+    found = []
+    with pytest.raises(RowError, match="1 of 3 examples of the row, first: expected turns alone"):
+        for raw in read_examples(
+            {"packed": [good, f"Stray {good}", [good]]}, "packed", tokenizer, 1000
+        ):
+            found.append(raw)
+    assert found == [{"messages": TALK}] * 2
+
+
+def test_bytes_that_hold_utf8_are_text(tokenizer):
+    assert examples({"text": "Zoë".encode()}, "text", tokenizer) == [{"text": "Zoë"}]
+
+
+@pytest.mark.parametrize("letter", ["a", " ", "\n", "語"])
+def test_a_word_that_would_fill_the_memory_is_refused(tokenizer, monkeypatch, letter):
+    monkeypatch.setattr(fields_module, "LONGEST_RUN", 1000)
+    with pytest.raises(RowError, match="too long: expected a space within every 1000 characters"):
+        examples({"text": f"Some words {letter * 3000} more"}, "text", tokenizer, 50_000)
+    text = f"{letter * 900}. " * 9
+    assert examples({"text": text}, "text", tokenizer, 50_000) == [{"text": text}]
+
+
+def test_a_tokenizer_without_words_takes_no_longer_text_than_a_word(tokenizer, monkeypatch):
+    whole = json.loads(tokenizer.definition) | {"pre_tokenizer": None}
+    monkeypatch.setattr("lclm_jax.data.rows.LONGEST_RUN", 1000)
+    with pytest.raises(RowError, match="too long: .* a tokenizer that takes a text for one word"):
+        examples({"text": "words " * 500}, "text", Tokenizer(json.dumps(whole)))
+    assert examples({"text": "words " * 500}, "text", tokenizer)

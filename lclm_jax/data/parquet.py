@@ -63,7 +63,8 @@ class ParquetRows:
             )
             for group in groups[self.groups]:
                 size = _rows_of_batch(file.metadata.row_group(group), read)
-                for batch in file.iter_batches(size, row_groups=[group], columns=read):
+                columns = None if read == names else read
+                for batch in file.iter_batches(size, row_groups=[group], columns=columns):
                     for row in _rows(_without_times(batch), needed):
                         yield row
                         self.number += 1

@@ -78,7 +78,7 @@ def words_of(raw: Raw) -> str:
     for message in raw["messages"]:
         content = message.get("content") or ""
         words.append(message["role"])
-        parts = [{"text": content}] if isinstance(content, str) else content
+        parts = _split_markers(message["role"], content) if isinstance(content, str) else content
         words += [
             part[name] for part in parts for name in ("text", "context", "analysis") if name in part
         ]
@@ -92,6 +92,16 @@ def words_of(raw: Raw) -> str:
     if raw.get("tools"):
         words.append(json.dumps(raw["tools"], ensure_ascii=False))
     return "\n".join(words)
+
+
+def _split_markers(role: str, content: str) -> list[Raw]:
+    """The texts before, between and after an assistant's markers of thoughts, which are no words."""
+    for name in ("think", "analysis", "thinking", "reasoning") if role == "assistant" else ():
+        before, _, rest = content.partition(f"<{name}>")
+        thought, closed, after = rest.partition(f"</{name}>")
+        if thought and closed:
+            return [{"text": text} for text in (before, thought, after) if text]
+    return [{"text": content}]
 
 
 def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> str:
