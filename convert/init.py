@@ -140,15 +140,12 @@ def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
 def _model(
     encoder: TransformerConfig, decoder: TransformerConfig, settings: Sequence[str]
 ) -> ModelConfig:
-    config = ModelConfig(encoder, decoder)
-    for setting in settings:
-        config = override(config, setting)
-    return config
+    return override(ModelConfig(encoder, decoder), *settings)
 
 
 def _with_vocab(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> ModelConfig:
     """The decoder's table has a row for every entry of the tokenizer."""
-    return override(override(config, f"decoder.vocab={rows(tokenizer)}"), f"dtype={dtype}")
+    return override(config, f"decoder.vocab={rows(tokenizer)}", f"dtype={dtype}")
 
 
 def _shape(name: str) -> TransformerConfig:

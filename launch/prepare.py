@@ -63,9 +63,7 @@ def main():
         help="change a setting of the recipe, as most_rejected=50",
     )
     arguments = parser.parse_args()
-    recipe = read_function(arguments.recipe, "recipe")[0]()
-    for assignment in arguments.set:
-        recipe = override(recipe, assignment)
+    recipe = override(read_function(arguments.recipe, "recipe")[0](), *arguments.set)
     for name in arguments.without:
         recipe = recipe.without(name)
     inputs = read_inputs(arguments.input, recipe, arguments.inputs)

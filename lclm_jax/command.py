@@ -49,10 +49,7 @@ def show_table(table: Table):
 def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:
     """The config a file's `config()` returns, changed by `key=value` assignments, and the file's other names."""
     make, names = read_function(path, "config")
-    config = make()
-    for assignment in assignments:
-        config = override(config, assignment)
-    return config, names
+    return override(make(), *assignments), names
 
 
 def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, Any]]:

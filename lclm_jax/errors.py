@@ -1,5 +1,9 @@
-"""The root of every error that a user can mend; command lines print it as one line instead of a stack trace."""
+"""Errors that a user can mend; command lines print them as one line instead of a stack trace."""
 
 
 class UserError(Exception):
     """Says what was expected, what came, and which knob to turn."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that does not exist or cannot hold the value it was given."""
