@@ -240,8 +240,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; a published checkpoint has one")
     try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConversionError(f"{file}: expected a JSON object, got {type(values).__name__}")

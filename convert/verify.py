@@ -14,7 +14,7 @@ from rich.table import Table
 from convert.from_hf import Opened, open_hf, round_rope
 from convert.golden import Check, Subject, Tolerance, replay
 from convert.hf_files import FileTensor, ahead, find_published, read_json
-from convert.mapping import NUMPY, ConversionError, Tensor, match
+from convert.mapping import NUMPY, ConversionError, Tensor, match, split_rotary
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
 from lclm_jax.command import run, show_table
@@ -47,7 +47,7 @@ def compare_tensors(
 ) -> Iterator[Line]:
     """Every tensor of `source` against `checkpoint`, byte by byte, one at a time in memory; missing and unknown ones too."""
     saved, opened = Saved.open(checkpoint, step), open_hf(source)
-    found, problems = match(opened.stored, saved.tensors)
+    found, problems = match(split_rotary(opened.stored)[0], saved.tensors)
     yield from (
         Line(problem, (), "", "", "", False)
         for problem in [*problems, *compare_settings(opened, saved)]
@@ -68,10 +68,9 @@ def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
         if ours[name] != theirs[name]
     )
     tokenizer = opened.published.decoder / "tokenizer.json"
-    if (
-        tokenizer.exists()
-        and Tokenizer.load(saved.directory / "tokenizer").definition != tokenizer.read_text()
-    ):
+    if tokenizer.exists() and Tokenizer.load(
+        saved.directory / "tokenizer"
+    ).definition != tokenizer.read_text(encoding="utf-8"):
         yield f"tokenizer/tokenizer.json: expected {tokenizer}, word for word"
 
 

@@ -358,7 +358,7 @@ def test_settings_that_would_change_the_model_are_refused(source):
     )
     with pytest.raises(
         ConversionError,
-        match=r"head_dim is missing; hidden_act must be 'silu'.*attention_bias.*rotary scaling",
+        match=r"head_dim must be an integer.*got 0.*attention_bias.*hidden_act must be 'silu'.*rotary scaling",
     ):
         read_tower(source / "decoder" / "config.json", causal=True)
     edit_json(source / "model_config.json", pooling="max", encoder_mask_type=None)
