@@ -17,11 +17,12 @@ from convert.hf_files import FileTensor, ahead, find_published, read_json
 from convert.mapping import NUMPY, ConversionError, Tensor, match, split_rotary
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, setting, show_table
 from lclm_jax.config_values import to_dict
 from lclm_jax.data.tokens import TURN_END, Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
+from lclm_jax.settings import NotNegative
 from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 
@@ -120,16 +121,19 @@ def main():
     )
     parser.add_argument(
         "source",
+        type=path,
         help="the published checkpoint: decoder/, encoder/, adapter/ and model_config.json",
     )
-    parser.add_argument("checkpoint", help="what convert.from_hf made of it")
+    parser.add_argument("checkpoint", type=path, help="what convert.from_hf made of it")
     parser.add_argument(
         "--torch", action="store_true", help="compare logits with transformers' models too"
     )
-    parser.add_argument("--golden", metavar="CASE_DIR", help="replay a golden case instead")
+    parser.add_argument(
+        "--golden", type=path, metavar="CASE_DIR", help="replay a golden case instead"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=setting(NotNegative),
         default=Tolerance().absolute,
         help="largest absolute error of a golden case",
     )

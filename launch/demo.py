@@ -32,6 +32,7 @@ from lclm_jax.evaluate import (
 from lclm_jax.language_model import LanguageModel, load
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.progress import track
+from lclm_jax.reading import read_json
 from lclm_jax.report import write_report
 from lclm_jax.train import train
 
@@ -52,7 +53,7 @@ def main():
     with Checkpoints(run_directory) as checkpoints:
         step = checkpoints.latest
     evaluation = run_directory / "evaluation.json"
-    if not evaluation.exists() or json.loads(evaluation.read_text())["step"] != step:
+    if not evaluation.exists() or read_json(evaluation).get("step") != step:
         tests = names.get("EVALUATED", Tests())
         result = evaluate(load(run_directory), config, tests) | {
             "step": step,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from lclm_jax.errors import ConfigError
 from lclm_jax.settings import check_key, field_hints, from_dict, parse
 
-__all__ = ["differences", "from_dict", "override", "to_dict"]
+__all__ = ["differences", "from_dict", "override", "read_value", "to_dict"]
 T = TypeVar("T")
 
 
@@ -73,7 +73,7 @@ def _assign(values: Any, config: Any, path: str, text: str):
             f"{path} is a group of settings; name one of them, as in {path}.<field>=value"
         )
     hint = field_hints(type(node))[index]
-    values[index] = parse(hint, _read(hint, text), path)
+    values[index] = parse(hint, read_value(hint, text), path)
 
 
 def _index(node: Any, key: str, path: str) -> Any:
@@ -91,13 +91,13 @@ def _index(node: Any, key: str, path: str) -> Any:
     return names.index(key)
 
 
-def _read(hint: Any, text: str) -> Any:
+def read_value(hint: Any, text: str) -> Any:
     """The value that a text spells: text where the setting is text, else a number, a word or a list."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (inner,) = [one for one in typing.get_args(hint) if one is not types.NoneType]
-        return None if text.lower() in ("none", "null") else _read(inner, text)
+        return None if text.lower() in ("none", "null") else read_value(inner, text)
     return text if hint is str or typing.get_origin(hint) is Literal else _literal(text)
 
 
