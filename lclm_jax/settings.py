@@ -192,7 +192,12 @@ def parse(hint: Any, value: Any, path: str) -> Any:
         (inner,) = [one for one in arguments if one is not types.NoneType]
         if value is None:
             return None
-        parsed = parse(inner, value, path)
+        try:
+            parsed = parse(inner, value, path)
+        except ConfigError as error:
+            if typing.get_origin(_split(inner)[0]) is tuple:
+                raise  # it says which element
+            raise _refusal(hint, value, path) from error
     elif dataclasses.is_dataclass(kind):
         parsed = from_dict(kind, value, f"{path}.") if isinstance(value, dict) else value
         if not isinstance(parsed, kind):
