@@ -250,7 +250,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, values: Mapping[str, Any]):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

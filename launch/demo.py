@@ -59,12 +59,12 @@ def main():
             "step": step,
             "seconds": time.perf_counter() - begun,
         }
-        evaluation.write_text(json.dumps(result, indent=2))
+        evaluation.write_text(json.dumps(result, indent=2), encoding="utf-8")
     exported = run_directory / "hf" / str(step)
     if not exported.with_suffix(".json").exists():
         result = json.dumps(round_trip(run_directory, exported, config), indent=2)
-        (run_directory / "round_trip.json").write_text(result)
-        exported.with_suffix(".json").write_text(result)
+        (run_directory / "round_trip.json").write_text(result, encoding="utf-8")
+        exported.with_suffix(".json").write_text(result, encoding="utf-8")
     report = write_report(run_directory)
     logging.info(
         "done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve()

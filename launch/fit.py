@@ -112,7 +112,9 @@ def main():
     advice = advise(program, first)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(tried if arguments.search else first, indent=2))
+        arguments.json.write_text(
+            json.dumps(tried if arguments.search else first, indent=2), encoding="utf-8"
+        )
     if arguments.html:
         page.write_page(
             arguments.html, shlex.join(["python", "-m", "launch.fit", *sys.argv[1:]]), tried, advice

@@ -170,7 +170,7 @@ def fit(one: Fitting, directory: Path, python: str) -> Figures:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished, log = found.with_suffix(".partial"), found.with_suffix(".log")
         command = [python, "-m", "launch.fit", "--json", str(unfinished), *told(one)]
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             status = subprocess.run(
                 command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}
             ).returncode
@@ -200,7 +200,7 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
 
 def accept(figures: dict[str, Figures]):
     """Makes these the figures in docs/."""
-    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     found = [
         (one.theme, shlex.join(one.arguments), figures[one.name])
         for one in fittings()

@@ -50,7 +50,7 @@ def main():
     )
     figures = survey(config, stage, tokenizer, arguments.rows, track)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2))
+        arguments.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     html = arguments.html or arguments.directory / "inspect.html"
     write_page(
         html, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import lclm_0p6b_4b_16x, scratch_0p6b, tiny
+from lclm_jax import evaluate
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -23,7 +24,6 @@ from lclm_jax.config import (
     Stream,
 )
 from lclm_jax.config_values import from_dict, override, to_dict
-from lclm_jax.evaluate import Tests
 from lclm_jax.sampling import Sampling
 from lclm_jax.settings import Range, Settings, field_hints
 
@@ -136,7 +136,7 @@ def config_parts() -> list[Settings]:
     stage, model = config.stages[0], config.model
     parts = (config, config.data, config.mesh, config.optimizer, config.run, recipe, stage, model)
     small = (model.encoder, model.compression, model.adapter, stage.groups[0], stage.streams[0])
-    return [*parts, *small, recipe.sources[0], Tests(), Sampling()]
+    return [*parts, *small, recipe.sources[0], evaluate.Tests(), Sampling()]
 
 
 def test_every_dataclass_of_settings_is_examined():

@@ -69,7 +69,7 @@ def test_every_format_gives_back_its_rows_in_units_of_any_size(tmp_path, name, s
 
 def test_a_directory_gives_its_data_files_in_order_and_a_glob_what_it_matches(tmp_path):
     write_all(tmp_path)
-    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "README.md").write_text("not data", encoding="utf-8")
     assert [row.fields for row in read(tmp_path)] == ROWS * 5
     assert [row.file[-9:] for row in read(tmp_path / "[ad].*")] == [
         str(tmp_path / "a.jsonl")[-9:]
@@ -82,13 +82,13 @@ def test_a_glob_gives_a_file_once_and_no_binary_one(tmp_path):
     write_all(tmp_path / "tree" / "sub")
     (tmp_path / "tree" / "x.png").write_bytes(b"\x89PNG\0")
     assert len(read(tmp_path / "tree" / "**")) == len(read(tmp_path / "tree" / "*")) == 200
-    (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}')
-    (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}')
+    (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}', encoding="utf-8")
+    (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}', encoding="utf-8")
     assert [row.fields for row in read(tmp_path / "x[1].jsonl")] == [{"a": "by its name"}]
 
 
 def test_a_list_in_a_json_file_is_refused_unless_it_is_to_be_text(tmp_path):
-    (tmp_path / "x.json").write_text(' [{"a": 1}]')
+    (tmp_path / "x.json").write_text(' [{"a": 1}]', encoding="utf-8")
     with pytest.raises(UserError, match="expected one object a line, got one list"):
         find_units(str(tmp_path / "x.json"))
     assert read(f"text:{tmp_path / 'x.json'}")[0].fields == {"text": ' [{"a": 1}]'}
@@ -164,7 +164,7 @@ def test_a_unit_of_lines_knows_its_first_number_without_reading_what_lies_before
 
 
 def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n')
+    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n', encoding="utf-8")
     refused, row = read(tmp_path / "x.jsonl")
     assert (refused.reason, row.fields) == ("json", {"a": 1})
 
@@ -244,10 +244,10 @@ def make_tree(directory):
         "node_modules/package.json": "no",
     }.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
-        (directory / name).write_text(text)
+        (directory / name).write_text(text, encoding="utf-8")
     outside = directory.with_name("outside")
     (outside / "project").mkdir(parents=True)
-    (outside / "project" / "setup.py").write_text("no")
+    (outside / "project" / "setup.py").write_text("no", encoding="utf-8")
     for name, target in {
         "loop": directory,
         "linked": outside / "project",
@@ -276,7 +276,7 @@ def test_a_source_tree_gives_every_text_file(tmp_path):
 
 def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkeypatch):
     for name, length in {"a": 4, "b": 4, "c": 4, "d": 50, "e": 1}.items():
-        (tmp_path / f"{name}.txt").write_text("x" * length)
+        (tmp_path / f"{name}.txt").write_text("x" * length, encoding="utf-8")
     units = find_units(str(tmp_path), 10)
     assert [[file[-5] for file in unit.files] for unit in units] == [
         ["a", "b"],
@@ -296,7 +296,7 @@ def test_a_repository_is_one_document(tmp_path):
     expected = "# FILE a.py\n1\n\n\n# FILE b/two.py\n2\n"
     for pattern in (f"repository:{tmp_path / 'tree'}", tmp_path / "tree", tmp_path / "[t]*"):
         if pattern == tmp_path / "tree":
-            (tmp_path / "tree" / "pyproject.toml").write_text("[project]")
+            (tmp_path / "tree" / "pyproject.toml").write_text("[project]", encoding="utf-8")
             expected += "\n\n# FILE pyproject.toml\n[project]"
         problem, document = read(pattern)
         assert document.fields == {"text": expected}
@@ -306,7 +306,7 @@ def test_a_repository_is_one_document(tmp_path):
 def test_projects_of_a_directory_are_documents_of_their_own(tmp_path):
     for name in ("one/go.mod", "two/setup.py", "two/in.py", "plain/x.py", "y.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(name, encoding="utf-8")
     assert [
         (row.file.removeprefix(f"{tmp_path}/"), row.fields["text"]) for row in read(tmp_path)
     ] == [

@@ -254,7 +254,8 @@ def main():
         arguments.json.write_text(
             json.dumps(
                 {"steps": steps, "peak": peak, "differences": differences, "aims": AIMS}, indent=2
-            )
+            ),
+            encoding="utf-8",
         )
 
 

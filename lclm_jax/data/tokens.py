@@ -66,9 +66,14 @@ class Tokenizer:
             )
         settings = directory / "tokenizer_config.json"
         source = (
-            json.loads(settings.read_text()).get("chat_template") if settings.exists() else None
+            json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+            if settings.exists()
+            else None
         )
-        return cls(file.read_text(), template.read_text() if template.exists() else source)
+        return cls(
+            file.read_text(encoding="utf-8"),
+            template.read_text(encoding="utf-8") if template.exists() else source,
+        )
 
     def save(self, directory: str | Path):
         """Writes the files `load` and Hugging Face's AutoTokenizer read."""
