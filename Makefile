@@ -1,6 +1,7 @@
 # make show   what a small trained model, committed here, makes of held-out text (about a minute)
 # make demo   the same, then from nothing to a trained, compressing model and a report (about 8 minutes on two CPU cores)
 # make test   the tests, two files at a time
+# make fuzz   the tests that draw their input at random, with 2,000 examples each instead of 50 (LCLM_FUZZ=N; about 10 minutes)
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
@@ -20,7 +21,7 @@ RUN = $(VENV)/bin/python
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test check parity fit-report bench bench-data accelerator soak bench-convert clean
+.PHONY: show demo test fuzz check parity fit-report bench bench-data accelerator soak bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint docs/small/model
@@ -30,6 +31,9 @@ demo: show
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+fuzz: $(VENV)/installed
+	LCLM_FUZZ=$(or $(LCLM_FUZZ),2000) $(RUN) -m pytest -q -n 2 -m fuzz
 
 parity: .parity/installed
 	.parity/bin/python -m pytest -q -n 2 --dist loadfile tests/parity
@@ -43,6 +47,7 @@ bench: .parity/installed
 	.parity/bin/python -m launch.bench
 
 bench-data: $(VENV)/installed
+	rm -rf runs/bench-data
 	$(RUN) -m launch.bench.data runs/bench-data
 
 # jax chooses the accelerator itself: JAX_PLATFORMS is set above for everything else.
@@ -53,6 +58,7 @@ soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak
 
 bench-convert: $(VENV)/installed
+	rm -rf runs/bench-convert
 	$(RUN) -m convert.bench runs/bench-convert
 
 check: $(VENV)/installed

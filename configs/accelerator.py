@@ -108,7 +108,7 @@ def prepare(config: Config, modules: int | None = None):
     inputs = {}
     for name, texts in rows.items():
         file = directory / "input" / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        file.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
         inputs[name] = [str(file)]
     tokenizer = directory / "input" / "tokenizer"
     if not tokenizer.exists():

@@ -1,1 +1,8 @@
 """Conversion between the published Hugging Face layout and our checkpoints, in both directions."""
+
+import sys
+
+if sys.argv[:1] == ["-m"]:  # python -m convert.NAME, before the module NAME is imported
+    from launch.starting import watch
+
+    watch()

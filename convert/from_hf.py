@@ -37,10 +37,11 @@ from convert.provenance import (
     stored_dtypes,
 )
 from lclm_jax.checkpoint import save_streamed
-from lclm_jax.command import run
+from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.optim import flatten, unflatten
 from lclm_jax.progress import progress_bar
+from lclm_jax.settings import Directory
 from lclm_jax.state import abstract_params
 from lclm_jax.streaming import Streamed, keep_memory
 from lclm_jax.typing import Params
@@ -189,9 +190,10 @@ def main():
     )
     parser.add_argument(
         "source",
+        type=setting(Directory),
         help="directory with decoder/, encoder/, adapter/ and model_config.json, or a hub repository",
     )
-    parser.add_argument("destination", help="new directory for the checkpoint")
+    parser.add_argument("destination", type=path, help="new directory for the checkpoint")
     parser.add_argument(
         "--revision",
         help="commit, tag or branch of the hub repository (default: main, as it is now)",

@@ -1,7 +1,8 @@
 """Published settings and ours: config.json, model_config.json, processor_config.json <-> TransformerConfig, CompressionConfig."""
 
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from convert.mapping import ConversionError
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.stops import find_turn_end
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, Tokenizer
+from lclm_jax.errors import ConfigError
+from lclm_jax.settings import field_hints, parse
 
 # config.json -> TransformerConfig; rope theta has two spellings and is handled apart.
 TOWER_FIELDS = {
@@ -23,8 +26,28 @@ TOWER_FIELDS = {
     "rms_norm_eps": "norm_eps",
     "max_position_embeddings": "max_positions",
     "tie_word_embeddings": "tied",
+    "initializer_range": "initializer_range",
 }
-# What our towers compute; another value in config.json would be converted into a wrong model.
+# What transformers takes for absent keys, by model_type. Shapes that every file has are required.
+DEFAULTS = {
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        "initializer_range": None,
+        "rope_theta": 1e4,
+    },
+    "llama": {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "initializer_range": None,
+        "rope_theta": 1e4,
+    },
+}
+# What our towers compute.
 TOWER_CONSTANTS = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 QK_NORM = {"qwen3": True, "llama": False}  # by model_type
 ARCHITECTURES = {  # by part and model_type
@@ -58,44 +81,102 @@ def read_model_config(published: Published, dtype: str) -> ModelConfig:
 
 
 def read_tower(file: Path, causal: bool) -> TransformerConfig:
-    """A tower from its config.json. Raises ConversionError naming every field that is missing or of a kind we do not have."""
+    """A tower from its config.json, with transformers' defaults for absent keys.
+
+    Raises ConversionError naming every field that is missing, out of range, or of a kind we do not have.
+    """
     values = read_json(file)
     kind = values.get("model_type")
-    if kind == "llama" and values.get("head_dim") is None and values.get("num_attention_heads"):
-        values["head_dim"] = (
-            values.get("hidden_size", 0) // values["num_attention_heads"]
-        )  # transformers' own default
-    rope = (
-        values.get("rope_scaling") or values.get("rope_parameters") or {}
-    )  # in the order of transformers
-    theta = next(
-        (place["rope_theta"] for place in (rope, values) if place.get("rope_theta") is not None),
-        None,
-    )
-    problems = [f"{key} is missing" for key in TOWER_FIELDS if values.get(key) is None]
-    if theta is None:
-        problems.append("rope_theta is missing, at the top or in rope_parameters")
-    if kind not in QK_NORM:
-        problems.append(f"model_type must be one of {', '.join(QK_NORM)}, got {kind!r}")
-    problems += [
-        f"{key} must be {constant!r}, got {values[key]!r}"
-        for key, constant in {**TOWER_CONSTANTS, "mlp_bias": False}.items()
-        if values.get(key, constant) != constant
+    if not isinstance(kind, str) or kind not in DEFAULTS:
+        raise ConversionError(
+            f"{file}: model_type must be one of {', '.join(DEFAULTS)}, got {reprlib.repr(kind)}"
+        )
+    values = _with_defaults(values, kind)
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}  # transformers' order
+    problems = [
+        *_check_constants(values, causal),
+        *_check_layers(values),
+        *_check_rope(rope, values),
     ]
-    scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default":
-        problems.append(f"rotary scaling is not supported, got {scaling!r}")
-    if problems or theta is None:
-        raise ConversionError(f"{file}: {'; '.join(problems)}")
-    spread = values.get("initializer_range")
-    fields = {ours: values[theirs] for theirs, ours in TOWER_FIELDS.items()}
-    return TransformerConfig(
-        **fields,
-        rope_theta=float(theta),
-        qk_norm=QK_NORM[kind],
-        causal=causal,
-        initializer_range=spread,
+    theta = rope.get("rope_theta", values["rope_theta"]) if isinstance(rope, dict) else None
+    parsed, wrong = _parse_fields(
+        values | {"rope_theta": theta}, TOWER_FIELDS | {"rope_theta": "rope_theta"}
     )
+    if problems := [*wrong, *problems]:
+        raise ConversionError(f"{file}: {'; '.join(problems)}")
+    try:
+        return TransformerConfig(**parsed, qk_norm=QK_NORM[kind], causal=causal)
+    except ConfigError as error:
+        raise ConversionError(f"{file}: {error}") from error
+
+
+def _with_defaults(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The settings as transformers completes them."""
+    completed = {**DEFAULTS[kind], **values}
+    heads, width = completed.get("num_attention_heads"), completed.get("hidden_size")
+    if completed.get("num_key_value_heads") is None:
+        completed["num_key_value_heads"] = heads
+    if kind == "llama" and completed.get("head_dim") is None and type(heads) is type(width) is int:
+        completed["head_dim"] = width // heads if heads else 0
+    return completed
+
+
+def _parse_fields(
+    values: Mapping[str, Any], names: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Values of a TransformerConfig by our names, and what is wrong with those that are missing or out of range."""
+    parsed, problems, hints = {}, [], field_hints(TransformerConfig)
+    for theirs, ours in names.items():
+        if theirs not in values:
+            problems.append(f"{theirs} is missing")
+            continue
+        try:
+            parsed[ours] = parse(hints[ours], values[theirs], theirs)
+        except ConfigError as error:
+            problems.append(str(error))
+    return parsed, problems
+
+
+def _check_constants(values: Mapping[str, Any], causal: bool) -> Iterator[str]:
+    """Problems of settings that our towers know one value of."""
+    constants = {"attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu", "swish")}
+    if causal:
+        constants |= {"is_causal": (True,), "use_bidirectional_attention": (False, None)}
+    for key, allowed in constants.items():
+        value = values.get(key, allowed[0])
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            yield f"{key} must be {allowed[0]!r}, got {reprlib.repr(value)}"
+    if values.get("quantization_config"):
+        yield "quantization_config is not supported; convert weights of 16 or 32 bits"
+
+
+def _check_layers(values: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of layers that do not attend to everything."""
+    kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
+    if kinds is not None:
+        if not isinstance(kinds, list) or any(one != "full_attention" for one in kinds):
+            yield f"layer_types must all be 'full_attention', got {reprlib.repr(kinds)}"
+        return
+    switch = values.get("use_sliding_window", False)
+    first = values.get("max_window_layers", 28)
+    full = type(first) is type(layers) is int and first >= layers
+    if switch is not False and values.get("sliding_window", 4096) is not None and not full:
+        yield f"use_sliding_window must be False, got {reprlib.repr(switch)}"
+
+
+def _check_rope(rope: Any, values: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of rotary positions that are scaled, partial, or of several kinds."""
+    if not isinstance(rope, dict):
+        yield f"rope_parameters must be an object, got {reprlib.repr(rope)}"
+        return
+    if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+        yield f"rotary parameters by kind of layer are not supported, got {', '.join(nested)}"
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling != "default" and not (scaling == "linear" and rope.get("factor") == 1):
+        yield f"rotary scaling is not supported, got {reprlib.repr(scaling)}"
+    part = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if part is not None and part != 1:
+        yield f"partial_rotary_factor must be 1, got {reprlib.repr(part)}"
 
 
 def write_tower(
@@ -103,19 +184,15 @@ def write_tower(
 ) -> dict[str, Any]:
     """The config.json that transformers reads; both spellings of rope theta, for versions before and after 5."""
     kind = next(kind for kind, qk_norm in QK_NORM.items() if qk_norm == config.qk_norm)
+    fields = {theirs: getattr(config, ours) for theirs, ours in TOWER_FIELDS.items()}
     return {
         "architectures": [ARCHITECTURES[part, kind]],
         "model_type": kind,
         **TOWER_CONSTANTS,
-        **{theirs: getattr(config, ours) for theirs, ours in TOWER_FIELDS.items()},
+        **{theirs: value for theirs, value in fields.items() if value is not None},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "torch_dtype": dtype,
-        **(
-            {}
-            if config.initializer_range is None
-            else {"initializer_range": config.initializer_range}
-        ),
         "attention_dropout": 0.0,
         "use_cache": True,
         **(special_ids(tokenizer) if tokenizer else {}),
@@ -182,15 +259,19 @@ def read_compression(
     )
     if problems:
         raise ConversionError(f"{file}: {'; '.join(problems)}")
-    compression = CompressionConfig(
-        ratio=values["compression_ratio"],
-        window=values["encoder_window_size"],
-        pooling=values["pooling"],
-        overlap=values.get("boundary_overlap", 0),
-        ratios=tuple(ratios),
-    )
-    layers = 1 if kind == "mlp" else values.get("num_adapter_layers", 1)
-    return compression, AdapterConfig(kind, layers), MASKS[values["encoder_mask_type"]]
+    try:
+        compression = CompressionConfig(
+            ratio=values["compression_ratio"],
+            window=values["encoder_window_size"],
+            pooling=values["pooling"],
+            overlap=values.get("boundary_overlap", 0),
+            ratios=tuple(ratios),
+        )
+        layers = 1 if kind == "mlp" else values.get("num_adapter_layers", 1)
+        adapter = AdapterConfig(kind, layers)
+    except ConfigError as error:
+        raise ConversionError(f"{file}: {error}") from error
+    return compression, adapter, MASKS[values["encoder_mask_type"]]
 
 
 def modern(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -240,8 +240,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; a published checkpoint has one")
     try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConversionError(f"{file}: expected a JSON object, got {type(values).__name__}")
@@ -250,7 +250,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, values: Mapping[str, Any]):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -22,11 +22,12 @@ from convert.hf_tokenizer import check_shared
 from convert.mapping import Source, find_sources, parameter_shapes
 from convert.provenance import PROVENANCE, hash_files
 from lclm_jax.checkpoint import save_streamed
-from lclm_jax.command import run
+from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.config_values import override
 from lclm_jax.data.tokens import MEMORY, Tokenizer, add_memory, rows
 from lclm_jax.optim import flatten
+from lclm_jax.settings import Directory, Seed
 from lclm_jax.state import init_boxed
 from lclm_jax.streaming import Streamed
 
@@ -140,15 +141,12 @@ def _resized(path: str, source: Source, config: ModelConfig) -> Streamed:
 def _model(
     encoder: TransformerConfig, decoder: TransformerConfig, settings: Sequence[str]
 ) -> ModelConfig:
-    config = ModelConfig(encoder, decoder)
-    for setting in settings:
-        config = override(config, setting)
-    return config
+    return override(ModelConfig(encoder, decoder), *settings)
 
 
 def _with_vocab(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> ModelConfig:
     """The decoder's table has a row for every entry of the tokenizer."""
-    return override(override(config, f"decoder.vocab={rows(tokenizer)}"), f"dtype={dtype}")
+    return override(config, f"decoder.vocab={rows(tokenizer)}", f"dtype={dtype}")
 
 
 def _shape(name: str) -> TransformerConfig:
@@ -168,16 +166,21 @@ def main():
     )
     parser.add_argument(
         "--encoder",
+        type=setting(Directory),
         required=True,
         help="directory of the base model; with --random also a shape's name",
     )
-    parser.add_argument("--decoder", required=True, help="the same for the decoder")
-    parser.add_argument("--out", required=True, help="new directory for the checkpoint")
+    parser.add_argument(
+        "--decoder", type=setting(Directory), required=True, help="the same for the decoder"
+    )
+    parser.add_argument("--out", type=path, required=True, help="new directory for the checkpoint")
     parser.add_argument(
         "--random", action="store_true", help="fresh weights; only shapes are taken from the towers"
     )
     parser.add_argument(
-        "--tokenizer", help="directory with tokenizer.json, for --random (default: the decoder's)"
+        "--tokenizer",
+        type=setting(Directory),
+        help="directory with tokenizer.json, for --random (default: the decoder's)",
     )
     parser.add_argument(
         "--set",
@@ -186,7 +189,7 @@ def main():
         metavar="KEY=VALUE",
         help="of the model, as compression.ratio=8",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=setting(Seed), default=0)
     a = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     if a.random:

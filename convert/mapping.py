@@ -1,12 +1,13 @@
 """Published tensors and our parameters: one table, read in both directions, and the strict check of a file against it."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import flax.linen as nn
 import jax
@@ -90,6 +91,10 @@ TABLE = (
 OPTIONAL_PREFIX = {
     "encoder": "model."
 }  # files saved with a head's wrapper around the model carry it
+# Wrappers of torch.compile and of data parallelism, whose names a saved model may carry.
+WRAPPERS = ("_orig_mod.", "module.")
+BASE_KEYS = ("embed_tokens.", "layers.", "norm.")  # of a decoder saved without its head's wrapper
+ROTARY = re.compile(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 # A key that may repeat another tensor where no rule for it applies: the head of a tied tower.
 COPIES = {
     ("decoder", "lm_head.weight"): "model.embed_tokens.weight",
@@ -127,6 +132,9 @@ class Stored(Protocol):
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows [start, stop) in the stored dtype."""
         ...
+
+
+StoredT = TypeVar("StoredT", bound=Stored)
 
 
 @dataclass(frozen=True)
@@ -245,9 +253,12 @@ def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) ->
     Raises ConversionError that names every tensor that is unknown, missing, there twice, of another shape or of a dtype
     that holds no weights.
     """
+    check_layers({part: len(tensors) for part, tensors in stored.items()}, config)
     shapes = parameter_shapes(config)
     wanted = [tensor for tensor in published_tensors(shapes) if tensor.part in stored]
+    stored, buffers = split_rotary(stored)
     found, problems = match(stored, wanted)
+    problems += check_rotary(buffers, config)
     if problems:
         listed = "\n  ".join(problems)
         raise ConversionError(
@@ -260,6 +271,54 @@ def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) ->
         path: Source(shapes[path], _common_dtype(some), tuple(some))
         for path, some in members.items()
     }
+
+
+def check_layers(counts: Mapping[str, int], config: ModelConfig):
+    """Raises ConversionError for more layers than there are tensors, before any layer's are listed."""
+    adapter = config.adapter.layers if config.adapter.attention else 0
+    layers = {
+        "decoder": config.decoder.layers,
+        "encoder": config.encoder.layers,
+        "adapter": adapter,
+    }
+    for part, count in counts.items():
+        if layers[part] > count:
+            raise ConversionError(
+                f"the settings of the {part} say {layers[part]} layers, its files hold {count} tensors"
+            )
+
+
+def split_rotary(
+    stored: Mapping[str, Sequence[StoredT]],
+) -> tuple[dict[str, list[StoredT]], dict[str, list[StoredT]]]:
+    """(weights, rotary frequencies) by part: checkpoints of older releases hold the frequencies of every layer."""
+    weights, buffers = {}, {}
+    for part, tensors in stored.items():
+        rotary = [one for one in tensors if ROTARY.fullmatch(_unwrapped(one.key))]
+        weights[part] = [one for one in tensors if one not in rotary]
+        buffers[part] = rotary
+    return weights, buffers
+
+
+def check_rotary(buffers: Mapping[str, Sequence[Stored]], config: ModelConfig) -> list[str]:
+    """Rotary frequencies that are not those of rope_theta and head_dim, a line each."""
+    problems = []
+    for part, tensors in buffers.items():
+        tower = config.encoder if part == "encoder" else config.decoder
+        half = tower.head_dim // 2
+        expected = tower.rope_theta ** (-np.arange(half) / half)
+        for one in tensors:
+            if one.dtype not in NUMPY or one.shape != (half,):
+                same = False
+            else:
+                error = 1e-5 if one.dtype == "F32" else 1e-2
+                same = np.allclose(one.read().astype(np.float64), expected, rtol=error, atol=1e-7)
+            if not same:
+                problems.append(
+                    f"{part} {one.key}: differs from the frequencies of rope_theta={tower.rope_theta:g} and "
+                    f"head_dim={tower.head_dim}"
+                )
+    return problems
 
 
 def _common_dtype(members: Sequence[tuple[Tensor, Stored]]) -> np.dtype:
@@ -323,7 +382,17 @@ def _judge(
 
 
 def _bare(part: str, key: str) -> str:
+    """The table's key for a stored one."""
+    key = _unwrapped(key)
+    if part == "decoder" and key.startswith(BASE_KEYS):
+        return f"model.{key}"
     return key.removeprefix(OPTIONAL_PREFIX.get(part, ""))
+
+
+def _unwrapped(key: str) -> str:
+    while key.startswith((*WRAPPERS, "model.model.", "model.lm_head.")):
+        key = key.partition(".")[2]
+    return key
 
 
 def _name(name: tuple[str, str]) -> str:

@@ -36,10 +36,11 @@ from convert.mapping import (
 )
 from convert.provenance import ORIGINALS, PROVENANCE
 from lclm_jax.checkpoint import read_model, saved_params
-from lclm_jax.command import run
+from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.progress import progress_bar
+from lclm_jax.settings import Count
 from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 from lclm_jax.streaming import CHUNK, SavedTree, keep_memory
@@ -195,10 +196,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkpoint", help="directory of a training run, or what convert.from_hf wrote"
+        "checkpoint", type=path, help="directory of a training run, or what convert.from_hf wrote"
     )
-    parser.add_argument("destination", help="new directory for the published layout")
-    parser.add_argument("--step", type=int, help="saved step to convert (default: the newest)")
+    parser.add_argument("destination", type=path, help="new directory for the published layout")
+    parser.add_argument(
+        "--step", type=setting(Count), help="saved step to convert (default: the newest)"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

@@ -14,15 +14,16 @@ from rich.table import Table
 from convert.from_hf import Opened, open_hf, round_rope
 from convert.golden import Check, Subject, Tolerance, replay
 from convert.hf_files import FileTensor, ahead, find_published, read_json
-from convert.mapping import NUMPY, ConversionError, Tensor, match
+from convert.mapping import NUMPY, ConversionError, Tensor, match, split_rotary
 from convert.to_hf import Saved
 from lclm_jax.checkpoint import load_params
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, setting, show_table
 from lclm_jax.config_values import to_dict
 from lclm_jax.data.stops import find_turn_end
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
+from lclm_jax.settings import NotNegative
 from lclm_jax.sharding import one_device
 from lclm_jax.state import abstract_params
 
@@ -48,7 +49,7 @@ def compare_tensors(
 ) -> Iterator[Line]:
     """Every tensor of `source` against `checkpoint`, byte by byte, one at a time in memory; missing and unknown ones too."""
     saved, opened = Saved.open(checkpoint, step), open_hf(source)
-    found, problems = match(opened.stored, saved.tensors)
+    found, problems = match(split_rotary(opened.stored)[0], saved.tensors)
     yield from (
         Line(problem, (), "", "", "", False)
         for problem in [*problems, *compare_settings(opened, saved)]
@@ -124,16 +125,19 @@ def main():
     )
     parser.add_argument(
         "source",
+        type=path,
         help="the published checkpoint: decoder/, encoder/, adapter/ and model_config.json",
     )
-    parser.add_argument("checkpoint", help="what convert.from_hf made of it")
+    parser.add_argument("checkpoint", type=path, help="what convert.from_hf made of it")
     parser.add_argument(
         "--torch", action="store_true", help="compare logits with transformers' models too"
     )
-    parser.add_argument("--golden", metavar="CASE_DIR", help="replay a golden case instead")
+    parser.add_argument(
+        "--golden", type=path, metavar="CASE_DIR", help="replay a golden case instead"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=setting(NotNegative),
         default=Tolerance().absolute,
         help="largest absolute error of a golden case",
     )

@@ -32,6 +32,7 @@ from lclm_jax.evaluate import (
 from lclm_jax.language_model import LanguageModel, load
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.progress import track
+from lclm_jax.reading import read_json
 from lclm_jax.report import write_report
 from lclm_jax.train import train
 
@@ -52,18 +53,18 @@ def main():
     with Checkpoints(run_directory) as checkpoints:
         step = checkpoints.latest
     evaluation = run_directory / "evaluation.json"
-    if not evaluation.exists() or json.loads(evaluation.read_text())["step"] != step:
+    if not evaluation.exists() or read_json(evaluation).get("step") != step:
         tests = names.get("EVALUATED", Tests())
         result = evaluate(load(run_directory), config, tests) | {
             "step": step,
             "seconds": time.perf_counter() - begun,
         }
-        evaluation.write_text(json.dumps(result, indent=2))
+        evaluation.write_text(json.dumps(result, indent=2), encoding="utf-8")
     exported = run_directory / "hf" / str(step)
     if not exported.with_suffix(".json").exists():
         result = json.dumps(round_trip(run_directory, exported, config), indent=2)
-        (run_directory / "round_trip.json").write_text(result)
-        exported.with_suffix(".json").write_text(result)
+        (run_directory / "round_trip.json").write_text(result, encoding="utf-8")
+        exported.with_suffix(".json").write_text(result, encoding="utf-8")
     report = write_report(run_directory)
     logging.info(
         "done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve()

@@ -16,17 +16,17 @@ import json
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.command import read_config, run, show_table
+from lclm_jax.command import path, read_config, run, setting, show_table
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.fit import page
 from lclm_jax.fit.measure import MFU, advise, measure
 from lclm_jax.fit.programs import Program, serve
 from lclm_jax.fit.search import search
-from lclm_jax.hardware import parse_slice
+from lclm_jax.hardware import Mfu, parse_slice
+from lclm_jax.settings import Size
 
 TOO_LARGE = 3  # exit status
 
@@ -51,7 +51,7 @@ def main():
     )
     parser.add_argument(
         "--slices",
-        type=int,
+        type=setting(Size),
         default=1,
         help="so many of them; mesh.data is a multiple of it (default: 1)",
     )
@@ -64,13 +64,13 @@ def main():
     parser.add_argument("--stage", help="trained in; by default the one that costs most")
     parser.add_argument(
         "--context",
-        type=int,
+        type=setting(Size),
         default=1_000_000,
         help="tokens that are served (default: %(default)s)",
     )
     parser.add_argument(
         "--mfu",
-        type=float,
+        type=setting(Mfu),
         default=MFU,
         help="share of its peak reached in training (default: %(default)s)",
     )
@@ -81,14 +81,14 @@ def main():
     )
     parser.add_argument(
         "--tries",
-        type=int,
+        type=setting(Size),
         default=8,
         help="how many that fit to find with --search (default: %(default)s)",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page there")
+    parser.add_argument("--html", type=path, metavar="FILE", help="write a page there")
     parser.add_argument(
         "--json",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="write the figures there, with --search a list of them",
     )
@@ -112,7 +112,9 @@ def main():
     advice = advise(program, first)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(tried if arguments.search else first, indent=2))
+        arguments.json.write_text(
+            json.dumps(tried if arguments.search else first, indent=2), encoding="utf-8"
+        )
     if arguments.html:
         page.write_page(
             arguments.html, shlex.join(["python", "-m", "launch.fit", *sys.argv[1:]]), tried, advice

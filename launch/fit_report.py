@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.lclm_0p6b_4b_16x import config as published
-from lclm_jax.command import run
+from lclm_jax.command import path, run, setting
 from lclm_jax.errors import UserError
 from lclm_jax.fit.measure import Figures
 from lclm_jax.fit.report import write_report
 from lclm_jax.hardware import parse_slice
 from lclm_jax.progress import track
+from lclm_jax.reading import read_json
+from lclm_jax.settings import NotNegative
 
 CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
@@ -118,7 +120,7 @@ def main():
     )
     parser.add_argument(
         "--directory",
-        type=Path,
+        type=path,
         default=Path("runs/fit"),
         help="of finished runs (default: %(default)s)",
     )
@@ -129,7 +131,7 @@ def main():
     )
     parser.add_argument(
         "--growth",
-        type=float,
+        type=setting(NotNegative),
         default=0.02,
         help="that is let pass, as a share (default: %(default)s)",
     )
@@ -152,9 +154,7 @@ def main():
             one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable
         )
     before = DOCS / "fit.json"
-    grown = compare(
-        json.loads(before.read_text()) if before.exists() else {}, figures, arguments.growth
-    )
+    grown = compare(read_json(before) if before.exists() else {}, figures, arguments.growth)
     if arguments.accept and not arguments.only:
         accept(figures)
     elif grown:
@@ -170,14 +170,14 @@ def fit(one: Fitting, directory: Path, python: str) -> Figures:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished, log = found.with_suffix(".partial"), found.with_suffix(".log")
         command = [python, "-m", "launch.fit", "--json", str(unfinished), *told(one)]
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             status = subprocess.run(
                 command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}
             ).returncode
         if status not in (0, 3):
             raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
         unfinished.rename(found)
-    return json.loads(found.read_text())
+    return read_json(found)
 
 
 def told(one: Fitting) -> list[str]:
@@ -200,7 +200,7 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
 
 def accept(figures: dict[str, Figures]):
     """Makes these the figures in docs/."""
-    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     found = [
         (one.theme, shlex.join(one.arguments), figures[one.name])
         for one in fittings()

@@ -7,11 +7,11 @@ fill of packed rows. The model decides ratio, window and budgets: --config, and 
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from lclm_jax.command import read_config, run
+from lclm_jax.command import path, read_config, run, setting
 from lclm_jax.data.survey import ROWS, open_prepared, sample, survey
 from lclm_jax.progress import track
+from lclm_jax.settings import Size
 from lclm_jax.survey_page import write_page
 
 SHOWN = 3  # examples of each stream on the page
@@ -21,7 +21,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=Path, help="what launch.prepare wrote")
+    parser.add_argument("directory", type=path, help="what launch.prepare wrote")
     parser.add_argument(
         "--config",
         default="configs/lclm_0p6b_4b_16x.py",
@@ -34,12 +34,15 @@ def main():
         metavar="KEY=VALUE",
         help="change one setting; repeatable",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures there too")
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)"
+        "--html", type=path, metavar="FILE", help="where the page goes (default: DIR/inspect.html)"
     )
     parser.add_argument(
-        "--rows", type=int, default=ROWS, help="rows to pack for the fill (default: %(default)s)"
+        "--rows",
+        type=setting(Size),
+        default=ROWS,
+        help="rows to pack for the fill (default: %(default)s)",
     )
     arguments = parser.parse_args()
     config, stage, tokenizer = open_prepared(
@@ -47,16 +50,16 @@ def main():
     )
     figures = survey(config, stage, tokenizer, arguments.rows, track)
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2))
-    page = arguments.html or arguments.directory / "inspect.html"
+        arguments.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    html = arguments.html or arguments.directory / "inspect.html"
     write_page(
-        page, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model
+        html, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model
     )
     packing = figures["packing"]
     sys.stdout.write(
         f"{packing['rows']} rows of {packing['positions']} positions and {packing['windows']} windows: "
         f"{packing['positions_fill']:.1%} and {packing['windows_fill']:.1%} full; "
-        f"suggested: --set {packing['suggestion']}\nwrote {page.resolve()}\n"
+        f"suggested: --set {packing['suggestion']}\nwrote {html.resolve()}\n"
     )
 
 

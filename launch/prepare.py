@@ -20,13 +20,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.command import read_function, run, show_table
+from lclm_jax.command import path, read_function, run, setting, show_table
 from lclm_jax.config import ConfigError, Recipe
 from lclm_jax.config_values import override
 from lclm_jax.data.hub import find_tokenizer
 from lclm_jax.data.prepare import prepare
 from lclm_jax.data.shards import REJECTIONS
 from lclm_jax.progress import track
+from lclm_jax.settings import Directory, Size, expand_home
 
 
 def main():
@@ -45,7 +46,7 @@ def main():
     )
     parser.add_argument(
         "--inputs",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="has the input of every source that has no --input: NAME, or NAME and a suffix",
     )
@@ -56,12 +57,15 @@ def main():
         metavar="NAME",
         help="leave a source and its streams out; repeatable",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory for the shards")
+    parser.add_argument("--out", type=path, required=True, help="directory for the shards")
     parser.add_argument(
         "--tokenizer",
+        type=setting(Directory),
         help="directory with tokenizer.json, or a hub repository (default: the recipe's)",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument(
+        "--workers", type=setting(Size), help="processes (default: one for each core)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -70,9 +74,7 @@ def main():
         help="change a setting of the recipe, as most_rejected=50",
     )
     arguments = parser.parse_args()
-    recipe = read_function(arguments.recipe, "recipe")[0]()
-    for assignment in arguments.set:
-        recipe = override(recipe, assignment)
+    recipe = override(read_function(arguments.recipe, "recipe")[0](), *arguments.set)
     for name in arguments.without:
         recipe = recipe.without(name)
     inputs = read_inputs(arguments.input, recipe, arguments.inputs)
@@ -116,14 +118,14 @@ def read_inputs(
     names = [source.name for source in recipe.sources]
     inputs: dict[str, list[str]] = {}
     for assignment in assignments:
-        name, equals, path = assignment.partition("=")
-        if not equals or not path:
+        name, equals, pattern = assignment.partition("=")
+        if not equals or not pattern:
             raise ConfigError(f"expected --input NAME=PATH, got {assignment!r}")
         if name not in names:
             raise ConfigError(
                 f"recipe {recipe.name} has no source {name!r}; its sources are {', '.join(names)}"
             )
-        inputs.setdefault(name, []).append(path)
+        inputs.setdefault(name, []).append(expand_home(pattern))
     if directory is not None:
         found = {
             name: sorted(map(str, [*directory.glob(name), *directory.glob(f"{name}.*")]))

@@ -5,12 +5,11 @@ python -m launch.replay runs/tiny            # the newest batch in runs/tiny/ski
 
 import argparse
 import logging
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, show_table
 from lclm_jax.replay import Replayed, replay
 
 
@@ -18,8 +17,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="directory that training wrote to")
-    parser.add_argument("--batch", type=Path, help="a file in its directory skipped/")
+    parser.add_argument("run", type=path, help="directory that training wrote to")
+    parser.add_argument("--batch", type=path, help="a file in its directory skipped/")
     arguments = parser.parse_args()
     found = replay(arguments.run, arguments.batch)
     show_table(as_table(found))

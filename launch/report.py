@@ -2,9 +2,8 @@
 
 import argparse
 import logging
-from pathlib import Path
 
-from lclm_jax.command import run
+from lclm_jax.command import path, run
 from lclm_jax.report import write_report
 
 
@@ -12,7 +11,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="directory that training wrote to")
+    parser.add_argument("run", type=path, help="directory that training wrote to")
     logging.info("the report is %s", write_report(parser.parse_args().run))
 
 

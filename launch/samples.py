@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, show_table
 from lclm_jax.data.samples import SOURCES, write_samples
 from lclm_jax.progress import track
 
@@ -20,14 +20,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="directory for one jsonl file a source"
+        "--out", type=path, required=True, help="directory for one jsonl file a source"
     )
     arguments = parser.parse_args()
     inputs = write_samples(arguments.out, track)
     table = Table("source", "what it is", "file", "MB")
-    for name, (path,) in inputs.items():
+    for name, (file,) in inputs.items():
         said = (SOURCES[name].__doc__ or "").removesuffix(".")
-        table.add_row(name, said, Path(path).name, f"{Path(path).stat().st_size / 1e6:.1f}")
+        table.add_row(name, said, Path(file).name, f"{Path(file).stat().st_size / 1e6:.1f}")
     show_table(table)
     sys.stdout.write(
         f"prepare them by python -m launch.prepare --recipe configs/recipe_*.py --inputs {arguments.out} --out DIR\n"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from convert.from_hf import from_hf
 from launch.demo import evaluate
-from lclm_jax.command import read_config, run, show_table
+from lclm_jax.command import path, read_config, run, show_table
 from lclm_jax.config import ConfigError
 from lclm_jax.evaluate import Tests
 from lclm_jax.findings import Figures, compare, interval, judge_ratios
@@ -35,9 +35,11 @@ def main():
         help="what it was trained by; tells what it is tested on",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, default=Path("docs/small/model"), help="in the published layout"
+        "--checkpoint", type=path, default=Path("docs/small/model"), help="in the published layout"
     )
-    parser.add_argument("--out", default="runs/show", help="where held-out text is prepared")
+    parser.add_argument(
+        "--out", type=path, default="runs/show", help="where held-out text is prepared"
+    )
     arguments = parser.parse_args()
     config, names = read_config(arguments.config, [f"data.directory={arguments.out}"])
     if "prepare_held_out" not in names:

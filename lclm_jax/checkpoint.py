@@ -22,6 +22,7 @@ from lclm_jax.config_values import from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.processes import gather, is_first, once
+from lclm_jax.reading import read_json
 from lclm_jax.streaming import SavedTree, saving
 from lclm_jax.typing import Params
 from lclm_jax.writing import write_whole
@@ -272,7 +273,7 @@ def read_model(directory: str | Path) -> ModelConfig:
         raise FileNotFoundError(
             f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/"
         )
-    return from_dict(ModelConfig, json.loads(file.read_text()))
+    return from_dict(ModelConfig, read_json(file))
 
 
 def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):

@@ -1,9 +1,14 @@
-"""What every command line shares: logging, tables, and errors a user can act on as one line instead of a stack trace."""
+"""What every command line shares: arguments, logging, tables, and errors as one line instead of a stack trace."""
 
+import argparse
+import io
 import logging
 import os
 import runpy
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,33 +17,76 @@ from rich.console import Console
 from rich.table import Table
 
 from lclm_jax.config import Config, ConfigError
-from lclm_jax.config_values import override
-from lclm_jax.errors import UserError
+from lclm_jax.config_values import override, read_value
+from lclm_jax.errors import UserError, describe
+from lclm_jax.settings import Directory, parse
+
+BROKEN_PIPE = 141  # exit status, as a shell gives it
 
 
 def run(main: Callable[[], None], cache: bool = True):
-    """Calls `main`; a mistake in the input ends with its message and exit status 2, an interruption
-    with 130.
+    """Calls `main`. An error that the user can mend ends with its line and exit status 2, an interruption with 130.
 
-    With `cache`, a command that uses JAX keeps its compiled programs on disk
-    (`compilation.enable_cache`).
+    With `cache`, a command that uses JAX keeps its compiled programs on disk (`compilation.enable_cache`).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a locale of few characters must not end a command
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their errors reach us as exceptions
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if cache and "jax" in sys.modules:
-        from lclm_jax.compilation import enable_cache
-
-        enable_cache()
     try:
+        _answer_interrupts(signal.default_int_handler)
+        if cache and "jax" in sys.modules:
+            from lclm_jax.compilation import enable_cache
+
+            enable_cache()
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop or 'interrupted'}\n")
-        sys.exit(130)
-    except (UserError, FileNotFoundError, FileExistsError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _answer_interrupts(signal.SIG_DFL)  # a second one must not add a stack trace
+        _end(f"{stop or 'interrupted'}", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at the end
+        sys.exit(BROKEN_PIPE)
+    except Exception as error:
+        message = describe(error)
+        if message is None:
+            raise
+        _end(f"error: {message}", 2)
+
+
+def _answer_interrupts(handler: Any):
+    """Sets what Ctrl-C does, unless this process ignores it, as under nohup."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end(message: str, status: int):
+    """Ends the process with a last line."""
+    sys.stderr.write(f"{message}\n")
+    sys.exit(status)
+
+
+def setting(hint: Any) -> Callable[[str], Any]:
+    """The type of an argument whose value has the annotated type and range: `type=setting(Size)`."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(hint, read_value(hint, text), "the value")
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a path: not empty, a leading `~` is the home directory."""
+    return Path(setting(Directory)(text))
 
 
 def show_table(table: Table):
@@ -50,20 +98,39 @@ def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, An
     """The config a file's `config()` returns, changed by `key=value` assignments, and the file's other names."""
     make, names = read_function(path, "config")
     config = make()
-    for assignment in assignments:
-        config = override(config, assignment)
-    return config, names
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: config() must return a Config, got {type(config).__name__}")
+    return override(config, *assignments), names
 
 
 def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The function `name` of a Python file in configs/, and all its names."""
-    if not Path(path).is_file():
+    """The function `name` of a Python file in configs/, and all its names.
+
+    What the file and the function raise becomes a ConfigError that says where in the file.
+    """
+    file = parse(Directory, path, "the config's path")
+    if not Path(file).is_file():
         raise FileNotFoundError(
             f"{path}: no such config; expected a Python file with a function {name}()"
         )
-    names = runpy.run_path(path)
-    if name not in names:
+    names = _blame(file, lambda: runpy.run_path(file))
+    if not callable(names.get(name)):
         raise ConfigError(
             f"{path} has no function {name}(); expected one that returns a lclm_jax {name.capitalize()}"
         )
-    return names[name], names
+    return lambda: _blame(file, names[name]), names
+
+
+def _blame(file: str, call: Callable[[], Any]) -> Any:
+    """The result of a user's code. Raises ConfigError with the file and line of what it raises."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        where = f"{file}, line {line}" if line else file
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise ConfigError(f"{where}: {kind}{first}") from error

@@ -1,42 +1,58 @@
 """Every setting of a model and of a run, as frozen dataclasses: typed, hashable, each default stated once, here.
 
-A file in `configs/` is a program that returns a `Config`; config_values.py reads and writes one as JSON and `key=value`.
+Annotations declare ranges, too (settings.py), and making an instance checks them. A file in `configs/` is a program that
+returns a `Config`; config_values.py reads and writes one as JSON and `key=value`.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from lclm_jax.errors import UserError
+from lclm_jax.errors import ConfigError
+from lclm_jax.settings import (
+    MOST,
+    Count,
+    Directory,
+    FileName,
+    Interval,
+    Location,
+    NotEmpty,
+    NotNegative,
+    Pattern,
+    Positive,
+    Range,
+    Seed,
+    Settings,
+    Size,
+)
 
-
-class ConfigError(UserError, ValueError):
-    """A setting that does not exist or cannot hold the value it was given."""
+AxisSize = Annotated[int, Range(least=1, most=MOST, also=(-1,))]
+Momentum = Annotated[float, Range(least=0, below=1)]
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Settings):
     """Shape of one tower: a Qwen3 transformer, or with `qk_norm=False` a Llama."""
 
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-6
+    vocab: Size
+    width: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    mlp: Size
+    rope_theta: Positive = 1e6
+    norm_eps: Positive = 1e-6
     qk_norm: bool = True
     causal: bool = True
     tied: bool = True  # the decoder's output head is its embedding table
-    max_positions: int = 32768
+    max_positions: Size = 32768
     rounded_rope: bool = False  # rotary frequencies rounded to bfloat16, as the original's bf16 loading and training did
-    initializer_range: float | None = (
-        None  # standard deviation of fresh matrices; None: width ** -0.5, residual branches 0
-    )
+    # Standard deviation of fresh matrices; None: width ** -0.5, residual branches 0.
+    initializer_range: NotNegative | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"heads must be a multiple of kv_heads, got heads={self.heads}, kv_heads={self.kv_heads}"
@@ -46,27 +62,20 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class CompressionConfig:
+class CompressionConfig(Settings):
     """How tokens become latents (paper, section 3)."""
 
-    ratio: int = 16  # tokens per latent
-    window: int = 1024  # tokens the encoder reads at once
+    ratio: Size = 16  # tokens per latent
+    window: Size = 1024  # tokens the encoder reads at once
     pooling: Literal["mean", "eos", "concat"] = "mean"
-    overlap: int = (
-        0  # neighbouring tokens a window also sees, on the left and, bidirectional, on the right
-    )
-    ratios: tuple[
-        int, ...
-    ] = ()  # other ratios a context may ask for; training draws from all of them
+    overlap: Count = 0  # neighbouring tokens a window also sees, left and, bidirectional, right
+    ratios: tuple[Size, ...] = ()  # others a context may ask for; training draws from all of them
 
     def __post_init__(self):
-        if self.ratio < 1 or self.window < 1 or self.overlap < 0:
-            raise ConfigError(
-                f"ratio and window must be positive and overlap not negative, got {self}"
-            )
+        super().__post_init__()
         for ratio in self.all_ratios:
-            if ratio < 1 or self.window % ratio:
-                near = max(ratio, round(self.window / max(ratio, 1)) * ratio)
+            if self.window % ratio:
+                near = max(ratio, round(self.window / ratio) * ratio)
                 raise ConfigError(
                     f"window must be a multiple of ratio, got window={self.window}, ratio={ratio}; "
                     f"set compression.window={near} or another ratio"
@@ -88,17 +97,11 @@ class CompressionConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Settings):
     """The projector's learned half: an MLP, and attention among the latents of a context after or before it."""
 
     kind: Literal["mlp", "mlp_attn", "attn_mlp"] = "mlp"
-    layers: int = 1  # of attention; the kind `mlp` has none
-
-    def __post_init__(self):
-        if self.layers < 1:
-            raise ConfigError(
-                f"adapter.layers must be positive, got {self.layers}; for no attention set adapter.kind=mlp"
-            )
+    layers: Size = 1  # of attention; the kind `mlp` has none
 
     @property
     def attention(self) -> bool:
@@ -106,7 +109,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     encoder: TransformerConfig
     decoder: TransformerConfig
     compression: CompressionConfig = CompressionConfig()
@@ -147,72 +150,78 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Settings):
     """Devices along each mesh axis; -1 takes all that are left."""
 
-    data: int = 1  # copies of the model, each with rows of its own; one a slice
-    fsdp: int = -1  # parts of the model, each with rows of its own
-    context: int = 1  # parts of the decoder's sequences
-    tensor: int = 1  # parts of heads and mlp
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The input of every stage: where prepared examples lie, how they are cut, and the two budgets of a packed row."""
-
-    directory: str = "runs/data"  # what launch.prepare wrote
-    rows: int = 256  # rows in a global batch
-    positions: int = 16384  # decoder positions of a row, after compression
-    windows: int = 14  # encoder windows of a row; launch.inspect suggests how many, and a stage may have its own number
-    lookahead: int = 1000  # examples the packer chooses from
-    # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
-    # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
-    spare_latents: float = 0.125
-    passage: tuple[int, int] | None = (
-        None  # crops documents to a random length between these; None: whole, as in the paper
-    )
-    reconstruction: tuple[int, int] | None = None  # the same for a passage to be reconstructed
-    requests: int = 100  # how many of the wordings that ask for a passage are used
-    shortest_segment: int = 128  # tokens of the shortest alternating segment (paper, C.4)
-    trainable: int = (
-        8192  # trainable tokens of a document too long for half of it to be trained on (paper, C.4)
-    )
-    ratio_weights: tuple[
-        float, ...
-    ] = ()  # how often a context gets each of the model's ratios; none: each as often
-    seed: int = 0
+    data: AxisSize = 1  # copies of the model, each with rows of its own; one a slice
+    fsdp: AxisSize = -1  # parts of the model, each with rows of its own
+    context: AxisSize = 1  # parts of the decoder's sequences
+    tensor: AxisSize = 1  # parts of heads and mlp
 
     def __post_init__(self):
-        if self.rows < 1 or self.positions < 1 or self.lookahead < 1:
+        super().__post_init__()
+        rest = [name for name, size in dataclasses.asdict(self).items() if size == -1]
+        if len(rest) > 1:
             raise ConfigError(
-                f"data.rows, data.positions and data.lookahead must be positive, got {self}"
+                f"at most one mesh axis may be -1, all devices that are left, got {', '.join(rest)}"
             )
 
 
 @dataclass(frozen=True)
-class Source:
+class DataConfig(Settings):
+    """The input of every stage: where prepared examples lie, how they are cut, and the two budgets of a packed row."""
+
+    directory: Directory = "runs/data"  # what launch.prepare wrote
+    rows: Size = 256  # rows in a global batch
+    positions: Size = 16384  # decoder positions of a row, after compression
+    windows: Size = 14  # encoder windows of a row; launch.inspect suggests how many, and a stage may have its own number
+    lookahead: Size = 1000  # examples the packer chooses from
+    # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
+    # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
+    spare_latents: NotNegative = 0.125
+    # Crops documents to a random length between these; None: whole, as in the paper.
+    passage: Interval | None = None
+    reconstruction: Interval | None = None  # the same for a passage to be reconstructed
+    requests: Size = 100  # how many of the wordings that ask for a passage are used
+    shortest_segment: Size = 128  # tokens of the shortest alternating segment (paper, C.4)
+    # Trainable tokens of a document too long for half of it to be trained on (paper, C.4).
+    trainable: Size = 8192
+    # How often a context gets each of the model's ratios; none: each as often.
+    ratio_weights: tuple[NotNegative, ...] = ()
+    seed: Seed = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ratio_weights and not sum(self.ratio_weights):
+            raise ConfigError(
+                f"ratio_weights must have a positive sum, or be none; got {self.ratio_weights}"
+            )
+
+
+@dataclass(frozen=True)
+class Source(Settings):
     """A source of a recipe: what its input holds. Documents are text of some kind, or one chat a row."""
 
-    name: str
+    name: FileName
     # long: book-length; expand: texts, with a question and answer or without, to become traces of an agent that expands
     # chunks; packed: the original's public training rows, text with turns and memory tags written out
     kind: Literal["text", "code", "long", "math", "latex", "chat", "expand", "packed"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """What launch.prepare makes: sources, and the mix of streams to be read from them."""
 
-    name: str
-    sources: tuple[Source, ...]
+    name: FileName
+    sources: Annotated[tuple[Source, ...], NotEmpty()]
     streams: tuple["Stream", ...]
-    tokenizer: str = (
-        "Qwen/Qwen3-4B-Instruct-2507"  # a directory with tokenizer.json, or a hub repository
-    )
-    longest: int = 50_000_000  # characters of a document; a longer one is refused
-    most_rejected: int = 1000  # rows of a source that may be refused before preparation stops
+    # A directory with tokenizer.json, or a hub repository.
+    tokenizer: Directory = "Qwen/Qwen3-4B-Instruct-2507"
+    longest: Size = 50_000_000  # characters of a document; a longer one is refused
+    most_rejected: Count = 1000  # rows of a source that may be refused before preparation stops
 
     def __post_init__(self):
+        super().__post_init__()
         names = [source.name for source in self.sources]
         strange = {stream.source for stream in self.streams} - set(names)
         if strange or len(set(names)) != len(names):
@@ -233,21 +242,21 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Settings):
     """How the parameters whose path matches `pattern` are trained; `rate=None` freezes them."""
 
-    pattern: str
-    rate: float | None
-    decay: float = 0.01
+    pattern: Pattern
+    rate: NotNegative | None
+    decay: NotNegative = 0.01
 
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Settings):
     """Examples of one kind from one prepared source, and their share of the stage's trained tokens."""
 
     kind: Literal["interleaved", "sft", "reconstruction", "reasoning"]
-    source: str
-    share: float
+    source: FileName
+    share: NotNegative
 
     @property
     def name(self) -> str:
@@ -255,71 +264,82 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Settings):
     """One stage of the recipe (paper, Table 1). Groups are tried in order and must cover every parameter."""
 
-    name: str
-    steps: int
+    name: FileName
+    steps: Size
     groups: tuple[Group, ...]
     streams: tuple[Stream, ...]
-    warmup: int = 250
-    final_rate: float = 1e-6
-    encoder_from_decoder: bool = (
-        False  # the encoder starts this stage as a copy of the decoder's first layers
-    )
-    directory: str = ""  # where in data.directory its sources lie
-    windows: int | None = None  # encoder windows of a row, if not data.windows
-    compress: bool = (
-        True  # False trains the decoder on the same examples with every context as plain text
-    )
+    warmup: Count = 250  # the step that reaches the full rate; at most half of the steps are taken
+    final_rate: NotNegative = 1e-6  # of the last step
+    # The encoder starts this stage as a copy of the decoder's first layers.
+    encoder_from_decoder: bool = False
+    directory: Location = ""  # where in data.directory its sources lie
+    windows: Size | None = None  # encoder windows of a row, if not data.windows
+    # False trains the decoder on the same examples with every context as plain text.
+    compress: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.streams and not sum(stream.share for stream in self.streams):
+            raise ConfigError(
+                f"the shares of stage {self.name}'s streams must have a positive sum, all are 0"
+            )
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    clip: float = 1.0  # largest global gradient norm
+class OptimizerConfig(Settings):
+    beta1: Momentum = 0.9
+    beta2: Momentum = 0.95
+    eps: Positive = 1e-8
+    clip: Positive | None = 1.0  # largest global gradient norm; None: gradients are not clipped
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """The loop around the stages."""
 
-    directory: str = "runs/lclm"
-    begin: str | None = (
-        None  # the checkpoint whose parameters the first stage begins with; None: random ones
-    )
-    save_every: int = 500  # steps
-    keep: int = 2  # newest checkpoints to keep, beside the last of every stage
-    keep_every: int | None = None  # and those of steps that are a multiple of it
-    log_every: int = 20  # steps
-    validate_every: int = 500  # steps between looks at held-out examples, also taken after a stage's last step; 0: never
-    validation_examples: int = 64  # of every stream
-    most_skipped: int = 10  # steps in a row that are not finite until training stops
-    patience: float | None = (
-        3600.0  # seconds a step may take, with all that comes between two, until the run is ended; None: any
-    )
+    directory: Directory = "runs/lclm"
+    # The checkpoint whose parameters the first stage begins with; None: random ones.
+    begin: Directory | None = None
+    save_every: Size = 500  # steps
+    keep: Size = 2  # newest checkpoints to keep, beside the last of every stage
+    keep_every: Size | None = None  # and those of steps that are a multiple of it
+    log_every: Size = 20  # steps
+    # Steps between looks at held-out examples, also taken after a stage's last step; 0: never.
+    validate_every: Count = 500
+    validation_examples: Size = 64  # of every stream
+    most_skipped: Size = 10  # steps in a row that are not finite until training stops
+    # Seconds a step may take, with all that comes between two, until the run is ended; None: any.
+    patience: Positive | None = 3600.0
     tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
-    wandb: str | None = None  # the project of Weights & Biases to send the log to, too
-    loss_chunk: int = 1024  # positions of a device whose logits exist at once
-    micro_batches: int = 1  # parts of a batch whose gradients add up, one part in memory at a time
-    seed: int = 0
+    # The project of Weights & Biases to send the log to, too.
+    wandb: Annotated[str, NotEmpty()] | None = None
+    loss_chunk: Size = 1024  # positions of a device whose logits exist at once
+    micro_batches: Size = 1  # parts of a batch whose gradients add up, one part in memory at a time
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     model: ModelConfig
-    stages: tuple[StageConfig, ...]
+    stages: Annotated[tuple[StageConfig, ...], NotEmpty()]
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"stages must have different names, got {names}")
+        weights, ratios = self.data.ratio_weights, self.model.compression.all_ratios
+        if weights and len(weights) != len(ratios):
+            raise ConfigError(
+                f"data.ratio_weights has one weight for each ratio of {ratios}, got {weights}"
+            )
 
     def run_step(self, stage: str, step: int) -> int:
         """The step of the run, all stages in a row, that a step of a stage is."""

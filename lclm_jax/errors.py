@@ -1,4 +1,7 @@
-"""The root of every error that a user can mend; command lines print it as one line instead of a stack trace."""
+"""Errors that a user can mend, and the line that a command prints of an error instead of a stack trace."""
+
+import re
+from importlib import metadata
 
 
 class UserError(Exception):
@@ -7,3 +10,62 @@ class UserError(Exception):
 
 class TextError(UserError, ValueError):
     """A text, a chat or a tokenizer that cannot be used."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that does not exist or cannot hold the value it was given."""
+
+
+class FileError(UserError, ValueError):
+    """A file that does not hold what it should."""
+
+
+# What other libraries raise where a setting or the machine is to blame: a pattern of the message, and a remedy.
+REMEDIES = {
+    r"RESOURCE_EXHAUSTED|Out of memory": "the device's memory is full; lower data.rows, data.positions, data.windows or "
+    "run.loss_chunk, raise run.micro_batches, set model.remat=full, or use more devices",
+    r"Unable to initialize backend|Unknown backend": "no such devices here; set or unset JAX_PLATFORMS",
+    r"No space left on device": "the disk is full",
+    r"Read-only file system|Permission denied": "choose a directory that can be written",
+}
+
+
+def describe(error: BaseException) -> str | None:
+    """The line that tells a user what to do about an error; None for a defect of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_package(error)
+    if isinstance(error, MemoryError):
+        return "this machine's memory is full; read less at once, or use a larger one"
+    if isinstance(error, OSError):
+        return _describe_file_error(error)
+    if isinstance(error, (RuntimeError, ValueError)):  # as jax, orbax and tensorstore raise them
+        message = str(error)
+        for pattern, remedy in REMEDIES.items():
+            if re.search(pattern, message):
+                return f"{message.strip().splitlines()[0][:300]}: {remedy}"
+    return None
+
+
+def _describe_file_error(error: OSError) -> str:
+    if error.strerror is None or error.filename is None:
+        return str(error) or type(error).__name__
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' -> '.join(names)}: {error.strerror}"
+
+
+def _missing_package(error: ModuleNotFoundError) -> str | None:
+    """Names the extra of this project that brings a package; None for a module that no requirement names."""
+    name = (error.name or "").partition(".")[0]
+    try:
+        requirements = metadata.requires("lclm_jax") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        package = re.match(r"[\w.-]+", requirement)
+        if package and package[0].lower().replace("-", "_") == name.lower():
+            extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+            target = f".[{extra[1]}]" if extra else "."
+            return f"the package {package[0]} is not installed; pip install -e '{target}'"
+    return None

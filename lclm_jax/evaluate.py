@@ -19,6 +19,7 @@ from lclm_jax.data.transforms import follow, interleave, reconstruct
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.loss import cross_entropy
 from lclm_jax.model.lclm import apply, output_table
+from lclm_jax.settings import FileName, Interval, Settings, Size
 from lclm_jax.typing import Array, Float, Params
 
 BATCH = 16
@@ -26,16 +27,15 @@ Progress = Callable[..., Iterable]
 
 
 @dataclass(frozen=True)
-class Tests:
+class Tests(Settings):
     """The sources of a recipe that its model is tested on; a file in configs/ names them as `EVALUATED`."""
 
-    passages: tuple[str, ...] = ("docs", "haystacks")  # to be reconstructed
-    lengths: tuple[
-        tuple[int, int], ...
-    ] = ()  # of passages, in tokens; none: half the shortest trained on, and all of them
-    continued: tuple[str, ...] = ("docs", "code")  # documents whose second half is predicted
-    questions: str | None = "tasks"
-    asked: int = 128  # questions
+    passages: tuple[FileName, ...] = ("docs", "haystacks")  # to be reconstructed
+    # Of passages, in tokens; none: half the shortest trained on, and all of them.
+    lengths: tuple[Interval, ...] = ()
+    continued: tuple[FileName, ...] = ("docs", "code")  # documents whose second half is predicted
+    questions: FileName | None = "tasks"
+    asked: Size = 128  # questions
 
 
 def reconstruction_accuracy(

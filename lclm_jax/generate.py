@@ -14,6 +14,7 @@ import numpy as np
 
 from lclm_jax.compilation import ServingProgram, serving_program
 from lclm_jax.config import ModelConfig
+from lclm_jax.errors import UserError
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
@@ -26,6 +27,10 @@ from lclm_jax.typing import Array, Bool, Float, Int, Params
 ROOM = 1024  # positions of a cache for what is asked and answered after a prompt
 EXTRA = 2 * ROOM + 256  # positions beside a power of two of latents: tags, question, answer
 DECODE_STEPS = 64  # tokens that one call of the decoding program writes, at most
+
+
+class NotFiniteError(UserError):
+    """Scores of a next token that are NaN or infinite."""
 
 
 def positions_needed(chunks: Sequence[PlannedChunk], room: int) -> int:
@@ -130,6 +135,7 @@ class Decoding:
     positions: Int[Array, "B"]  # of the newest tokens
     seen: Bool[Array, "B V"]  # tokens a row has generated
     ended: Bool[Array, "B"]
+    finite: Bool[Array, "B"]  # all scores of a row so far
     step: Int[Array, ""]  # tokens chosen so far
     rng: Array
     cache: Cache
@@ -139,13 +145,15 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
     """The state after one more token is chosen."""
     rng, draw = jax.random.split(state.rng)
     stops = rules.stops
+    finite = state.finite & jnp.all(jnp.isfinite(logits), axis=-1)
     early = jnp.where((stops >= 0) & (state.step < rules.min_tokens), stops, logits.shape[-1])
     banned = jnp.zeros(logits.shape[-1], bool).at[early].set(True, mode="drop")
     tokens = choose(jnp.where(banned, -jnp.inf, logits), state.seen, draw, rules)
     return state.replace(
         tokens=tokens,
         seen=state.seen.at[jnp.arange(len(tokens)), tokens].set(True),
-        ended=state.ended | jnp.any(tokens[:, None] == stops, axis=-1),
+        ended=state.ended | ~finite | jnp.any(tokens[:, None] == stops, axis=-1),
+        finite=finite,
         step=state.step + 1,
         rng=rng,
     )
@@ -159,8 +167,8 @@ def start_decoding(
     rows = len(lengths)
     nothing = jnp.zeros(rows, jnp.int32)
     seen, ended = jnp.zeros(logits.shape, bool), jnp.zeros(rows, bool)
-    rng = jax.random.key(seed)
-    state = Decoding(nothing, jnp.asarray(lengths), seen, ended, jnp.int32(0), rng, cache)
+    rng, finite = jax.random.key(seed), jnp.ones(rows, bool)
+    state = Decoding(nothing, jnp.asarray(lengths), seen, ended, finite, jnp.int32(0), rng, cache)
     return _next(logits, state, rules)
 
 
@@ -202,7 +210,8 @@ def continue_tokens(
     """Up to `steps` new tokens a row after a `prefill`, and how many of them count, a stop token
     excluded; and the cache, without the last tokens.
 
-    Raises ValueError where the cache has no room for them.
+    Raises ValueError where the cache has no room for them, and NotFiniteError where a row's scores
+    are not finite.
     """
     room = cache.length - int(cache.end)
     if steps - 1 > room:
@@ -216,6 +225,12 @@ def continue_tokens(
     while sum(block.shape[1] for block in blocks) < steps and not np.asarray(state.ended).all():
         state, out = decode_block(params, state, np.int32(steps), rules, config)
         blocks.append(np.asarray(out))
+    if bad := np.flatnonzero(~np.asarray(state.finite)).tolist():
+        raise NotFiniteError(
+            f"the scores of the next token are NaN or infinite for prompts {bad}; look for such "
+            "values in the latents (Latents.vectors) and in the parameters, or load the model in "
+            "float32"
+        )
     tokens = np.concatenate(blocks, axis=1)[:, :steps]
     tokens = np.pad(tokens, ((0, 0), (0, steps - tokens.shape[1])), constant_values=-1)
     ends = np.pad(np.isin(tokens, [*stops, -1]), ((0, 0), (0, 1)), constant_values=True)

@@ -1,11 +1,15 @@
 """Accelerators as their makers publish them, and slices of them by name (`v5p:4x4x4`, `h100:8`)."""
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from lclm_jax.errors import UserError
+from lclm_jax.settings import Range
 
 GIB = 2**30
+Mfu = Annotated[float, Range(above=0, most=1)]  # share of the peak FLOPs that a model reaches
 
 
 class SliceError(UserError):
@@ -123,7 +127,7 @@ def parse_slice(name: str) -> Slice:
     """
     chip, _, shape = name.partition(":")
     parts = shape.split("x")
-    if chip not in CHIPS or not all(part.isdigit() and int(part) for part in parts):
+    if chip not in CHIPS or not all(re.fullmatch("[1-9][0-9]{0,5}", part) for part in parts):
         known = ", ".join(CHIPS)
         raise SliceError(
             f"expected CHIP:SHAPE as v5p:4x4x4, v5e:4x8 or h100:8, of chip {known}, got {name!r}"

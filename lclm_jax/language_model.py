@@ -26,13 +26,14 @@ from lclm_jax.data.spans import Context, Given, Piece, Plain, Span, cut_windows,
 from lclm_jax.data.stops import find_stops
 from lclm_jax.data.tokens import TextError, Tokenizer
 from lclm_jax.generate import ROOM, continue_tokens, prefill
-from lclm_jax.latents import BlockSlice, Latents
+from lclm_jax.latents import BlockSlice, Latents, LatentsError
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import split_layers
 from lclm_jax.prompts import Prompt
 from lclm_jax.sampling import GREEDY, Sampling
+from lclm_jax.settings import Count, expand_home, parse
 from lclm_jax.sharding import (
     constrain,
     make_mesh,
@@ -308,7 +309,7 @@ class LanguageModel:
             if isinstance(part, Latents):
                 if part.width != width:
                     shape = (len(part), part.width)
-                    raise ValueError(f"latents of width {width} fit this model, got {shape}")
+                    raise LatentsError(f"latents of width {width} fit this model, got {shape}")
                 slices += part.slices(size, self.config.dtype)
                 part = Given(len(part))
             spans.append(part)
@@ -317,10 +318,12 @@ class LanguageModel:
             raise TextError("expected a prompt, got an empty one")
         return (example.tokens, example.slots), slices
 
-    def check_length(self, length: int, steps: int):
+    def check_length(self, length: int, max_tokens: int):
+        """Raises UserError unless a prompt of `length` and an answer fit the decoder's positions."""
+        steps = parse(Count, max_tokens, "max_tokens")
         most = self.config.decoder.max_positions
         if length + steps > most:
-            raise ValueError(
+            raise TextError(
                 f"prompt and answer take up to {most} positions, got {length} + {steps}; "
                 "compress more of the prompt"
             )
@@ -333,6 +336,7 @@ class LanguageModel:
 
     def write(self, logits, lengths, cache: Cache, steps: int, sampling: Sampling, seed: int):
         """The answers after a prefill, their tokens [B, steps], and the cache."""
+        steps, seed = parse(Count, steps, "max_tokens"), parse(int, seed, "seed")
         tokens, counts, cache = continue_tokens(
             self.weights, logits, lengths, cache, self.config, steps, self.stops, seed, sampling
         )
@@ -350,8 +354,11 @@ def load(
     one is named.
 
     Onto one device, or split over several: `lclm_jax.load("runs/tiny", devices=jax.devices())`.
-    Compiled programs are kept on disk (`compilation.enable_cache`).
+    Compiled programs are kept on disk (`compilation.enable_cache`). A process that has loaded a
+    model must not fork, as `multiprocessing` does by default on Linux before Python 3.14: JAX's
+    threads do not survive in the child, which hangs. Use `multiprocessing.get_context("spawn")`.
     """
+    directory = expand_home(str(directory))
     enable_cache()
     config, tokenizer = read_model_files(directory)
     mesh = make_mesh(serving_mesh(config, len(devices)), devices) if devices else one_device()

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lclm_jax.errors import UserError
 from lclm_jax.typing import Array
+
+
+class LatentsError(UserError, ValueError):
+    """Latents that are of another shape, NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,16 @@ class Latents:
     """A compressed text: vectors for the decoder, and how many tokens they stand for.
 
     They lie on the device, in blocks that hold the latents of one window. Made from an array of
-    vectors [M D], or by `LanguageModel.compress`.
+    vectors [M D], or by `LanguageModel.compress`. Raises LatentsError for vectors that are NaN
+    or infinite; those of a compressed text are checked when `vectors` is read.
     """
 
     def __init__(self, vectors: np.ndarray | Sequence[BlockSlice], tokens: int):
         given = vectors if _are_slices(vectors) else np.asarray(vectors)
-        if isinstance(given, np.ndarray) and given.ndim != 2:
-            raise ValueError(f"expected vectors [M, D], got an array of shape {given.shape}")
+        if isinstance(given, np.ndarray):
+            if given.ndim != 2:
+                raise LatentsError(f"expected vectors [M, D], got an array of shape {given.shape}")
+            check_finite(given)
         self._given, self.tokens = given, tokens
         self._copies: dict[tuple[int, str], list[BlockSlice]] = {}
 
@@ -56,7 +64,9 @@ class Latents:
             block[one.first : one.first + one.count]
             for block, one in zip(blocks, self._given, strict=True)
         ]
-        return np.concatenate(parts)
+        vectors = np.concatenate(parts)
+        check_finite(vectors)
+        return vectors
 
     def slices(self, size: int, dtype: str) -> Sequence[BlockSlice]:
         """The latents as slices of blocks of `size` latents, copied into new ones where they lie in
@@ -78,6 +88,19 @@ class Latents:
         if not isinstance(self._given, np.ndarray):
             jax.block_until_ready([one.block for one in self._given])
         return self
+
+
+def check_finite(vectors: np.ndarray):
+    """Raises LatentsError for vectors [M D] that are not numbers or not finite."""
+    try:
+        finite = np.isfinite(vectors.astype(np.float32)).all(axis=-1)
+    except (TypeError, ValueError) as error:
+        raise LatentsError(f"expected vectors of numbers, got {vectors.dtype}") from error
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
+        raise LatentsError(
+            f"{len(rows)} of {len(vectors)} latents are NaN or infinite, the first is number {rows[0]}"
+        )
 
 
 def _are_slices(vectors: Any) -> bool:

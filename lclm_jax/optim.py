@@ -70,11 +70,20 @@ def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
 
 
 def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
-    """Linear warm-up, then cosine to the final rate at the stage's last step."""
-    warmup = min(stage.warmup, max(1, stage.steps // 2))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, rate, warmup, stage.steps, min(stage.final_rate, rate)
-    )
+    """The rate of each update of a stage, by the number of updates before it.
+
+    Rises linearly to `rate` at step `warmup`, then falls as a cosine to the final rate at the last step. Warm-up takes at
+    most half of the steps; without it step 1 has the full rate, as has a stage's only step.
+
+    >>> stage = StageConfig("short", steps=4, warmup=2, final_rate=0.0, groups=(), streams=())
+    >>> [float(schedule(stage, 1.0)(updates)) for updates in range(4)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    warmup = max(1, min(stage.warmup, stage.steps // 2))
+    steps = max(stage.steps, warmup + 1)
+    final = min(stage.final_rate, rate)
+    rate_of_step = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, final)
+    return lambda updates: rate_of_step(updates + 1)
 
 
 def optimizers(
@@ -131,7 +140,9 @@ def update(
     """
     flat = flatten(params)
     made = optimizers(list(flat), stage, config)
-    scale = jnp.minimum(1.0, config.clip / (optax.tree.norm(gradients) + 1e-6))
+    scale = 1.0
+    if config.clip is not None:
+        scale = jnp.minimum(1.0, config.clip / (optax.tree.norm(gradients) + 1e-6))
     new_moments = {}
     for label, members in assign_groups(list(flat), stage).items():
         old = {path: flat[path] for path in members}

@@ -25,7 +25,7 @@ class Profiler:
 
     def before_step(self, name: str):
         if self.watches and self.trace is None and self.request.exists():
-            asked = self.request.read_text().strip()
+            asked = self.request.read_text(encoding="utf-8").strip()
             self.request.unlink()
             self.left = int(asked) if asked.isdigit() and int(asked) else STEPS
             self.trace = self.traces / name

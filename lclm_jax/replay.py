@@ -15,6 +15,7 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.config_values import from_dict
 from lclm_jax.data.batch import Batch, Windows
 from lclm_jax.optim import split_trained
+from lclm_jax.reading import read_json
 from lclm_jax.sharding import batch_sharding, make_mesh
 from lclm_jax.state import abstract_params
 from lclm_jax.step import component_norms, gradients_of, read_losses
@@ -90,7 +91,7 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
             f"{directory} has kept no batch; one is kept when too many steps in a row are not finite"
         )
     batch, told = read_batch(file or files[-1])
-    config = from_dict(Config, json.loads((directory / "config.json").read_text()))
+    config = from_dict(Config, read_json(directory / "config.json"))
     stage = next(stage for stage in config.stages if stage.name == told["stage"])
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):

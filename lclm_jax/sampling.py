@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.config import ConfigError
+from lclm_jax.settings import Count, Positive, Range, Settings
 from lclm_jax.typing import Array, Bool, Float, Int, typed
 
 CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
@@ -16,23 +17,17 @@ MAX_STOPS = 16  # stop tokens of a call
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """How the next token is chosen. The default is greedy."""
 
-    temperature: float = 0.0
-    top_k: int = 0  # most likely tokens to choose among; 0 is all
-    top_p: float = 1.0  # smallest set of most likely tokens with this probability
+    # Divides scores. 0 takes the most likely token.
+    temperature: Annotated[float, Range(least=1e-6, also=(0,))] = 0.0
+    top_k: Count = 0  # most likely tokens to choose among; 0 is all
+    # Smallest set of most likely tokens with this probability.
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     # Divides positive and multiplies negative logits of generated tokens, not of the prompt.
-    repetition_penalty: float = 1.0
-    min_tokens: int = 0  # before so many tokens a stop token cannot be chosen
-
-    def __post_init__(self):
-        negative = min(self.temperature, self.top_k, self.min_tokens) < 0
-        if negative or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
-            raise ConfigError(
-                "expected temperature, top_k, min_tokens >= 0, 0 < top_p <= 1 and "
-                f"repetition_penalty > 0, got {self}"
-            )
+    repetition_penalty: Positive = 1.0
+    min_tokens: Count = 0  # before so many tokens a stop token cannot be chosen
 
 
 GREEDY = Sampling()

@@ -34,12 +34,37 @@ RULES = (
 )
 
 
+# Settings of JAX with which our programs cannot be compiled or run -> the values they need.
+FLAGS = {
+    "jax_enable_x64": (False,),
+    "jax_no_tracing": (False,),
+    "jax_numpy_dtype_promotion": ("standard",),
+    "jax_numpy_rank_promotion": ("allow", "warn"),
+    "jax_transfer_guard_host_to_device": (None, "allow", "log"),
+    "jax_transfer_guard_device_to_host": (None, "allow", "log"),
+    "jax_transfer_guard_device_to_device": (None, "allow", "log"),
+}
+
+
+def check_flags():
+    """Raises ConfigError that names a setting of JAX, of the environment or of another program, that we cannot work with."""
+    for name, allowed in FLAGS.items():
+        value = getattr(jax.config, name, allowed[0])
+        if value not in allowed:
+            raise ConfigError(
+                f"{name} must be {' or '.join(map(str, allowed))}, got {value}; unset {name.upper()} or "
+                f"jax.config.update({name!r}, {allowed[-1]!r})"
+            )
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh; one axis may be -1 and takes the devices the others leave. Of several slices, each has its own part of
     the axis data, and every other axis stays within a slice.
 
-    Raises ConfigError when the axes do not multiply to the number of devices, or the slices do not divide data.
+    Raises ConfigError when the axes do not multiply to the number of devices, or the slices do not divide data, and for
+    JAX's own settings that change types or what may be computed.
     """
+    check_flags()
     devices = devices or jax.devices()
     shape = [getattr(config, axis) for axis in MESH_AXES]
     if shape.count(-1) == 1:

@@ -175,7 +175,7 @@ class SavedTree:
 
     @cached_property
     def _metadata(self) -> dict[str, Any]:
-        return json.loads((self.directory / "_METADATA").read_text())
+        return json.loads((self.directory / "_METADATA").read_text(encoding="utf-8"))
 
     def open(self, path: str) -> ts.TensorStore:
         """The array at `path` ("decoder/table"), as a tensorstore: index it, then read."""

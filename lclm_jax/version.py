@@ -23,7 +23,7 @@ def code_version() -> str:
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(HOUSE), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(HOUSE), *arguments], capture_output=True, encoding="utf-8", timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

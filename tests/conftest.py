@@ -42,7 +42,9 @@ from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.state import init_params
 
-PROSE = Path(os.__file__).read_text() + Path(dataclasses.__file__).read_text()
+PROSE = Path(os.__file__).read_text(encoding="utf-8") + Path(dataclasses.__file__).read_text(
+    encoding="utf-8"
+)
 FACTS = "Ada likes pears. Ben likes figs. Cy likes plums."
 CHAT = {
     "messages": [

@@ -74,4 +74,4 @@ def write_sources(directory, tokenizer, rows, splits=SPLITS):
             shards.append({"split": split} | writer.close())
         sources[name] = {"kind": kind, "shards": shards}
     manifest = {"sources": sources, "tokenizer": {"fingerprint": tokenizer.fingerprint}}
-    (directory / MANIFEST).write_text(json.dumps(manifest))
+    (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

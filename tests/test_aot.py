@@ -47,10 +47,10 @@ def fit(tmp_path):
             cwd=ROOT,
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         assert done.returncode in (0, 3), done.stderr
-        return done.returncode, json.loads(figures.read_text())
+        return done.returncode, json.loads(figures.read_text(encoding="utf-8"))
 
     return run
 

@@ -24,7 +24,9 @@ def start(directory: Path, *arguments: str) -> str:
     """What the command writes to the terminal."""
     command = [sys.executable, "-m", "launch.bench.accelerator", "--out", str(directory)]
     command += arguments
-    return subprocess.run(command, cwd=HOUSE, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=HOUSE, stdout=subprocess.PIPE, encoding="utf-8", check=True
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def directory(tmp_path_factory) -> Path:
 
 def read(directory: Path) -> dict[str, dict]:
     files = (directory / "results").glob("*.json")
-    return {file.stem: json.loads(file.read_text()) for file in files}
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def test_every_part_has_results_although_the_first_section_fails(directory):
@@ -49,10 +51,10 @@ def test_every_part_has_results_although_the_first_section_fails(directory):
         assert (found["skipped"], found["finished"]) == ({}, True), name
         assert found["measurements"] or name == "serving", name
     assert all(check["passed"] for check in results["right"]["measurements"].values())
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     assert summary["goals"][0]["met"]
     assert list(summary["parts"]) == [*RESULTS, FAIL]
-    page = (directory / "index.html").read_text()
+    page = (directory / "index.html").read_text(encoding="utf-8")
     assert all(f"<h2>{name}</h2>" in page for name in RESULTS if name != "serving")
     pictures = {file.name for file in directory.glob("*.png")}
     assert pictures >= {"first_token.png", "decoding.png", "learning.png"}
@@ -76,21 +78,21 @@ def test_a_measurement_that_fails_is_recorded_and_tried_again(tmp_path):
     assert record.measure("good", Number)["number"] == 1
     assert record.measure("bad", lambda: 1 / 0) is None
     record.finish()
-    kept = json.loads(file.read_text())
+    kept = json.loads(file.read_text(encoding="utf-8"))
     assert "ZeroDivisionError" in kept["errors"]["bad"]
     assert not kept["finished"]
     again = Record(file, deadline=float("inf"))
     assert again.measure("good", lambda: 1 / 0)["number"] == 1
     again.measure("bad", Number)
     again.finish()
-    assert json.loads(file.read_text())["finished"]
+    assert json.loads(file.read_text(encoding="utf-8"))["finished"]
 
 
 def test_what_does_not_fit_the_time_is_skipped(tmp_path):
     record = Record(tmp_path / "part.json", deadline=0.0)
     assert record.measure("late", Number) is None
     record.finish()
-    kept = json.loads((tmp_path / "part.json").read_text())
+    kept = json.loads((tmp_path / "part.json").read_text(encoding="utf-8"))
     assert list(kept["skipped"]) == ["late"]
     assert not kept["finished"]
 

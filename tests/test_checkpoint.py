@@ -145,7 +145,9 @@ def test_another_shape_is_refused(saved_model, model_config, one_device):
 def test_what_is_missing_is_named(saved_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/model\.json: not a checkpoint"):
         load(tmp_path / "nowhere")
-    (tmp_path / "model.json").write_text((saved_model / "model.json").read_text())
+    (tmp_path / "model.json").write_text(
+        (saved_model / "model.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     with pytest.raises(FileNotFoundError, match=r"tokenizer/tokenizer\.json: no tokenizer here"):
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match="/checkpoints: no saved steps here"):
@@ -180,7 +182,10 @@ except CheckpointError as error:
 def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
     here = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=here, capture_output=True, text=True
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=here,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert "could not write a checkpoint" in done.stdout, done.stderr[-2000:]
     assert "Step 1 before it is intact; free some space" in done.stdout
@@ -198,8 +203,8 @@ def test_another_model_or_tokenizer_does_not_overwrite_a_run(
 ):
     save_model(tmp_path, model_config, tokenizer, params)
     before = (
-        (tmp_path / "model.json").read_text(),
-        (tmp_path / "tokenizer" / "tokenizer.json").read_text(),
+        (tmp_path / "model.json").read_text(encoding="utf-8"),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
     )
     wider = replace(model_config, decoder=replace(model_config.decoder, mlp=48))
     with pytest.raises(CheckpointError, match=r"model.json differs in decoder"):
@@ -207,8 +212,8 @@ def test_another_model_or_tokenizer_does_not_overwrite_a_run(
     with pytest.raises(CheckpointError, match="another tokenizer"):
         write_model_files(tmp_path, model_config, Tokenizer(tokenizer.definition + "\n"))
     assert before == (
-        (tmp_path / "model.json").read_text(),
-        (tmp_path / "tokenizer" / "tokenizer.json").read_text(),
+        (tmp_path / "model.json").read_text(encoding="utf-8"),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
     )
     write_model_files(tmp_path, replace(model_config, remat="full"), tokenizer)
 

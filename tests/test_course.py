@@ -285,7 +285,10 @@ def test_one_line_of_one_file_makes_a_page(followed, kept):
     for name in ("log.jsonl", "validation.jsonl", "events.jsonl"):
         path = followed / name
         if name in kept:
-            path.write_text(path.read_text().splitlines()[0] + '\n[1]\n{}\n{"stage": "ad')
+            path.write_text(
+                path.read_text(encoding="utf-8").splitlines()[0] + '\n[1]\n{}\n{"stage": "ad',
+                encoding="utf-8",
+            )
         else:
             path.unlink()
     page = read(followed)

@@ -167,7 +167,7 @@ def test_a_unit_of_lines_knows_its_first_number_without_reading_what_lies_before
 
 
 def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n')
+    (tmp_path / "x.jsonl").write_text('{"a": ' + "9" * 5000 + '}\n{"a": 1}\n', encoding="utf-8")
     refused, row = read(tmp_path / "x.jsonl")
     assert (refused.reason, row.fields) == ("json", {"a": 1})
 
@@ -247,10 +247,10 @@ def make_tree(directory):
         "node_modules/package.json": "no",
     }.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
-        (directory / name).write_text(text)
+        (directory / name).write_text(text, encoding="utf-8")
     outside = directory.with_name("outside")
     (outside / "project").mkdir(parents=True)
-    (outside / "project" / "setup.py").write_text("no")
+    (outside / "project" / "setup.py").write_text("no", encoding="utf-8")
     for name, target in {
         "loop": directory,
         "linked": outside / "project",
@@ -288,7 +288,7 @@ def test_a_source_tree_gives_every_text_file(tmp_path):
 
 def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkeypatch):
     for name, length in {"a": 4, "b": 4, "c": 4, "d": 50, "e": 1}.items():
-        (tmp_path / f"{name}.txt").write_text("x" * length)
+        (tmp_path / f"{name}.txt").write_text("x" * length, encoding="utf-8")
     units = find_units(str(tmp_path), 10)
     assert [[file[-5] for file in unit.files] for unit in units] == [
         ["a", "b"],
@@ -308,7 +308,7 @@ def test_a_repository_is_one_document(tmp_path):
     expected = "# FILE a.py\n1\n\n\n# FILE b/two.py\n2\n"
     for pattern in (f"repository:{tmp_path / 'tree'}", tmp_path / "tree", tmp_path / "[t]*"):
         if pattern == tmp_path / "tree":
-            (tmp_path / "tree" / "pyproject.toml").write_text("[project]")
+            (tmp_path / "tree" / "pyproject.toml").write_text("[project]", encoding="utf-8")
             expected += "\n\n# FILE pyproject.toml\n[project]"
         *problems, document = read(pattern)
         assert document.fields == {"text": expected}
@@ -319,7 +319,7 @@ def test_a_repository_is_one_document(tmp_path):
 def test_projects_of_a_directory_are_documents_of_their_own(tmp_path):
     for name in ("one/go.mod", "two/setup.py", "two/in.py", "plain/x.py", "y.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text(name, encoding="utf-8")
     assert [
         (row.file.removeprefix(f"{tmp_path}/"), row.fields["text"]) for row in read(tmp_path)
     ] == [

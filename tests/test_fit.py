@@ -280,7 +280,8 @@ def small(config_once, tmp_path, monkeypatch):
     monkeypatch.setattr("lclm_jax.config.for_test", config_once, raising=False)
     file = tmp_path / "small.py"
     file.write_text(
-        "from lclm_jax import config as module\n\ndef config():\n    return module.for_test\n"
+        "from lclm_jax import config as module\n\ndef config():\n    return module.for_test\n",
+        encoding="utf-8",
     )
     return file
 
@@ -295,16 +296,16 @@ def test_the_command(here, small, tmp_path, command, capsys):
     output, page = tmp_path / "out" / "fit.json", tmp_path / "fit.html"
     run = partial(command, fit, "--config", small, "--json", output, "--html", page, "--slice")
     assert run("v5e:2x4", "--set", "mesh.fsdp=8") == 0
-    figures = json.loads(output.read_text())
+    figures = json.loads(output.read_text(encoding="utf-8"))
     assert figures.keys() >= KEYS and figures["fits"] and figures["mesh"]["fsdp"] == 8
     assert figures["collective_bytes"] == sum(one["bytes"] for one in figures["collectives"]) > 0
     assert (
         "train on v5e:2x4 fits" in capsys.readouterr().out
-        and "train on v5e:2x4" in page.read_text()
+        and "train on v5e:2x4" in page.read_text(encoding="utf-8")
     )
     for job in ("compress", "prefill", "decode"):
         assert run("v5e:1x2", "--job", job, "--context", 1000) == 0
-        figures = json.loads(output.read_text())
+        figures = json.loads(output.read_text(encoding="utf-8"))
         assert (
             figures["mesh"]["tensor"] == 2 and figures["matmul_flops"] >= figures["model_flops"] > 0
         )
@@ -332,7 +333,7 @@ def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, comman
             )
             == 0
         )
-        found.append(json.loads(output.read_text())["estimate"])
+        found.append(json.loads(output.read_text(encoding="utf-8"))["estimate"])
     assert [one["stage_positions"] for one in found] == [4 * 8 * 96] * 2
     assert [one["stage_steps"] for one in found] == [4, 2]
     assert found[0]["stage_chip_hours"] == pytest.approx(found[1]["stage_chip_hours"], rel=0.01)
@@ -343,7 +344,7 @@ def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypa
     monkeypatch.setitem(hardware.CHIPS, "v5e", tiny)
     output = tmp_path / "fit.json"
     assert command(fit, "--config", small, "--slice", "v5e:1x1", "--json", output) == 3
-    assert not json.loads(output.read_text())["fits"]
+    assert not json.loads(output.read_text(encoding="utf-8"))["fits"]
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "a slice of more chips than 1" in printed
 
@@ -366,9 +367,9 @@ def test_search(here, small, tmp_path, command, capsys):
         )
         == 0
     )
-    tried = json.loads(output.read_text())
+    tried = json.loads(output.read_text(encoding="utf-8"))
     assert len(tried) == 3 and tried == rank(tried)
-    assert "Choices, the best first" in (tmp_path / "p.html").read_text()
+    assert "Choices, the best first" in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_search_begins_with_what_is_given(here, small, tmp_path, command):
@@ -386,7 +387,7 @@ def test_search_begins_with_what_is_given(here, small, tmp_path, command):
         1,
     )
     assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, *changed) == 0
-    (found,) = json.loads(output.read_text())
+    (found,) = json.loads(output.read_text(encoding="utf-8"))
     assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]
 
 
@@ -405,7 +406,7 @@ def test_search_leaves_out_what_does_not_divide_the_model(here, small, tmp_path,
     output = tmp_path / "fit.json"
     changed = ("--set", "model.encoder.width=20", "--search", "--tries", 1)
     assert command(fit, "--config", small, "--slice", "v5e:2x4", "--json", output, *changed) == 0
-    assert json.loads(output.read_text())[0]["mesh"]["data"] == 2
+    assert json.loads(output.read_text(encoding="utf-8"))[0]["mesh"]["data"] == 2
 
 
 def test_a_stage_that_is_not_there(small, command, capsys):

@@ -46,7 +46,9 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
         def __init__(self, command, **_):
             calls.append(command)
             self.returncode = 3 if "v5e:1x1" in command else 1
-            Path(command[command.index("--json") + 1]).write_text(json.dumps(FIGURES))
+            Path(command[command.index("--json") + 1]).write_text(
+                json.dumps(FIGURES), encoding="utf-8"
+            )
 
     monkeypatch.setattr(fit_report.subprocess, "run", Done)
     one = Fitting("small", ("v5e:1x1",), "serving")
@@ -88,7 +90,7 @@ def test_the_page(tmp_path):
         ],
     }
     write_report(tmp_path, themes, published().model)
-    page = (tmp_path / "fit.md").read_text()
+    page = (tmp_path / "fit.md").read_text(encoding="utf-8")
     assert (
         "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |"
         in page

@@ -43,7 +43,7 @@ class Case:
 
     @cached_property
     def inputs(self) -> dict:
-        return json.loads((self.source / "inputs.json").read_text())
+        return json.loads((self.source / "inputs.json").read_text(encoding="utf-8"))
 
     @cached_property
     def outputs(self) -> dict:

@@ -48,9 +48,11 @@ def test_a_sink_that_is_not_installed_is_named(config, tmp_path, monkeypatch, se
 
 
 def test_a_line_that_was_cut_short_stays_by_itself(config, tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"stage": "adapter", "st')
+    (tmp_path / "log.jsonl").write_text('{"stage": "adapter", "st', encoding="utf-8")
     Journal(tmp_path, config).log({"stage": "adapter", "step": 1})
-    assert (tmp_path / "log.jsonl").read_text().splitlines()[1] == '{"stage": "adapter", "step": 1}'
+    assert (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[
+        1
+    ] == '{"stage": "adapter", "step": 1}'
 
 
 def test_numbers_of_a_line():

@@ -97,7 +97,7 @@ def test_gradients_alone_are_traced_to_rows(
     factors = {"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}
     flat = {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(noisy).items()}
     save_model(tmp_path, config.model, tokenizer, unflatten(flat))
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
     batch = one_batch.replace(slots=np.where(np.arange(8)[:, None] < 5, one_batch.slots, -1))
     records = [
         [f"{row}/{number}" for number in range(row_segments.max())]

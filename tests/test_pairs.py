@@ -94,7 +94,10 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
     )
     for name in pairs.NAMES:
         rows, kept = (
-            [json.loads(line) for line in Path(files[name][0]).read_text().splitlines()]
+            [
+                json.loads(line)
+                for line in Path(files[name][0]).read_text(encoding="utf-8").splitlines()
+            ]
             for files in (everything, held)
         )
         assert kept == [

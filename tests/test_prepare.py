@@ -31,7 +31,7 @@ STREAMS = (
     Stream("sft", "traces", 10.0),
 )
 RECIPE = Recipe("small", SOURCES, STREAMS)
-LIBRARY = Path(dataclasses.__file__).read_text()
+LIBRARY = Path(dataclasses.__file__).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,14 @@ def inputs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("input")
     for k in range(3):
         rows = [{"text": f"{k} {i}\n" + LIBRARY[200 * i : 200 * i + 900]} for i in range(60)]
-        (directory / f"docs{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (directory / f"docs{k}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     talk = [{"prompt": f"What is {i} and {i}?", "response": f"It is {2 * i}."} for i in range(120)]
-    (directory / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
-    (directory / "long.txt").write_text(LIBRARY[:9000])
+    (directory / "talk.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in talk), encoding="utf-8"
+    )
+    (directory / "long.txt").write_text(LIBRARY[:9000], encoding="utf-8")
     return {
         name: [str(directory / pattern)]
         for name, pattern in (
@@ -103,7 +107,9 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
 def test_the_same_comes_of_any_number_of_workers(prepared, inputs, tokenizer, tmp_path):
     prepare(RECIPE, inputs, tmp_path, tokenizer, workers=2)
     assert contents(tmp_path) == contents(prepared)
-    assert (tmp_path / "manifest.json").read_text() == (prepared / "manifest.json").read_text()
+    assert (tmp_path / "manifest.json").read_text(encoding="utf-8") == (
+        prepared / "manifest.json"
+    ).read_text(encoding="utf-8")
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(
@@ -138,13 +144,17 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
 
 def test_what_changed_is_prepared_anew_and_what_is_gone_is_removed(tmp_path, tokenizer):
     for name in "ab":
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"text {name} " * 40}) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps({"text": f"text {name} " * 40}) + "\n", encoding="utf-8"
+        )
     recipe = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
     out = tmp_path / "out"
     prepare(recipe, {"docs": [f"{tmp_path}/*.jsonl"]}, out, tokenizer, workers=1)
     assert len(find_shards(out, "docs", "train")) == 2
     (tmp_path / "b.jsonl").unlink()
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "another text altogether " * 40}) + "\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": "another text altogether " * 40}) + "\n", encoding="utf-8"
+    )
     prepare(recipe, {"docs": [f"{tmp_path}/*.jsonl"]}, out, tokenizer, workers=1)
     assert len(find_shards(out, "docs", "train")) == 1
     opened = Prepared(out, "docs", "train", tokenizer)
@@ -165,13 +175,18 @@ BAD = [
 
 def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
     file = tmp_path / "docs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row, _ in BAD) + "{broken\n")
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row, _ in BAD) + "{broken\n", encoding="utf-8"
+    )
     recipe = Recipe(
         "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), longest=1000
     )
     manifest = prepare(recipe, {"docs": [str(file)]}, tmp_path / "out", tokenizer, workers=1)
     reasons = [(i, reason) for i, (_, reason) in enumerate(BAD) if reason] + [(len(BAD), "json")]
-    listed = [json.loads(line) for line in (tmp_path / "out" / REJECTIONS).read_text().splitlines()]
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "out" / REJECTIONS).read_text(encoding="utf-8").splitlines()
+    ]
     assert [(one["number"], one["reason"]) for one in listed] == reasons
     assert all(
         one["file"] == str(file) and one["source"] == "docs" and one["detail"] for one in listed
@@ -200,7 +215,9 @@ def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
 
 
 def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path, tokenizer):
-    (tmp_path / "docs.jsonl").write_text('{"text": "fine"}\n' + '{"txt": 1}\n' * 20)
+    (tmp_path / "docs.jsonl").write_text(
+        '{"text": "fine"}\n' + '{"txt": 1}\n' * 20, encoding="utf-8"
+    )
     recipe = Recipe(
         "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), most_rejected=5
     )
@@ -375,7 +392,8 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
         "def recipe():\n"
         "    sources = (Source('docs', 'text'), Source('talk', 'chat'), Source('more', 'math'))\n"
         "    streams = (Stream('interleaved', 'docs', 6.0), Stream('sft', 'talk', 3.0), Stream('reconstruction', 'more', 1.0))\n"
-        "    return Recipe('small', sources, streams)\n"
+        "    return Recipe('small', sources, streams)\n",
+        encoding="utf-8",
     )
     out = tmp_path / "out"
     arguments = [
@@ -408,8 +426,8 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
         20,
     ]
     assert command(launch_inspect, out, "--json", tmp_path / "figures.json", *settings) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    page = (out / "inspect.html").read_text()
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    page = (out / "inspect.html").read_text(encoding="utf-8")
     assert "interleaved/docs" in page and 'class="context"' in page and page.count("<img") >= 4
     check_figures(figures, Prepared(out, "docs", "train", tokenizer))
 

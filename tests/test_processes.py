@@ -71,7 +71,7 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
             *(str(argument).replace("{process}", str(process)) for argument in arguments),
         ]
         done = subprocess.run(
-            command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+            command, cwd=HERE, env=given, capture_output=True, encoding="utf-8", timeout=PATIENCE
         )
         return Ended(done.returncode, done.stderr, time.time())
 
@@ -112,7 +112,8 @@ def written(config_once, tmp_path_factory) -> Path:
     """The config as a file, whatever the number of devices."""
     file = tmp_path_factory.mktemp("config") / "config.json"
     file.write_text(
-        json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1))))
+        json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1)))),
+        encoding="utf-8",
     )
     return file
 
@@ -140,7 +141,7 @@ def runs(written, tmp_path_factory):
         finished = run(1, *command, **shared)
         refused = run(2, *command, "--set", "model.decoder.mlp=48", **shared)
         apart = run(2, *command, "--set", f"run.directory={programs}/" + "{process}", **shared)
-        killed_at = float(written.with_suffix(".SIGKILL").read_text())
+        killed_at = float(written.with_suffix(".SIGKILL").read_text(encoding="utf-8"))
         return Runs(directory, stopped, killed, killed_at, saved, finished, refused, apart)
 
     with ThreadPoolExecutor(1) as pool:
@@ -189,7 +190,7 @@ def test_one_process_without_the_others_says_where_it_waited():
     given = environment(0, 2, port, LCLM_JAX_START_SECONDS="4", TEST_CONFIG="")
     command = [sys.executable, "-m", "launch.train", "--config", "tests/worker.py"]
     done = subprocess.run(
-        command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=HERE, env=given, capture_output=True, encoding="utf-8", timeout=PATIENCE
     )
     assert done.returncode == 128 + signal.SIGABRT
     last = done.stderr.splitlines()[-1]
@@ -200,7 +201,10 @@ def test_one_process_without_the_others_says_where_it_waited():
 
 
 def log_of(directory) -> list[dict]:
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_request_to_one_process_stops_all_at_one_step_with_a_checkpoint(runs):

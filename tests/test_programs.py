@@ -24,7 +24,7 @@ def test_thirty_documents_share_a_handful_of_programs(tmp_path, model_config, no
         # One device, as users have: the options that split it into eight are of the other tests.
         environment = {**os.environ, "XLA_FLAGS": "", "LCLM_JAX_CHECK_TYPES": "0"}
         done = subprocess.run(
-            arguments, capture_output=True, text=True, env=environment, cwd=SCRIPT.parents[1]
+            arguments, capture_output=True, encoding="utf-8", env=environment, cwd=SCRIPT.parents[1]
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -136,14 +136,16 @@ ROUND_TRIP = {
 
 
 def write_lines(path: Path, lines: list[dict]):
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
 
 
 def fabricate(directory: Path) -> Path:
-    (directory / "config.json").write_text(json.dumps(CONFIG))
-    (directory / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in LOG))
-    (directory / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (directory / "round_trip.json").write_text(json.dumps(ROUND_TRIP))
+    (directory / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (directory / "log.jsonl").write_text(
+        "".join(json.dumps(one) + "\n" for one in LOG), encoding="utf-8"
+    )
+    (directory / "evaluation.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
+    (directory / "round_trip.json").write_text(json.dumps(ROUND_TRIP), encoding="utf-8")
     return directory
 
 
@@ -209,7 +211,7 @@ def test_missing_files_are_named_with_what_makes_them(directory):
 
 def test_repeated_and_broken_log_lines(directory):
     path = directory / "log.jsonl"
-    path.write_text(path.read_text() + '{"stage": "all", "st')
+    path.write_text(path.read_text(encoding="utf-8") + '{"stage": "all", "st', encoding="utf-8")
     adapter, everything = findings.read_log(path)
     assert [(one["step"], one["loss"]) for one in adapter.lines] == [(20, 6.0), (40, 5.0)]
     assert (everything.start, everything.last) == (40, 60)
@@ -253,7 +255,7 @@ def test_an_empty_evaluation_makes_a_page(directory):
         "cost": {},
         "samples": samples,
     }
-    (directory / "evaluation.json").write_text(json.dumps(changed))
+    (directory / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
     page = read(directory)
     assert "nothing was tested" in page and "nan" not in re.sub(r'src="[^"]*"', "", page)
 
@@ -265,7 +267,7 @@ def test_a_model_of_several_ratios_is_shown_at_each(directory):
     changed = EVALUATION | {
         "reconstruction": [EVALUATION["reconstruction"][0] | {"ratios": ratios}]
     }
-    (directory / "evaluation.json").write_text(json.dumps(changed))
+    (directory / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
     page = read(directory)
     assert (
         "Docs passages of 8 to 16 tokens reconstructed by ratio: 90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %"
@@ -277,7 +279,7 @@ def test_a_model_of_several_ratios_is_shown_at_each(directory):
 def test_what_was_not_tested_has_no_section(directory):
     samples = EVALUATION["samples"] | {"continuation": [], "questions": []}
     changed = EVALUATION | {"questions": None, "continuation": [], "samples": samples}
-    (directory / "evaluation.json").write_text(json.dumps(changed))
+    (directory / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
     page = read(directory)
     assert "<h2>Reconstruction</h2>" in page and "uestions" not in page.partition("<details>")[0]
 
@@ -301,7 +303,9 @@ def test_a_directory_that_is_no_run_is_named(directory):
 
 
 def test_figures_older_than_the_training_are_called_so(directory):
-    (directory / "evaluation.json").write_text(json.dumps(EVALUATION | {"step": 90}))
+    (directory / "evaluation.json").write_text(
+        json.dumps(EVALUATION | {"step": 90}), encoding="utf-8"
+    )
     assert "These figures are of step 90; training has since reached step 100." in read(directory)
 
 
@@ -312,6 +316,6 @@ def test_without_matplotlib_the_extra_is_named(directory, monkeypatch):
 
 
 def test_an_unreadable_file_is_named(directory):
-    (directory / "evaluation.json").write_text("{")
+    (directory / "evaluation.json").write_text("{", encoding="utf-8")
     with pytest.raises(ReportError, match="evaluation.json is not JSON"):
         write_report(directory)

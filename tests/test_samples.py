@@ -45,7 +45,10 @@ def test_every_source_of_every_recipe_has_rows_of_its_kind(few, tmp_path):
         kinds |= {source.name: source.kind for source in recipe.sources}
     assert set(kinds) == set(inputs)
     for name, kind in kinds.items():
-        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert rows, name
         for row in rows:
             if kind == "chat":
@@ -54,8 +57,8 @@ def test_every_source_of_every_recipe_has_rows_of_its_kind(few, tmp_path):
             else:
                 assert row["text"].strip()
     again = samples.write_samples(tmp_path / "again")
-    assert [Path(path).read_text() for (path,) in again.values()] == [
-        Path(path).read_text() for (path,) in inputs.values()
+    assert [Path(path).read_text(encoding="utf-8") for (path,) in again.values()] == [
+        Path(path).read_text(encoding="utf-8") for (path,) in inputs.values()
     ]
 
 

@@ -92,7 +92,7 @@ def test_training_checkpoints_have_a_layer_a_chunk_too(monkeypatch, tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(0, {"params": {"x": jax.numpy.asarray(whole)}}, {})
         checkpoints.wait()
-        saved = SavedTree(checkpoints.directory / "0" / "params").open("x")
+        saved = SavedTree(checkpoints.directory / "0" / "params").open("x", encoding="utf-8")
         assert saved.chunk_layout.read_chunk.shape[0] == 1
         assert np.array_equal(saved[4].read().result(), whole[4])
 
@@ -266,14 +266,16 @@ def convert_from(address: str, name: str, destination: Path) -> subprocess.Compl
         "HF_HUB_OFFLINE": "0",
     }
     command = [sys.executable, "-m", "convert.from_hf", name, str(destination)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
 
 
 def test_a_repository_is_downloaded_at_a_commit_and_converted(hub, tmp_path):
     address, asked, directory = hub
     done = convert_from(address, "someone/lclm", tmp_path / "ours")
     assert done.returncode == 0, done.stderr
-    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text(encoding="utf-8"))
     assert (provenance["source"], provenance["revision"]) == ("someone/lclm", COMMIT)
     weights = hashlib.sha256((directory / "decoder" / "model.safetensors").read_bytes()).hexdigest()
     assert provenance["files"]["decoder/model.safetensors"]["sha256"] == weights

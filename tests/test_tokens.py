@@ -118,7 +118,9 @@ def test_load_finds_the_template_in_the_settings_file(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     assert Tokenizer.load(tmp_path).template is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{{ messages }}"}), encoding="utf-8"
+    )
     assert Tokenizer.load(tmp_path).template == "{{ messages }}"
 
 

@@ -80,7 +80,10 @@ def saved(config, directory, step):
 
 
 def lines_of(directory, name):
-    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def log_of(directory):
@@ -344,7 +347,7 @@ def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, on
 )
 def test_command_line_mistakes_are_one_line(arguments, message):
     command = [sys.executable, "-m", "launch.train", "--config", *arguments]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HERE, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert not done.stdout

@@ -313,7 +313,7 @@ def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):
 
 
 def test_a_trace_is_made_while_training(config, tmp_path, monkeypatch):
-    (tmp_path / "profile").write_text("2\n")
+    (tmp_path / "profile").write_text("2\n", encoding="utf-8")
     directory = train(moved(config, tmp_path), "adapter")
     (event,) = events_of(directory, "profiled")
     assert event["directory"] == str(tmp_path / "profiles" / "adapter-1") and event["step"] == 2

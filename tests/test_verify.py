@@ -56,9 +56,9 @@ def test_other_settings_are_a_difference(published, tmp_path):
     source = published(CASE)
     from_hf(source, tmp_path / "ours")
     file = tmp_path / "ours" / "model.json"
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     values["compression"]["ratio"] = 8
-    file.write_text(json.dumps(values))
+    file.write_text(json.dumps(values), encoding="utf-8")
     wrong = [line.name for line in compare_tensors(source, tmp_path / "ours") if not line.passed]
     assert len(wrong) == 1 and wrong[0].startswith("model.json compression: expected {'ratio': 16,")
 
@@ -75,7 +75,7 @@ def test_rounded_rotary_frequencies_are_a_choice(published, tmp_path):
 
 def test_provenance_names_files_and_dtypes(tmp_path):
     from_hf(GOLDEN / "layouts" / "untied_sharded", tmp_path / "ours")
-    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text(encoding="utf-8"))
     names = {
         str(file.relative_to(GOLDEN / "layouts" / "untied_sharded"))
         for file in provenance_files("untied_sharded")
@@ -102,7 +102,12 @@ def test_export_in_another_dtype_rounds_to_nearest(dtype, published, tmp_path):
         for key, tensor in before.items()
     )
     assert {tensor.dtype.name for tensor in after.values()} == {dtype}
-    assert dtype in json.loads((tmp_path / "back" / "decoder" / "config.json").read_text()).values()
+    assert (
+        dtype
+        in json.loads(
+            (tmp_path / "back" / "decoder" / "config.json").read_text(encoding="utf-8")
+        ).values()
+    )
 
 
 @pytest.fixture
@@ -119,8 +124,10 @@ def bases(tmp_path) -> tuple[Path, Path]:
         tensors["model.embed_tokens.weight"][:383]
     )
     save_file(tensors, file)
-    config = json.loads((decoder / "config.json").read_text())
-    (decoder / "config.json").write_text(json.dumps({**config, "vocab_size": 383}))
+    config = json.loads((decoder / "config.json").read_text(encoding="utf-8"))
+    (decoder / "config.json").write_text(
+        json.dumps({**config, "vocab_size": 383}), encoding="utf-8"
+    )
     return encoder, decoder
 
 
@@ -161,9 +168,9 @@ def test_init_joins_two_base_models(bases, tmp_path):
 
 def test_init_of_models_with_other_tokenizers_is_refused(bases, tmp_path, command, capsys):
     encoder, decoder = bases
-    definition = json.loads((encoder / "tokenizer.json").read_text())
+    definition = json.loads((encoder / "tokenizer.json").read_text(encoding="utf-8"))
     definition["added_tokens"].pop()
-    (encoder / "tokenizer.json").write_text(json.dumps(definition))
+    (encoder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
     arguments = ("--encoder", encoder, "--decoder", decoder, "--out", tmp_path / "ours")
     assert command(convert.init, *arguments) == 2
     assert "one tokenizer must serve both towers" in capsys.readouterr().err

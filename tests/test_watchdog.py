@@ -34,7 +34,9 @@ def test_the_end_says_where_every_thread_stood():
         "import time\nfrom lclm_jax.watchdog import watchdog\n"
         "def stuck():\n    time.sleep(60)\nwith watchdog(0.2):\n    stuck()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=50
+    )
     assert done.returncode == STOOD_STILL
     assert "in stuck" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(

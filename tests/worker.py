@@ -31,7 +31,7 @@ from lclm_jax.step import objective
 
 
 def read(path: str) -> Config:
-    return from_dict(Config, json.loads(Path(path).read_text()))
+    return from_dict(Config, json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def config() -> Config:
@@ -46,7 +46,9 @@ def _disturb(when: list[str], number: signal.Signals):
     """Sends a signal at a stage's step. What asks to stop goes to the parent, as from a cluster, and has arrived on return."""
 
     def send(process: int):
-        Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(str(time.time()))
+        Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(
+            str(time.time()), encoding="utf-8"
+        )
         os.kill(process, number)
 
     requests, add, init, save = [], Recorder.add, stopping.StopRequest.__init__, Checkpoints.save

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from launch.bench.torch_side import Theirs
 from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, setting, show_table
 from lclm_jax.data.corpus import train_tokenizer
 from lclm_jax.data.spans import Plain
 from lclm_jax.data.tokens import Tokenizer
@@ -34,6 +33,7 @@ from lclm_jax.generate import continue_tokens, prefill
 from lclm_jax.language_model import LanguageModel
 from lclm_jax.optim import flatten
 from lclm_jax.progress import track
+from lclm_jax.settings import Size
 from lclm_jax.sharding import one_device
 from lclm_jax.state import begin_stage, init_params
 from lclm_jax.step import objective, train_step
@@ -228,9 +228,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rounds", type=int, default=9, help="pairs of each step (default: %(default)s)"
+        "--rounds", type=setting(Size), default=9, help="pairs of each step (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, help="where to write all figures")
+    parser.add_argument("--json", type=path, help="where to write all figures")
     arguments = parser.parse_args()
     work, ours, theirs = prepare(sizes())
     differences = check_agreement(ours, theirs)
@@ -254,7 +254,8 @@ def main():
         arguments.json.write_text(
             json.dumps(
                 {"steps": steps, "peak": peak, "differences": differences, "aims": AIMS}, indent=2
-            )
+            ),
+            encoding="utf-8",
         )
 
 

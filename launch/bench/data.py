@@ -5,7 +5,6 @@ Seconds are of CPU, so a busy machine changes little. The slice's need is an est
 """
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import TypeVar
 from rich.table import Table
 
 from configs import recipe_fine_tuning, recipe_pretraining
-from lclm_jax.command import read_config, run, show_table
+from lclm_jax.command import path, read_config, run, setting, show_table
 from lclm_jax.config import Config, Recipe
 from lclm_jax.cost import training_flops
 from lclm_jax.data.hub import find_tokenizer
@@ -26,8 +25,9 @@ from lclm_jax.data.prepare import prepare
 from lclm_jax.data.samples import write_samples
 from lclm_jax.data.streams import PackedBatches, PackedIterator, stage_order
 from lclm_jax.data.survey import open_prepared, pack_rows
-from lclm_jax.hardware import Slice, parse_slice
+from lclm_jax.hardware import Mfu, Slice, parse_slice
 from lclm_jax.progress import track
+from lclm_jax.settings import Size
 
 T = TypeVar("T")
 ROUNDS = 5
@@ -47,9 +47,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "directory", type=Path, help="for input and prepared data; what is there is removed"
-    )
+    parser.add_argument("directory", type=path, help="new directory for input and prepared data")
     parser.add_argument(
         "--config",
         default="configs/lclm_0p6b_4b_16x.py",
@@ -66,14 +64,20 @@ def main():
         "--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)"
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of its peak it reaches (default: %(default)s)"
+        "--mfu",
+        type=setting(Mfu),
+        default=0.4,
+        help="share of its peak it reaches (default: %(default)s)",
     )
     parser.add_argument(
-        "--rows", type=int, default=64, help="rows of a round (default: %(default)s)"
+        "--rows", type=setting(Size), default=64, help="rows of a round (default: %(default)s)"
     )
     arguments = parser.parse_args()
     config, _ = read_config(arguments.config, arguments.set)
-    shutil.rmtree(arguments.directory, ignore_errors=True)
+    if arguments.directory.exists():
+        raise FileExistsError(
+            f"{arguments.directory} exists; name a new directory or remove it first"
+        )
     inputs = write_samples(arguments.directory / "input", track)
     for recipe in (recipe_pretraining.recipe(), recipe_fine_tuning.recipe()):
         bench(config, recipe, inputs, arguments.directory / recipe.name, arguments)

@@ -23,9 +23,10 @@ from launch.soak.faults import Order
 from launch.soak.plan import KINDS, Fault, Kind, make_plan
 from launch.soak.tries import Outcome, Soak, try_fault
 from launch.soak.work import soak_config, write_work
-from lclm_jax.command import run, show_table
+from lclm_jax.command import path, run, setting, show_table
 from lclm_jax.config import Config
 from lclm_jax.progress import progress_bar
+from lclm_jax.settings import Count, Positive, Seed
 from lclm_jax.writing import write_whole
 
 log = logging.getLogger(__name__)
@@ -59,17 +60,17 @@ def main():
     )
     parser.add_argument(
         "directory",
-        type=Path,
+        type=path,
         metavar="RUN_DIR",
         help="a new one, or that of an earlier soak, which is removed",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of order and moments (default: %(default)s)"
+        "--seed", type=setting(Seed), default=0, help="of order and moments (default: %(default)s)"
     )
-    parser.add_argument("--kills", type=int, default=30, help="(default: %(default)s)")
+    parser.add_argument("--kills", type=setting(Count), default=30, help="(default: %(default)s)")
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=setting(Positive),
         default=10.0,
         help="in which it must be done (default: %(default)s)",
     )

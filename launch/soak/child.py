@@ -52,8 +52,8 @@ class Child:
         self.newest = next(iter(saved_steps(self.directory / STEPS)), None)
         self._offsets = {name: _size(self.directory / name) for name in (EVENTS, LOG)}
         notes.mkdir(parents=True, exist_ok=True)
-        (notes / "config.json").write_text(json.dumps(to_dict(config)))
-        (notes / "order.json").write_text(json.dumps(to_dict(order)))
+        (notes / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
+        (notes / "order.json").write_text(json.dumps(to_dict(order)), encoding="utf-8")
         self.said = notes / "stderr.txt"
         command = [
             sys.executable,
@@ -91,7 +91,7 @@ class Child:
     @property
     def message(self) -> str:
         """The error it ended with in a line, or else the last line it said."""
-        lines = self.said.read_text(errors="replace").strip().splitlines()
+        lines = self.said.read_text(errors="replace", encoding="utf-8").strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or [""])[-1].strip()
 

@@ -49,7 +49,7 @@ def compare(
 def read_lines(file: Path) -> list[Line]:
     """The lines of a journal; those that a full disk cut short are left out."""
     found = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:

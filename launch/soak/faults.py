@@ -54,8 +54,8 @@ def main():
     parser.add_argument("config", type=Path, help="as JSON")
     parser.add_argument("order", type=Path, help="what goes wrong, as JSON")
     arguments = parser.parse_args()
-    config = from_dict(Config, json.loads(arguments.config.read_text()))
-    order = from_dict(Order, json.loads(arguments.order.read_text()))
+    config = from_dict(Config, json.loads(arguments.config.read_text(encoding="utf-8")))
+    order = from_dict(Order, json.loads(arguments.order.read_text(encoding="utf-8")))
     poison(config)
     keep_batches(config)
     if order.fault is not None and order.fault.kind in CAUSES:

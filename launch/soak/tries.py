@@ -218,7 +218,7 @@ def _slow_data(soak: Soak, fault: Fault) -> Outcome:
 def _dead_data(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
         status = one.ended()
-        said = DIED in one.said.read_text(errors="replace")
+        said = DIED in one.said.read_text(errors="replace", encoding="utf-8")
         return Outcome(
             status > 0 and said,
             f"ended with status {status} and its error" if said else _ended(one, status),
@@ -229,7 +229,7 @@ def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
         status = one.ended()
         said = "no step was finished in" in one.message and "read_or_block" in one.said.read_text(
-            errors="replace"
+            errors="replace", encoding="utf-8"
         )
         seen = f"ended with status {status}, its message and where the worker stood"
         return Outcome(status == STOOD_STILL and said, seen if said else _ended(one, status))

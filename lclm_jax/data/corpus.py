@@ -54,7 +54,7 @@ def write_corpus(
         "python": sysconfig.get_python_version(),
         "version": VERSION,
     }
-    if written.exists() and json.loads(written.read_text()) == settings:
+    if written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings:
         return inputs
     directory.mkdir(parents=True, exist_ok=True)
     modules = list(progress(standard_library(), "reading modules"))
@@ -75,8 +75,10 @@ def write_corpus(
     for _ in progress(range(1), "training tokenizer"):
         train_tokenizer(learned, vocab).save(directory / "tokenizer")
     for name in progress(NAMES, "writing text"):
-        Path(inputs[name][0]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-    written.write_text(json.dumps(settings))
+        Path(inputs[name][0]).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8"
+        )
+    written.write_text(json.dumps(settings), encoding="utf-8")
     return inputs
 
 

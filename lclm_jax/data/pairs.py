@@ -110,7 +110,9 @@ def _inputs(directory: Path) -> dict[str, list[str]]:
 
 def _is_written(directory: Path, settings: dict[str, Any]) -> bool:
     written = directory / WRITTEN
-    return written.exists() and json.loads(written.read_text()) == settings | MADE_BY
+    return (
+        written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings | MADE_BY
+    )
 
 
 def _write(
@@ -118,8 +120,10 @@ def _write(
 ):
     directory.mkdir(parents=True, exist_ok=True)
     for name, (path,) in progress(_inputs(directory).items(), "writing text"):
-        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-    (directory / WRITTEN).write_text(json.dumps(settings | MADE_BY))
+        Path(path).write_text(
+            "".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8"
+        )
+    (directory / WRITTEN).write_text(json.dumps(settings | MADE_BY), encoding="utf-8")
 
 
 def frequent_words(texts: Iterable[str], count: int) -> list[str]:

@@ -83,7 +83,7 @@ class Job:
         """The report of an earlier run, if its shards are there and its input and settings were these."""
         if not self.report.exists():
             return None
-        report = json.loads(self.report.read_text())
+        report = json.loads(self.report.read_text(encoding="utf-8"))
         there = all((self.directory / shard["file"]).exists() for shard in report["shards"])
         return report if there and report["key"] == self.key else None
 
@@ -331,7 +331,7 @@ def _files_in(path: Path) -> list[Path]:
 def _write(path: Path, text: str):
     """Whole or not at all."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(path)
 
 
@@ -376,7 +376,7 @@ def _remove_others(directory: Path, jobs: Sequence[Job]):
     numbers = {f"{job.source.name}-{job.number:05d}" for job in jobs}
     for report in (directory / "units").glob("*.json"):
         if report.stem not in numbers:
-            for shard in json.loads(report.read_text())["shards"]:
+            for shard in json.loads(report.read_text(encoding="utf-8"))["shards"]:
                 path = directory / shard["file"]
                 path.unlink(missing_ok=True)
                 index_path(path).unlink(missing_ok=True)
@@ -385,14 +385,14 @@ def _remove_others(directory: Path, jobs: Sequence[Job]):
 
 
 def _gather_rejections(directory: Path, jobs: Sequence[Job]):
-    with (directory / REJECTIONS).open("w") as gathered:
+    with (directory / REJECTIONS).open("w", encoding="utf-8") as gathered:
         for job in jobs:
-            for line in job.rejections.read_text().splitlines():
+            for line in job.rejections.read_text(encoding="utf-8").splitlines():
                 gathered.write(json.dumps({"source": job.source.name} | json.loads(line)) + "\n")
 
 
 def _too_many(source: str, directory: Path, recipe: Recipe, count: int) -> str:
-    lines = (directory / REJECTIONS).read_text().splitlines()
+    lines = (directory / REJECTIONS).read_text(encoding="utf-8").splitlines()
     some = [one for one in map(json.loads, lines) if one["source"] == source][:3]
     listed = "\n  ".join(
         f"{one['file']}, record {one['number']}: {one['reason']}, {one['detail']}" for one in some

@@ -1,6 +1,5 @@
 """Prepared sources, opened: any example by its number, with tokens or, for planning rows, with lengths alone."""
 
-import json
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lclm_jax.data.rows import Raw, tokenise
 from lclm_jax.data.shards import MANIFEST, DamagedError, find_shards, read_index, unpack
 from lclm_jax.data.stretches import Stretch, flatten, split
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.reading import read_json
 
 REMEDY = "bring the file back as it was (manifest.json has its sha256) or prepare again, then start again to continue"
 
@@ -25,7 +25,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
             f"{file}: no prepared data here; make it by python -m launch.prepare --recipe configs/recipe_*.py "
             f"--input NAME=PATH --out {directory}, or set data.directory"
         )
-    return json.loads(file.read_text())
+    return read_json(file)
 
 
 class Prepared:

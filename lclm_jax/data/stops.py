@@ -8,6 +8,11 @@ from lclm_jax.data.turns import turn_end
 def find_stops(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids at which generation ends: those the tokenizer's files name (`Tokenizer.stops`), and the
     control token with which the chat template ends an answer."""
-    end = turn_end(tokenizer, choose_template(tokenizer))
-    ids = [*tokenizer.stops, *([tokenizer.control[end]] if end in tokenizer.control else [])]
-    return tuple(dict.fromkeys(ids))
+    end = find_turn_end(tokenizer)
+    return tuple(dict.fromkeys([*tokenizer.stops, *([] if end is None else [end])]))
+
+
+def find_turn_end(tokenizer: Tokenizer) -> int | None:
+    """Id of the control token with which the chat template ends an answer, if there is one."""
+    name = turn_end(tokenizer, choose_template(tokenizer))
+    return None if name is None else tokenizer.control.get(name)

@@ -81,7 +81,7 @@ def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig
         rows=" or ".join(sorted({str(one["rows"] // one["chips"]) for one in sizes})),
         copies=", ".join(f"{one['mesh']['data']} on {one['chips']:,}" for one in sizes),
     )
-    (directory / "fit.md").write_text(text)
+    (directory / "fit.md").write_text(text, encoding="utf-8")
 
 
 def training_row(arguments: str, figures: Figures) -> dict[str, str]:

@@ -91,13 +91,13 @@ def publish(
         directory / "adapter" / "adapter.safetensors",
         metadata={"format": "pt"},
     )
-    (directory / "model_config.json").write_text(json.dumps(settings))
+    (directory / "model_config.json").write_text(json.dumps(settings), encoding="utf-8")
     shutil.copy(GOLDEN / "cases" / "c03_mean_causal_mlp_r4" / "processor_config.json", directory)
     processor = directory / "processor_config.json"
-    values = json.loads(processor.read_text()) | {
+    values = json.loads(processor.read_text(encoding="utf-8")) | {
         "compression_ratio": settings["compression_ratio"]
     }
-    processor.write_text(json.dumps(values))
+    processor.write_text(json.dumps(values), encoding="utf-8")
     return Reference(directory)
 
 

@@ -153,7 +153,7 @@ def test_restatement_equals_the_original(name, tmp_path):
     shutil.copytree(GOLDEN / "base", tmp_path / name)
     shutil.copytree(GOLDEN / "cases" / name, tmp_path / name, dirs_exist_ok=True)
     reference = Reference(tmp_path / name)
-    inputs = json.loads((tmp_path / name / "inputs.json").read_text())
+    inputs = json.loads((tmp_path / name / "inputs.json").read_text(encoding="utf-8"))
     outputs = np.load(tmp_path / name / "outputs.npz")
     for i, context in enumerate(inputs["memory_token_ids"]):
         pooled, latents = reference.compress(np.array(context))

@@ -285,8 +285,11 @@ def test_config_is_honoured_or_refused(name, tmp_path):
     """Never a model that silently computes something else than transformers does from the same files."""
     reference = publish(tmp_path / "published", *make_towers("tied"))
     file = reference.directory / "decoder" / "config.json"
-    values = {**json.loads(file.read_text()), **CHANGES[name]}
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    values = {**json.loads(file.read_text(encoding="utf-8")), **CHANGES[name]}
+    file.write_text(
+        json.dumps({key: value for key, value in values.items() if value is not None}),
+        encoding="utf-8",
+    )
     layout = make_layout("plain")
     theirs = hidden_states(reference.decoder, **layout.torch_inputs())
     try:

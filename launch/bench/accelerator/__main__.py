@@ -16,7 +16,8 @@ from launch.bench.accelerator.parent import Plan, find_platform, run_parts
 from launch.bench.accelerator.parts import SECTIONS
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.summary import show_goals, write_summary
-from lclm_jax.command import run
+from lclm_jax.command import path, run, setting
+from lclm_jax.settings import Positive
 
 
 def main():
@@ -24,8 +25,10 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/accelerator"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=8.0, help="at most (default: %(default)s)")
+    parser.add_argument("--out", type=path, default=Path("runs/accelerator"), metavar="DIR")
+    parser.add_argument(
+        "--minutes", type=setting(Positive), default=8.0, help="at most (default: %(default)s)"
+    )
     parser.add_argument("--sections", default=",".join(SECTIONS), help="(default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="tiny models, as on a CPU")
     arguments = parser.parse_args()

@@ -64,7 +64,9 @@ def find_platform() -> str:
 
 def visible_gpus() -> bool:
     try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return "GPU" in done.stdout
@@ -118,7 +120,7 @@ def allowance(part: Part, waiting: list[Part], left: float) -> float:
 def check_directory(plan: Plan):
     """Raises ValueError where the directory holds measurements of other shapes or devices."""
     file, asked = plan.directory / "plan.json", {"tiny": plan.tiny, "platform": plan.platform}
-    if file.exists() and (found := json.loads(file.read_text())) != asked:
+    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != asked:
         raise ValueError(
             f"expected {plan.directory} to hold measurements of {asked}, it holds some of {found}; "
             "set --out to another directory"
@@ -133,14 +135,14 @@ def start(plan: Plan, part: Part) -> subprocess.Popen:
     command += ["--tiny"] if plan.tiny else []
     file = log(plan, part)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as errors:
+    with file.open("a", encoding="utf-8") as errors:
         return subprocess.Popen(
             command,
             env=environment(plan, part),
             stdin=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
-            text=True,
+            encoding="utf-8",
         )
 
 
@@ -200,7 +202,7 @@ def note_end(plan: Plan, part: Part, text: str, kind: str = "errors"):
 
 
 def tail(file: Path, lines: int = 40) -> str:
-    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 def end_group(process: subprocess.Popen):

@@ -92,7 +92,7 @@ def nvidia_smi() -> str:
         return ""
     command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -112,7 +112,7 @@ class Record:
 def read_results(file: Path) -> dict[str, Any]:
     """The content of a part's file; an empty one where there is none."""
     empty = {"measurements": {}, "partial": {}, "errors": {}, "skipped": {}, "finished": False}
-    return empty | json.loads(file.read_text()) if file.exists() else empty
+    return empty | json.loads(file.read_text(encoding="utf-8")) if file.exists() else empty
 
 
 def _brief(result: dict[str, Any]) -> str:

@@ -1,0 +1,36 @@
+"""Small files that people and programs wrote, read as UTF-8 with errors that name the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.errors import FileError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, without a byte order mark. Raises FileError for bytes that are not UTF-8."""
+    return decode(Path(path).read_bytes(), str(path))
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text that bytes spell in UTF-8; `name` says where they come from in errors."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"{name} is not UTF-8 text: byte {data[error.start]:#04x} at {error.start}; "
+            "convert it, as by iconv -f LATIN1 -t UTF-8"
+        ) from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises FileError for anything else."""
+    try:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path} is not JSON: {error}; copy or make the file again") from error
+    if not isinstance(values, dict):
+        raise FileError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
