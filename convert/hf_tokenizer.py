@@ -16,7 +16,7 @@ TEXT_PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer.json
 
 
 def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | None:
-    """The decoder's tokenizer, if there is one, checked to serve both towers and to fit their tables.
+    """The decoder's tokenizer, if there is one, checked to serve both towers and fit their tables.
 
     Raises ConversionError where it does not.
     """

@@ -192,6 +192,7 @@ def test_what_is_found_and_not_read_has_a_name(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "image.png").write_text("no zero")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -212,6 +213,7 @@ def test_what_is_found_and_not_read_has_a_name(tmp_path):
             "pipe": "not a file",
             "socket": "not a file",
             "broken": "unreadable",
+            "loop": "unreadable",
         }
 
 
@@ -228,6 +230,8 @@ def test_a_directory_that_cannot_be_listed_costs_itself_alone(tmp_path, monkeypa
     monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
     text, closed = read(tmp_path)
     assert text.fields == {"text": "words"} and closed.reason == "unreadable"
+    (closed,) = read(tmp_path / "closed")
+    assert closed.file == str(tmp_path / "closed") and "Permission denied" in closed.detail
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.csv", "a.json"])

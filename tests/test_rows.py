@@ -237,6 +237,7 @@ def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
         ({"messages": TALK, "images": [b"\x89PNG"]}, "chat", "fields"),
         ({"prompt": "Who?", "chosen": "Ben", "rejected": "Dan"}, "chat", "fields"),
         ({"prompt": "Who?", "completion": "Dan", "label": False}, "chat", "fields"),
+        ({"messages": TALK, "kto_tag": False}, "chat", "fields"),
         ({"instruction": "Add.", "input": 7, "output": "3"}, "chat", "fields"),
         ({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, "chat", "chat"),
         ({"messages": [TALK[0], TALK[1] | {"weight": 0}]}, "chat", "chat"),

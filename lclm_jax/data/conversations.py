@@ -39,7 +39,7 @@ WORDS = (*CHAT, *QUESTION, *ANSWER, *SYSTEM, *REASONING, *DOCUMENT, *REFUSED, "h
 def read_conversation(fields: Mapping[str, Any], longest: int) -> Raw:
     """The chat of a row as a raw example. Raises RowError where words would be lost or invented."""
     given = {name: value for name, value in fields.items() if not is_blank(value)}
-    if given.get("label") is False and not any(name in given for name in CHAT):
+    if any(given.get(name) is False for name in ("label", "kto_tag")):  # as preferences have it
         raise RowError("fields", "expected an answer to learn, got one with label false")
     messages, used = _turns(given)
     messages = _with_history(messages, given.pop("history", None))

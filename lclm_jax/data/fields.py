@@ -25,7 +25,18 @@ REFUSED = (
 )
 SPLIT_GROUP = "split_group"  # rows with the same text in it go to the same split
 KNOWN = frozenset(
-    [*DOCUMENT, *CHAT, *QUESTION, *ANSWER, *BESIDE_CHAT, *REFUSED, "answers", "label", SPLIT_GROUP]
+    [
+        *DOCUMENT,
+        *CHAT,
+        *QUESTION,
+        *ANSWER,
+        *BESIDE_CHAT,
+        *REFUSED,
+        "answers",
+        "label",
+        "kto_tag",
+        SPLIT_GROUP,
+    ]
 )
 FIELDS_OF_KIND = {
     "chat": KNOWN - {"answers"},

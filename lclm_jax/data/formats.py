@@ -72,8 +72,9 @@ def _look(path: Path, look: Callable[[Path], Any]) -> Any:
 
 
 def _refuse_binary(path: Path):
-    if Path(_inner_name(path)).suffix in BINARY:
-        raise UnreadError("not text", f"expected text, got a file named {path.suffix}")
+    suffix = Path(_inner_name(path)).suffix
+    if suffix in BINARY:
+        raise UnreadError("not text", f"expected text, got a file named {suffix}")
     with open_decompressed(path) as file:
         head = file.read(HEAD)
     if _has_zero(head):

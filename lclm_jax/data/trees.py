@@ -90,30 +90,40 @@ def find_texts(directory: Path, without: Collection[Path] = ()) -> tuple[list[Pa
     for one in _walk(directory, without):
         if isinstance(one, Unread):
             unread.append(one)
-        elif one.is_symlink() and not one.resolve().is_relative_to(top):
-            unread.append(
-                Unread(one, "link", f"expected a file of the tree, got a link to {one.resolve()}")
-            )
-        else:
-            try:
-                refuse_binary(one)
-                texts.append(one)
-            except UnreadError as error:
-                unread.append(Unread(one, error.reason, error.detail))
+            continue
+        try:
+            refuse_binary(one)
+            if one.is_symlink() and not one.resolve().is_relative_to(top):
+                target = one.resolve()
+                raise UnreadError("link", f"expected a file of the tree, got a link to {target}")
+            texts.append(one)
+        except UnreadError as error:
+            unread.append(Unread(one, error.reason, error.detail))
     return texts, unread
 
 
 def is_project(path: Path) -> bool:
-    return any((path / marker).exists() for marker in PROJECT)
+    """Whether a directory holds a project; not where it cannot be told."""
+    try:
+        return any((path / marker).exists() for marker in PROJECT)
+    except OSError:
+        return False
 
 
 def is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()  # a link could lead in a circle, or elsewhere
+    """Whether a path is a directory itself: a link could lead in a circle, or elsewhere."""
+    try:
+        return path.is_dir() and not path.is_symlink()
+    except OSError:
+        return False
 
 
 def visible(directory: Path) -> list[Path]:
     """What a directory holds, in order, without what is hidden, caches and products of builds."""
-    return [path for path in _entries(directory) if path.name not in BUILD]
+    try:
+        return [path for path in _entries(directory) if path.name not in BUILD]
+    except OSError:
+        return []
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -129,19 +139,18 @@ def _walk(directory: Path, without: Collection[Path] = ()) -> Iterator[Path | Un
     download is made of such.
     """
     try:
-        entries = _entries(directory)
+        entries = [(path, path.is_dir()) for path in _entries(directory)]
     except OSError as error:
         yield Unread(directory, "unreadable", f"expected a directory that can be read: {error}")
         return
-    for path in entries:
+    for path, is_dir in entries:
         if path in without:
             continue
-        if not path.is_dir():
+        if not is_dir:
             yield path
         elif path.is_symlink():
-            yield Unread(
-                path, "link", f"a linked directory is not followed, here to {path.readlink()}"
-            )
+            target = path.readlink()
+            yield Unread(path, "link", f"a linked directory is not followed, here to {target}")
         elif path.name in BUILD:
             yield Unread(path, "skipped", "a product of builds; to read it, make it an input")
         else:
