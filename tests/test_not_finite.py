@@ -140,9 +140,5 @@ def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_p
         and training["failing"] == 0
         and training["moments"]["adapter/0"][0].count == 3
     )
-    assert [line["update_norm/adapter"] > 0 for line in log_of(directory)] == [
-        False,
-        False,
-        True,
-        True,
-    ]  # warm-up begins at 0
+    moves = [line["update_norm/adapter"] > 0 for line in log_of(directory)]
+    assert moves == [True, False, True, True]
