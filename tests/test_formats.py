@@ -255,13 +255,21 @@ def test_a_file_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, na
 def test_lists_and_tables_of_a_source_tree_are_text(tmp_path):
     (tmp_path / "a.py").write_text("print(1)")
     (tmp_path / "b.json").write_text('[{"text": "words"}]')
+    (tmp_path / "settings.json").write_text('{"text": "words"}\n')
     (tmp_path / "c.csv").write_text("text\nwords\n")
-    assert len(fields(read(tmp_path))) == 3
+    assert len(fields(read(tmp_path))) == 4
     assert fields(read(tmp_path))[1] == {"text": '[{"text": "words"}]'}
-    (tmp_path / "a.py").unlink()
+    (tmp_path / "d.json").write_text('{"text": "first"}\n{"text": "second"}\n')
+    texts = [one["text"] for one in fields(read(tmp_path))]
+    assert texts[:3] == ["first", "second", "print(1)"] and len(texts) == 6
+    (tmp_path / "setup.py").write_text("")
+    (repository,) = fields(read(tmp_path))
+    assert "# FILE d.json" in repository["text"]
+    for name in ("a.py", "d.json", "setup.py"):
+        (tmp_path / name).unlink()
     (tmp_path / "README.md").write_text("About these data.")
     *rows, page = read(tmp_path)
-    assert fields(rows) == [{"text": "words"}] * 2 and page.reason == "other format"
+    assert fields(rows) == [{"text": "words"}] * 3 and page.reason == "other format"
 
 
 @pytest.mark.parametrize(
