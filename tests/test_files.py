@@ -70,7 +70,7 @@ def test_every_format_gives_back_its_rows_in_units_of_any_size(tmp_path, name, s
 
 def test_a_directory_gives_its_data_files_in_order_and_a_glob_what_it_matches(tmp_path):
     write_all(tmp_path)
-    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "README.md").write_text("not data", encoding="utf-8")
     *rows, page = read(tmp_path)
     assert [row.fields for row in rows] == ROWS * 5
     assert (page.file, page.reason) == (str(tmp_path / "README.md"), "other format")
@@ -90,8 +90,8 @@ def test_a_glob_gives_a_file_once_and_no_binary_one(tmp_path):
         *rows, image = read(tmp_path / "tree" / pattern)
         assert len(rows) == 200 and all(isinstance(row, Row) for row in rows)
         assert (image.file, image.reason) == (str(tmp_path / "tree" / "x.png"), "not text")
-    (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}')
-    (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}')
+    (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}', encoding="utf-8")
+    (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}', encoding="utf-8")
     assert [row.fields for row in read(tmp_path / "x[1].jsonl")] == [{"a": "by its name"}]
 
 

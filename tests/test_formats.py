@@ -119,7 +119,7 @@ def test_forms_of_columns_are_known_by_their_first_bytes(tmp_path):
 
 def test_one_object_in_a_file_is_a_row_or_a_text_by_its_name(tmp_path):
     for name in ("a.json", "b.jsonl", "c", "d.txt"):
-        (tmp_path / name).write_text('{"text": "words"}')
+        (tmp_path / name).write_text('{"text": "words"}', encoding="utf-8")
     assert [fields(read(tmp_path / name))[0]["text"] for name in ("a.json", "b.jsonl", "c")] == [
         "words"
     ] * 3
@@ -140,14 +140,16 @@ def test_one_object_in_a_file_is_a_row_or_a_text_by_its_name(tmp_path):
     ],
 )
 def test_a_list_that_is_not_whole_is_named_after_what_can_be_read(tmp_path, text, rows, reason):
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
     *found, last = read(tmp_path / "a.json")
     assert len(fields(found)) == rows and last.reason == reason
 
 
 def test_a_list_is_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("lclm_jax.data.json_rows.PIECE", 7)
-    (tmp_path / "a.json").write_text(json.dumps([*ROWS, {"text": "é" * 500}], indent=1))
+    (tmp_path / "a.json").write_text(
+        json.dumps([*ROWS, {"text": "é" * 500}], indent=1), encoding="utf-8"
+    )
     assert fields(read(tmp_path / "a.json")) == [*ROWS, {"text": "é" * 500}]
     monkeypatch.setattr("lclm_jax.data.files.LONGEST", 100)
     *found, last = read(tmp_path / "a.json")
@@ -169,7 +171,8 @@ def test_a_bad_row_of_a_table_is_named_and_the_others_come(tmp_path):
 
 def test_a_field_given_twice_is_no_value(tmp_path):
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "a", "text": "b", "n": 1}\n{"text": "a", "text": "a"}\n'
+        '{"text": "a", "text": "b", "n": 1}\n{"text": "a", "text": "a"}\n',
+        encoding="utf-8",
     )
     first, second = fields(read(tmp_path / "a.jsonl"))
     assert repr(first["text"]) == "two different values" and second == {"text": "a"}
@@ -184,13 +187,13 @@ def test_marks_at_the_beginning_of_files_joined_are_no_part_of_rows(tmp_path):
 
 
 def test_what_is_found_and_not_read_has_a_name(tmp_path):
-    (tmp_path / "good.txt").write_text("Ada likes pears.")
+    (tmp_path / "good.txt").write_text("Ada likes pears.", encoding="utf-8")
     (tmp_path / "utf16.txt").write_text("Ben likes figs.", encoding="utf-16")
     (tmp_path / "latin.txt").write_bytes("Zoë".encode("latin-1"))
-    (tmp_path / "zero.txt").write_text("Cy likes\0 plums.")
-    (tmp_path / "late.txt").write_text("x" * 100_000 + "\0")
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "image.png").write_text("no zero")
+    (tmp_path / "zero.txt").write_text("Cy likes\0 plums.", encoding="utf-8")
+    (tmp_path / "late.txt").write_text("x" * 100_000 + "\0", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    (tmp_path / "image.png").write_text("no zero", encoding="utf-8")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
@@ -219,7 +222,7 @@ def test_what_is_found_and_not_read_has_a_name(tmp_path):
 
 def test_a_directory_that_cannot_be_listed_costs_itself_alone(tmp_path, monkeypatch):
     (tmp_path / "closed").mkdir()
-    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "a.txt").write_text("words", encoding="utf-8")
     listed = type(tmp_path).iterdir
 
     def refuse(path):
@@ -236,8 +239,8 @@ def test_a_directory_that_cannot_be_listed_costs_itself_alone(tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.csv", "a.json"])
 def test_a_file_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, name):
-    (tmp_path / name).write_text('{"text": "words"}')
-    (tmp_path / "b.jsonl").write_text('{"text": "more"}')
+    (tmp_path / name).write_text('{"text": "words"}', encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"text": "more"}', encoding="utf-8")
     opened = type(tmp_path).open
 
     def refuse(path, *arguments, **settings):
@@ -253,15 +256,23 @@ def test_a_file_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, na
 
 
 def test_lists_and_tables_of_a_source_tree_are_text(tmp_path):
-    (tmp_path / "a.py").write_text("print(1)")
-    (tmp_path / "b.json").write_text('[{"text": "words"}]')
-    (tmp_path / "c.csv").write_text("text\nwords\n")
-    assert len(fields(read(tmp_path))) == 3
+    (tmp_path / "a.py").write_text("print(1)", encoding="utf-8")
+    (tmp_path / "b.json").write_text('[{"text": "words"}]', encoding="utf-8")
+    (tmp_path / "settings.json").write_text('{"text": "words"}\n', encoding="utf-8")
+    (tmp_path / "c.csv").write_text("text\nwords\n", encoding="utf-8")
+    assert len(fields(read(tmp_path))) == 4
     assert fields(read(tmp_path))[1] == {"text": '[{"text": "words"}]'}
-    (tmp_path / "a.py").unlink()
-    (tmp_path / "README.md").write_text("About these data.")
+    (tmp_path / "d.json").write_text('{"text": "first"}\n{"text": "second"}\n', encoding="utf-8")
+    texts = [one["text"] for one in fields(read(tmp_path))]
+    assert texts[:3] == ["first", "second", "print(1)"] and len(texts) == 6
+    (tmp_path / "setup.py").write_text("", encoding="utf-8")
+    (repository,) = fields(read(tmp_path))
+    assert "# FILE d.json" in repository["text"]
+    for name in ("a.py", "d.json", "setup.py"):
+        (tmp_path / name).unlink()
+    (tmp_path / "README.md").write_text("About these data.", encoding="utf-8")
     *rows, page = read(tmp_path)
-    assert fields(rows) == [{"text": "words"}] * 2 and page.reason == "other format"
+    assert fields(rows) == [{"text": "words"}] * 3 and page.reason == "other format"
 
 
 @pytest.mark.parametrize(

@@ -298,8 +298,8 @@ def test_files_that_are_not_read_are_counted_apart_from_refused_rows(tmp_path, t
     (tmp_path / "in").mkdir()
     for i in range(5):
         (tmp_path / "in" / f"{i}.png").write_bytes(b"\x89PNG\0")
-    (tmp_path / "in" / "test.jsonl").write_text('{"text": "a test"}\n')
-    (tmp_path / "in" / "LICENSE").write_text("You may.")
+    (tmp_path / "in" / "test.jsonl").write_text('{"text": "a test"}\n', encoding="utf-8")
+    (tmp_path / "in" / "LICENSE").write_text("You may.", encoding="utf-8")
     rows = [{"text": "words", "url": "x"}, {"text": "more words", "url": None}, {"txt": 1}]
     source, refused = prepare_one(tmp_path, tokenizer, rows, most_rejected=1)
     assert source["unread"] == {"not text": 5, "other format": 1, "other split": 1}
@@ -320,8 +320,10 @@ def test_examples_beside_a_bad_one_in_a_packed_row_are_kept(tmp_path, tokenizer)
 
 def test_a_list_in_a_json_file_and_a_table_are_prepared(tmp_path, tokenizer):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "list.json").write_text('[{"text": "one"}, {"text": "two"}]')
-    (tmp_path / "in" / "table.csv").write_text("id,text\n1,three\n")
+    (tmp_path / "in" / "list.json").write_text(
+        '[{"text": "one"}, {"text": "two"}]', encoding="utf-8"
+    )
+    (tmp_path / "in" / "table.csv").write_text("id,text\n1,three\n", encoding="utf-8")
     source, refused = prepare_one(tmp_path, tokenizer, [{"text": "four"}])
     assert sum(source["examples"].values()) == 4 and refused == []
     assert source["ignored_fields"] == {"id": 1}

@@ -134,7 +134,7 @@ def _read_repository(unit: Unit) -> Iterator[Row | Rejection]:
     texts, unread = find_texts(directory)
     for one in unread:
         yield Rejection(str(one.path), 0, one.reason, one.detail)
-    for file in texts:
+    for file, _ in texts:
         text = _decode(file)
         if isinstance(text, Rejection):
             yield text

@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ DATA = {  # forms of rows and the suffixes that stand for them, with or without 
     "json": (".json",),
     "csv": (".csv", ".tsv"),
 }
-SOFT = ("json", "csv")  # forms that a source tree may have, too, as a part of it
 MAGIC = {"parquet": b"PAR1", "arrayrecord": b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"}
 HEAD = 1 << 16  # bytes of a file, or of its first lines, that are looked at
 # Files that are no text although no zero may show in their first bytes.
@@ -53,20 +52,11 @@ def suffix_form(path: Path) -> str:
 
 def find_form(path: Path) -> str:
     """The form of a file: one of DATA, or "text". Raises UnreadError for one that has none."""
-    return _look(path, _form_of_content)
-
-
-def refuse_binary(path: Path):
-    """Raises UnreadError for what is not a file of text."""
-    _look(path, _refuse_binary)
-
-
-def _look(path: Path, look: Callable[[Path], Any]) -> Any:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise UnreadError("not a file", f"expected a regular file, got {_kind(mode)}")
-        return look(path)
+        return _form_of_content(path)
     except (OSError, EOFError, ValueError) as error:
         raise UnreadError("unreadable", f"expected a file that can be read: {error}") from error
 
@@ -118,7 +108,7 @@ def _form_of_json(path: Path, suffix: str) -> str:
     """The form of text that may be JSON: lines of objects, one list, or one object."""
     first, *more = [_parse(line) for line in _first_lines(path)] or [None]
     if suffix == "json":
-        return "jsonl" if isinstance(first, Mapping) else "json"
+        return "jsonl" if isinstance(first, Mapping) and more else "json"
     if suffix == "jsonl":
         return "json" if _is_list(path) and (first is None or not more) else "jsonl"
     rows = [isinstance(value, Mapping) for value in (first, *more)]

@@ -325,7 +325,7 @@ def _key(unit: Unit, settings: list[Any]) -> str:
 
 def _files_in(path: Path) -> list[Path]:
     """What is read of a file or a repository."""
-    return find_texts(path)[0] if path.is_dir() else [path]
+    return [file for file, _ in find_texts(path)[0]] if path.is_dir() else [path]
 
 
 def _write(path: Path, text: str):

@@ -4,9 +4,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lclm_jax.data.formats import SOFT, UnreadError, find_form, refuse_binary
+from lclm_jax.data.formats import UnreadError, find_form, suffix_form
 from lclm_jax.data.splits import split_of_file
 
+COLUMNS = ("parquet", "arrayrecord")  # forms that their first bytes make known
+ROWS = ("jsonl", *COLUMNS)  # forms of data alone, where names say so too
 PROJECT = (
     *(".git", ".hg", "pyproject.toml", "setup.py", "package.json", "Cargo.toml", "go.mod"),
     *("CMakeLists.txt", "pom.xml"),
@@ -37,8 +39,8 @@ def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], 
     """The data files below a directory with their forms, and what else there is; no data files
     where it is a source tree.
 
-    Lists of JSON and tables are data beside other data or among pages alone: source trees have
-    some, too. `form` takes the files of one form alone.
+    Lists of JSON, tables, and lines of JSON under other names are data beside other data or among
+    pages alone: source trees have some, too. `form` takes the files of one form alone.
     """
     files: list[tuple[Path, str]] = []
     unread: list[Unread] = []
@@ -50,7 +52,7 @@ def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], 
             files.append((one, find_form(one)))
         except UnreadError as error:
             unread.append(Unread(one, error.reason, error.detail))
-    if not form and not _is_dataset(files):
+    if not form and not _is_dataset(directory, files):
         return [], []
     data = []
     for file, found in files:
@@ -67,36 +69,39 @@ def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], 
     return data, sorted(unread, key=lambda one: one.path)
 
 
-def _is_dataset(files: list[tuple[Path, str]]) -> bool:
-    forms = {form for _, form in files}
-    if forms.intersection(("jsonl", "parquet", "arrayrecord")):
+def _is_dataset(directory: Path, files: list[tuple[Path, str]]) -> bool:
+    if any(form in ROWS and form in (suffix_form(file), *COLUMNS) for file, form in files):
         return True
     others = [file for file, form in files if form == "text" and not _is_page(file)]
-    return bool(forms.intersection(SOFT)) and not others
+    has_rows = any(form != "text" for _, form in files)
+    return has_rows and not others and not is_project(directory)
 
 
 def _is_page(file: Path) -> bool:
     return file.suffix.lower() in PAGES or file.stem.lower() in LICENSES
 
 
-def find_texts(directory: Path, without: Collection[Path] = ()) -> tuple[list[Path], list[Unread]]:
-    """The text files below a directory, in the order of their paths, and what else there is.
+def find_texts(
+    directory: Path, without: Collection[Path] = ()
+) -> tuple[list[tuple[Path, str]], list[Unread]]:
+    """The text files below a directory with their forms, in the order of their paths, and what
+    else there is.
 
     Links that lead out of it are not followed; nothing below the directories `without` is listed.
     """
     top = directory.resolve()
-    texts: list[Path] = []
+    texts: list[tuple[Path, str]] = []
     unread: list[Unread] = []
     for one in _walk(directory, without):
         if isinstance(one, Unread):
             unread.append(one)
             continue
         try:
-            refuse_binary(one)
+            form = find_form(one)
             if one.is_symlink() and not one.resolve().is_relative_to(top):
                 target = one.resolve()
                 raise UnreadError("link", f"expected a file of the tree, got a link to {target}")
-            texts.append(one)
+            texts.append((one, form))
         except UnreadError as error:
             unread.append(Unread(one, error.reason, error.detail))
     return texts, unread

@@ -102,8 +102,11 @@ def _units_of(path: Path, form: str, size: int) -> tuple[list[Unit], list[Unread
         [] if form else [one for one in visible(path) if is_directory(one) and is_project(one)]
     )
     texts, unread = find_texts(path, projects)
-    documents = [Unit("repository", (str(project),)) for project in projects]
-    return [*documents, *_group(texts, size)], unread
+    rows = [file for file, one in texts if one == "jsonl" and not form]
+    units = [Unit("repository", (str(project),)) for project in projects]
+    units += [unit for file in rows for unit in _cut(file, "jsonl", size)]
+    rest = [file for file, one in texts if one != "jsonl" or form]
+    return [*units, *_group(rest, size)], unread
 
 
 def _group(files: Sequence[Path], size: int) -> list[Unit]:
