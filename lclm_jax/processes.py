@@ -77,7 +77,9 @@ def check_shared(directory: Path):
     if jax.process_count() == 1:
         return
     mark, token = directory / ".shared", uuid.uuid4().hex
-    token = once(f"write to {directory}", lambda: mark.write_text(token) and token)
+    token = once(
+        f"write to {directory}", lambda: mark.write_text(token, encoding="utf-8") and token
+    )
     told = gather("sees" if _sees(mark, token) else "blind")
     if blind := ", ".join(str(process) for process, word in enumerate(told) if word == "blind"):
         raise ProcessError(
@@ -88,7 +90,7 @@ def check_shared(directory: Path):
 def _sees(mark: Path, token: str | None) -> bool:
     """Whether the mark is there, or comes: a network's file system may take its time."""
     deadline = time.monotonic() + _SEEN
-    while not (mark.exists() and mark.read_text() == token):
+    while not (mark.exists() and mark.read_text(encoding="utf-8") == token):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)
