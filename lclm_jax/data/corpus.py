@@ -25,6 +25,7 @@ from lclm_jax.data.tokens import (
     Tokenizer,
 )
 from lclm_jax.data.transforms import read_requests
+from lclm_jax.writing import write_whole
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
@@ -54,7 +55,7 @@ def write_corpus(
         "python": sysconfig.get_python_version(),
         "version": VERSION,
     }
-    if written.exists() and json.loads(written.read_text()) == settings:
+    if written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings:
         return inputs
     directory.mkdir(parents=True, exist_ok=True)
     modules = list(progress(standard_library(), "reading modules"))
@@ -75,8 +76,8 @@ def write_corpus(
     for _ in progress(range(1), "training tokenizer"):
         train_tokenizer(learned, vocab).save(directory / "tokenizer")
     for name in progress(NAMES, "writing text"):
-        Path(inputs[name][0]).write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
-    written.write_text(json.dumps(settings))
+        write_whole(inputs[name][0], "".join(json.dumps(row) + "\n" for row in rows[name]))
+    write_whole(written, json.dumps(settings))
     return inputs
 
 
