@@ -18,6 +18,7 @@ from test_sharding import assert_close, loss_and_gradients
 
 from launch.job import FATAL, Job, JobError, dead_processes, find, last_word
 from lclm_jax.config_values import to_dict
+from lclm_jax.directories import locked
 from lclm_jax.optim import flatten
 from lclm_jax.train import train
 
@@ -71,7 +72,7 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
             *(str(argument).replace("{process}", str(process)) for argument in arguments),
         ]
         done = subprocess.run(
-            command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+            command, cwd=HERE, env=given, capture_output=True, encoding="utf-8", timeout=PATIENCE
         )
         return Ended(done.returncode, done.stderr, time.time())
 
@@ -112,7 +113,8 @@ def written(config_once, tmp_path_factory) -> Path:
     """The config as a file, whatever the number of devices."""
     file = tmp_path_factory.mktemp("config") / "config.json"
     file.write_text(
-        json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1))))
+        json.dumps(to_dict(replace(config_once, mesh=replace(config_once.mesh, fsdp=-1)))),
+        encoding="utf-8",
     )
     return file
 
@@ -140,7 +142,7 @@ def runs(written, tmp_path_factory):
         finished = run(1, *command, **shared)
         refused = run(2, *command, "--set", "model.decoder.mlp=48", **shared)
         apart = run(2, *command, "--set", f"run.directory={programs}/" + "{process}", **shared)
-        killed_at = float(written.with_suffix(".SIGKILL").read_text())
+        killed_at = float(written.with_suffix(".SIGKILL").read_text(encoding="utf-8"))
         return Runs(directory, stopped, killed, killed_at, saved, finished, refused, apart)
 
     with ThreadPoolExecutor(1) as pool:
@@ -189,7 +191,7 @@ def test_one_process_without_the_others_says_where_it_waited():
     given = environment(0, 2, port, LCLM_JAX_START_SECONDS="4", TEST_CONFIG="")
     command = [sys.executable, "-m", "launch.train", "--config", "tests/worker.py"]
     done = subprocess.run(
-        command, cwd=HERE, env=given, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=HERE, env=given, capture_output=True, encoding="utf-8", timeout=PATIENCE
     )
     assert done.returncode == 128 + signal.SIGABRT
     last = done.stderr.splitlines()[-1]
@@ -200,7 +202,10 @@ def test_one_process_without_the_others_says_where_it_waited():
 
 
 def log_of(directory) -> list[dict]:
-    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_request_to_one_process_stops_all_at_one_step_with_a_checkpoint(runs):
@@ -265,11 +270,25 @@ def test_two_then_four_then_one_process_train_as_one_undisturbed(
 def test_what_process_0_cannot_write_ends_all_with_its_error(runs):
     told = runs.result()
     statuses(told.refused, 2, 2)
-    assert "holds another model (model.json differs in decoder)" in told.refused[0].said
+    assert (
+        "holds another model (model.json differs in decoder): decoder.mlp 64 -> 48"
+        in told.refused[0].said
+    )
     assert (
         told.refused[1].said.splitlines()[-1]
         == "error: process 0 failed to write the files of the model; its output says why"
     )
+
+
+def test_a_second_job_on_a_directory_is_refused_in_all_its_processes(runs, written, tmp_path):
+    runs.result()  # so that not everything runs at once
+    command = ["-m", "launch.train", "--config", "tests/worker.py"]
+    with locked(tmp_path):
+        ended = run(2, *command, "--set", f"run.directory={tmp_path}", TEST_CONFIG=str(written))
+    statuses(ended, 2, 2)
+    assert f"{tmp_path} is being written by process {os.getpid()} on" in ended[0].said
+    last = ended[1].said.splitlines()[-1]
+    assert last == f"error: process 0 failed to lock {tmp_path}; its output says why"
 
 
 def test_a_directory_that_is_not_shared_is_named(runs):
