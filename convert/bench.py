@@ -22,12 +22,13 @@ from rich.table import Table
 
 from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.hf_config import write_compression, write_tower
-from convert.hf_files import NewTensor, new_directory, read_json, write_json
+from convert.hf_files import NewTensor, read_json, write_json
 from convert.mapping import NUMPY, parameter_shapes, published_tensors
 from convert.provenance import PROVENANCE, hash_file
 from convert.to_hf import TOWERS, write_parts
 from lclm_jax.command import run, show_table
 from lclm_jax.config import ModelConfig
+from lclm_jax.directories import new_directory
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
 
@@ -68,7 +69,8 @@ def bench(directory: Path, config: ModelConfig, rounds: int, dtype: str = "BF16"
 
     Raises UserError when what comes back is not, byte by byte, what was.
     """
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists; name a new directory or remove it first")
     directory.mkdir(parents=True)
     source, ours = directory / "source", directory / "ours"
     largest = write_random(source, config, dtype)
@@ -156,7 +158,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=Path, help="where to work; removed afterwards")
+    parser.add_argument("directory", type=Path, help="new directory to work in; removed afterwards")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     result = bench(arguments.directory, published_config().model, arguments.rounds)

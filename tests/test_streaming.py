@@ -163,7 +163,7 @@ def run_killed(kind: str, left: int, call: str) -> int:
 
 
 @pytest.mark.parametrize("left", [0, 30, 80])
-def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path):
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path, caplog):
     source, ours = published(), tmp_path / "ours"
     killed = run_killed(
         "convert.hf_files.FileTensor",
@@ -171,9 +171,11 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published,
         f"convert.from_hf.from_hf({str(source)!r}, {str(ours)!r})",
     )
     assert killed == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == ["ours.partial"]
-    from_hf(source, ours)  # what the killed one left is no obstacle
-    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    (unfinished,) = tmp_path.glob(".ours.*.partial")
+    assert not ours.exists()
+    from_hf(source, ours)  # what the killed one left is no obstacle, and is named
+    assert f"{unfinished} was never finished" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [unfinished.name, "ours"]
     assert all(line.passed for line in compare_tensors(source, ours))
     back = tmp_path / "back"
     assert (
@@ -182,7 +184,8 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published,
     )
     assert not back.exists()
     to_hf(ours, back)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
+    visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(visible) == ["back", "ours"]
 
 
 # --- A hub ---
@@ -266,14 +269,16 @@ def convert_from(address: str, name: str, destination: Path) -> subprocess.Compl
         "HF_HUB_OFFLINE": "0",
     }
     command = [sys.executable, "-m", "convert.from_hf", name, str(destination)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
 
 
 def test_a_repository_is_downloaded_at_a_commit_and_converted(hub, tmp_path):
     address, asked, directory = hub
     done = convert_from(address, "someone/lclm", tmp_path / "ours")
     assert done.returncode == 0, done.stderr
-    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "ours" / "provenance.json").read_text(encoding="utf-8"))
     assert (provenance["source"], provenance["revision"]) == ("someone/lclm", COMMIT)
     weights = hashlib.sha256((directory / "decoder" / "model.safetensors").read_bytes()).hexdigest()
     assert provenance["files"]["decoder/model.safetensors"]["sha256"] == weights
