@@ -43,6 +43,7 @@ bench: .parity/installed
 	.parity/bin/python -m launch.bench
 
 bench-data: $(VENV)/installed
+	rm -rf runs/bench-data
 	$(RUN) -m launch.bench.data runs/bench-data
 
 # jax chooses the accelerator itself: JAX_PLATFORMS is set above for everything else.
@@ -53,6 +54,7 @@ soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak
 
 bench-convert: $(VENV)/installed
+	rm -rf runs/bench-convert
 	$(RUN) -m convert.bench runs/bench-convert
 
 check: $(VENV)/installed

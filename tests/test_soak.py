@@ -161,6 +161,10 @@ def test_nothing_but_a_soak_is_removed(tmp_path):
     with pytest.raises(FileExistsError, match="holds checkpoints, which is of no soak"):
         soak(tmp_path, [KILL], STEPS, time.monotonic())
     assert (tmp_path / "data").exists()
+    (tmp_path / "checkpoints").rmdir()
+    with pytest.raises(FileExistsError, match="holds data, which is of no soak"):
+        soak(tmp_path, [KILL], STEPS, time.monotonic())
+    assert (tmp_path / "data").exists()
 
 
 def test_the_plan_has_everything_and_leaves_room():
@@ -194,5 +198,7 @@ def test_the_command_ends_with_what_it_found(command, tmp_path, monkeypatch, cap
     for shown, status in ((rows[:1], 0), (rows, 1)):
         monkeypatch.setattr(module, "soak", lambda *_, shown=shown: (shown, [Try(KILL, None)]))
         assert command(module, tmp_path) == status
-        assert json.loads((tmp_path / "soak.json").read_text())["passed"] == (status == 0)
+        assert json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))["passed"] == (
+            status == 0
+        )
     assert "differing: all 6" in capsys.readouterr().out
