@@ -22,12 +22,13 @@ from rich.table import Table
 
 from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.hf_config import write_compression, write_tower
-from convert.hf_files import NewTensor, new_directory, read_json, write_json
+from convert.hf_files import NewTensor, read_json, write_json
 from convert.mapping import NUMPY, parameter_shapes, published_tensors
 from convert.provenance import PROVENANCE, hash_file
 from convert.to_hf import TOWERS, write_parts
 from lclm_jax.command import path, run, setting, show_table
 from lclm_jax.config import ModelConfig
+from lclm_jax.directories import new_directory
 from lclm_jax.errors import UserError
 from lclm_jax.progress import track
 from lclm_jax.settings import Size

@@ -23,7 +23,6 @@ from convert.hf_files import (
     find_published,
     list_file,
     list_tower,
-    new_directory,
     write_json,
 )
 from convert.hf_tokenizer import read_tokenizer
@@ -39,6 +38,7 @@ from convert.provenance import (
 from lclm_jax.checkpoint import save_streamed
 from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig
+from lclm_jax.directories import check_path, new_directory
 from lclm_jax.optim import flatten, unflatten
 from lclm_jax.progress import progress_bar
 from lclm_jax.settings import Directory
@@ -69,10 +69,12 @@ def from_hf(
     """Converts a published checkpoint into one `lclm_jax.language_model.load` reads. Returns `destination`.
 
     `source` is a directory or the name of a hub repository; its weights pass through memory a block at a time and keep
-    their dtypes. Raises ConversionError or FileNotFoundError that says everything that is wrong, FileExistsError when there
-    is such a destination; nothing is written then.
+    their dtypes. Raises ConversionError or FileNotFoundError that says everything that is wrong,
+    FileExistsError when there is such a destination, DirectoryError when it cannot be made or is
+    being made; nothing is written then.
     """
-    with new_directory(destination) as directory:
+    check_path(destination, "the destination")
+    with new_directory(destination, source) as directory:
         place, commit = fetch(source, revision)
         opened = open_hf(place)
         config = round_rope(opened.config) if rounded_rope else opened.config

@@ -1,14 +1,12 @@
-"""The files of a published checkpoint: where its parts lie, the tensors in them, and writing a directory whole or not at all."""
+"""The files of a published checkpoint: its parts, the tensors in them, and how they are written."""
 
 import json
 import math
 import re
-import shutil
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,17 +132,40 @@ def list_tower(directory: Path) -> list[FileTensor]:
         raise FileNotFoundError(
             f"{directory}: no weights; expected {SINGLE}, or {INDEX} and its shards"
         )
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    absent = [name for name in shards if not (directory / name).exists()]
+    return [tensor for file in _listed_shards(index) for tensor in list_file(file)]
+
+
+def _listed_shards(index: Path) -> list[Path]:
+    """The shards that an index names, each a regular file beside it."""
+    weights = read_json(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise ConversionError(
+            f"{index}: expected a weight_map from tensors to files, got {weights!r}"
+        )
+    names = list(weights.values())
+    odd = [name for name in names if not isinstance(name, str) or not is_file_name(name)]
+    if odd:
+        raise ConversionError(
+            f"{index}: expected names of files beside it in its weight_map, got {odd[0]!r}"
+        )
+    files = [index.with_name(name) for name in sorted(set(names))]
+    absent = [file.name for file in files if not file.exists()]
     if absent:
         raise FileNotFoundError(
-            f"{directory}: {INDEX} names shards that are not there: {', '.join(absent)}"
+            f"{index.parent}: {INDEX} names shards that are not there: {', '.join(absent)}"
         )
-    return [tensor for name in shards for tensor in list_file(directory / name)]
+    return files
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a string names a file in a directory, and nothing above or below it."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def list_file(file: Path) -> list[FileTensor]:
     """The tensors a safetensors file holds; only its header is read."""
+    if not file.is_file():  # a pipe would be waited for
+        raise ConversionError(f"{file} is not a regular file; copy or download it again")
     try:
         with safe_open(file, framework="np"):  # checks that the header is sound and fits the file
             pass
@@ -251,23 +272,3 @@ def read_json(file: Path) -> dict[str, Any]:
 def write_json(file: Path, values: Mapping[str, Any]):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_directory(destination: str | Path) -> Iterator[Path]:
-    """A directory to write into that takes its name, `destination`, only when the block ends without an error.
-
-    It is called `<destination>.partial` until then; one left by a killed run is replaced.
-    Raises FileExistsError when `destination` is there already.
-    """
-    destination = Path(destination)
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists; name a new directory or remove it first")
-    partial = destination.with_name(destination.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -17,7 +17,7 @@ import numpy as np
 from configs.shapes import SHAPES
 from convert.from_hf import streamed
 from convert.hf_config import read_tower
-from convert.hf_files import list_tower, new_directory, write_json
+from convert.hf_files import list_tower, write_json
 from convert.hf_tokenizer import check_shared
 from convert.mapping import Source, find_sources, parameter_shapes
 from convert.provenance import PROVENANCE, hash_files
@@ -26,6 +26,7 @@ from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.config_values import override
 from lclm_jax.data.tokens import MEMORY, Tokenizer, add_memory, rows
+from lclm_jax.directories import check_path, new_directory
 from lclm_jax.optim import flatten
 from lclm_jax.settings import Directory, Seed
 from lclm_jax.state import init_boxed
@@ -47,7 +48,8 @@ def init(
     float32. Raises ConversionError when the models cannot be used or do not share a tokenizer; nothing is written then.
     """
     towers = {"encoder": Path(encoder), "decoder": Path(decoder)}
-    with new_directory(destination) as directory:
+    check_path(destination, "the destination")
+    with new_directory(destination, encoder, decoder) as directory:
         stored = {part: list_tower(place) for part, place in towers.items()}
         stored["encoder"] = [tensor for tensor in stored["encoder"] if tensor.key != HEAD]
         check_shared(towers["encoder"], towers["decoder"])
@@ -83,7 +85,8 @@ def init_random(
 ) -> Path:
     """An LCLM of fresh float32 weights. A tower is a name in configs/shapes.py or a directory with config.json; the tables
     have a row for every entry of the tokenizer. Returns `destination`."""
-    with new_directory(destination) as directory:
+    check_path(destination, "the destination")
+    with new_directory(destination, encoder, decoder, tokenizer) as directory:
         whole = add_memory(Tokenizer.load(tokenizer))
         config = _with_vocab(_model(_shape(encoder), _shape(decoder), settings), whole, "bfloat16")
         config = override(config, f"encoder.vocab={config.decoder.vocab - len(MEMORY)}")

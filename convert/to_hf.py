@@ -18,7 +18,6 @@ from convert.hf_config import write_compression, write_generation, write_tower
 from convert.hf_files import (
     ADAPTER,
     NewTensor,
-    new_directory,
     read_json,
     write_file,
     write_json,
@@ -39,6 +38,7 @@ from lclm_jax.checkpoint import read_model, saved_params
 from lclm_jax.command import path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.directories import new_directory
 from lclm_jax.progress import progress_bar
 from lclm_jax.settings import Count
 from lclm_jax.sharding import one_device
@@ -112,7 +112,7 @@ def to_hf(
     (float32, bfloat16 or float16) is given. Raises what `Saved.open` does, ConversionError for a number that `dtype` cannot
     hold, FileExistsError when there is such a destination; nothing is written then.
     """
-    with new_directory(destination) as directory:
+    with new_directory(destination, checkpoint) as directory:
         saved = Saved.open(checkpoint, step)
         parts = new_tensors(saved, dtype)
         total = sum(tensor.size for tensors in parts.values() for tensor in tensors)
@@ -166,7 +166,7 @@ def write_settings(
     """Settings and tokenizers: the source's own where the checkpoint keeps them, else from what the checkpoint knows."""
     originals = saved.directory / ORIGINALS
     if originals.exists():
-        shutil.copytree(originals, directory, dirs_exist_ok=True)
+        _copy_files(originals, directory)
     else:
         _write_towers(directory, saved, parts)
     if dtype:
@@ -178,6 +178,15 @@ def write_settings(
     write_json(directory / "model_config.json", model)
     if not (directory / "processor_config.json").exists():
         write_json(directory / "processor_config.json", processor)
+
+
+def _copy_files(source: Path, directory: Path):
+    """Copies files without their permissions, which may be those of a read-only checkpoint."""
+    for file in source.rglob("*"):
+        if file.is_file():
+            place = directory / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor]]):

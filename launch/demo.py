@@ -21,6 +21,7 @@ from lclm_jax.command import read_config, run
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.cost import compressed_cost, uncompressed_cost
 from lclm_jax.data.streams import PackedBatches, stage_order
+from lclm_jax.directories import locked
 from lclm_jax.evaluate import (
     Tests,
     continuation_loss,
@@ -35,6 +36,7 @@ from lclm_jax.progress import track
 from lclm_jax.reading import read_json
 from lclm_jax.report import write_report
 from lclm_jax.train import train
+from lclm_jax.writing import write_whole
 
 PASSAGES = 100
 
@@ -48,24 +50,27 @@ def main():
     arguments = parser.parse_args()
     begun = time.perf_counter()
     config, names = read_config(arguments.config, arguments.set)
-    names["prepare"](config)
-    run_directory = train(config)
-    with Checkpoints(run_directory) as checkpoints:
-        step = checkpoints.latest
-    evaluation = run_directory / "evaluation.json"
-    if not evaluation.exists() or read_json(evaluation).get("step") != step:
-        tests = names.get("EVALUATED", Tests())
-        result = evaluate(load(run_directory), config, tests) | {
-            "step": step,
-            "seconds": time.perf_counter() - begun,
-        }
-        evaluation.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    exported = run_directory / "hf" / str(step)
-    if not exported.with_suffix(".json").exists():
-        result = json.dumps(round_trip(run_directory, exported, config), indent=2)
-        (run_directory / "round_trip.json").write_text(result, encoding="utf-8")
-        exported.with_suffix(".json").write_text(result, encoding="utf-8")
-    report = write_report(run_directory)
+    directory = Path(config.run.directory)
+    exports = directory.with_name(f"{directory.name}.hf")  # an export never lies in its source
+    with locked(exports):
+        names["prepare"](config)
+        run_directory = train(config)
+        with Checkpoints(run_directory) as checkpoints:
+            step = checkpoints.latest
+        evaluation = run_directory / "evaluation.json"
+        if not evaluation.exists() or read_json(evaluation).get("step") != step:
+            tests = names.get("EVALUATED", Tests())
+            result = evaluate(load(run_directory), config, tests) | {
+                "step": step,
+                "seconds": time.perf_counter() - begun,
+            }
+            write_whole(evaluation, json.dumps(result, indent=2))
+        exported = exports / str(step)
+        if not exported.with_suffix(".json").exists():
+            result = json.dumps(round_trip(run_directory, exported, config), indent=2)
+            write_whole(run_directory / "round_trip.json", result)
+            write_whole(exported.with_suffix(".json"), result)
+        report = write_report(run_directory)
     logging.info(
         "done after %.0f s; the report is %s", time.perf_counter() - begun, report.resolve()
     )

@@ -2,6 +2,8 @@
 
 Writes DIR/inspect.html: examples with what is compressed and trained on in colour, lengths, shares beside the recipe's, and the
 fill of packed rows. The model decides ratio, window and budgets: --config, and --set model.compression.ratio=4.
+With --verify it compares every file of prepared data, or of a run's checkpoints, with its sha256
+instead.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import sys
 
 from lclm_jax.command import path, read_config, run, setting
 from lclm_jax.data.survey import ROWS, open_prepared, sample, survey
+from lclm_jax.integrity import verify
 from lclm_jax.progress import track
 from lclm_jax.settings import Size
 from lclm_jax.survey_page import write_page
@@ -21,7 +24,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=path, help="what launch.prepare wrote")
+    parser.add_argument(
+        "directory", type=path, help="what launch.prepare wrote; with --verify also a run"
+    )
     parser.add_argument(
         "--config",
         default="configs/lclm_0p6b_4b_16x.py",
@@ -44,7 +49,15 @@ def main():
         default=ROWS,
         help="rows to pack for the fill (default: %(default)s)",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare every file with its sha256, and nothing else"
+    )
     arguments = parser.parse_args()
+    if arguments.verify:
+        verified = verify(arguments.directory, track)
+        unlisted = "".join(f"step {name} has no checksums\n" for name in verified.unlisted)
+        sys.stdout.write(f"{unlisted}{verified.files} files are as they were written\n")
+        return
     config, stage, tokenizer = open_prepared(
         read_config(arguments.config, arguments.set)[0], arguments.directory
     )

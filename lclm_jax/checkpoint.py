@@ -16,10 +16,11 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from lclm_jax.checksums import damage, write_checksums
+from lclm_jax.checksums import CHECKSUMS, damage, write_checksums
 from lclm_jax.config import ModelConfig
-from lclm_jax.config_values import from_dict, to_dict
+from lclm_jax.config_values import differences, from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.directories import DirectoryError, check_path, check_writable, locked
 from lclm_jax.errors import UserError
 from lclm_jax.processes import gather, is_first, once
 from lclm_jax.reading import read_json
@@ -28,6 +29,7 @@ from lclm_jax.typing import Params
 from lclm_jax.writing import write_whole
 
 STEPS = "checkpoints"
+RUN_FILES = ("config.json", "tokenizer", STEPS)  # which a run writes after its model.json
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -65,6 +67,7 @@ class Checkpoints:
         keep_every: int | None = None,
         always: Collection[int] = (),
     ):
+        check_path(Path(directory).resolve(), "the directory of a checkpoint")
         self.directory = Path(directory).resolve() / STEPS
         policy = None if keep is None else _Kept(keep, keep_every, frozenset(always))
         clean = keep is not None
@@ -73,7 +76,7 @@ class Checkpoints:
         )
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
-        self._told = False  # that the last save has failed
+        self._save_failed = False
 
     @property
     def latest(self) -> int | None:
@@ -84,23 +87,47 @@ class Checkpoints:
         return found or {}
 
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
-        """Begins to save in the background. A failure is raised by the next `save`, `check` or `wait`; older steps stay good."""
+        """Begins to save in the background; older steps stay good.
+
+        The next `save`, `check` or `wait` raises CheckpointError if it fails. So does this for a
+        step before the newest, which nobody would read.
+        """
         self.wait()
-        self._told = False
+        if self.latest is not None and step < self.latest:
+            raise CheckpointError(
+                f"{self.directory} has step {self.latest}, so that step {step} would never be "
+                "read; name another directory"
+            )
+        self.check_writable()
+        self._save_failed = False
         try:
-            with saving(trees):
+            with saving(trees, self.directory):
                 self._steps.save_checkpointables_async(
                     step, trees, force=True, overwrite=True, custom_metadata=metadata
                 )
         except OSError as error:
+            self._save_failed = True
             raise self._failed(error) from error
         self._saving = self._background.submit(self._finish, step)
+
+    def check_writable(self):
+        """Raises CheckpointError in all processes unless each can write; Orbax would hang."""
+        try:
+            check_writable(self.directory)
+            problem = ""
+        except DirectoryError as error:
+            problem = str(error)
+        if problems := [problem for problem in gather(problem) if problem]:
+            raise self._failed(problems[0])
 
     def _finish(self, step: int):
         """Waits until a step is whole, and writes its checksums."""
         self._steps.wait()
-        if is_first():
-            write_checksums(self.directory / str(step))
+        if not is_first():
+            return
+        if problems := _unjoined(self.directory / str(step)):
+            raise OSError("; ".join(problems))
+        write_checksums(self.directory / str(step))
 
     def check(self):
         """Raises CheckpointError if the last save has failed; waits for nothing."""
@@ -114,10 +141,10 @@ class Checkpoints:
             if saving is not None:
                 saving.result()
         except Exception as error:  # whatever a storage backend raises, the remedy is the same
+            self._save_failed = True
             raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        self._told = True
+    def _failed(self, error: Exception | str) -> CheckpointError:
         before = (
             "There is none before it"
             if self.latest is None
@@ -125,7 +152,8 @@ class Checkpoints:
         )
         return CheckpointError(
             f"could not write a checkpoint to {self.directory}: {error}. {before}; "
-            "free some space or set run.directory, then start again to continue from there"
+            "free some space, make it writable or set run.directory, then start again to continue "
+            "from there"
         )
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +197,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
-            if not self._told:  # else Orbax would raise it once more, in place of ours
+            if not self._save_failed:  # else Orbax would raise its error once more
                 self._steps.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -177,6 +205,35 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self.close()
+
+
+def add_checksums(directory: str | Path) -> list[int]:
+    """Writes the checksums of finished steps without any and returns their numbers.
+
+    A process that is killed between the two leaves such a step; whether a file of it was changed
+    since cannot be known.
+    """
+    directory = Path(directory) / STEPS
+    found = [
+        step for step in saved_steps(directory) if not (directory / str(step) / CHECKSUMS).exists()
+    ]
+
+    def write():
+        for step in found:
+            write_checksums(directory / str(step))
+
+    once("write checksums", write)
+    return found
+
+
+def _unjoined(step: Path) -> list[str]:
+    """Names the trees of a step of which every process wrote a part and nobody joined them."""
+    parts = {path.parent for path in step.glob("*/ocdbt.process_*")}
+    return [
+        f"the parts of its {path.name} were not joined"
+        for path in sorted(parts)
+        if not (path / "manifest.ocdbt").exists()
+    ]
 
 
 def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
@@ -187,7 +244,9 @@ def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
     directory = Path(directory)
     found = []
     for step in saved_steps(directory / STEPS):
-        own = damage(directory / STEPS / str(step), jax.process_index(), jax.process_count())
+        place = directory / STEPS / str(step)
+        own = damage(place, jax.process_index(), jax.process_count())
+        own += _unjoined(place) if is_first() else []
         reasons = [reason for said in gather("\n".join(own)) if said for reason in said.split("\n")]
         if not reasons:
             break
@@ -234,29 +293,41 @@ def check_shapes(expected: Any, saved: Any, where: str):
         )
 
 
-def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
-    """Puts beside the steps what is needed to read them.
-
-    Raises CheckpointError, and changes nothing, when the directory holds steps of another model or tokenizer.
-    """
+def check_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
+    """Raises CheckpointError when a directory is no run's, or one of another model or tokenizer."""
     directory = Path(directory)
-    if (directory / STEPS).exists():
-        held, its_tokenizer = read_model_files(directory)
-        if replace(held, dtype=config.dtype, remat=config.remat) != config:
-            differing = [
-                name for name, value in to_dict(held).items() if value != to_dict(config)[name]
-            ]
+    if not (directory / "model.json").exists():
+        names = [name for name in RUN_FILES if (directory / name).exists()]
+        if names:
             raise CheckpointError(
-                f"{directory} holds another model (model.json differs in {', '.join(differing)}); "
-                "set run.directory to a new place, or the model as it was"
+                f"{directory} holds {', '.join(names)} and no model.json, so it is no training "
+                "run; set run.directory to a new place"
             )
-        if its_tokenizer.definition != tokenizer.definition:
-            raise CheckpointError(
-                f"{directory} holds a model with another tokenizer; expected the one in {directory}/tokenizer. "
-                "Set run.directory to a new place, or data.directory to the data this model was trained on"
-            )
+        return
+    if not (directory / STEPS).exists():
+        return
+    saved, its_tokenizer = read_model_files(directory)
+    saved = replace(saved, dtype=config.dtype, remat=config.remat)
+    if changed := differences(to_dict(saved), to_dict(config)):
+        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in changed))
+        listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        raise CheckpointError(
+            f"{directory} holds another model (model.json differs in {parts}): {listed}; "
+            "set run.directory to a new place, or the model as it was"
+        )
+    if its_tokenizer.definition != tokenizer.definition:
+        raise CheckpointError(
+            f"{directory} holds a model with another tokenizer; expected the one in "
+            f"{directory}/tokenizer. Set run.directory to a new place, or data.directory to the "
+            "data this model was trained on"
+        )
+
+
+def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
+    """Writes beside the steps what is needed to read them, after `check_model_files`."""
+    check_model_files(directory, config, tokenizer)
     write_config(directory, config)
-    tokenizer.save(directory / "tokenizer")
+    tokenizer.save(Path(directory) / "tokenizer")
 
 
 def write_config(directory: str | Path, config: ModelConfig):
@@ -278,9 +349,11 @@ def read_model(directory: str | Path) -> ModelConfig:
 
 def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
     """Writes a model without training state, as step 0."""
-    write_model_files(directory, config, tokenizer)
-    with Checkpoints(directory, keep=1) as checkpoints:
-        checkpoints.save(0, {"params": params}, {})
+    check_path(directory, "the directory of a checkpoint")
+    with locked(directory):
+        write_model_files(directory, config, tokenizer)
+        with Checkpoints(directory, keep=1) as checkpoints:
+            checkpoints.save(0, {"params": params}, {})
 
 
 def save_streamed(directory: str | Path, config: ModelConfig, params: Params):

@@ -1,12 +1,14 @@
 """Checksums of the files in a directory, as `sha256sum` writes them: anyone can check by `sha256sum -c SHA256SUMS` there."""
 
 import hashlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lclm_jax.writing import write_whole
+from lclm_jax.writing import UNFINISHED, write_whole
 
 CHECKSUMS = "SHA256SUMS"
+Listed = tuple[Path, str]  # a file and the sha256 it was written with
 
 
 def hash_file(path: Path) -> str:
@@ -16,9 +18,11 @@ def hash_file(path: Path) -> str:
 
 
 def write_checksums(directory: Path):
-    """Of every file in a directory and below. They appear whole, and last."""
+    """Lists every file in a directory and below. The list appears whole, and last."""
     files = sorted(
-        path for path in directory.rglob("*") if path.is_file() and path.name != CHECKSUMS
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != CHECKSUMS and not path.name.endswith(UNFINISHED)
     )
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(hash_file, files))
@@ -29,31 +33,46 @@ def write_checksums(directory: Path):
     write_whole(directory / CHECKSUMS, "".join(lines))
 
 
-def damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
-    """What is wrong with the files of a directory, one line for each; none where it has no checksums.
+def read_checksums(directory: Path) -> list[Listed]:
+    """The listed files of a directory. Raises ValueError that says what is wrong with the list."""
+    try:
+        text = (directory / CHECKSUMS).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{CHECKSUMS} is not text") from error
+    lines = [line.split("  ", 1) for line in text.splitlines()]
+    if not lines or any(len(line) != 2 for line in lines):
+        raise ValueError(f"{CHECKSUMS} is not a list of checksums")
+    return [(directory / name, digest) for digest, name in lines]
 
-    Of several processes each looks at a share of the files.
+
+def damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
+    """Lists what is wrong with the files of a directory, a line for each.
+
+    Finds nothing where there are no checksums. Each of several processes looks at a share.
     """
-    listed = directory / CHECKSUMS
-    if not listed.exists():
+    if not (directory / CHECKSUMS).exists():
         return []
     try:
-        lines = [line.split("  ", 1) for line in listed.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError:
-        return [f"{CHECKSUMS} is not text"]
-    if not lines or any(len(line) != 2 for line in lines):
-        return [f"{CHECKSUMS} is not a list of checksums"]
+        listed = read_checksums(directory)
+    except ValueError as error:
+        return [str(error)]
     with ThreadPoolExecutor() as pool:
-        return [
-            said
-            for said in pool.map(
-                lambda line: _compare(directory / line[1], line[0]), lines[share::shares]
-            )
-            if said
-        ]
+        return [problem for problem in pool.map(compare, listed[share::shares]) if problem]
 
 
-def _compare(path: Path, digest: str) -> str:
+def compare(listed: Listed) -> str:
+    """What is wrong with a file, if anything."""
+    path, digest = listed
     if not path.is_file():
         return f"{path.name} is missing"
-    return "" if hash_file(path) == digest else f"{path.name} is not as it was written"
+    try:
+        return "" if hash_file(path) == digest else f"{path.name} is not as it was written"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+
+
+def compare_all(listed: Iterable[Listed]) -> Iterable[tuple[Path, str]]:
+    """Each file, in order, and what is wrong with it, if anything."""
+    listed = list(listed)
+    with ThreadPoolExecutor() as pool:
+        yield from zip((path for path, _ in listed), pool.map(compare, listed), strict=True)

@@ -7,12 +7,16 @@ from typing import Any
 import jax
 
 log = logging.getLogger(__name__)
-REQUEST = "profile"  # a file in the run's directory; what it says is the number of steps
-STEPS = 3  # where it says nothing
+REQUEST = "profile"  # a file in the run's directory; it holds the number of steps
+STEPS = 3  # where it is empty
+MOST_STEPS = 1000  # a trace takes memory with every step
 
 
 class Profiler:
-    """Begins a trace when the file is there, and ends it so many steps later. One process of a run has one."""
+    """Begins a trace when the file is there, and ends it so many steps later.
+
+    One process of a run has one. Training goes on whatever the request is, traced or not.
+    """
 
     def __init__(self, directory: Path, watches: bool = True):
         self.request, self.traces, self.watches = (
@@ -22,14 +26,18 @@ class Profiler:
         )
         self.left = 0
         self.trace: Path | None = None
+        self._problem = ""  # the last that was logged
 
     def before_step(self, name: str):
-        if self.watches and self.trace is None and self.request.exists():
-            asked = self.request.read_text(encoding="utf-8").strip()
-            self.request.unlink()
-            self.left = int(asked) if asked.isdigit() and int(asked) else STEPS
-            self.trace = self.traces / name
-            jax.profiler.start_trace(self.trace)
+        if not self.watches or self.trace is not None:
+            return
+        try:
+            self.left = _take(self.request)
+            if self.left:
+                jax.profiler.start_trace(self.traces / name)
+                self.trace = self.traces / name
+        except (OSError, ValueError, RuntimeError) as error:
+            self._warn(error)
 
     def after_step(self, metrics: Any) -> Path | None:
         """The finished trace's directory, after its last step."""
@@ -42,9 +50,39 @@ class Profiler:
         return self.close()
 
     def close(self) -> Path | None:
-        """Ends a trace that is open."""
+        """Ends a trace that is open. Returns its directory, unless it could not be written."""
         trace, self.trace = self.trace, None
-        if trace is not None:
+        if trace is None:
+            return None
+        try:
             jax.profiler.stop_trace()
-            log.info("the trace is %s; look at it with xprof or https://ui.perfetto.dev", trace)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._warn(error)
+            return None
+        log.info("the trace is %s; look at it with xprof or https://ui.perfetto.dev", trace)
         return trace
+
+    def _warn(self, error: Exception):
+        """Logs a new problem; a request that cannot be removed is there at every step."""
+        if str(error) != self._problem:
+            log.warning("no trace for %s: %s; training goes on", self.request, error)
+        self._problem = str(error)
+
+
+def _take(request: Path) -> int:
+    """Removes a request and returns its number of steps, 0 if there is none.
+
+    Raises ValueError for anything but a number of steps.
+    """
+    if not request.exists():
+        return 0
+    if not request.is_file():
+        raise ValueError("expected a file with a number of steps, got a directory or a device")
+    with request.open("rb") as file:
+        text = file.read(100).decode(errors="replace").strip()
+    request.unlink()
+    if not text:
+        return STEPS
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= MOST_STEPS):
+        raise ValueError(f"expected a number of steps from 1 to {MOST_STEPS}, got {text!r}")
+    return int(text)

@@ -19,6 +19,7 @@ from lclm_jax.page import (
     section,
     table,
 )
+from lclm_jax.writing import write_whole
 
 MAKES_ALL = "python -m launch.demo --config CONFIG"  # the file the run was made from; makes what is missing, reuses the rest
 VIEWS = tuple(plots.VIEWS)
@@ -50,7 +51,7 @@ def write_report(run_directory: str | Path) -> Path:
         _files(config, evaluation, _read(directory / "round_trip.json")),
     ]
     path = directory / "report.html"
-    path.write_text(document(f"Run {directory.resolve().name}", *body), encoding="utf-8")
+    write_whole(path, document(f"Run {directory.resolve().name}", *body))
     return path
 
 

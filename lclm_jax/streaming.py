@@ -23,6 +23,7 @@ from orbax.checkpoint.experimental.v1._src.serialization import registry
 
 CHUNK = 64 << 20  # bytes of a chunk, and of a block in memory
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names in malloc.h
+WILDCARDS = "*?["
 AHEAD = 2  # blocks on their way to disk while the next one is read
 
 
@@ -146,9 +147,15 @@ class _StreamingTree:
         return ocp.handlers.PyTreeHandler(leaf_handler_registry=leaves)
 
 
-def saving(trees: dict[str, Any]) -> ocp.Context:
-    """A context in which Orbax saves these trees, Streamed leaves among them, so that a layer can be read by itself."""
+def saving(trees: dict[str, Any], directory: Path) -> ocp.Context:
+    """A context in which Orbax saves these trees so that a layer can be read by itself.
+
+    Leaves may be Streamed. Orbax joins the parts of an OCDBT store by a glob over the whole path:
+    below a directory with wildcards in its name it would find none, or another run's. Arrays are
+    files of their own there.
+    """
     context = ocp.Context()
+    context.array.saving.use_ocdbt = not set(WILDCARDS) & set(str(directory))
     context.array.saving.scoped_storage_options_creator = _by_rows
     registered = ocp.handlers.local_registry()
     for name, tree in trees.items():
@@ -181,7 +188,8 @@ class SavedTree:
         """The array at `path` ("decoder/table"), as a tensorstore: index it, then read."""
         name, directory = path.replace("/", "."), self.directory.resolve()
         if self._metadata["use_ocdbt"]:
-            store = {"driver": "ocdbt", "base": f"file://{directory}/", "path": f"{name}/"}
+            base = {"driver": "file", "path": f"{directory}/"}
+            store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         else:
             store = {"driver": "file", "path": f"{directory}/{name}/"}
         spec = {"driver": "zarr3" if self._metadata["use_zarr3"] else "zarr", "kvstore": store}

@@ -17,19 +17,32 @@ import jax
 from jax.sharding import Mesh
 
 from lclm_jax.checkpoint import (
+    STEPS,
     Checkpoints,
+    add_checksums,
+    check_model_files,
     load_params,
     read_model_files,
     set_aside_damaged,
     write_model_files,
 )
 from lclm_jax.config import Config, ConfigError, StageConfig
-from lclm_jax.config_values import differences, to_dict
+from lclm_jax.config_values import to_dict
 from lclm_jax.data.batch import Batch
-from lclm_jax.data.streams import Order, batch_at, batch_records, stage_batches, stage_order
+from lclm_jax.data.streams import (
+    Order,
+    batch_at,
+    batch_records,
+    stage_batches,
+    stage_directory,
+    stage_order,
+)
 from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.directories import check_path, locked
 from lclm_jax.errors import UserError
 from lclm_jax.journal import Journal, open_journal
+from lclm_jax.optim import flatten
+from lclm_jax.position import Position, changed_settings, check_position, check_sources
 from lclm_jax.processes import check_shared, is_first, once
 from lclm_jax.profiling import Profiler
 from lclm_jax.progress import progress_bar
@@ -53,7 +66,6 @@ from lclm_jax.watchdog import watchdog
 from lclm_jax.writing import write_whole
 
 log = logging.getLogger(__name__)
-Position = dict[str, Any]  # what a checkpoint says of itself: stage, step of it, data, config, code
 
 
 class Interrupted(KeyboardInterrupt):
@@ -89,35 +101,53 @@ def train(config: Config, only: str | None = None) -> Path:
     """
     with _open(config) as run:
         position = _position(run)
+        once("write the files of the run", partial(_write_files, run))
+        run.checkpoints.check_writable()
         _tell_damaged(run, position)
         stages = _chosen(config, only, position)
         params = _first_params(run) if position is None else {}
         for stage in stages:
-            order = stage_order(config, stage, run.tokenizer)
-            batches = iter(
-                stage_batches(order, config, own_rows(batch_sharding(run.mesh), config.data.rows))
-            )
             if position is None:
+                examples = _open_examples(run, stage, None)
                 state = begin_stage(params, config, stage, run.mesh)
-                run.journal.event(
-                    "started" if stage is stages[0] else "entered", stage, 0, code=code_version()
-                )
-            else:
+                event = "started" if stage is stages[0] else "entered"
+                run.journal.event(event, stage, 0, code=code_version())
+                params = _run_stage(run, stage, state, *examples).params
+            elif position["stage_step"] < stage.steps:
+                examples = _open_examples(run, stage, position)
                 state = _going_on(
                     _restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config
                 )
-                batches.set_state(position["data"])
-                step = position["stage_step"]
-                run.journal.event(
-                    "resumed",
-                    stage,
-                    step,
-                    **{"from": config.run_step(stage.name, step)},
-                    code=code_version(),
-                )
-                position = None
-            params = _run_stage(run, stage, state, order, batches).params
+                _tell_resumed(run, stage, position)
+                params = _run_stage(run, stage, state, *examples).params
+            else:  # neither its examples nor its moments are needed any more
+                params = load_params(run.directory, abstract_params(config.model, run.mesh))
+                _tell_resumed(run, stage, position)
+            position = None
         return run.directory
+
+
+def _tell_resumed(run: Run, stage: StageConfig, position: Position):
+    step = position["stage_step"]
+    begun = {"from": run.config.run_step(stage.name, step)}
+    run.journal.event("resumed", stage, step, **begun, code=code_version())
+
+
+def _open_examples(
+    run: Run, stage: StageConfig, position: Position | None
+) -> tuple[Order, Iterator[Batch]]:
+    """The examples of a stage, and its batches from a position on.
+
+    Raises ConfigError where the position is one of other data.
+    """
+    config = run.config
+    order = stage_order(config, stage, run.tokenizer)
+    rows = own_rows(batch_sharding(run.mesh), config.data.rows)
+    batches = iter(stage_batches(order, config, rows))
+    if position is not None:
+        check_sources(position.get("sources"), order.sources, str(stage_directory(config, stage)))
+        batches.set_state(position["data"])
+    return order, batches
 
 
 def _run_stage(
@@ -166,7 +196,7 @@ def _run_stage(
             if last or stopping or step % config.run.save_every == 0:
                 recorder.flush()
                 with recorder.outside():
-                    _save(run, stage, step, state, batches)
+                    _save(run, stage, step, state, order, batches)
             if stopping:
                 run.checkpoints.wait()
                 run.journal.event("stopped", stage, step, reason=run.stop.reason)
@@ -196,23 +226,30 @@ def _compile(run: Run, stage: StageConfig, state: TrainState, batch: Batch) -> A
 
 @contextmanager
 def _open(config: Config) -> Iterator[Run]:
-    """A run's directory, with its journal and checkpoints, and what stops it; damaged checkpoints are set aside first."""
-    for name, path in (("run", config.run.directory), ("data", config.data.directory)):
-        if "://" in path:
-            raise ConfigError(
-                f"{name}.directory must be a path, got {path}; mount the bucket on all hosts, as with gcsfuse"
-            )
+    """Opens a run's directory for this job alone, its journal and checkpoints, and what stops it.
+
+    Damaged checkpoints are set aside first.
+    """
+    check_path(config.run.directory, "run.directory")
+    if "://" in config.data.directory:
+        raise ConfigError(
+            f"data.directory must be a path, got {config.data.directory}; mount the bucket on all "
+            "hosts, as with gcsfuse"
+        )
     directory = Path(config.run.directory)
     tokenizer = Tokenizer.load(
         Path(config.data.directory) / config.stages[0].directory / "tokenizer"
     )
     mesh = make_mesh(config.mesh)
     ends = [config.run_step(stage.name, stage.steps) for stage in config.stages]
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), ExitStack() as stack:
         check_batches(config)
-        once("write the files of the model", partial(_write_files, directory, config, tokenizer))
+        once(f"lock {directory}", lambda: stack.enter_context(locked(directory)))
+        once("write the files of the model", partial(_check_files, directory, config, tokenizer))
         check_shared(directory)
         damaged = set_aside_damaged(directory)
+        for step in add_checksums(directory):
+            log.info("checkpoint %d had no checksums; they are of its files as they are", step)
         with (
             open_journal(directory, config) as journal,
             Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
@@ -224,31 +261,38 @@ def _open(config: Config) -> Iterator[Run]:
             )
 
 
-def _write_files(directory: Path, config: Config, tokenizer: Tokenizer):
-    """What a run's directory holds beside its steps."""
-    write_model_files(directory, config.model, tokenizer)
-    write_whole(directory / "config.json", json.dumps(to_dict(config), indent=2))
+def _check_files(directory: Path, config: Config, tokenizer: Tokenizer):
+    """Writes the files of the model into a new directory, before any step.
+
+    Raises CheckpointError for a directory of another run.
+    """
+    check_model_files(directory, config.model, tokenizer)
+    if not (directory / STEPS).exists():
+        write_model_files(directory, config.model, tokenizer)
+
+
+def _write_files(run: Run):
+    """Writes what a run's directory holds beside its steps; only for a run that can go on."""
+    write_model_files(run.directory, run.config.model, run.tokenizer)
+    write_whole(run.directory / "config.json", json.dumps(to_dict(run.config), indent=2))
 
 
 def _position(run: Run) -> Position | None:
-    """What the newest checkpoint says of itself, if there is one."""
-    if run.checkpoints.latest is None:
+    """The position of the newest checkpoint, if there is one.
+
+    Raises ConfigError where the config cannot continue from it.
+    """
+    step = run.checkpoints.latest
+    if step is None:
         return None
-    position = run.checkpoints.metadata(run.checkpoints.latest)
-    stages = {stage.name: stage for stage in run.config.stages}
-    if position.get("stage") not in stages:
-        raise ConfigError(
-            f"{run.checkpoints.directory} was saved in stage {position.get('stage')!r}, this config has {', '.join(stages)}; "
-            "use the config it was trained with, or another run.directory"
-        )
-    if changed := differences(
-        position.get("config", {}), json.loads(json.dumps(to_dict(run.config)))
-    ):
-        told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
-        log.warning("settings have changed since the checkpoint: %s", told)
-        run.journal.event(
-            "changed", stages[position["stage"]], position["stage_step"], settings=changed
-        )
+    position = run.checkpoints.metadata(step)
+    paths = list(flatten(abstract_params(run.config.model, run.mesh)))
+    check_position(run.config, position, step, paths, f"{run.checkpoints.directory}/{step}")
+    stage = next(stage for stage in run.config.stages if stage.name == position["stage"])
+    if changed := changed_settings(position.get("config", {}), run.config):
+        listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        log.warning("settings have changed since the checkpoint: %s", listed)
+        run.journal.event("changed", stage, position["stage_step"], settings=changed)
     return position
 
 
@@ -310,11 +354,19 @@ def _first_params(run: Run) -> Params:
     return load_params(begin, abstract_params(config.model, run.mesh))
 
 
-def _save(run: Run, stage: StageConfig, step: int, state: TrainState, batches: Iterator[Batch]):
+def _save(
+    run: Run,
+    stage: StageConfig,
+    step: int,
+    state: TrainState,
+    order: Order,
+    batches: Iterator[Batch],
+):
     position = {
         "stage": stage.name,
         "stage_step": step,
         "data": batches.get_state(),
+        "sources": order.sources,
         "config": to_dict(run.config),
         "code": code_version(),
     }
@@ -361,7 +413,7 @@ def _not_finite(
     """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
     assert recorder.failed is not None
     first, before = recorder.failed
-    _save(run, stage, step, state, batches)
+    _save(run, stage, step, state, recorder.order, batches)
     run.checkpoints.wait()
     told = {"stage": stage.name, "step": first, "checkpoint": run.config.run_step(stage.name, step)}
 

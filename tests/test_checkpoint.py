@@ -13,21 +13,25 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lclm_jax import streaming
 from lclm_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
+    add_checksums,
     load_params,
+    read_model,
     save_model,
     saved_steps,
     set_aside_damaged,
     write_model_files,
 )
 from lclm_jax.checksums import CHECKSUMS
-from lclm_jax.config import MeshConfig
+from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.language_model import load
 from lclm_jax.sharding import make_mesh
 from lclm_jax.state import abstract_params
+from lclm_jax.streaming import SavedTree
 
 pytestmark = pytest.mark.image
 
@@ -336,3 +340,111 @@ def test_a_failed_save_is_seen_without_waiting(tmp_path, monkeypatch):
         while time.monotonic() < deadline:
             checkpoints.check()
             time.sleep(0.01)
+
+
+# --- Paths ---
+
+
+@pytest.mark.parametrize(
+    "name", ["lr[1e-4]", "[x]", "a*b", "a?b", "a[!b]", "{a,b}", "a%20b", "a#b|c", "日本 "]
+)
+def test_a_step_comes_back_from_a_directory_of_any_name(tmp_path, name):
+    """Beside one that its name, taken as a pattern, matches as well."""
+    expected, abstract = small()
+    for place, value in (("axb", 1), ("x", 1), (name, 0)):
+        with Checkpoints(tmp_path / place, keep=1) as checkpoints:
+            checkpoints.save(1, {"params": small(value)[0]}, {})
+    with Checkpoints(tmp_path / name) as checkpoints:
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+        saved = SavedTree(checkpoints.directory / "1" / "params")
+        np.testing.assert_array_equal(saved.open("matrix").read().result(), expected["matrix"])
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "x.__lock"])
+def test_a_path_that_cannot_be_read_back_is_refused_before_anything_is_made(
+    tmp_path, name, model_config, tokenizer, params
+):
+    with pytest.raises(ConfigError, match="the directory of a checkpoint must"):
+        save_model(tmp_path / name, model_config, tokenizer, params)
+    with pytest.raises(ConfigError, match="the directory of a checkpoint must"):
+        Checkpoints(tmp_path / name, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_neighbour_whose_name_is_escaped_is_not_read(tmp_path):
+    for name, value in (("a b", 1), ("a%20b", 2)):
+        with Checkpoints(tmp_path / name, keep=1) as checkpoints:
+            checkpoints.save(0, {"params": small(value)[0]}, {})
+    saved = SavedTree(tmp_path / "a%20b" / "checkpoints" / "0" / "params")
+    np.testing.assert_array_equal(saved.open("matrix").read().result(), small(2)[0]["matrix"])
+
+
+# --- What must not be lost ---
+
+
+def test_a_step_before_the_newest_is_not_saved(tmp_path):
+    save_three(tmp_path)
+    with (
+        pytest.raises(CheckpointError, match="has step 3, so that step 2 would never be read"),
+        Checkpoints(tmp_path, keep=9) as checkpoints,
+    ):
+        checkpoints.save(2, {"params": small(9)[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [3, 2, 1]
+
+
+def test_parts_that_nobody_joined_are_no_checkpoint(tmp_path, monkeypatch):
+    """A save that leaves them fails; of an earlier version, the step is set aside."""
+    save_three(tmp_path)
+    manifest = tmp_path / "checkpoints" / "3" / "params" / "manifest.ocdbt"
+    (manifest.parents[1] / CHECKSUMS).unlink()
+    manifest.unlink()
+    assert set_aside_damaged(tmp_path) == [(3, "the parts of its params were not joined")]
+    assert saved_steps(tmp_path / "checkpoints") == [2, 1]
+    monkeypatch.setattr(streaming, "WILDCARDS", "")
+    with (
+        pytest.raises(CheckpointError, match="parts of its params were not joined"),
+        Checkpoints(tmp_path / "[x]", keep=1) as checkpoints,
+    ):
+        checkpoints.save(1, {"params": small()[0]}, {})
+        checkpoints.wait()
+
+
+def test_checksums_that_a_killed_process_did_not_write_are_made(tmp_path):
+    save_three(tmp_path)
+    listed = [tmp_path / "checkpoints" / str(step) / CHECKSUMS for step in (1, 2, 3)]
+    before = [file.read_text(encoding="utf-8") for file in listed]
+    for file in listed[1:]:
+        file.unlink()
+    assert add_checksums(tmp_path) == [3, 2]
+    assert [file.read_text(encoding="utf-8") for file in listed] == before and add_checksums(
+        tmp_path
+    ) == []
+
+
+def test_a_directory_that_cannot_be_written_fails_at_once(tmp_path, monkeypatch):
+    """Orbax would wait for a directory that never comes."""
+    save_three(tmp_path)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        shutil.move(tmp_path / "checkpoints", tmp_path / "moved")
+        begun = time.monotonic()
+        with pytest.raises(CheckpointError, match="cannot write to .*checkpoints: No such file"):
+            checkpoints.save(4, {"params": small()[0]}, {})
+        assert time.monotonic() < begun + 5
+        shutil.move(tmp_path / "moved", tmp_path / "checkpoints")
+        checkpoints.save(4, {"params": small()[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer"])
+def test_a_directory_of_another_kind_is_not_made_a_run(tmp_path, model_config, tokenizer, name):
+    """As that of a published model, whose config.json would be written over."""
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"holds {name} and no model.json"):
+        write_model_files(tmp_path, model_config, tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_model_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "model.json").write_bytes(b"\xff{")
+    with pytest.raises(CheckpointError, match=r"model\.json is not a model's"):
+        read_model(tmp_path)

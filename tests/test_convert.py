@@ -15,7 +15,7 @@ import convert.to_hf
 from convert.from_hf import from_hf, read_hf
 from convert.golden import forward
 from convert.hf_config import read_compression, read_tower
-from convert.hf_files import find_published, list_tower, new_directory
+from convert.hf_files import find_published, list_tower
 from convert.mapping import (
     TABLE,
     TRANSFORMS,
@@ -31,6 +31,7 @@ from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, Trans
 from lclm_jax.data.packing import Budget, assemble, fill_row
 from lclm_jax.data.spans import Context, Example, Plain, lay_out
 from lclm_jax.data.tokens import MEMORY_SLOT, Tokenizer
+from lclm_jax.directories import new_directory
 from lclm_jax.language_model import load
 from lclm_jax.optim import flatten, unflatten
 from lclm_jax.sharding import one_device

@@ -18,6 +18,7 @@ from test_sharding import assert_close, loss_and_gradients
 
 from launch.job import FATAL, Job, JobError, dead_processes, find, last_word
 from lclm_jax.config_values import to_dict
+from lclm_jax.directories import locked
 from lclm_jax.optim import flatten
 from lclm_jax.train import train
 
@@ -269,11 +270,25 @@ def test_two_then_four_then_one_process_train_as_one_undisturbed(
 def test_what_process_0_cannot_write_ends_all_with_its_error(runs):
     told = runs.result()
     statuses(told.refused, 2, 2)
-    assert "holds another model (model.json differs in decoder)" in told.refused[0].said
+    assert (
+        "holds another model (model.json differs in decoder): decoder.mlp 64 -> 48"
+        in told.refused[0].said
+    )
     assert (
         told.refused[1].said.splitlines()[-1]
         == "error: process 0 failed to write the files of the model; its output says why"
     )
+
+
+def test_a_second_job_on_a_directory_is_refused_in_all_its_processes(runs, written, tmp_path):
+    runs.result()  # so that not everything runs at once
+    command = ["-m", "launch.train", "--config", "tests/worker.py"]
+    with locked(tmp_path):
+        ended = run(2, *command, "--set", f"run.directory={tmp_path}", TEST_CONFIG=str(written))
+    statuses(ended, 2, 2)
+    assert f"{tmp_path} is being written by process {os.getpid()} on" in ended[0].said
+    last = ended[1].said.splitlines()[-1]
+    assert last == f"error: process 0 failed to lock {tmp_path}; its output says why"
 
 
 def test_a_directory_that_is_not_shared_is_named(runs):

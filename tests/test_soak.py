@@ -161,6 +161,10 @@ def test_nothing_but_a_soak_is_removed(tmp_path):
     with pytest.raises(FileExistsError, match="holds checkpoints, which is of no soak"):
         soak(tmp_path, [KILL], STEPS, time.monotonic())
     assert (tmp_path / "data").exists()
+    (tmp_path / "checkpoints").rmdir()
+    with pytest.raises(FileExistsError, match="holds data, which is of no soak"):
+        soak(tmp_path, [KILL], STEPS, time.monotonic())
+    assert (tmp_path / "data").exists()
 
 
 def test_the_plan_has_everything_and_leaves_room():

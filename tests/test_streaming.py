@@ -163,7 +163,7 @@ def run_killed(kind: str, left: int, call: str) -> int:
 
 
 @pytest.mark.parametrize("left", [0, 30, 80])
-def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path):
+def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path, caplog):
     source, ours = published(), tmp_path / "ours"
     killed = run_killed(
         "convert.hf_files.FileTensor",
@@ -171,9 +171,11 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published,
         f"convert.from_hf.from_hf({str(source)!r}, {str(ours)!r})",
     )
     assert killed == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == ["ours.partial"]
-    from_hf(source, ours)  # what the killed one left is no obstacle
-    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    (unfinished,) = tmp_path.glob(".ours.*.partial")
+    assert not ours.exists()
+    from_hf(source, ours)  # what the killed one left is no obstacle, and is named
+    assert f"{unfinished} was never finished" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [unfinished.name, "ours"]
     assert all(line.passed for line in compare_tensors(source, ours))
     back = tmp_path / "back"
     assert (
@@ -182,7 +184,8 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published,
     )
     assert not back.exists()
     to_hf(ours, back)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours"]
+    visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(visible) == ["back", "ours"]
 
 
 # --- A hub ---

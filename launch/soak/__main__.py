@@ -151,7 +151,8 @@ def soak(
 def remove_earlier(directory: Path):
     """Removes what an earlier soak left. Raises FileExistsError for a directory with anything else in it."""
     held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if strange := sorted(held - set(FILES)):
+    ended = held & {"children", "soak.json"}  # of which any earlier soak left at least one
+    if strange := sorted(held - set(FILES)) or ([] if ended else sorted(held)):
         raise FileExistsError(
             f"{directory} holds {', '.join(strange[:3])}, which is of no soak; name a new directory"
         )

@@ -25,6 +25,7 @@ from lclm_jax.data.tokens import (
     Tokenizer,
 )
 from lclm_jax.data.transforms import read_requests
+from lclm_jax.writing import write_whole
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
@@ -75,10 +76,8 @@ def write_corpus(
     for _ in progress(range(1), "training tokenizer"):
         train_tokenizer(learned, vocab).save(directory / "tokenizer")
     for name in progress(NAMES, "writing text"):
-        Path(inputs[name][0]).write_text(
-            "".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8"
-        )
-    written.write_text(json.dumps(settings), encoding="utf-8")
+        write_whole(inputs[name][0], "".join(json.dumps(row) + "\n" for row in rows[name]))
+    write_whole(written, json.dumps(settings))
     return inputs
 
 

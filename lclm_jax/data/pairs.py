@@ -20,6 +20,7 @@ from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.rows import words_of
 from lclm_jax.data.shards import split_of
 from lclm_jax.data.transforms import read_requests
+from lclm_jax.writing import write_whole
 
 WORDS = 256  # that pairs are made of
 COUNTS = {"": 40_000, "_short": 20_000}  # documents of a source
@@ -120,10 +121,8 @@ def _write(
 ):
     directory.mkdir(parents=True, exist_ok=True)
     for name, (path,) in progress(_inputs(directory).items(), "writing text"):
-        Path(path).write_text(
-            "".join(json.dumps(row) + "\n" for row in rows[name]), encoding="utf-8"
-        )
-    (directory / WRITTEN).write_text(json.dumps(settings | MADE_BY), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows[name]))
+    write_whole(directory / WRITTEN, json.dumps(settings | MADE_BY))
 
 
 def frequent_words(texts: Iterable[str], count: int) -> list[str]:

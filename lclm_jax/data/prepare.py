@@ -10,11 +10,11 @@ import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ from lclm_jax.data.shards import (
 from lclm_jax.data.stretches import Stretch
 from lclm_jax.data.tokens import TextError, Tokenizer
 from lclm_jax.data.units import Unit, find_texts, find_units
+from lclm_jax.directories import locked
 from lclm_jax.errors import UserError
+from lclm_jax.writing import write_whole
 
 VERSION = 3  # of the files; another one prepares everything again
 LIBRARIES = ("lclm_jax", "tokenizers", "array-record", "msgpack", "numpy")
@@ -79,13 +81,38 @@ class Job:
             else []
         )
 
+    @property
+    def shards(self) -> list[Path]:
+        """The shard of each split."""
+        return [
+            shard_path(self.directory, self.source.name, split, self.number) for split in SPLITS
+        ]
+
     def done(self) -> dict[str, Any] | None:
-        """The report of an earlier run, if its shards are there and its input and settings were these."""
-        if not self.report.exists():
+        """The report of an earlier run of the same input and settings, if its files are whole."""
+        try:
+            report = _read(self.report)
+            _summary(self.source, [report])  # raises where something is missing
+            return report if report["key"] == self.key and self._is_whole(report) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        report = json.loads(self.report.read_text(encoding="utf-8"))
-        there = all((self.directory / shard["file"]).exists() for shard in report["shards"])
-        return report if there and report["key"] == self.key else None
+
+    def _is_whole(self, report: Mapping[str, Any]) -> bool:
+        """Whether this unit's own files, and no others, are as the report says, byte for byte."""
+        named = [(entry["split"], entry["file"]) for entry in report["shards"]]
+        if named != [(split, shard.name) for split, shard in zip(SPLITS, self.shards, strict=True)]:
+            return False
+        lines = self.rejections.read_text(encoding="utf-8").splitlines()
+        rejected = [json.loads(line)["reason"] for line in lines]
+        expected = Counter(report["rejected"]) + Counter(report.get("unread"))
+        return Counter(rejected) == expected and all(
+            hash_file(shard) == entry["sha256"]
+            and hash_file(index_path(shard)) == entry["index_sha256"]
+            for shard, entry in zip(self.shards, report["shards"], strict=True)
+        )
+
+
+Reports = Sequence[tuple[Job, dict[str, Any]]]  # of all units, in order
 
 
 def prepare(
@@ -98,8 +125,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the sources of a recipe, each from the patterns named for it, and returns the manifest.
 
-    Raises ConfigError for inputs that do not fit the recipe, UserError when too much of a source is refused: what was
-    refused is in `rejections.jsonl`, and what was done is reused by the next run.
+    Raises ConfigError for inputs that do not fit the recipe, DirectoryError when another process
+    prepares there, UserError when too much of a source is refused: what was refused is in
+    `rejections.jsonl`, and what was done is reused by the next run.
     """
     directory = Path(directory)
     names = [source.name for source in recipe.sources]
@@ -107,13 +135,76 @@ def prepare(
         raise ConfigError(
             f"expected an input for each of {', '.join(names)}, got {', '.join(inputs) or 'none'}"
         )
-    (directory / "units").mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory / "tokenizer")
+    _check_own(directory)
     jobs = [
         job
         for source in recipe.sources
         for job in plan(recipe, source, inputs[source.name], directory, tokenizer.fingerprint)
     ]
+    manifest = partial(_manifest, recipe, inputs, tokenizer)
+    if finished := _finished(recipe, directory, tokenizer, jobs, manifest):
+        return finished
+    with locked(directory):
+        reports = _prepare(recipe, directory, tokenizer, jobs, workers, progress)
+        write_whole(directory / MANIFEST, json.dumps(manifest(reports), indent=2))
+    return manifest(reports)
+
+
+def _check_own(directory: Path):
+    """Raises ConfigError for a directory whose other files preparation would write over."""
+    names = [name for name in ("model.json", "config.json") if (directory / name).exists()]
+    if (directory / "tokenizer").exists() and not (directory / "units").exists():
+        names.append("tokenizer")
+    if names:
+        raise ConfigError(
+            f"expected a new directory or one of prepared data, got {directory} with "
+            f"{', '.join(names)}"
+        )
+
+
+def _finished(
+    recipe: Recipe,
+    directory: Path,
+    tokenizer: Tokenizer,
+    jobs: Sequence[Job],
+    manifest: Callable[[Reports], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """The manifest of an earlier preparation, if it was this one and is whole.
+
+    Nothing is written then: any number of runs may prepare the same data at once, and others read.
+    """
+    if not (directory / MANIFEST).exists():
+        return None
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(Job.done, jobs))
+    reports = [(job, report) for job, report in zip(jobs, done, strict=True) if report is not None]
+    try:
+        same = (
+            len(reports) == len(jobs)
+            and _read(directory / MANIFEST) == json.loads(json.dumps(manifest(reports)))
+            and (directory / REJECTIONS).read_text(encoding="utf-8") == _rejections(jobs)
+            and Tokenizer.load(directory / "tokenizer").fingerprint == tokenizer.fingerprint
+            and all(
+                sum(source["rejected"].values()) <= recipe.most_rejected
+                for source in manifest(reports)["sources"].values()
+            )
+        )
+    except (OSError, ValueError, KeyError, UserError):
+        return None
+    return manifest(reports) if same else None
+
+
+def _prepare(
+    recipe: Recipe,
+    directory: Path,
+    tokenizer: Tokenizer,
+    jobs: Sequence[Job],
+    workers: int | None,
+    progress: Progress,
+) -> Reports:
+    """Writes everything but the manifest, once nobody else writes into the directory."""
+    (directory / "units").mkdir(exist_ok=True)
+    tokenizer.save(directory / "tokenizer")
     (directory / MANIFEST).unlink(missing_ok=True)
     _remove_others(directory, jobs)
     reports: dict[Path, dict[str, Any]] = {}
@@ -128,7 +219,13 @@ def prepare(
                     _too_many(job.source.name, directory, recipe, refused[job.source.name])
                 )
     _gather_rejections(directory, jobs)
-    manifest = {
+    return [(job, reports[job.report]) for job in jobs]
+
+
+def _manifest(
+    recipe: Recipe, inputs: Mapping[str, Sequence[str]], tokenizer: Tokenizer, reports: Reports
+) -> dict[str, Any]:
+    return {
         "version": VERSION,
         "recipe": to_dict(recipe),
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "entries": tokenizer.size},
@@ -136,14 +233,12 @@ def prepare(
         "libraries": {name: version(name) for name in LIBRARIES},
         "sources": {
             source.name: _summary(
-                source, [reports[job.report] for job in jobs if job.source == source]
+                source, [report for job, report in reports if job.source == source]
             )
             | {"inputs": list(inputs[source.name])}
             for source in recipe.sources
         },
     }
-    _write(directory / MANIFEST, json.dumps(manifest, indent=2))
-    return manifest
 
 
 def plan(
@@ -171,12 +266,12 @@ def run_jobs(
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs and their reports, as they are finished; those done before come first."""
     waiting = []
-    for job in jobs:
-        report = job.done()
-        if report is None:
-            waiting.append(job)
-        else:
-            yield job, report
+    with ThreadPoolExecutor() as threads:
+        for job, report in zip(jobs, threads.map(Job.done, jobs), strict=True):
+            if report is None:
+                waiting.append(job)
+            else:
+                yield job, report
     if not waiting:
         return
     count = min(len(waiting), workers or os.cpu_count() or 1)
@@ -225,7 +320,7 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
             break
     shards = [{"split": split} | writer.close() for split, writer in writers.items()]
     text = "".join(json.dumps(asdict(one)) + "\n" for one in [*rejections, *unread])
-    job.rejections.write_text(text, encoding="utf-8")
+    write_whole(job.rejections, text)
     report = {
         "key": job.key,
         "rows": rows,
@@ -239,7 +334,7 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
         {"file": str(path), "bytes": path.stat().st_size, "sha256": hash_file(path)}
         for path in (job.begins if not unread else ())
     ]
-    _write(job.report, json.dumps(report))
+    write_whole(job.report, json.dumps(report))
     return report
 
 
@@ -328,11 +423,8 @@ def _files_in(path: Path) -> list[Path]:
     return [file for file, _ in find_texts(path)[0]] if path.is_dir() else [path]
 
 
-def _write(path: Path, text: str):
-    """Whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.rename(path)
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _summary(source: Source, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -372,23 +464,43 @@ def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _remove_others(directory: Path, jobs: Sequence[Job]):
-    """Shards and reports of an earlier preparation that are not part of this one."""
+    """Removes the reports of an earlier preparation that are no part of this one, and their shards.
+
+    A shard's name follows from its report's; whatever else a report names is left alone, and so is
+    a file that is no report.
+    """
     numbers = {f"{job.source.name}-{job.number:05d}" for job in jobs}
     for report in (directory / "units").glob("*.json"):
-        if report.stem not in numbers:
-            for shard in json.loads(report.read_text(encoding="utf-8"))["shards"]:
-                path = directory / shard["file"]
-                path.unlink(missing_ok=True)
-                index_path(path).unlink(missing_ok=True)
-            report.with_suffix(".rejections.jsonl").unlink(missing_ok=True)
-            report.unlink()
+        source, _, number = report.stem.rpartition("-")
+        if report.stem in numbers or not number.isdecimal() or not _is_report(report):
+            continue
+        for split in SPLITS:
+            shard = shard_path(directory, source, split, int(number))
+            shard.unlink(missing_ok=True)
+            index_path(shard).unlink(missing_ok=True)
+        report.with_suffix(".rejections.jsonl").unlink(missing_ok=True)
+        report.unlink()
+
+
+def _is_report(file: Path) -> bool:
+    try:
+        return {"key", "rows", "shards"} <= _read(file).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _rejections(jobs: Sequence[Job]) -> str:
+    """The refused rows of all units, a line of JSON each."""
+    lines = [
+        json.dumps({"source": job.source.name} | json.loads(line)) + "\n"
+        for job in jobs
+        for line in job.rejections.read_text(encoding="utf-8").splitlines()
+    ]
+    return "".join(lines)
 
 
 def _gather_rejections(directory: Path, jobs: Sequence[Job]):
-    with (directory / REJECTIONS).open("w", encoding="utf-8") as gathered:
-        for job in jobs:
-            for line in job.rejections.read_text(encoding="utf-8").splitlines():
-                gathered.write(json.dumps({"source": job.source.name} | json.loads(line)) + "\n")
+    write_whole(directory / REJECTIONS, _rejections(jobs))
 
 
 def _too_many(source: str, directory: Path, recipe: Recipe, count: int) -> str:

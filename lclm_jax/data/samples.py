@@ -15,6 +15,7 @@ from typing import Any
 from lclm_jax.data.corpus import Row, docstrings, standard_library
 from lclm_jax.data.prepare import Progress, silent
 from lclm_jax.data.shards import split_of
+from lclm_jax.writing import write_whole
 
 EXERCISES = 4000  # problems of each sort
 LONG = 40_000  # characters from which a document is long
@@ -28,9 +29,7 @@ def write_samples(directory: str | Path, progress: Progress = silent) -> dict[st
     inputs = {}
     for name in progress(SOURCES, "writing samples"):
         path = directory / f"{name}.jsonl"
-        path.write_text(
-            "".join(json.dumps(row) + "\n" for row in SOURCES[name]()), encoding="utf-8"
-        )
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in SOURCES[name]()))
         inputs[name] = [str(path)]
     return inputs
 

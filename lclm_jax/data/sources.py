@@ -1,5 +1,7 @@
 """Prepared sources, opened: any example by its number, with tokens or, for planning rows, with lengths alone."""
 
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,21 @@ from typing import Any
 import grain
 import numpy as np
 
+from lclm_jax.checksums import Listed
 from lclm_jax.config import ConfigError
 from lclm_jax.data.rows import Raw, tokenise
-from lclm_jax.data.shards import MANIFEST, DamagedError, find_shards, read_index, unpack
+from lclm_jax.data.shards import (
+    MANIFEST,
+    REMEDY,
+    DamagedError,
+    Entry,
+    index_path,
+    read_index,
+    unpack,
+)
 from lclm_jax.data.stretches import Stretch, flatten, split
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.reading import read_json
-
-REMEDY = "bring the file back as it was (manifest.json has its sha256) or prepare again, then start again to continue"
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -25,7 +34,37 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
             f"{file}: no prepared data here; make it by python -m launch.prepare --recipe configs/recipe_*.py "
             f"--input NAME=PATH --out {directory}, or set data.directory"
         )
-    return read_json(file)
+    try:
+        manifest = read_json(file)
+        for source in manifest["sources"].values():
+            for entry in source["shards"]:
+                if Path(entry["file"]).name != entry["file"]:
+                    raise ValueError(
+                        f"{entry['file']!r} is not the name of a file in its directory"
+                    )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{file} is not a manifest: {error}; prepare again") from error
+    return manifest
+
+
+def listed_files(directory: str | Path) -> Iterator[Listed]:
+    """Every shard and index of a prepared directory with its sha256; older indexes have none."""
+    for source in read_manifest(directory)["sources"].values():
+        for entry in source["shards"]:
+            shard = Path(directory) / entry["file"]
+            yield shard, entry["sha256"]
+            if "index_sha256" in entry:
+                yield index_path(shard), entry["index_sha256"]
+
+
+def fingerprint(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Identifies the content of a source: its shards, its examples, and a hash over all shards."""
+    digests = "".join(str(entry.get("sha256")) for entry in entries)
+    return {
+        "shards": len(entries),
+        "examples": sum(entry["examples"] for entry in entries),
+        "sha256": hashlib.sha256(digests.encode()).hexdigest(),
+    }
 
 
 class Prepared:
@@ -43,21 +82,22 @@ class Prepared:
             )
         self.name, self.tokenizer = source, tokenizer
         self.kind: str = manifest["sources"][source]["kind"]
-        self.shards = find_shards(directory, source, split)
-        expected = [
-            shard["file"]
-            for shard in manifest["sources"][source]["shards"]
-            if shard["split"] == split
-        ]
-        if [shard.name for shard in self.shards] != sorted(expected):
+        entries = sorted(
+            (entry for entry in manifest["sources"][source]["shards"] if entry["split"] == split),
+            key=lambda entry: entry["file"],
+        )
+        self.shards = [Path(directory) / entry["file"] for entry in entries]
+        if missing := [shard.name for shard in self.shards if not shard.is_file()]:
             raise ConfigError(
-                f"expected the shards {', '.join(expected)} in {directory}, got {len(self.shards)}; prepare again"
+                f"expected the shards {', '.join(missing)} in {directory}, got none of that name; "
+                "prepare again"
             )
-        self.starts, self.table = read_index(self.shards)
-        counts = {
-            shard["file"]: shard["examples"] for shard in manifest["sources"][source]["shards"]
-        }
-        self._ends = np.cumsum([counts[shard.name] for shard in self.shards])
+        for shard, entry in zip(self.shards, entries, strict=True):
+            _check_size(shard, entry)
+        self.index = read_index(zip(self.shards, entries, strict=True))
+        self.starts, self.table = self.index.starts, self.index.table
+        self.fingerprint = fingerprint(entries)
+        self._ends = np.cumsum([entry["examples"] for entry in entries])
         self.same_tokenizer = manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
 
     def __len__(self) -> int:
@@ -78,13 +118,17 @@ class Prepared:
         return records
 
     def raw(self, i: int) -> Raw:
-        return self._read(i)[0]
+        return self._read(int(i))[0]
 
     def _read(self, i: int) -> tuple[Raw, list[Stretch]]:
         try:
-            return unpack(self._records[i])
-        except RuntimeError as error:  # of a record whose hash is another
+            packed = self._records[i]
+            raw, stretches = unpack(packed)
+        except (RuntimeError, ValueError) as error:  # of a record whose hash is another
             raise DamagedError(f"{self.where(i)} cannot be read: {error}; {REMEDY}") from error
+        if not self.index.describes(i, packed, stretches):
+            raise DamagedError(f"{self.where(i)} is not the example of its index; {REMEDY}")
+        return raw, stretches
 
     def __getitem__(self, i: int) -> list[Stretch]:
         raw, stretches = self._read(int(i))
@@ -109,6 +153,15 @@ def _check_opens(shard: Path):
         grain.sources.ArrayRecordDataSource([str(shard)])
     except RuntimeError as error:
         raise DamagedError(f"{shard.name} cannot be opened: {error}; {REMEDY}") from error
+
+
+def _check_size(shard: Path, entry: Mapping[str, Any]):
+    """Raises DamagedError for a shard of another size than its manifest says; older ones do not."""
+    expected, size = entry.get("bytes"), shard.stat().st_size
+    if expected is not None and size != expected:
+        raise DamagedError(
+            f"{shard.name} cannot be opened: expected {expected} bytes, got {size}; {REMEDY}"
+        )
 
 
 class Shapes:

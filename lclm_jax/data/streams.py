@@ -36,6 +36,7 @@ class Order:
     records: grain.MapDataset  # of str: the stream, and the shard and record an example is made of
     distinct: int  # records, in all sources
     budget: Budget  # of a row
+    sources: dict[str, dict[str, Any]]  # the fingerprint of each source's prepared data, by name
 
 
 def stage_order(
@@ -67,7 +68,8 @@ def stage_order(
     ]
     mixed = [grain.MapDataset.mix(parts, weights) for parts in (sizes, examples, records)]
     total = sum(map(len, {source.name: source for source in sources}.values()))
-    return Order(*mixed, total, budget(config, stage))
+    fingerprints = {source.name: source.fingerprint for source in sources}
+    return Order(*mixed, total, budget(config, stage), fingerprints)
 
 
 def stage_batches(
