@@ -1,4 +1,4 @@
-"""Chats in the rows of datasets: messages, or a question and its answer, and the fields beside them.
+"""Chats in the rows of datasets: messages, or a question and its answer, and what is beside them.
 
 A field whose words the model should see is used, or refused by name where it has no place.
 """
@@ -194,7 +194,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _tools(given: Raw) -> list[Raw]:
-    """Signatures of functions: `tools`, or `functions` in its older spelling; some are JSON text."""
+    """Signatures of functions: `tools`, or `functions` as older chats have it; some are JSON."""
     read = {name: _list_of_tools(given[name], name) for name in TOOLS if name in given}
     if "functions" in read:
         read["functions"] = [{"type": "function", "function": one} for one in read["functions"]]

@@ -1,4 +1,4 @@
-"""Tables in text, CSV and TSV, as rows: the first line names the fields, as `datasets` reads them."""
+"""Tables in text, CSV and TSV, as rows: the first line names the fields, as in `datasets`."""
 
 import csv
 import io

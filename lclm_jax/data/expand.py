@@ -1,7 +1,8 @@
-"""Traces of an agent that skims latents and expands what it must read word for word (paper, section 7).
+"""Traces of an agent that skims latents and expands what it must read word for word.
 
-The first turn holds every chunk of a text, numbered and compressed, and a question; the assistant asks for chunks
-(`EXPAND: 7, 9`), gets their text in the next turn, and answers (`ANSWER: ...`).
+As in section 7 of the paper, the first turn holds every chunk of a text, numbered and compressed,
+and a question; the assistant asks for chunks (`EXPAND: 7, 9`), gets their text in the next turn,
+and answers (`ANSWER: ...`).
 """
 
 import hashlib
@@ -17,7 +18,8 @@ CHUNK = 512  # tokens
 ROUNDS = 5  # expansions before an answer, at most
 DETOUR = 0.25  # share of traces that first expand a chunk beside the right one
 TASK = (
-    "The text below comes in numbered chunks, compressed. Write EXPAND: and chunk numbers to read chunks word for word, "
+    "The text below comes in numbered chunks, compressed. "
+    "Write EXPAND: and chunk numbers to read chunks word for word, "
     "ANSWER: and the answer when you know it.\n\n"
 )
 ASKING = (
@@ -35,7 +37,8 @@ ANSWERED = 12  # words asked for, at most
 def make_trace(
     text: str, tokenizer: Tokenizer, question: str | None = None, answer: str | None = None
 ) -> dict[str, Any] | None:
-    """A chat over the chunks of `text`, the same whenever it is made; None when it has one chunk or no answer in it.
+    """A chat over the chunks of `text`, the same whenever it is made; None when the text has one
+    chunk or no answer in it.
 
     Without a question, one line is asked for by its first words.
     """
@@ -82,7 +85,7 @@ def _bounds(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 
 def _ask(text: str, rng: np.random.Generator) -> tuple[str | None, str | None, tuple[int, int]]:
-    """A question about a line whose first words stand nowhere else, its answer, and where that lies."""
+    """A question about a line whose first words stand nowhere else, its answer, and its place."""
     lines = [line for line in re.finditer(r"[^\n]+", text) if len(line[0].split()) >= QUOTED + 3]
     for i in rng.permutation(len(lines))[:20]:
         line = lines[i]

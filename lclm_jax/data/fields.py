@@ -49,7 +49,7 @@ LONGEST_RUN = 1_000_000  # characters without a place to cut: some 200 bytes eac
 
 
 class RowError(UserError):
-    """A row that cannot be an example: a reason of few fixed words, and what was expected and found.
+    """A row that cannot be an example: a reason of few fixed words, and what was found.
 
     Reasons are "fields", "empty", "too long", "memory tags", "chat", "encoding", "no answer".
     """

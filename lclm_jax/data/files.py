@@ -43,8 +43,8 @@ class Rejection:
     file: str
     number: int
     # Of few words: encoding, json, csv, corrupt, pickle, empty, too long, those of
-    # `lclm_jax.data.formats.UnreadError` and of `lclm_jax.data.fields.RowError`; or error, for any other
-    # exception.
+    # `lclm_jax.data.formats.UnreadError` and of `lclm_jax.data.fields.RowError`; or error, for any
+    # other exception.
     reason: str
     detail: str  # what was expected and what came
 

@@ -1,4 +1,4 @@
-"""JSON as rows: lines of objects, and files that hold one list, one object, or one after another."""
+"""JSON as rows: lines of objects, and files of one list, one object, or one after another."""
 
 import io
 import json

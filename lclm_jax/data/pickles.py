@@ -1,6 +1,7 @@
-"""Unpickling that can build nothing but dict, list, str, int, bool and None: the original's training rows are pickles.
+"""Unpickling that builds nothing but dict, list, str, int, bool and None.
 
-The instructions of a pickle are read before any of them is carried out; whatever could import, call or construct is refused.
+The original's training rows are pickles. Their instructions are read before any of them is carried
+out; whatever could import, call or construct is refused.
 """
 
 import io
@@ -11,7 +12,8 @@ from typing import Any
 from lclm_jax.errors import UserError
 
 LONGEST = 1 << 30  # bytes
-GROWTH = 1000  # how much longer than the pickle its values may be when each is written out wherever it stands
+# How much longer than the pickle its values may be, each written out wherever it stands.
+GROWTH = 1000
 ALLOWED = frozenset(
     [
         "PROTO",
@@ -67,7 +69,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_plain(data: bytes, most: int = LONGEST) -> Any:
-    """The dict, list, str or int in a pickle of at most `most` bytes. Raises PickleError for anything else."""
+    """The dict, list, str or int in a pickle of at most `most` bytes. Raises PickleError."""
     if len(data) > most:
         raise PickleError(f"expected a pickle of at most {most} bytes, got {len(data)}")
     try:
@@ -77,12 +79,13 @@ def load_plain(data: bytes, most: int = LONGEST) -> Any:
             # The unpickler makes room for as many values as the largest number it is told.
             if opcode.name.endswith(("PUT", "GET")) and int(argument or 0) > noted:
                 raise PickleError(
-                    f"expected values numbered in turn, got {opcode.name} {argument} at byte {position}"
+                    f"expected values numbered in turn, got {opcode.name} {argument} at byte "
+                    f"{position}"
                 )
             if opcode.name not in ALLOWED:
                 raise PickleError(
-                    f"expected a pickle of dict, list, str and int, got the instruction {opcode.name} at byte {position}; "
-                    "write such rows as JSON"
+                    "expected a pickle of dict, list, str and int, got the instruction "
+                    f"{opcode.name} at byte {position}; write such rows as JSON"
                 )
         value = _Unpickler(io.BytesIO(data)).load()
     except (
@@ -105,7 +108,10 @@ def load_plain(data: bytes, most: int = LONGEST) -> Any:
 
 
 def _is_bounded(value: Any, most: int) -> bool:
-    """Whether a value, written out, has at most so many characters and parts; one that holds itself has no end."""
+    """Whether a value, written out, has at most `most` characters and parts.
+
+    One that holds itself has no end.
+    """
     left, size = [value], 0
     while left and size <= most:
         part = left.pop()

@@ -1,9 +1,10 @@
 """Rows of the input to raw examples, and raw examples to stretches of tokens.
 
 A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
-`{"text": str}`, `{"messages": [...], "tools": [...]}`, `{"spans": [{"context": str} | {"text": str},
-...]}`. Messages are those of `lclm_jax.data.messages`. In examples of earlier versions a content
-may also hold parts `{"analysis", "before", "after"}`.
+`{"text": str}`, `{"messages": [...], "tools": [...]}`,
+`{"spans": [{"context": str} | {"text": str}, ...]}`. Messages are those of
+`lclm_jax.data.messages`. In examples of earlier versions a content may also hold parts
+`{"analysis", "before", "after"}`.
 """
 
 import json
@@ -95,7 +96,7 @@ def words_of(raw: Raw) -> str:
 
 
 def _split_markers(role: str, content: str) -> list[Raw]:
-    """The texts before, between and after an assistant's markers of thoughts, which are no words."""
+    """The texts around and between an assistant's markers of thoughts: markers are no words."""
     for name in ("think", "analysis", "thinking", "reasoning") if role == "assistant" else ():
         before, _, rest = content.partition(f"<{name}>")
         thought, closed, after = rest.partition(f"</{name}>")

@@ -12,7 +12,7 @@ WORD = re.compile(r"[^\W\d_]+")  # words end where a digit, a dot, a dash or an 
 
 
 def split_of_file(parts: Sequence[str]) -> str | None:
-    """ "validation" or "test" where a path below its dataset says so, None for all that is trained on.
+    """ "validation" or "test" where a path below its dataset says so, None for what is trained on.
 
     Its last name that has such a word decides: `test-00000-of-00001.parquet`, `en/valid/0.jsonl`.
     """

@@ -154,7 +154,9 @@ def _is_whole(path: Path) -> bool:
 
 
 def _cut_lines(path: Path, size: int) -> list[Unit]:
-    """Ranges of bytes. Their lines are counted here, in one pass: else each worker would read all that lies before its own."""
+    """Ranges of bytes. Their lines are counted here, in one pass: else each worker would read all
+    that lies before its own.
+    """
     if path.stat().st_size <= size:
         return [Unit("jsonl", (str(path),))]
     units, start, lines, whole = [], 0, 0, True
