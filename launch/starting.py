@@ -1,6 +1,7 @@
 """Errors while a command's modules are imported, which takes seconds, end it with one line.
 
-`python -m launch.NAME` imports this before anything else; `lclm_jax.command.run` takes over when `main` begins.
+`python -m launch.NAME` imports this before anything else; `lclm_jax.command.run` takes over when
+`main` begins.
 """
 
 import importlib.util
@@ -27,7 +28,7 @@ def _report(kind, error, trace):
 
 
 def _describe(error: BaseException) -> str | None:
-    """`lclm_jax.errors.describe`, which a package that is missing may have kept from being imported."""
+    """Calls `lclm_jax.errors.describe`, which may not be imported yet."""
     module = sys.modules.get("lclm_jax.errors")
     if module:
         return module.describe(error)

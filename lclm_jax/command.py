@@ -1,4 +1,4 @@
-"""What every command line shares: arguments, logging, tables, and errors as one line instead of a stack trace."""
+"""What every command line shares: arguments, logging, tables, and errors as one line."""
 
 import argparse
 import io
@@ -25,14 +25,14 @@ BROKEN_PIPE = 141  # exit status, as a shell gives it
 
 
 def run(main: Callable[[], None], cache: bool = True):
-    """Calls `main`. An error that the user can mend ends with its line and exit status 2, an interruption with 130.
+    """Calls `main` and ends the process where it raises.
 
-    With `cache`, a command that uses JAX keeps its compiled programs on disk (`compilation.enable_cache`).
+    An error that the user can mend ends with its line and exit status 2, an interruption with 130.
+    With `cache`, a command that uses JAX keeps its compiled programs on disk
+    (`compilation.enable_cache`).
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a locale of few characters must not end a command
+        if isinstance(stream, io.TextIOWrapper):  # a locale may have few characters
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("absl", "jax", "orbax"):
@@ -73,7 +73,7 @@ def _end(message: str, status: int):
 
 
 def setting(hint: Any) -> Callable[[str], Any]:
-    """The type of an argument whose value has the annotated type and range: `type=setting(Size)`."""
+    """The type of an argument whose value has a type and range: `type=setting(Size)`."""
 
     def convert(text: str) -> Any:
         try:
@@ -95,7 +95,7 @@ def show_table(table: Table):
 
 
 def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:
-    """The config a file's `config()` returns, changed by `key=value` assignments, and the file's other names."""
+    """The config of a file's `config()`, changed by `key=value`, and the file's other names."""
     make, names = read_function(path, "config")
     config = make()
     if not isinstance(config, Config):
@@ -116,7 +116,8 @@ def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, An
     names = _blame(file, lambda: runpy.run_path(file))
     if not callable(names.get(name)):
         raise ConfigError(
-            f"{path} has no function {name}(); expected one that returns a lclm_jax {name.capitalize()}"
+            f"{path} has no function {name}(); expected one that returns a lclm_jax "
+            f"{name.capitalize()}"
         )
     return lambda: _blame(file, names[name]), names
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the line that a command prints of an error instead of a stack trace."""
+"""Errors that a user can mend, and the line that a command prints instead of a stack trace."""
 
 import re
 from importlib import metadata
@@ -20,11 +20,15 @@ class FileError(UserError, ValueError):
     """A file that does not hold what it should."""
 
 
-# What other libraries raise where a setting or the machine is to blame: a pattern of the message, and a remedy.
+# What other libraries raise where a setting or the machine is to blame: pattern -> remedy.
 REMEDIES = {
-    r"RESOURCE_EXHAUSTED|Out of memory": "the device's memory is full; lower data.rows, data.positions, data.windows or "
-    "run.loss_chunk, raise run.micro_batches, set model.remat=full, or use more devices",
-    r"Unable to initialize backend|Unknown backend": "no such devices here; set or unset JAX_PLATFORMS",
+    r"RESOURCE_EXHAUSTED|Out of memory": (
+        "the device's memory is full; lower data.rows, data.positions, data.windows or "
+        "run.loss_chunk, raise run.micro_batches, set model.remat=full, or use more devices"
+    ),
+    r"Unable to initialize backend|Unknown backend": (
+        "no such devices here; set or unset JAX_PLATFORMS"
+    ),
     r"No space left on device": "the disk is full",
     r"Read-only file system|Permission denied": "choose a directory that can be written",
 }
@@ -56,7 +60,7 @@ def _describe_file_error(error: OSError) -> str:
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:
-    """Names the extra of this project that brings a package; None for a module that no requirement names."""
+    """Names the extra that brings a package; None for a module that no requirement names."""
     name = (error.name or "").partition(".")[0]
     try:
         requirements = metadata.requires("lclm_jax") or []

@@ -8,7 +8,7 @@ from lclm_jax.errors import FileError
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, without a byte order mark. Raises FileError for bytes that are not UTF-8."""
+    """The text of a file, without a mark of its encoding. Raises FileError unless it is UTF-8."""
     return decode(Path(path).read_bytes(), str(path))
 
 

@@ -1,7 +1,7 @@
-"""Types and ranges of settings, declared in the annotations of config dataclasses and checked in one place.
+"""Types and ranges of settings, declared in annotations and checked in one place.
 
-`rows: Size` or `share: Annotated[float, Range(least=0)]` declares a field. `Settings` checks every field when an instance
-is made, whether by Python, `key=value` or JSON.
+`rows: Size` or `share: Annotated[float, Range(least=0)]` declares a field. `Settings` checks every
+field when an instance is made, whether by Python, `key=value` or JSON.
 """
 
 import dataclasses
@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 
 class Settings:
-    """Base of frozen config dataclasses. Raises ConfigError for a field whose value is of another type or out of range."""
+    """Base of frozen config dataclasses.
+
+    Raises ConfigError for a field whose value is of another type or out of range.
+    """
 
     def __post_init__(self):
         for name, hint in field_hints(type(self)).items():
@@ -40,7 +43,9 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An interval of numbers: `least` and `most` belong to it, `above` and `below` do not; `also` are exceptions.
+    """An interval of numbers, to which `least` and `most` belong; `above` and `below` do not.
+
+    `also` are numbers outside the interval that are allowed.
 
     >>> str(Range(least=0, below=1))
     'at least 0 and below 1'
@@ -151,7 +156,10 @@ def field_hints(kind: type) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Builds `kind` from nested dicts. Raises ConfigError for a key that is unknown or missing and for a bad value."""
+    """Builds `kind` from nested dicts.
+
+    Raises ConfigError for a key that is unknown or missing and for a bad value.
+    """
     hints = field_hints(kind)
     for key in values:
         check_key(key, hints, path)
@@ -183,8 +191,9 @@ def check_key(key: Any, known: Iterable[str], path: str):
 def parse(hint: Any, value: Any, path: str) -> Any:
     """`value` as the annotation `hint` asks for; `path` names the setting in errors.
 
-    Converts whole numbers to float, numpy's numbers to Python's, lists to tuples, dicts to dataclasses, and a leading `~`
-    to the home directory. Raises ConfigError for every other difference.
+    Converts whole numbers to float, numpy's numbers to Python's, lists to tuples, dicts to
+    dataclasses, and a leading `~` to the home directory. Raises ConfigError for every other
+    difference.
     """
     kind, rules = _split(hint)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -285,12 +294,16 @@ def describe(hint: Any) -> str:
 
 
 def expand_home(path: str) -> str:
-    """A path with its leading `~` or `~user` replaced by the home directory. Raises ConfigError for an unknown user."""
+    """A path with its leading `~` or `~user` replaced by the home directory.
+
+    Raises ConfigError for an unknown user.
+    """
     if not path.startswith("~"):
         return path
     try:
         return str(Path(path).expanduser())
     except RuntimeError as error:
         raise ConfigError(
-            f"{path}: no home directory for {path.split('/')[0]}; name the path in full, or write ./{path}"
+            f"{path}: no home directory for {path.split('/')[0]}; name the path in full, or write "
+            f"./{path}"
         ) from error

@@ -16,6 +16,7 @@ os.environ["LCLM_JAX_CACHE"] = "off"
 
 import dataclasses
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -75,10 +76,13 @@ def command(monkeypatch):
 
     def status(module, *arguments) -> int:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        interrupts = signal.getsignal(signal.SIGINT)
         try:
             run_command(module.main)
         except SystemExit as stop:
             return int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, interrupts)
         return 0
 
     return status

@@ -1,4 +1,4 @@
-"""Every command, given what a user gets wrong: one line that names it and status 2, never a stack trace."""
+"""Every command names what a user gets wrong in one line, with status 2."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 TINY, SMALL = ROOT / "configs" / "tiny.py", ROOT / "docs" / "small" / "model"
 SCRATCH = ROOT / "configs" / "scratch_0p6b.py"  # it prepares nothing
 RECIPE = ROOT / "configs" / "recipe_agent.py"
-# Arguments of every command, BAD being the path that is wrong; sources to be read, and places to be written.
+# Arguments of every command, BAD being the path that is wrong: sources, and places to write.
 READS = {
     "launch.train": [["--config", "BAD"], ["--config", SCRATCH, "--set", "data.directory=BAD"]],
     "launch.demo": [["--config", "BAD"]],

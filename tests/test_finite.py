@@ -1,4 +1,4 @@
-"""NaN in latents and parameters, bad arguments of a model's methods, and settings of JAX that cannot be."""
+"""NaN in latents and parameters, bad arguments, and settings of JAX that cannot be."""
 
 import jax
 import numpy as np

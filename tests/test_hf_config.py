@@ -1,4 +1,4 @@
-"""Foreign settings: what config.json of a tower means to transformers, and what is refused by name."""
+"""What a foreign config.json means to transformers, and what is refused by name."""
 
 import json
 import os
