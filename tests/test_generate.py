@@ -156,6 +156,38 @@ def test_repetition_penalty_lowers_what_was_written():
     assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[1, 2])[0] == 1
 
 
+def test_every_row_is_penalised_for_what_it_has_written_itself():
+    logits = np.tile(np.float32([2.0, 1.5, -1.0]), (3, 1))
+    seen = np.array([[True, False, False], [False, True, False], [False, False, False]])
+    rules = Rules.of(Sampling(repetition_penalty=2.0))
+    assert choose(logits, seen, jax.random.key(0), rules).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "lowest"),
+    [
+        (Sampling(1.0, top_k=1), 3),
+        (Sampling(1.0, top_k=3), 1),
+        (Sampling(1.0, top_k=4), 0),
+        (Sampling(1.0, top_k=9), 0),
+        # Shares 8, 4, 2 and 1 of 15.
+        (Sampling(1.0, top_p=0.5), 3),
+        (Sampling(1.0, top_p=0.6), 2),
+        (Sampling(1.0, top_p=0.85), 1),
+        # Of two candidates shares are 8 and 4 of 12.
+        (Sampling(1.0, top_k=2, top_p=0.6), 3),
+        (Sampling(1.0, top_k=2, top_p=0.7), 2),
+    ],
+)
+@pytest.mark.parametrize("candidates", [1, 2, 3, 4, 99])
+def test_the_lowest_score_that_is_left(sampling, lowest, candidates, monkeypatch):
+    """Candidates that do not suffice are followed by the whole vocabulary; every row has its own."""
+    monkeypatch.setattr("lclm_jax.sampling.CANDIDATES", candidates)
+    logits = jnp.log(jnp.array([[4.0, 1.0, 8.0, 2.0], [2.0, 8.0, 1.0, 4.0]]))
+    found = sampling_module._lowest(logits + jnp.array([[0.0], [5.0]]), Rules.of(sampling))
+    np.testing.assert_allclose(found, np.log(2.0**lowest) + np.array([0, 5]), rtol=1e-5)
+
+
 def test_compress_many_windows(model):
     """Windows are read so many at once, the last batch not full, and each as if it were alone."""
     window = model.config.compression.window
