@@ -27,7 +27,7 @@ from lclm_jax.latents import Latents
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
 from lclm_jax.prompts import Prompt
-from lclm_jax.sampling import Rules, Sampling, choose
+from lclm_jax.sampling import Rules, Sampling
 
 pytestmark = pytest.mark.image
 
@@ -112,80 +112,6 @@ def test_no_token_copies_the_cache(model, monkeypatch):
     cached = rf"= f32\[[\d,]*{length},{model.config.decoder.head_dim}\]\S* "
     assert re.search(cached, steps)
     assert not re.search(cached + r"copy\(", steps)
-
-
-LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
-
-
-def draw(sampling, logits=LOGITS, seen=(), count=2000):
-    """How often each token is chosen."""
-    marks = np.isin(np.arange(len(logits)), seen)
-    tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
-    chosen = choose(*tiled, jax.random.key(0), Rules.of(sampling))
-    return np.bincount(chosen, minlength=len(logits)) / count
-
-
-def test_greedy_takes_the_best():
-    assert draw(Sampling())[1] == 1
-
-
-def test_temperature_sharpens():
-    np.testing.assert_allclose(draw(Sampling(temperature=1.0)), [0.05, 0.5, 0.15, 0.3], atol=0.03)
-    squared = np.exp(2 * LOGITS)
-    np.testing.assert_allclose(draw(Sampling(temperature=0.5)), squared / squared.sum(), atol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("sampling", "possible"),
-    [
-        (Sampling(1.0, top_k=2), [1, 3]),
-        (Sampling(1.0, top_k=9), [0, 1, 2, 3]),
-        (Sampling(1.0, top_p=0.45), [1]),
-        (Sampling(1.0, top_p=0.6), [1, 3]),
-        (Sampling(1.0, top_p=0.9), [1, 2, 3]),
-        (Sampling(1.0, top_k=3, top_p=0.6), [1, 3]),
-    ],
-)
-def test_top_k_and_top_p_cut_the_tail(sampling, possible):
-    assert list(np.flatnonzero(draw(sampling))) == possible
-
-
-def test_repetition_penalty_lowers_what_was_written():
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([-1.0, -1.5, -9.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[1, 2])[0] == 1
-
-
-def test_every_row_is_penalised_for_what_it_has_written_itself():
-    logits = np.tile(np.float32([2.0, 1.5, -1.0]), (3, 1))
-    seen = np.array([[True, False, False], [False, True, False], [False, False, False]])
-    rules = Rules.of(Sampling(repetition_penalty=2.0))
-    assert choose(logits, seen, jax.random.key(0), rules).tolist() == [1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("sampling", "lowest"),
-    [
-        (Sampling(1.0, top_k=1), 3),
-        (Sampling(1.0, top_k=3), 1),
-        (Sampling(1.0, top_k=4), 0),
-        (Sampling(1.0, top_k=9), 0),
-        # Shares 8, 4, 2 and 1 of 15.
-        (Sampling(1.0, top_p=0.5), 3),
-        (Sampling(1.0, top_p=0.6), 2),
-        (Sampling(1.0, top_p=0.85), 1),
-        # Of two candidates shares are 8 and 4 of 12.
-        (Sampling(1.0, top_k=2, top_p=0.6), 3),
-        (Sampling(1.0, top_k=2, top_p=0.7), 2),
-    ],
-)
-@pytest.mark.parametrize("candidates", [1, 2, 3, 4, 99])
-def test_the_lowest_score_that_is_left(sampling, lowest, candidates, monkeypatch):
-    """Candidates that do not suffice are followed by the whole vocabulary; every row has its own."""
-    monkeypatch.setattr("lclm_jax.sampling.CANDIDATES", candidates)
-    logits = jnp.log(jnp.array([[4.0, 1.0, 8.0, 2.0], [2.0, 8.0, 1.0, 4.0]]))
-    found = sampling_module._lowest(logits + jnp.array([[0.0], [5.0]]), Rules.of(sampling))
-    np.testing.assert_allclose(found, np.log(2.0**lowest) + np.array([0, 5]), rtol=1e-5)
 
 
 def test_compress_many_windows(model):
