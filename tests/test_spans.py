@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import MARKER, MEMORY, SPANS, build, ids, model
 
+from lclm_jax.config import ConfigError
 from lclm_jax.data.spans import (
     Context,
     Given,
@@ -209,9 +210,16 @@ def test_a_window_of_one_token():
     ]
 
 
-def test_a_window_comes_as_soon_as_the_tokens_it_reads_are_there():
-    """Bidirectional windows of four tokens and one more on either side; six tokens come before the rest."""
-    config = model(ratio=2, window=4, overlap=1, causal=False)
+@pytest.mark.parametrize(
+    ("causal", "expected"),
+    [
+        (True, [(4, [1, 2, 3, 4], 0), (11, [4, 5, 6, 7, 8], 2), (11, [8, 9, 10, 11], 4)]),
+        (False, [(5, [1, 2, 3, 4, 5], 0), (11, [4, 5, 6, 7, 8, 9], 2), (11, [8, 9, 10, 11], 4)]),
+    ],
+)
+def test_a_window_comes_as_soon_as_the_tokens_it_reads_are_there(causal, expected):
+    """Windows of four tokens read one more on the left and, unless causal, on the right."""
+    config = model(ratio=2, window=4, overlap=1, causal=causal)
     came = []
 
     def parts():
@@ -219,14 +227,37 @@ def test_a_window_comes_as_soon_as_the_tokens_it_reads_are_there():
             came.append(len(part))
             yield part
 
-    seen = [
-        (sum(came), piece.tokens.tolist(), piece.first) for piece in cut_windows(parts(), config)
-    ]
-    assert seen == [
-        (5, [1, 2, 3, 4, 5], 0),
-        (11, [4, 5, 6, 7, 8, 9], 2),
-        (11, [8, 9, 10, 11], 4),
-    ]
+    pieces = cut_windows(parts(), config)
+    assert [(sum(came), piece.tokens.tolist(), piece.first) for piece in pieces] == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_tokens_that_come_in_parts_are_cut_as_the_whole(size):
+    config, tokens = (
+        model(ratio=2, window=4, overlap=3, causal=False),
+        np.arange(47, dtype=np.int32),
+    )
+    parts = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+    whole = split_windows(Context(tokens), config)
+    for piece, expected in zip(cut_windows(parts, config), whole, strict=True):
+        assert piece.tokens.tolist() == expected.tokens.tolist()
+        assert (piece.first, piece.groups.tolist()) == (expected.first, expected.groups.tolist())
+
+
+def test_markers_of_eos_pooling_are_those_of_the_tokenizer():
+    config = model(ratio=2, window=4, pooling="eos")
+    (piece,) = lay_out([Context(ids(1, 2, 3))], config, MEMORY).pieces
+    assert piece.tokens.tolist() == [1, 2, 3, MARKER, MARKER]
+
+
+def test_a_ratio_the_model_lacks_is_refused_with_those_it_has():
+    for refused in (count_latents, lambda *_: split_windows(Context(ids(1), 3), two_ratios())):
+        with pytest.raises(ConfigError) as error:
+            refused(5, two_ratios(), 3)
+        assert str(error.value) == (
+            "this model compresses at ratio 2, 4, got ratio=3; load one trained for 3, "
+            "or name it in compression.ratios"
+        )
 
 
 @pytest.mark.parametrize("record", [[], [Plain(ids())]])
