@@ -114,6 +114,43 @@ def test_no_token_copies_the_cache(model, monkeypatch):
     assert not re.search(cached + r"copy\(", steps)
 
 
+def test_the_state_after_one_more_token():
+    """Row by row: a stop token, scores with NaN, an ordinary token; a stop is banned up to `min_tokens`."""
+    rows = jnp.zeros(3, jnp.int32)
+    none = jnp.zeros((3, 4), bool)
+    ended, finite = jnp.zeros(3, bool), jnp.ones(3, bool)
+    key = jax.random.key(0)
+    logits = jnp.array([[0.0, 9, 5, 0], [0, jnp.nan, 3, 0], [0, 0, 0, 7]])
+
+    def after(min_tokens, step):
+        rules = Rules.of(Sampling(min_tokens=min_tokens), stops=[1])
+        state = generate.Decoding(rows, rows, none, ended, finite, jnp.int32(step), key, None)
+        return generate._next(logits, state, rules)
+
+    state = after(min_tokens=2, step=2)
+    assert state.tokens[0] == 1 and state.tokens[2] == 3
+    assert state.ended.tolist() == [True, True, False]
+    assert state.finite.tolist() == [True, False, True]
+    assert np.argwhere(state.seen).tolist() == [
+        [row, token] for row, token in enumerate(state.tokens.tolist())
+    ]
+    assert state.step == 3 and state.positions.tolist() == [0, 0, 0]
+    assert not np.array_equal(jax.random.key_data(state.rng), jax.random.key_data(key))
+    early = after(min_tokens=2, step=1)
+    assert early.tokens[0] == 2 and not early.ended[0]
+
+
+def test_what_has_ended_or_was_not_finite_stays_so():
+    rows, seen = jnp.zeros(2, jnp.int32), jnp.array([[True, False], [False, False]])
+    state = generate.Decoding(
+        *(rows, rows, seen, jnp.array([True, False]), jnp.array([True, False])),
+        *(jnp.int32(4), jax.random.key(0), None),
+    )
+    state = generate._next(jnp.array([[0.0, 1], [0.0, 1]]), state, Rules.of(Sampling()))
+    assert state.ended.tolist() == [True, True] and state.finite.tolist() == [True, False]
+    assert state.seen.tolist() == [[True, True], [False, True]] and state.step == 5
+
+
 def test_compress_many_windows(model):
     """Windows are read so many at once, the last batch not full, and each as if it were alone."""
     window = model.config.compression.window
