@@ -88,7 +88,7 @@ def test_clipping_is_switched_off_by_none_and_not_by_zero():
 
 def test_a_gradient_within_the_limit_is_left_as_it_is():
     slow = OptimizerConfig(eps=1.0, clip=5.0)
-    for gradient in ([0.3, -0.4], [2.4, 3.2], [0.0, 0.0]):
+    for gradient in ([0.3, -0.4], [2.4, 3.2], [6e-8, 8e-8], [0.0, 0.0]):
         expected = [-0.5 * x / (abs(x) + 1) for x in gradient]
         np.testing.assert_allclose(moved(slow, gradient), expected, rtol=1e-5)
 
@@ -187,6 +187,17 @@ def test_frozen_parameters_have_no_moments_and_no_decay():
     assert trained.keys() == {"encoder/w", "decoder/bias", "decoder/w", "adapter/w"}
     assert frozen.keys() == {"encoder/table"}
     assert all(x is flatten(params)[path] for path, x in (trained | frozen).items())
+
+
+def test_a_group_of_rate_zero_has_moments_and_stays():
+    still = replace(STAGE, groups=(Group("decoder/.*", 0.0, decay=0.0),))
+    moments = init_moments(PARAMS, still, OptimizerConfig())
+    assert learning_rates(moments, still) == {"decoder": 0}
+    flags = jnp.bool_(True), jnp.bool_(True)
+    gradients = {"decoder/x": jnp.ones(2)}
+    after, moments = update(PARAMS, moments, gradients, still, OptimizerConfig(), *flags)
+    assert not np.any(after["decoder"]["x"])
+    assert np.all(moments["decoder/0"][0].mu["decoder/x"])
 
 
 @pytest.mark.parametrize(
