@@ -356,6 +356,28 @@ def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, 
     assert matmul_flops(made.jaxpr).total() == products * 2 * targets.size * table.size
 
 
+def test_losses_of_bfloat16_are_float32_sums_of_its_products(scored):
+    """As of the same numbers in float32, to within far less than bfloat16 tells apart."""
+    hidden, table, targets, weights = scored
+    rounded = jnp.asarray(4 * hidden, jnp.bfloat16), jnp.asarray(table, jnp.bfloat16)
+    exact = [x.astype(jnp.float32) for x in rounded]
+    found = cross_entropy(*rounded, targets, weights, chunk=5)
+    expected = naive_losses(*exact, targets, weights)
+    assert {x.dtype for x in found} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_bfloat16_table_add_up_in_float32():
+    """A thousand equal positions, two a chunk; a bfloat16 sum would stop growing at 256 chunks."""
+    positions = 1024
+    hidden = jnp.ones((1, positions, 1), jnp.bfloat16)
+    table = jnp.zeros((2, 1), jnp.bfloat16)
+    targets, weights = np.zeros((1, positions), np.int32), np.ones((1, positions), np.float32)
+    summed = jax.grad(lambda table: cross_entropy(hidden, table, targets, weights, 2)[0])
+    np.testing.assert_array_equal(summed(table).astype(jnp.float32), [[-512], [512]])
+
+
 def test_losses_by_position_have_no_gradients_and_say_so(scored):
     hidden, table, targets, weights = scored
     by_position = jax.grad(
