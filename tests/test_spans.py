@@ -165,6 +165,8 @@ def test_given_latents_get_slots_and_no_window():
     assert example.tokens.tolist() == [MEMORY.start, MEMORY.slot, MEMORY.slot, MEMORY.end, 6]
     assert example.slots.tolist() == [-1, 0, 1, -1, -1]
     assert example.pieces == []
+    both = [Plain(ids(1)), Given(2), Given(3)]
+    assert measure(both, model()).positions == len(lay_out(both, model(), MEMORY)) == 10
 
 
 def two_ratios():
@@ -248,6 +250,8 @@ def test_markers_of_eos_pooling_are_those_of_the_tokenizer():
     config = model(ratio=2, window=4, pooling="eos")
     (piece,) = lay_out([Context(ids(1, 2, 3))], config, MEMORY).pieces
     assert piece.tokens.tolist() == [1, 2, 3, MARKER, MARKER]
+    for (unnamed,) in (split_windows(Context(ids(1)), config), list(cut_windows([ids(1)], config))):
+        assert unnamed.tokens.tolist() == [1, 0]
 
 
 def test_a_ratio_the_model_lacks_is_refused_with_those_it_has():
