@@ -348,7 +348,9 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
     assert 160 < wrapped < 240
 
 
-@pytest.mark.parametrize(("length", "kept"), [(2000, 128), (400, 128), (60, None)])
+@pytest.mark.parametrize(
+    ("length", "kept"), [(2000, 128), (400, 128), (129, 128), (128, None), (60, None)]
+)
 def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
     example = [
         Stretch(np.arange(9), Role.FIXED),
@@ -367,6 +369,42 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
         )
         seen.add(trained)
     assert seen == {length, kept or length}
+
+
+def test_only_what_the_assistant_writes_is_trained_on():
+    """A context keeps the ratio that it asks for, in both kinds of stream."""
+    roles = (Role.FIXED, Role.CONTEXT, Role.ANSWER, Role.DOCUMENT, Role.ANALYSIS)
+    example = [Stretch(range(i, i + 2), role, 4) for i, role in enumerate(roles)]
+    expected = [
+        Plain(range(0, 2)),
+        Context(range(1, 3), 4),
+        Plain(range(2, 4), trained=True),
+        Plain(range(3, 5)),
+        Plain(range(4, 6), trained=True),
+    ]
+    assert follow(example, np.random.default_rng(0)) == expected
+    whole = [reason(example[:4], np.random.default_rng(seed)) for seed in range(20)]
+    assert all(record == expected[:4] for record in whole)
+    unanswered = [reason(example[:2], np.random.default_rng(seed)) for seed in range(20)]
+    assert all(record == expected[:2] for record in unanswered)
+
+
+def test_the_last_of_several_answers_is_the_one_that_is_compressed():
+    example = [Stretch(range(300), Role.ANSWER), Stretch(range(1000, 1200), Role.ANSWER)]
+    records = [reason(example, np.random.default_rng(seed)) for seed in range(20)]
+    cut = [
+        Plain(range(300), trained=True),
+        Context(range(1000, 1072)),
+        Plain(range(1072, 1200), trained=True),
+    ]
+    assert {len(record) for record in records} == {2, 3}
+    assert all(record == cut for record in records if len(record) == 3)
+
+
+def test_a_context_of_a_model_of_one_ratio_asks_for_none():
+    record = [Context(range(3)), Plain(range(2)), Context(range(3), 4)]
+    rng = np.random.default_rng(0)
+    assert draw_ratios(record, rng, CompressionConfig(4, 32)) == record
 
 
 def test_ratios_are_drawn_by_their_weights(tokenizer):
