@@ -20,7 +20,7 @@ from lclm_jax.loss import cross_entropy
 from lclm_jax.model.attention import Cache, attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
-from lclm_jax.model.masks import Places
+from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.model.pooling import membership, pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
 from lclm_jax.sharding import RULES
@@ -29,6 +29,19 @@ from lclm_jax.state import abstract_params, init_boxed
 pytestmark = pytest.mark.image
 
 HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.float32)
+
+
+def test_who_sees_whom():
+    """Two examples packed into a row and a pad; then one query of each after keys in another order."""
+    row = Places(np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 0]]))
+    blocks = [[1] * 3 + [0] * 3] * 3 + [[0] * 3 + [1, 1, 0]] * 2 + [[0] * 6]
+    assert attention_mask(row, row, False)[0].astype(int).tolist() == blocks
+    causal = np.tril(np.array(blocks)).tolist()
+    assert attention_mask(row, row, True)[0].astype(int).tolist() == causal
+    queries = Places(np.array([[2, 1]]), np.array([[0, 1]]))
+    keys = Places(np.array([[1, 0, 2, 1, 2]]), np.array([[1, 0, 1, 2, 0]]))
+    found = attention_mask(queries, keys, True)[0].astype(int).tolist()
+    assert found == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
 
 
 def test_membership():
@@ -58,6 +71,16 @@ JOINED = {
 @pytest.mark.parametrize(("groups", "expected"), MEANS.values(), ids=MEANS)
 def test_pool_mean(groups, expected):
     np.testing.assert_allclose(pool_mean(HIDDEN, np.array([groups]), 4)[0], expected)
+
+
+def test_means_of_bfloat16_are_summed_in_float32():
+    """Of 512 numbers: a bfloat16 sum of ones would stop growing at 256."""
+    hidden = jnp.ones((1, 512, 1), jnp.bfloat16)
+    pooled = pool_mean(hidden, np.zeros((1, 512), np.int32), 1)
+    assert pooled.dtype == jnp.bfloat16 and pooled.tolist() == [[[1.0]]]
+    uneven = hidden.at[0, 0].set(300)  # 811 of 512, which bfloat16 would round to 812
+    found = pool_mean(uneven, np.zeros((1, 512), np.int32), 1)
+    assert found[0, 0, 0] == jnp.bfloat16(811 / 512)
 
 
 @pytest.mark.parametrize(("groups", "expected"), JOINED.values(), ids=JOINED)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from records import ids
 
 from lclm_jax.config import CompressionConfig, ConfigError, DataConfig
+from lclm_jax.data import transforms
 from lclm_jax.data.rows import tokenise
 from lclm_jax.data.spans import (
     Context,
@@ -267,6 +268,26 @@ def test_wrapped_regions_cover_what_the_paper_says_with_gaps_between(length):
     assert evenly_spread(cover, 0.8, 1.0, 1 / length)
     several = np.bincount(numbers)[2:] / len(numbers)
     assert len(several) == most - 1 and (abs(several - 0.5 / most) < 0.04).all()
+
+
+def test_segments_after_the_first_are_even_up_to_the_jitter(monkeypatch):
+    monkeypatch.setattr("lclm_jax.data.transforms._jitter", lambda parts, rng: np.array([0.8, 1.2]))
+    assert transforms._shares(1000, 3, 0.4, None, 100) == [400, 240, 360]
+    # What would be too short takes from the other.
+    assert transforms._shares(1000, 3, 0.4, None, 290) == [400, 290, 310]
+    assert transforms._shares(1000, 3, 0.01, None, 200)[0] == 200
+    assert transforms._shares(1000, 3, 0.99, None, 200) == [600, 200, 200]
+    assert transforms._shares(7, 1, 0.4, None, 100) == [7]
+
+
+def test_jitter_is_drawn_within_a_fifth_and_keeps_the_sum():
+    x, y = np.random.default_rng(3).uniform(0.8, 1.2, 2)
+    expected = [2 * x / (x + y), 2 * y / (x + y)]
+    assert np.allclose(transforms._jitter(2, np.random.default_rng(3)), expected)
+    rng = np.random.default_rng(4)
+    for parts in (1, 3, 7):
+        factors = np.array([transforms._jitter(parts, rng) for _ in range(200)])
+        assert np.allclose(factors.sum(axis=1), parts) and np.all(abs(factors - 1) <= 0.2)
 
 
 def test_there_are_fewer_pairs_where_more_would_be_too_short():
