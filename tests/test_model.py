@@ -73,14 +73,11 @@ def test_pool_mean(groups, expected):
     np.testing.assert_allclose(pool_mean(HIDDEN, np.array([groups]), 4)[0], expected)
 
 
-def test_means_of_bfloat16_are_summed_in_float32():
-    """Of 512 numbers: a bfloat16 sum of ones would stop growing at 256."""
-    hidden = jnp.ones((1, 512, 1), jnp.bfloat16)
-    pooled = pool_mean(hidden, np.zeros((1, 512), np.int32), 1)
-    assert pooled.dtype == jnp.bfloat16 and pooled.tolist() == [[[1.0]]]
-    uneven = hidden.at[0, 0].set(300)  # 811 of 512, which bfloat16 would round to 812
-    found = pool_mean(uneven, np.zeros((1, 512), np.int32), 1)
-    assert found[0, 0, 0] == jnp.bfloat16(811 / 512)
+def test_means_of_bfloat16_are_rounded_once():
+    """261 / 3 is 87; a sum in bfloat16 would be 260, and its mean 86.5."""
+    hidden = jnp.array([[[256.0], [4.0], [1.0]]], jnp.bfloat16)
+    pooled = pool_mean(hidden, np.zeros((1, 3), np.int32), 1)
+    assert pooled.dtype == jnp.bfloat16 and pooled.tolist() == [[[87.0]]]
 
 
 @pytest.mark.parametrize(("groups", "expected"), JOINED.values(), ids=JOINED)

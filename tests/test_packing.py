@@ -255,8 +255,38 @@ def test_a_row_is_full_after_so_many_tries_in_vain(tries, added, monkeypatch):
 def test_what_no_window_has_room_for_is_not_tried(monkeypatch):
     monkeypatch.setattr("lclm_jax.data.packing.TRIES", 1)
     first = Size(85, ((5, 1), (5, 1)), 0, 0)
-    others = [Size(1, (piece,), 0, 0) for piece in ((5, 1), (2, 1))]
+    others = [Size(1, (piece,), 0, 0) for piece in ((5, 1), (1, 1))]
     assert choose_row([first, *others], Budget(100, 2, 8, 4))[0] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("context", "order"),
+    [
+        # 15 of 100 positions and 8 of 20 in windows are left, 4 in each window. A text of 12
+        # positions scores 12 * 0.0015, and nothing is left over of a window.
+        (Size(10, ((3, 1),), 0, 0), [0, 2]),  # 10 * 0.0015 + 3 * 0.02 - 1 / 20
+        (Size(3, ((3, 1),), 0, 0), [0, 1, 2]),
+        (Size(1, ((1, 1),), 0, 0), [0, 1, 2]),
+    ],
+)
+def test_what_is_left_over_of_a_window_counts_against_an_example(context, order):
+    first = Size(85, ((6, 1), (6, 1)), 0, 0)
+    assert choose_row([first, *plain(12), context], Budget(100, 2, 10, 9))[0] == order
+
+
+def test_a_whole_window_leaves_nothing_over():
+    first, whole = Size(85, ((10, 1), (10, 1)), 0, 0), Size(5, ((10, 1),), 0, 0)
+    assert choose_row([first, *plain(14), whole], Budget(100, 3, 10, 9))[0] == [0, 2]
+
+
+def test_after_one_in_vain_those_that_need_as_much_are_not_tried(monkeypatch):
+    """Less in one respect, here shorter pieces, is worth a try; the same once more is not."""
+    monkeypatch.setattr("lclm_jax.data.packing.TRIES", 2)
+    first, vain = Size(85, ((2, 3),), 0, 0), Size(1, ((6, 3),), 0, 0)
+    shorter, small = Size(1, ((3, 1), (3, 0)), 0, 0), Size(1, ((4, 1),), 0, 0)
+    limits = Budget(100, 1, 8, 4)
+    assert choose_row([first, vain, shorter], limits)[0] == [0, 2]
+    assert choose_row([first, vain, vain, small], limits)[0] == [0, 3]
 
 
 def test_those_who_wait_stay_a_fair_sample():

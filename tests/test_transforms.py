@@ -389,6 +389,7 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
             == length
         )
         seen.add(trained)
+        assert kept or not any(isinstance(span, Context) for span in record)
     assert seen == {length, kept or length}
 
 
