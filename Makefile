@@ -12,16 +12,19 @@
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
+# make mutants  small wrong changes to the code that computes, each of which a test must notice: docs/mutants.md; FILES=lclm_jax/optim.py
+#             changes one file (minutes), by default all of them (a night); in an environment of its own with mutmut
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= demo,test,check
 RUN = $(VENV)/bin/python
+MUTMUT = nice $(CURDIR)/.mutants/bin/python -m mutmut
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test fuzz check parity fit-report bench bench-data accelerator soak bench-convert clean
+.PHONY: show demo test fuzz check parity fit-report bench bench-data accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint docs/small/model
@@ -57,6 +60,14 @@ accelerator:
 soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak
 
+# In a copy of the last commit. mutmut changes no function with a decorator, so `typed`, which checks shapes, is taken off.
+mutants: .mutants/installed
+	rm -rf runs/mutants && mkdir -p runs/mutants
+	git archive HEAD | tar -x -C runs/mutants
+	find runs/mutants/lclm_jax -name '*.py' -exec sed -i '/^ *@typed$$/d' {} +
+	cd runs/mutants && $(MUTMUT) run --max-children 1 $(patsubst %.py,'%.*',$(subst /,.,$(FILES)))
+	cd runs/mutants && $(MUTMUT) results
+
 bench-convert: $(VENV)/installed
 	rm -rf runs/bench-convert
 	$(RUN) -m convert.bench runs/bench-convert
@@ -85,11 +96,11 @@ $(VENV)/installed: pyproject.toml
 	.image/bin/python -c 'import lclm_jax'
 	touch $@
 
-.fit/installed .gpu/installed: .%/installed: pyproject.toml
+.fit/installed .gpu/installed .mutants/installed: .%/installed: pyproject.toml
 	$(PYTHON) -m venv .$*
 	.$*/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$*]' | grep -v 'already satisfied' || true
 	.$*/bin/python -c 'import lclm_jax'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .parity .fit .gpu .image runs
+	rm -rf $(VENV) .parity .fit .gpu .image .mutants runs

@@ -20,6 +20,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from records import with_noise, write_sources
 
@@ -56,6 +57,13 @@ CHAT = {
 
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def traced_anew():
+    """Under `make mutants` every test traces the functions it reaches: JAX remembers those of the test before."""
+    if os.environ.get("MUTANT_UNDER_TEST"):
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from lclm_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
     add_checksums,
+    check_shapes,
     load_params,
     read_model,
     save_model,
@@ -144,6 +145,35 @@ def test_another_shape_is_refused(saved_model, model_config, one_device):
         r"decoder\W+layers\W+mlp\W+down\W*: expected \(3, 48, 32\), got \(3, 64, 32\)", message
     )
     assert re.search(r"head\W*: expected \(512, 32\), got nothing", message)
+
+
+def test_arrays_of_another_shape_are_listed_up_to_twenty():
+    """Those that are missing, those that differ and those that nobody asked for."""
+
+    def tree(**shapes):
+        return {"deep": {name: np.zeros(shape) for name, shape in shapes.items()}}
+
+    check_shapes(tree(a=(2,), b=(3, 4)), tree(b=(3, 4), a=(2,)), "here")
+    with pytest.raises(CheckpointError) as failure:
+        check_shapes(tree(a=(2,), b=(3, 4), c=(5,)), tree(b=(4, 3), c=(5,), d=(1,)), "here")
+    assert str(failure.value).splitlines() == [
+        "here does not fit the config (3 arrays differ):",
+        "  deep/a: expected (2,), got nothing",
+        "  deep/b: expected (3, 4), got (4, 3)",
+        "  deep/d: not expected, got (1,)",
+        "use its own model.json",
+    ]
+    many = {f"x{i}": (i + 1,) for i in range(25)}
+    with pytest.raises(CheckpointError, match=r"\(25 arrays differ\)") as failure:
+        check_shapes(tree(**many), tree(), "here")
+    assert len(str(failure.value).splitlines()) == 1 + 20 + 1
+
+
+def test_steps_are_the_numbered_directories_with_the_newest_first(tmp_path):
+    assert saved_steps(tmp_path / "none") == []
+    for name in ("9", "10", "2", "11.tmp", "damaged"):
+        (tmp_path / name).mkdir()
+    assert saved_steps(tmp_path) == [10, 9, 2]
 
 
 def test_what_is_missing_is_named(saved_model, tmp_path):

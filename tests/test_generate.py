@@ -27,7 +27,7 @@ from lclm_jax.latents import Latents
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
 from lclm_jax.prompts import Prompt
-from lclm_jax.sampling import Rules, Sampling, choose
+from lclm_jax.sampling import Rules, Sampling
 
 pytestmark = pytest.mark.image
 
@@ -114,46 +114,41 @@ def test_no_token_copies_the_cache(model, monkeypatch):
     assert not re.search(cached + r"copy\(", steps)
 
 
-LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
+def test_the_state_after_one_more_token():
+    """Row by row: a stop token, scores with NaN, an ordinary token; a stop is banned up to `min_tokens`."""
+    rows = jnp.zeros(3, jnp.int32)
+    none = jnp.zeros((3, 4), bool)
+    ended, finite = jnp.zeros(3, bool), jnp.ones(3, bool)
+    key = jax.random.key(0)
+    logits = jnp.array([[0.0, 9, 5, 0], [0, jnp.nan, 3, 0], [0, 0, 0, 7]])
+
+    def after(min_tokens, step):
+        rules = Rules.of(Sampling(min_tokens=min_tokens), stops=[1])
+        state = generate.Decoding(rows, rows, none, ended, finite, jnp.int32(step), key, None)
+        return generate._next(logits, state, rules)
+
+    state = after(min_tokens=2, step=2)
+    assert state.tokens[0] == 1 and state.tokens[2] == 3
+    assert state.ended.tolist() == [True, True, False]
+    assert state.finite.tolist() == [True, False, True]
+    assert np.argwhere(state.seen).tolist() == [
+        [row, token] for row, token in enumerate(state.tokens.tolist())
+    ]
+    assert state.step == 3 and state.positions.tolist() == [0, 0, 0]
+    assert not np.array_equal(jax.random.key_data(state.rng), jax.random.key_data(key))
+    early = after(min_tokens=2, step=1)
+    assert early.tokens[0] == 2 and not early.ended[0]
 
 
-def draw(sampling, logits=LOGITS, seen=(), count=2000):
-    """How often each token is chosen."""
-    marks = np.isin(np.arange(len(logits)), seen)
-    tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
-    chosen = choose(*tiled, jax.random.key(0), Rules.of(sampling))
-    return np.bincount(chosen, minlength=len(logits)) / count
-
-
-def test_greedy_takes_the_best():
-    assert draw(Sampling())[1] == 1
-
-
-def test_temperature_sharpens():
-    np.testing.assert_allclose(draw(Sampling(temperature=1.0)), [0.05, 0.5, 0.15, 0.3], atol=0.03)
-    squared = np.exp(2 * LOGITS)
-    np.testing.assert_allclose(draw(Sampling(temperature=0.5)), squared / squared.sum(), atol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("sampling", "possible"),
-    [
-        (Sampling(1.0, top_k=2), [1, 3]),
-        (Sampling(1.0, top_k=9), [0, 1, 2, 3]),
-        (Sampling(1.0, top_p=0.45), [1]),
-        (Sampling(1.0, top_p=0.6), [1, 3]),
-        (Sampling(1.0, top_p=0.9), [1, 2, 3]),
-        (Sampling(1.0, top_k=3, top_p=0.6), [1, 3]),
-    ],
-)
-def test_top_k_and_top_p_cut_the_tail(sampling, possible):
-    assert list(np.flatnonzero(draw(sampling))) == possible
-
-
-def test_repetition_penalty_lowers_what_was_written():
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([-1.0, -1.5, -9.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[1, 2])[0] == 1
+def test_what_has_ended_or_was_not_finite_stays_so():
+    rows, seen = jnp.zeros(2, jnp.int32), jnp.array([[True, False], [False, False]])
+    state = generate.Decoding(
+        *(rows, rows, seen, jnp.array([True, False]), jnp.array([True, False])),
+        *(jnp.int32(4), jax.random.key(0), None),
+    )
+    state = generate._next(jnp.array([[0.0, 1], [0.0, 1]]), state, Rules.of(Sampling()))
+    assert state.ended.tolist() == [True, True] and state.finite.tolist() == [True, False]
+    assert state.seen.tolist() == [[True, True], [False, True]] and state.step == 5
 
 
 def test_compress_many_windows(model):

@@ -20,7 +20,7 @@ from lclm_jax.loss import cross_entropy
 from lclm_jax.model.attention import Cache, attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
-from lclm_jax.model.masks import Places
+from lclm_jax.model.masks import Places, attention_mask
 from lclm_jax.model.pooling import membership, pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
 from lclm_jax.sharding import RULES
@@ -29,6 +29,19 @@ from lclm_jax.state import abstract_params, init_boxed
 pytestmark = pytest.mark.image
 
 HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.float32)
+
+
+def test_who_sees_whom():
+    """Two examples packed into a row and a pad; then one query of each after keys in another order."""
+    row = Places(np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 0]]))
+    blocks = [[1] * 3 + [0] * 3] * 3 + [[0] * 3 + [1, 1, 0]] * 2 + [[0] * 6]
+    assert attention_mask(row, row, False)[0].astype(int).tolist() == blocks
+    causal = np.tril(np.array(blocks)).tolist()
+    assert attention_mask(row, row, True)[0].astype(int).tolist() == causal
+    queries = Places(np.array([[2, 1]]), np.array([[0, 1]]))
+    keys = Places(np.array([[1, 0, 2, 1, 2]]), np.array([[1, 0, 1, 2, 0]]))
+    found = attention_mask(queries, keys, True)[0].astype(int).tolist()
+    assert found == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
 
 
 def test_membership():
@@ -58,6 +71,13 @@ JOINED = {
 @pytest.mark.parametrize(("groups", "expected"), MEANS.values(), ids=MEANS)
 def test_pool_mean(groups, expected):
     np.testing.assert_allclose(pool_mean(HIDDEN, np.array([groups]), 4)[0], expected)
+
+
+def test_means_of_bfloat16_are_rounded_once():
+    """261 / 3 is 87; a sum in bfloat16 would be 260, and its mean 86.5."""
+    hidden = jnp.array([[[256.0], [4.0], [1.0]]], jnp.bfloat16)
+    pooled = pool_mean(hidden, np.zeros((1, 3), np.int32), 1)
+    assert pooled.dtype == jnp.bfloat16 and pooled.tolist() == [[[87.0]]]
 
 
 @pytest.mark.parametrize(("groups", "expected"), JOINED.values(), ids=JOINED)
@@ -354,6 +374,28 @@ def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, 
 
     made = jax.make_jaxpr(jax.grad(total, argnums=asked) if asked else total)(hidden, table)
     assert matmul_flops(made.jaxpr).total() == products * 2 * targets.size * table.size
+
+
+def test_losses_of_bfloat16_are_float32_sums_of_its_products(scored):
+    """As of the same numbers in float32, to within far less than bfloat16 tells apart."""
+    hidden, table, targets, weights = scored
+    rounded = jnp.asarray(4 * hidden, jnp.bfloat16), jnp.asarray(table, jnp.bfloat16)
+    exact = [x.astype(jnp.float32) for x in rounded]
+    found = cross_entropy(*rounded, targets, weights, chunk=5)
+    expected = naive_losses(*exact, targets, weights)
+    assert {x.dtype for x in found} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_bfloat16_table_add_up_in_float32():
+    """A thousand equal positions, two a chunk; a bfloat16 sum would stop growing at 256 chunks."""
+    positions = 1024
+    hidden = jnp.ones((1, positions, 1), jnp.bfloat16)
+    table = jnp.zeros((2, 1), jnp.bfloat16)
+    targets, weights = np.zeros((1, positions), np.int32), np.ones((1, positions), np.float32)
+    summed = jax.grad(lambda table: cross_entropy(hidden, table, targets, weights, 2)[0])
+    np.testing.assert_array_equal(summed(table).astype(jnp.float32), [[-512], [512]])
 
 
 def test_losses_by_position_have_no_gradients_and_say_so(scored):

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from records import MEMORY, SPANS, TOWER, build, model
 
 from lclm_jax.config import CompressionConfig, ModelConfig
-from lclm_jax.data.packing import Budget, Row, Seating, assemble, choose_row, fill_row
+from lclm_jax.data.packing import (
+    Budget,
+    Row,
+    Seating,
+    assemble,
+    choose_row,
+    fill_row,
+    seat_pieces,
+)
 from lclm_jax.data.spans import Context, Plain, Size, lay_out, measure
 
 
@@ -139,6 +147,49 @@ def test_contexts_that_share_a_window_are_told_apart():
     assert batch.segments.tolist() == [[1] * 7 + [2] * 4 + [0] * 3]
 
 
+def test_a_row_in_full():
+    """Two examples, the first with a context of two windows that overlap; every array as it stands."""
+    config = model(ratio=4, window=8, overlap=2)
+    spanning = layout(("context", 10), ("plain", 1), config=config)
+    short = layout(("plain", 1), ("context", 3), ("context", 1), config=config)
+    row = fill_row(Budget.of(config, 15, 3), [spanning, short])
+    assert row.budget == Budget(15, 3, 10, 2) and row.examples == [spanning, short]
+    batch = assemble([row])
+    windows = jax.tree.map(lambda x: x[0].tolist(), batch.windows)
+    assert windows.segments == [[1] * 8 + [0] * 2, [1] * 4 + [2] * 3 + [0] * 3, [1] + [0] * 9]
+    assert windows.positions[0] == [*range(8), 0, 0]
+    assert windows.positions[1] == [*range(4), *range(3), 0, 0, 0]
+    assert windows.groups == [
+        [0, 0, 0, 0, 1, 1, 1, 1, -1, -1],
+        [-1, -1, 0, 0, 1, 1, 1] + [-1] * 3,
+        [0] + [-1] * 9,
+    ]
+    # Contexts are numbered through the row from 1, positions of latents through their context.
+    assert windows.latent_segments == [[1, 1], [1, 2], [3, 0]]
+    assert windows.latent_positions == [[0, 1], [2, 0], [0, 0]]
+    assert batch.slots.tolist() == [[-1, 0, 1, 2, -1, -1, -1, -1, 3, -1, -1, 4, -1, -1, -1]]
+    assert batch.positions.tolist() == [[*range(6), *range(7), 0, 0]]
+    assert batch.segments.tolist() == [[1] * 6 + [2] * 7 + [0] * 2]
+
+
+def test_the_example_that_does_not_fit_is_the_one_that_is_named():
+    examples = [layout(("plain", 6)), layout(("plain", 3)), layout(("context", 8), ("plain", 1))]
+    with pytest.raises(ValueError, match="got one more of 5 positions and 1 windows$"):
+        fill_row(Budget(12, 1, 8, 2), examples)
+
+
+def test_pieces_take_the_fullest_window_that_holds_them():
+    """The longest first; seats are numbered in the order of the pieces."""
+    config = model(ratio=4, window=8)
+    pieces = [(2, 1), (6, 2), (8, 2), (5, 1), (3, 1), (2, 0)]
+    seats = seat_pieces(pieces, config)
+    assert seats == [(3, 0, 0), (1, 0, 0), (0, 0, 0), (2, 0, 0), (2, 5, 1), (1, 6, 2)]
+    assert seat_pieces([], config) == []
+    assert seat_pieces([(8, 2)] * 4, config) == [(window, 0, 0) for window in range(4)]
+    with pytest.raises(ValueError, match=r"^expected pieces of at most a window, got \(9, 1\)$"):
+        seat_pieces([(1, 1), (9, 1)], config)
+
+
 @pytest.mark.parametrize(
     ("spans", "fits"),
     [
@@ -176,6 +227,9 @@ def test_a_row_is_filled_in_turn_and_then_by_the_largest_that_fits():
     assert choose_row(plain(20, 75, 60, 30), limits)[0] == [0, 2], (
         "75 would leave less than half of what is kept for the end"
     )
+    assert choose_row(plain(70, 22, 15, 10), limits)[0] == [0, 2, 3], (
+        "22 would leave 8, less than half of the 20 that are kept for the end"
+    )
     with pytest.raises(ValueError, match="expected an example that fits into"):
         choose_row([Size(3, ((9, 1),), 0, 0)], limits)
 
@@ -187,6 +241,52 @@ def test_the_end_of_a_row_takes_what_lies_along_the_budget_that_is_left():
     assert choose_row([first, writer, reader], limits)[0] == [0, 2], (
         "more windows than positions are left"
     )
+
+
+@pytest.mark.parametrize(("tries", "added"), [(2, []), (3, [3])])
+def test_a_row_is_full_after_so_many_tries_in_vain(tries, added, monkeypatch):
+    """Two examples have more latents than are left; they fit by their lengths alone."""
+    monkeypatch.setattr("lclm_jax.data.packing.TRIES", tries)
+    first = Size(85, ((2, 3),), 0, 0)
+    others = [Size(1, (piece,), 0, 0) for piece in ((6, 3), (5, 2), (4, 1))]
+    assert choose_row([first, *others], Budget(100, 1, 8, 4))[0] == [0, *added]
+
+
+def test_what_no_window_has_room_for_is_not_tried(monkeypatch):
+    monkeypatch.setattr("lclm_jax.data.packing.TRIES", 1)
+    first = Size(85, ((5, 1), (5, 1)), 0, 0)
+    others = [Size(1, (piece,), 0, 0) for piece in ((5, 1), (1, 1))]
+    assert choose_row([first, *others], Budget(100, 2, 8, 4))[0] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("context", "order"),
+    [
+        # 15 of 100 positions and 8 of 20 in windows are left, 4 in each window. A text of 12
+        # positions scores 12 * 0.0015, and nothing is left over of a window.
+        (Size(10, ((3, 1),), 0, 0), [0, 2]),  # 10 * 0.0015 + 3 * 0.02 - 1 / 20
+        (Size(3, ((3, 1),), 0, 0), [0, 1, 2]),
+        (Size(1, ((1, 1),), 0, 0), [0, 1, 2]),
+    ],
+)
+def test_what_is_left_over_of_a_window_counts_against_an_example(context, order):
+    first = Size(85, ((6, 1), (6, 1)), 0, 0)
+    assert choose_row([first, *plain(12), context], Budget(100, 2, 10, 9))[0] == order
+
+
+def test_a_whole_window_leaves_nothing_over():
+    first, whole = Size(85, ((10, 1), (10, 1)), 0, 0), Size(5, ((10, 1),), 0, 0)
+    assert choose_row([first, *plain(14), whole], Budget(100, 3, 10, 9))[0] == [0, 2]
+
+
+def test_after_one_in_vain_those_that_need_as_much_are_not_tried(monkeypatch):
+    """Less in one respect, here shorter pieces, is worth a try; the same once more is not."""
+    monkeypatch.setattr("lclm_jax.data.packing.TRIES", 2)
+    first, vain = Size(85, ((2, 3),), 0, 0), Size(1, ((6, 3),), 0, 0)
+    shorter, small = Size(1, ((3, 1), (3, 0)), 0, 0), Size(1, ((4, 1),), 0, 0)
+    limits = Budget(100, 1, 8, 4)
+    assert choose_row([first, vain, shorter], limits)[0] == [0, 2]
+    assert choose_row([first, vain, vain, small], limits)[0] == [0, 3]
 
 
 def test_those_who_wait_stay_a_fair_sample():

@@ -14,7 +14,7 @@ from lclm_jax.language_model import LanguageModel
 from lclm_jax.latents import Latents
 from lclm_jax.model.lclm import LCLM
 from lclm_jax.model.masks import Places
-from lclm_jax.prompts import Prompt, plan_chunks
+from lclm_jax.prompts import Prompt, make_chunk, plan_chunks, with_blocks
 from lclm_jax.sampling import Rules, Sampling
 
 pytestmark = pytest.mark.image
@@ -74,6 +74,70 @@ def test_only_the_last_chunk_has_pads(model, short_chunks):
         (64, 72, 8),
         (72, 77, 8),
     ]
+
+
+def blocks_of(count, size=2, width=3):
+    """Blocks of latents, each of its own number."""
+    return [np.full((size, width), number, np.float32) for number in range(count)]
+
+
+def test_slots_of_several_rows_are_numbered_through_their_blocks():
+    slots = np.array([[-1, 0, 2], [1, -1, 0]])
+    prompt = Prompt.of_arrays(np.zeros((2, 3)), slots, np.zeros((2, 3, 4)), [3, 2])
+    assert prompt.slots.tolist() == [[-1, 0, 2], [4, -1, 3]]
+    assert (prompt.tokens.dtype, prompt.slots.dtype) == (np.int32, np.int32)
+    assert [block.shape for block in prompt.blocks] == [(3, 4), (3, 4)]
+    assert Prompt.of_arrays(np.zeros((2, 3)), slots, np.zeros((2, 0, 4)), [3, 2]).blocks == []
+
+
+def test_prompts_are_cut_where_a_chunk_or_its_blocks_end(model_config, short_chunks):
+    """Long chunks while more than half of one is left; a block limit of 8 // 2 + 2 a row."""
+    plain = Prompt(np.zeros((1, 60), np.int32), np.full((1, 60), -1), np.array([57]), blocks_of(1))
+    planned = [(one.first, one.stop, one.length) for one in plan_chunks(plain, model_config)]
+    assert planned == [(0, 32, 32), (32, 57, 32)]
+    short = Prompt(plain.tokens, plain.slots, np.array([48]), blocks_of(1))
+    planned = [(one.first, one.stop, one.length) for one in plan_chunks(short, model_config)]
+    assert planned == [(0, 32, 32), (32, 40, 8), (40, 48, 8)]
+    # Eight columns, each with a latent of another block, of which a chunk takes six.
+    slots = np.arange(0, 16, 2)[None]
+    spread = Prompt(np.zeros((1, 8), np.int32), slots, np.array([8]), blocks_of(8))
+    found = plan_chunks(spread, model_config)
+    assert [(one.first, one.stop, one.blocks.tolist()) for one in found] == [
+        (0, 6, [0, 1, 2, 3, 4, 5]),
+        (6, 8, [6, 7]),
+    ]
+
+
+def test_the_arrays_of_a_chunk(model_config, short_chunks):
+    """Two rows, the second of which ends before; seven tokens are in the cache already."""
+    slots = np.full((2, 11), -1)
+    slots[0, 8:11], slots[1, 1], slots[1, 8] = [6, 7, 9], 2, 4
+    tokens = np.arange(22, dtype=np.int32).reshape(2, 11)
+    prompt = Prompt(tokens, slots, np.array([11, 9]), blocks_of(5))
+    first, second = plan_chunks(prompt, model_config)
+    chunk = make_chunk(prompt, second, model_config, start=7)
+    assert second.blocks.tolist() == [2, 3, 4]
+    assert chunk.tokens.tolist() == [[8, 9, 10] + [0] * 5, [19, 20, 21] + [0] * 5]
+    assert chunk.slots.tolist() == [[2, 3, 5] + [-1] * 5, [0, -1, -1] + [-1] * 5]
+    assert chunk.places.segments.tolist() == [[1] * 3 + [0] * 5, [1] + [0] * 7]
+    assert chunk.places.positions.tolist() == [[15, 16, 17] + [0] * 5, [15] + [0] * 7]
+    assert chunk.last.tolist() == [2, 0] and int(chunk.count) == 3
+    # Twelve blocks at most, 8 // 2 + 2 a row: the three that are used, and the first to fill up.
+    assert [int(block[0, 0]) for block in chunk.blocks] == [2, 3, 4] + [0] * 9
+    arrays = (chunk.tokens, chunk.slots, chunk.last, chunk.places.segments, chunk.places.positions)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
+    before = make_chunk(prompt, first, model_config)
+    assert before.last.tolist() == [-1, -1] and int(before.count) == 8
+    assert before.slots[1].tolist() == [-1, 0] + [-1] * 6
+    assert before.places.positions.tolist() == [list(range(8))] * 2
+
+
+def test_prompts_without_latents_have_a_block_of_zeros(model_config):
+    plain = Prompt(np.zeros((1, 3), np.int32), np.full((1, 3), -1), np.array([3]))
+    (block,) = with_blocks(plain, model_config).blocks
+    assert block.shape == (4, 32) and not np.any(block)  # 16 tokens of a window by 4
+    (planned,) = plan_chunks(plain, model_config)
+    assert (planned.length, planned.stop, planned.blocks.tolist()) == (256, 3, [])
 
 
 def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):

@@ -8,16 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import MARKER, MEMORY, SPANS, build, ids, model
 
+from lclm_jax.config import ConfigError
 from lclm_jax.data.spans import (
     Context,
     Given,
     Plain,
+    Size,
+    compressed,
     count_latents,
+    cut_windows,
     language,
     lay_out,
     measure,
     split_windows,
     uncompressed,
+    window_bounds,
     without_contexts,
 )
 
@@ -160,6 +165,103 @@ def test_given_latents_get_slots_and_no_window():
     assert example.tokens.tolist() == [MEMORY.start, MEMORY.slot, MEMORY.slot, MEMORY.end, 6]
     assert example.slots.tolist() == [-1, 0, 1, -1, -1]
     assert example.pieces == []
+    both = [Plain(ids(1)), Given(2), Given(3)]
+    assert measure(both, model()).positions == len(lay_out(both, model(), MEMORY)) == 10
+
+
+def two_ratios():
+    """Windows of four tokens, read at two tokens a latent or, where a context asks for it, four."""
+    config = model(ratio=2, window=4)
+    return replace(config, compression=replace(config.compression, ratios=(4,)))
+
+
+def test_contexts_at_ratios_of_their_own_beside_given_latents():
+    """Pieces know their context by its number in the record, and which of its latents are theirs."""
+    record = [Given(2), Context(range(5)), Plain(range(7, 9), True), Context(range(6), ratio=4)]
+    example = lay_out(record, two_ratios(), MEMORY)
+    assert example.slots.tolist() == [-1, 0, 1, -1, -1, 2, 3, 4, -1, -1, -1, -1, 5, 6, -1]
+    assert example.weights.tolist() == [0] * 8 + [1, 1] + [0] * 5
+    assert [piece.context for piece in example.pieces] == [1, 1, 3, 3]
+    assert [piece.first for piece in example.pieces] == [0, 2, 0, 1]
+    assert [piece.groups.tolist() for piece in example.pieces] == [
+        [0, 0, 1, 1],
+        [0],
+        [0] * 4,
+        [0] * 2,
+    ]
+    assert example.stream == 0
+    size = measure(record, two_ratios())
+    assert size == Size(15, ((4, 2), (1, 1), (4, 1), (2, 1)), trained=2, compressed=11)
+    assert size.read == 11
+    arrays = (example.tokens, example.targets, example.slots, example.weights)
+    assert [array.dtype for array in arrays] == [np.int32] * 3 + [np.float32]
+    assert {x.dtype for piece in example.pieces for x in (piece.tokens, piece.groups)} == {
+        np.dtype(np.int32)
+    }
+    at_four = compressed(record, 4)
+    assert [span.ratio for span in at_four if isinstance(span, Context)] == [4, 4]
+    assert [at_four[0], at_four[2]] == [record[0], record[2]]
+
+
+def test_a_window_of_one_token():
+    config = model(ratio=1, window=1)
+    assert [list(window_bounds(length, config)) for length in range(3)] == [
+        [(0, 0, 0, 0)],
+        [(0, 0, 1, 1)],
+        [(0, 0, 1, 1), (1, 1, 2, 2)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("causal", "expected"),
+    [
+        (True, [(4, [1, 2, 3, 4], 0), (11, [4, 5, 6, 7, 8], 2), (11, [8, 9, 10, 11], 4)]),
+        (False, [(5, [1, 2, 3, 4, 5], 0), (11, [4, 5, 6, 7, 8, 9], 2), (11, [8, 9, 10, 11], 4)]),
+    ],
+)
+def test_a_window_comes_as_soon_as_the_tokens_it_reads_are_there(causal, expected):
+    """Windows of four tokens read one more on the left and, unless causal, on the right."""
+    config = model(ratio=2, window=4, overlap=1, causal=causal)
+    came = []
+
+    def parts():
+        for part in (ids(1, 2, 3, 4), ids(5), ids(6, 7, 8, 9, 10, 11)):
+            came.append(len(part))
+            yield part
+
+    pieces = cut_windows(parts(), config)
+    assert [(sum(came), piece.tokens.tolist(), piece.first) for piece in pieces] == expected
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_tokens_that_come_in_parts_are_cut_as_the_whole(size):
+    config, tokens = (
+        model(ratio=2, window=4, overlap=3, causal=False),
+        np.arange(47, dtype=np.int32),
+    )
+    parts = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+    whole = split_windows(Context(tokens), config)
+    for piece, expected in zip(cut_windows(parts, config), whole, strict=True):
+        assert piece.tokens.tolist() == expected.tokens.tolist()
+        assert (piece.first, piece.groups.tolist()) == (expected.first, expected.groups.tolist())
+
+
+def test_markers_of_eos_pooling_are_those_of_the_tokenizer():
+    config = model(ratio=2, window=4, pooling="eos")
+    (piece,) = lay_out([Context(ids(1, 2, 3))], config, MEMORY).pieces
+    assert piece.tokens.tolist() == [1, 2, 3, MARKER, MARKER]
+    for (unnamed,) in (split_windows(Context(ids(1)), config), list(cut_windows([ids(1)], config))):
+        assert unnamed.tokens.tolist() == [1, 0]
+
+
+def test_a_ratio_the_model_lacks_is_refused_with_those_it_has():
+    for refused in (count_latents, lambda *_: split_windows(Context(ids(1), 3), two_ratios())):
+        with pytest.raises(ConfigError) as error:
+            refused(5, two_ratios(), 3)
+        assert str(error.value) == (
+            "this model compresses at ratio 2, 4, got ratio=3; load one trained for 3, "
+            "or name it in compression.ratios"
+        )
 
 
 @pytest.mark.parametrize("record", [[], [Plain(ids())]])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from records import ids
 
 from lclm_jax.config import CompressionConfig, ConfigError, DataConfig
+from lclm_jax.data import transforms
 from lclm_jax.data.rows import tokenise
 from lclm_jax.data.spans import (
     Context,
@@ -269,6 +270,26 @@ def test_wrapped_regions_cover_what_the_paper_says_with_gaps_between(length):
     assert len(several) == most - 1 and (abs(several - 0.5 / most) < 0.04).all()
 
 
+def test_segments_after_the_first_are_even_up_to_the_jitter(monkeypatch):
+    monkeypatch.setattr("lclm_jax.data.transforms._jitter", lambda parts, rng: np.array([0.8, 1.2]))
+    assert transforms._shares(1000, 3, 0.4, None, 100) == [400, 240, 360]
+    # What would be too short takes from the other.
+    assert transforms._shares(1000, 3, 0.4, None, 290) == [400, 290, 310]
+    assert transforms._shares(1000, 3, 0.01, None, 200)[0] == 200
+    assert transforms._shares(1000, 3, 0.99, None, 200) == [600, 200, 200]
+    assert transforms._shares(7, 1, 0.4, None, 100) == [7]
+
+
+def test_jitter_is_drawn_within_a_fifth_and_keeps_the_sum():
+    x, y = np.random.default_rng(3).uniform(0.8, 1.2, 2)
+    expected = [2 * x / (x + y), 2 * y / (x + y)]
+    assert np.allclose(transforms._jitter(2, np.random.default_rng(3)), expected)
+    rng = np.random.default_rng(4)
+    for parts in (1, 3, 7):
+        factors = np.array([transforms._jitter(parts, rng) for _ in range(200)])
+        assert np.allclose(factors.sum(axis=1), parts) and np.all(abs(factors - 1) <= 0.2)
+
+
 def test_there_are_fewer_pairs_where_more_would_be_too_short():
     rng = np.random.default_rng(8)
     for _ in range(50):
@@ -348,7 +369,9 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
     assert 160 < wrapped < 240
 
 
-@pytest.mark.parametrize(("length", "kept"), [(2000, 128), (400, 128), (60, None)])
+@pytest.mark.parametrize(
+    ("length", "kept"), [(2000, 128), (400, 128), (129, 128), (128, None), (60, None)]
+)
 def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
     example = [
         Stretch(np.arange(9), Role.FIXED),
@@ -366,7 +389,44 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
             == length
         )
         seen.add(trained)
+        assert kept or not any(isinstance(span, Context) for span in record)
     assert seen == {length, kept or length}
+
+
+def test_only_what_the_assistant_writes_is_trained_on():
+    """A context keeps the ratio that it asks for, in both kinds of stream."""
+    roles = (Role.FIXED, Role.CONTEXT, Role.ANSWER, Role.DOCUMENT, Role.ANALYSIS)
+    example = [Stretch(range(i, i + 2), role, 4) for i, role in enumerate(roles)]
+    expected = [
+        Plain(range(0, 2)),
+        Context(range(1, 3), 4),
+        Plain(range(2, 4), trained=True),
+        Plain(range(3, 5)),
+        Plain(range(4, 6), trained=True),
+    ]
+    assert follow(example, np.random.default_rng(0)) == expected
+    whole = [reason(example[:4], np.random.default_rng(seed)) for seed in range(20)]
+    assert all(record == expected[:4] for record in whole)
+    unanswered = [reason(example[:2], np.random.default_rng(seed)) for seed in range(20)]
+    assert all(record == expected[:2] for record in unanswered)
+
+
+def test_the_last_of_several_answers_is_the_one_that_is_compressed():
+    example = [Stretch(range(300), Role.ANSWER), Stretch(range(1000, 1200), Role.ANSWER)]
+    records = [reason(example, np.random.default_rng(seed)) for seed in range(20)]
+    cut = [
+        Plain(range(300), trained=True),
+        Context(range(1000, 1072)),
+        Plain(range(1072, 1200), trained=True),
+    ]
+    assert {len(record) for record in records} == {2, 3}
+    assert all(record == cut for record in records if len(record) == 3)
+
+
+def test_a_context_of_a_model_of_one_ratio_asks_for_none():
+    record = [Context(range(3)), Plain(range(2)), Context(range(3), 4)]
+    rng = np.random.default_rng(0)
+    assert draw_ratios(record, rng, CompressionConfig(4, 32)) == record
 
 
 def test_ratios_are_drawn_by_their_weights(tokenizer):
