@@ -9,7 +9,6 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -167,7 +166,6 @@ def read_chat(
     except RecursionError as error:
         raise TextError("the chat is nested too deep for a template to read") from error
 
-    @lru_cache(maxsize=1)
     def prompt(count: int) -> str:
         try:
             return render(template, traced[:count], **given, add_generation_prompt=True)
