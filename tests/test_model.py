@@ -388,14 +388,15 @@ def test_losses_of_bfloat16_are_float32_sums_of_its_products(scored):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_a_bfloat16_table_add_up_in_float32():
-    """A thousand equal positions, two a chunk; a bfloat16 sum would stop growing at 256 chunks."""
-    positions = 1024
+@pytest.mark.parametrize(("positions", "chunk", "total"), [(1024, 2, 512), (777, 259, 388)])
+def test_gradients_of_a_bfloat16_table_add_up_in_float32(positions, chunk, total):
+    """Of equal positions, half each. In bfloat16 a sum of chunks would stop growing at 256, and
+    three chunks of 129.5, rounded to 130, would be 390."""
     hidden = jnp.ones((1, positions, 1), jnp.bfloat16)
     table = jnp.zeros((2, 1), jnp.bfloat16)
     targets, weights = np.zeros((1, positions), np.int32), np.ones((1, positions), np.float32)
-    summed = jax.grad(lambda table: cross_entropy(hidden, table, targets, weights, 2)[0])
-    np.testing.assert_array_equal(summed(table).astype(jnp.float32), [[-512], [512]])
+    summed = jax.grad(lambda table: cross_entropy(hidden, table, targets, weights, chunk)[0])
+    np.testing.assert_array_equal(summed(table).astype(jnp.float32), [[-total], [total]])
 
 
 def test_losses_by_position_have_no_gradients_and_say_so(scored):

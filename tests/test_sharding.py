@@ -13,7 +13,14 @@ from records import with_noise
 from lclm_jax.config import ConfigError, MeshConfig
 from lclm_jax.data.streams import PackedBatches, stage_order
 from lclm_jax.optim import flatten, split_trained
-from lclm_jax.sharding import batch_sharding, check_batches, global_batch, make_mesh, own_rows
+from lclm_jax.sharding import (
+    batch_sharding,
+    check_batches,
+    global_batch,
+    make_mesh,
+    own_rows,
+    to_spec,
+)
 from lclm_jax.state import abstract_params, abstract_state, begin_stage, init_params
 from lclm_jax.step import objective, train_step
 
@@ -96,6 +103,44 @@ def test_parameters_are_split_over_the_mesh(model_config):
     ).items():
         matrix = not path.endswith(("scale", "bias"))
         assert leaf.sharding.is_fully_replicated != matrix, path
+
+
+ROWS = ("fsdp", "context")
+SPECS = {
+    "table": (None, (*ROWS, "tensor")),
+    "layers/attention/q": (None, ROWS, "tensor", None),
+    "layers/attention/k": (None, ROWS, "tensor", None),
+    "layers/attention/v": (None, ROWS, "tensor", None),
+    "layers/attention/o": (None, "tensor", None, ROWS),
+    "layers/mlp/gate": (None, ROWS, "tensor"),
+    "layers/mlp/up": (None, ROWS, "tensor"),
+    "layers/mlp/down": (None, "tensor", ROWS),
+}
+
+
+def test_every_parameter_is_split_along_its_own_axes(model_config):
+    """Inputs of a layer over fsdp and context, its heads and inner width over tensor, where they are."""
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+    untied = replace(model_config, decoder=replace(model_config.decoder, tied=False))
+    found = {
+        path: tuple(leaf.sharding.spec)
+        for path, leaf in flatten(abstract_params(untied, mesh)).items()
+    }
+    expected = {
+        f"{part}/{path}": spec for part in ("encoder", "decoder") for path, spec in SPECS.items()
+    }
+    expected |= {"head": SPECS["table"], "adapter/fc1": (None, ROWS), "adapter/fc2": (ROWS, None)}
+    split = {path: spec for path, spec in found.items() if any(spec)}
+    assert split == expected
+
+
+def test_activations_are_split_along_their_own_axes():
+    """Windows of the encoder over every chip of a row, logits by the vocabulary."""
+    assert tuple(to_spec(("batch", "length", "activation"))) == (("data", "fsdp"), "context", None)
+    assert tuple(to_spec(("windows", None))) == (("data", "fsdp", "context"), None)
+    assert tuple(to_spec(("logits", None))) == ("tensor", None)
+    cache = ("layers", "batch", "kv_heads", "length", "head_dim")
+    assert tuple(to_spec(cache)) == (None, ("data", "fsdp"), "tensor", "context", None)
 
 
 def test_mesh_must_fill_the_devices():

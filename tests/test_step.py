@@ -193,3 +193,16 @@ def test_a_finite_loss_with_a_gradient_beyond_float32_moves_nothing(config, batc
     after, metrics = train_step(begin(config, params_of()), batch, config=config, stage=STAGE)
     assert np.isfinite(metrics["loss"]) and not metrics["finite"] and after.skipped == 1
     np.testing.assert_array_equal(after.params["decoder"]["scores"], SCORES)
+
+
+@pytest.mark.parametrize(("slots", "moves"), [(-1, False), (0, True)])
+def test_one_latent_in_a_batch_is_enough_to_move_the_encoder(config, batch, slots, moves):
+    everything = replace(STAGE, groups=(Group(".*", 0.1, decay=0.0),))
+    alone = batch.replace(slots=np.full_like(batch.slots, -1))
+    alone.slots[3, 3] = slots
+    params, zero = params_of(), jnp.int32(0)
+    moments = init_moments(params, everything, config.optimizer)
+    state = TrainState(params, moments, zero, zero, zero)
+    after, metrics = train_step(state, alone, config=config, stage=everything)
+    assert np.any(after.params["encoder"]["gain"] != params["encoder"]["gain"]) == moves
+    assert np.any(after.params["decoder"]["scores"] != SCORES) and metrics["latents"] == moves
