@@ -357,7 +357,7 @@ def test_settings_that_would_change_the_model_are_refused(source):
         source / "decoder" / "config.json",
         hidden_act="gelu",
         attention_bias=True,
-        head_dim=None,
+        head_dim=0,
         rope_scaling={"type": "yarn"},
     )
     with pytest.raises(
