@@ -21,7 +21,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.config_values import differences, from_dict, to_dict
 from lclm_jax.data.tokens import Tokenizer
 from lclm_jax.directories import DirectoryError, check_path, check_writable, locked
-from lclm_jax.errors import UserError
+from lclm_jax.errors import FileError, UserError
 from lclm_jax.processes import gather, is_first, once
 from lclm_jax.reading import read_json
 from lclm_jax.streaming import SavedTree, saving
@@ -344,7 +344,10 @@ def read_model(directory: str | Path) -> ModelConfig:
         raise FileNotFoundError(
             f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/"
         )
-    return from_dict(ModelConfig, read_json(file))
+    try:
+        return from_dict(ModelConfig, read_json(file))
+    except FileError as error:
+        raise CheckpointError(f"{file} is not a model's: {error}") from error
 
 
 def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):

@@ -13,6 +13,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ["LCLM_JAX_CHECK_TYPES"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["LCLM_JAX_CACHE"] = "off"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # It holds for this process; in those that tests start, other packages would write warnings.
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 import dataclasses
 import shutil

@@ -92,7 +92,7 @@ def test_training_checkpoints_have_a_layer_a_chunk_too(monkeypatch, tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(0, {"params": {"x": jax.numpy.asarray(whole)}}, {})
         checkpoints.wait()
-        saved = SavedTree(checkpoints.directory / "0" / "params").open("x", encoding="utf-8")
+        saved = SavedTree(checkpoints.directory / "0" / "params").open("x")
         assert saved.chunk_layout.read_chunk.shape[0] == 1
         assert np.array_equal(saved[4].read().result(), whole[4])
 

@@ -355,7 +355,7 @@ def test_a_ratio_the_model_does_not_have_is_refused_by_name(tokenizer):
         ({"pooling": "concat", "ratios": (2,)}, "concat pooling has one ratio, got ratio=4"),
         ({"ratios": (2, 5)}, "window=8, ratio=5; set compression.window=10"),
         ({"ratios": (16,)}, "window=8, ratio=16; set compression.window=16"),
-        ({"ratios": (0,)}, "ratio=0"),
+        ({"ratios": (0,)}, r"ratios\.0 must be an integer, from 1 to .*got 0"),
     ],
 )
 def test_ratios_that_cannot_be_are_refused(settings, told):
