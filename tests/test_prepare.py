@@ -15,9 +15,9 @@ from launch import inspect as launch_inspect
 from launch import prepare as launch_prepare
 from lclm_jax.config import ConfigError, Recipe, Source, Stream
 from lclm_jax.config_values import from_dict
-from lclm_jax.data import hub
-from lclm_jax.data import prepare as preparing
-from lclm_jax.data.prepare import Job, prepare, run_job
+from lclm_jax.data import examples, hub, jobs
+from lclm_jax.data.jobs import Job, run_job
+from lclm_jax.data.prepare import prepare
 from lclm_jax.data.rows import tokenise, words_of
 from lclm_jax.data.shards import REJECTIONS, DamagedError, find_shards, hash_file, split_of
 from lclm_jax.data.sources import Prepared, read_manifest
@@ -124,14 +124,14 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
         return run_job(job, tokenizer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "run_job", breaking)
+        patch.setattr(jobs, "run_job", breaking)
         with pytest.raises(KeyboardInterrupt):
             prepare(RECIPE, inputs, tmp_path, tokenizer, workers=1)
     with pytest.raises(FileNotFoundError, match="no prepared data here"):
         read_manifest(tmp_path)
     again: list[str] = []
     monkeypatch.setattr(
-        preparing,
+        jobs,
         "run_job",
         lambda job, tokenizer: again.append(job.report.name) or run_job(job, tokenizer),
     )
@@ -276,7 +276,7 @@ def test_whatever_a_row_raises_is_its_rejection(tmp_path, tokenizer, monkeypatch
             raise error("something odd")
         return tokenise(raw, tokenizer)
 
-    monkeypatch.setattr(preparing, "tokenise", tokenise_or_raise)
+    monkeypatch.setattr(examples, "tokenise", tokenise_or_raise)
     rows = [{"text": "words"}, {"text": "odd words"}, {"text": "more words"}]
     source, (refused,) = prepare_one(tmp_path, tokenizer, rows)
     assert source["rejected"] == {"error": 1} and sum(source["examples"].values()) == 2
@@ -289,7 +289,7 @@ def test_a_machine_at_its_end_is_no_rejection(tmp_path, tokenizer, monkeypatch, 
     def fail(raw, tokenizer):
         raise error
 
-    monkeypatch.setattr(preparing, "tokenise", fail)
+    monkeypatch.setattr(examples, "tokenise", fail)
     with pytest.raises(error):
         prepare_one(tmp_path, tokenizer, [{"text": "words"}])
 
