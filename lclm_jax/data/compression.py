@@ -10,6 +10,9 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,19 +35,17 @@ MARKS = {
 def is_compressed(path: Path) -> bool:
     """Whether the first bytes of a file are those of a compressed one."""
     with path.open("rb") as file:
-        return _decompressor(file.read(6)) is not None
+        return _form(file.read(6)) is not None
 
 
 def open_decompressed(path: Path) -> BinaryIO:
     """The bytes of a file, decompressed."""
-    file = path.open("rb")
-    try:
-        make = _decompressor(file.read(6))
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        form = _form(file.read(6))
         file.seek(0)
-        return file if make is None else io.BufferedReader(_Decompressed(file, make), 1 << 20)
-    except BaseException:
-        file.close()
-        raise
+        stack.pop_all()  # the reader closes it
+    return file if form is None else io.BufferedReader(_Decompressed(file, form), 1 << 20)
 
 
 def open_text(path: Path) -> BinaryIO:
@@ -61,25 +62,36 @@ def encoding_of(head: bytes) -> str | None:
     return next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
 
 
-def _decompressor(head: bytes) -> Callable[[], Any] | None:
+@dataclass(frozen=True)
+class _Form:
+    """A compressed format: what decompresses a frame, and what that raises for damaged bytes."""
+
+    decompressor: Callable[[], Any]
+    damage: tuple[type[Exception], ...]
+
+
+def _form(head: bytes) -> _Form | None:
+    """The format that a file begins with, if it is a compressed one."""
     if head.startswith(GZIP):
-        return lambda: zlib.decompressobj(31)
+        return _Form(lambda: zlib.decompressobj(31), (zlib.error,))
     if head.startswith(BZIP2):
-        return bz2.BZ2Decompressor
+        return _Form(bz2.BZ2Decompressor, (OSError, ValueError))
     if head.startswith(XZ):
-        return lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=DICTIONARY)
+        make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=DICTIONARY)
+        return _Form(make, (lzma.LZMAError,))
     # Skippable frames begin with sixteen different bytes.
     if head.startswith(ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
         zstandard = require("zstandard")
-        return lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
+        library = zstandard.ZstdDecompressor(max_window_size=WINDOW)
+        return _Form(library.decompressobj, (zstandard.ZstdError,))
     return None
 
 
 class _Decompressed(io.RawIOBase):
-    """The frames of a file as one stream; `make` gives a decompressor of one frame."""
+    """The frames of a file as one stream."""
 
-    def __init__(self, file: BinaryIO, make: Callable[[], Any]):
-        self.file, self.make, self.frame, self.ready = file, make, None, io.BytesIO()
+    def __init__(self, file: BinaryIO, form: _Form):
+        self.file, self.form, self.frame, self.ready = file, form, None, io.BytesIO()
         self.problem: OSError | None = None
 
     def readable(self) -> bool:
@@ -104,13 +116,11 @@ class _Decompressed(io.RawIOBase):
                     block = block.lstrip(b"\0")  # padding between frames and after the last
                     if not block:
                         break
-                    self.frame = self.make()
+                    self.frame = self.form.decompressor()
                 parts.append(self.frame.decompress(block))
                 block = self.frame.unused_data if self.frame.eof else b""
                 self.frame = None if self.frame.eof else self.frame
-        except Exception as error:  # each library has its own for damaged data
-            if isinstance(error, MemoryError):
-                raise
+        except self.form.damage as error:
             self.problem = OSError(str(error))  # raised once what came before is given out
         self.ready = io.BytesIO(b"".join(parts))
 

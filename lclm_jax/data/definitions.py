@@ -10,7 +10,9 @@ that the vocabulary lacks has it. Where it also ends texts or turns, it is one.
 """
 
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -27,6 +29,7 @@ FORM = {  # of a control token
     "normalized": False,
     "special": True,
 }
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse(definition: str) -> Fields:
@@ -41,16 +44,25 @@ def parse(definition: str) -> Fields:
     return {**fields, "added_tokens": fields.get("added_tokens") or []}
 
 
+@contextmanager
+def refusals(expected: str, texts: Sequence[str] = ()) -> Iterator[None]:
+    """Raises TextError where the tokenizers library refuses a tokenizer or one of these texts."""
+    try:
+        yield
+    except Exception as error:  # the class that the library raises
+        halves = filter(None, map(SURROGATE.search, texts))
+        reason = next((f"half a surrogate pair, {half[0]!a}" for half in halves), str(error))
+        raise TextError(f"expected {expected}, got {reason}") from error
+
+
 def build(definition: str | Fields) -> FastTokenizer:
     """The library's tokenizer, which neither cuts nor pads what it encodes.
 
     Raises TextError where the library refuses it.
     """
     text = definition if isinstance(definition, str) else json.dumps(definition)
-    try:
+    with refusals("a tokenizer.json that the tokenizers library can read"):
         fast = FastTokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more special
-        raise TextError(f"the tokenizers library cannot read this tokenizer: {error}") from error
     fast.no_truncation()
     fast.no_padding()
     return fast

@@ -1,18 +1,13 @@
 """Text to tokens by a model that has no control tokens."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from lclm_jax.data.definitions import FORM, Fields, build, count_rows
-from lclm_jax.errors import TextError
-
-SURROGATE = re.compile("[\ud800-\udfff]")
+from lclm_jax.data.definitions import FORM, Fields, build, count_rows, refusals
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Encoder:
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [n] and the characters [n, 2] each stands for: from, up to."""
-        with _refusals([text]):
+        with refusals("a text that can be encoded", [text]):
             encoded = self.fast.encode(text, add_special_tokens=False)
         numbers = np.array(encoded.ids, np.int32)
         offsets = np.array(encoded.offsets, np.int64).reshape(-1, 2)
@@ -62,7 +57,7 @@ class Encoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of many texts, on all cores."""
-        with _refusals(texts):
+        with refusals("a text that can be encoded", texts):
             encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._tokens(np.array(one.ids, np.int32)) for one in encoded]
 
@@ -103,14 +98,3 @@ def without_entries(model: Fields, names: Collection[str]) -> Fields:
 
 def _pair(merge: str | Sequence[str]) -> Sequence[str]:
     return merge.split(" ", 1) if isinstance(merge, str) else merge
-
-
-@contextmanager
-def _refusals(texts: Sequence[str]) -> Iterator[None]:
-    """Raises TextError for a text that the library refuses."""
-    try:
-        yield
-    except Exception as error:  # the library raises nothing more special
-        halves = filter(None, map(SURROGATE.search, texts))
-        reason = next((f"half a surrogate pair, {half[0]!a}" for half in halves), str(error))
-        raise TextError(f"expected a text that can be encoded, got {reason}") from error

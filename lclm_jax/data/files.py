@@ -74,11 +74,9 @@ def read_unit(unit: Unit, wanted: Collection[str] | None = None) -> Iterator[Row
             yield found
         if number is None and unit.start == 0 and unit.stop is None:
             yield Rejection(unit.files[0], 0, "empty", "expected rows, got none")
-    except UserError:  # a library is missing
+    except (UserError, MemoryError):  # a library is missing, or the machine is at its end
         raise
-    except Exception as error:  # a file never ends the preparation of others
-        if isinstance(error, MemoryError):
-            raise
+    except Exception as error:  # noqa: BLE001 - whatever a file causes, the others are read
         yield Rejection(
             unit.files[0], number or 0, "corrupt", f"cannot be read further: {error!r:.300}"
         )

@@ -17,6 +17,9 @@ from lclm_jax.data.require import require
 BATCH = 64 << 20  # bytes that a batch of rows may take when all its values are the longest
 MAX_ROWS = 256  # of a batch
 BUFFER = 1 << 20  # bytes of a file that are read at a time
+# What pyarrow raises for a cell whose bytes are no text, whose number is too large, or whose type
+# Python does not have.
+UNREADABLE = (ArithmeticError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,14 @@ def _rows(batch: Any, needed: Collection[str]) -> Iterator[dict[str, Any] | Unre
 def _cells(column: Any, is_needed: bool) -> Sequence[Any]:
     try:
         return column.to_pylist()
-    except Exception as error:  # of one cell, whatever it is
-        if isinstance(error, MemoryError):
-            raise
+    except UNREADABLE:
         return [_cell(value, is_needed) for value in column]
 
 
 def _cell(value: Any, is_needed: bool) -> Any:
     try:
         return value.as_py()
-    except Exception as error:  # a value that Python has no type for, too
-        if isinstance(error, MemoryError):
-            raise
+    except UNREADABLE as error:
         if not is_needed:
             return None
         if isinstance(error, UnicodeDecodeError):

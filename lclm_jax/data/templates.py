@@ -22,7 +22,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lclm_jax.data.tokens import TextError
-from lclm_jax.data.traced import Traced, join, mark, pieces, replace_marks, trace
+from lclm_jax.data.traced import FAILURES, Traced, join, mark, pieces, replace_marks, trace
 from lclm_jax.errors import UserError
 
 STEPS = 2_000_000  # of loops and calls
@@ -80,7 +80,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **settings: Any
         raise
     except RecursionError as error:
         raise TextError("the chat template calls itself without an end") from error
-    except Exception as error:
+    except FAILURES as error:
         raise TextError(f"the chat template refuses this chat: {error}") from error
 
 

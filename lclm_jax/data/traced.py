@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from types import GeneratorType
 from typing import Any
 
+from jinja2 import TemplateError
+
 Run = tuple[int, Any]  # characters, and their source
+# What code of a template raises for values that it cannot take.
+FAILURES = (
+    *(TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
+    *(RuntimeError, TypeError, ValueError),
+)
 _MARK = "\ue000{}\ue001"  # stands for an argument of a function
 _MARKS = re.compile("\ue000([0-9]+)\ue001")
 
@@ -160,7 +167,7 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return result
     try:
         marked = function(*marked_args, **marked_kwargs)
-    except Exception:  # noqa: BLE001 a mark may be no argument for it: then nothing is found
+    except FAILURES:  # a mark is no argument for it, so nothing is found
         marked = ""
     rebuilt = replace_marks(str(marked), found)
     if rebuilt == result:
