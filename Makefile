@@ -1,7 +1,7 @@
 # make show   what a small trained model, committed here, makes of held-out text (about a minute)
 # make demo   the same, then from nothing to a trained, compressing model and a report (about 8 minutes on two CPU cores)
 # make test   the tests, two files at a time
-# make fuzz   the tests that draw their input at random, with 2,000 examples each instead of 50 (LCLM_FUZZ=N; about 10 minutes)
+# make fuzz   the tests that draw their input at random, with LCLM_FUZZ=2000 examples each, not 50
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
@@ -12,8 +12,8 @@
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
-# make mutants  small wrong changes to the code that computes, each of which a test must notice: docs/mutants.md; FILES=lclm_jax/optim.py
-#             changes one file (minutes), by default all of them (a night); in an environment of its own with mutmut
+# make mutants  small wrong changes, each of which a test must notice: docs/mutants.md; in one file with
+#             FILES=lclm_jax/optim.py (minutes), by default in all (a night)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
@@ -60,7 +60,7 @@ accelerator:
 soak: $(VENV)/installed
 	$(RUN) -m launch.soak runs/soak
 
-# In a copy of the last commit. mutmut changes no function with a decorator, so `typed`, which checks shapes, is taken off.
+# In a copy of the last commit, without `typed`: mutmut changes no function with a decorator.
 mutants: .mutants/installed
 	rm -rf runs/mutants && mkdir -p runs/mutants
 	git archive HEAD | tar -x -C runs/mutants

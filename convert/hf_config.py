@@ -83,7 +83,7 @@ def read_model_config(published: Published, dtype: str) -> ModelConfig:
 def read_tower(file: Path, causal: bool) -> TransformerConfig:
     """A tower from its config.json, with transformers' defaults for absent keys.
 
-    Raises ConversionError naming every field that is missing, out of range, or of a kind we do not have.
+    Raises ConversionError naming every field that is missing, out of range, or not supported.
     """
     values = read_json(file)
     kind = values.get("model_type")
@@ -124,7 +124,7 @@ def _with_defaults(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _parse_fields(
     values: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values of a TransformerConfig by our names, and what is wrong with those that are missing or out of range."""
+    """Values of a TransformerConfig by its own names, and the problems of those that are refused."""
     parsed, problems, hints = {}, [], field_hints(TransformerConfig)
     for theirs, ours in names.items():
         if theirs not in values:
@@ -200,9 +200,9 @@ def write_tower(
 
 
 def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: the tokens generation meets; how to sample is left to whoever samples.
+    """Makes generation_config.json: special tokens, from the model's own file if it had one.
 
-    They are those of the model's own file, if it had one.
+    It has no settings of sampling.
     """
     if not tokenizer.generation:
         return {"_from_model_config": True, **special_ids(tokenizer)}

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.mapping import NUMPY, ConversionError
+from lclm_jax import reading
+from lclm_jax.errors import FileError
 
 # Today's name first, then that of older releases.
 DECODER, ENCODER = ("decoder", "llm"), ("encoder", "embedder")
@@ -158,7 +160,7 @@ def _listed_shards(index: Path) -> list[Path]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a string names a file in a directory, and nothing above or below it."""
+    """Returns whether a name is one part of a path, so that it stays in its directory."""
     return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
@@ -175,13 +177,21 @@ def list_file(file: Path) -> list[FileTensor]:
         ) from error
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
+        # Keys stay pairs, for JSON would keep the last of two tensors of one name.
+        pairs = json.loads(opened.read(length), object_pairs_hook=list)
+    tensors = [(key, dict(fields)) for key, fields in pairs if key != "__metadata__"]
+    twice = [key for key, count in Counter(key for key, _ in tensors).items() if count > 1]
+    if twice:
+        raise ConversionError(f"{file} holds two tensors of one name: {', '.join(twice)}")
     return [
         FileTensor(
-            key, tuple(one["shape"]), one["dtype"], file, 8 + length + one["data_offsets"][0]
+            key,
+            tuple(fields["shape"]),
+            fields["dtype"],
+            file,
+            8 + length + fields["data_offsets"][0],
         )
-        for key, one in header.items()
+        for key, fields in tensors
     ]
 
 
@@ -261,12 +271,9 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; a published checkpoint has one")
     try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConversionError(f"{file}: expected a JSON object, got {type(values).__name__}")
-    return values
+        return reading.read_json(file)
+    except FileError as error:
+        raise ConversionError(str(error)) from error
 
 
 def write_json(file: Path, values: Mapping[str, Any]):

@@ -64,12 +64,12 @@ def check_shared(encoder: Path, decoder: Path):
 def compare(definition: str, other: str) -> list[str]:
     """The parts that decide a text's tokens and differ between two `tokenizer.json`; memory tokens,
     offsets, decoders and the template around a text do not count."""
-    one, two = (_without_memory(text) for text in (definition, other))
-    differing = [part for part in TEXT_PARTS if one.get(part) != two.get(part)]
+    left, right = (_without_memory(text) for text in (definition, other))
+    differing = [part for part in TEXT_PARTS if left.get(part) != right.get(part)]
     if differing:  # in the file, perhaps by defaults that only one of them spells out
-        one, two = (_spelled_out(fields) for fields in (one, two))
-        differing = [part for part in differing if one.get(part) != two.get(part)]
-    return differing + (["added_tokens"] if _added(one) != _added(two) else [])
+        left, right = (_spelled_out(fields) for fields in (left, right))
+        differing = [part for part in differing if left.get(part) != right.get(part)]
+    return differing + (["added_tokens"] if _added(left) != _added(right) else [])
 
 
 def _without_memory(definition: str) -> Fields:

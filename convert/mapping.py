@@ -274,7 +274,7 @@ def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) ->
 
 
 def check_layers(counts: Mapping[str, int], config: ModelConfig):
-    """Raises ConversionError for more layers than there are tensors, before any layer's are listed."""
+    """Raises ConversionError for more layers than tensors, before the layers are listed."""
     adapter = config.adapter.layers if config.adapter.attention else 0
     layers = {
         "decoder": config.decoder.layers,
@@ -284,14 +284,18 @@ def check_layers(counts: Mapping[str, int], config: ModelConfig):
     for part, count in counts.items():
         if layers[part] > count:
             raise ConversionError(
-                f"the settings of the {part} say {layers[part]} layers, its files hold {count} tensors"
+                f"the settings of the {part} say {layers[part]} layers, "
+                f"its files hold {count} tensors"
             )
 
 
 def split_rotary(
     stored: Mapping[str, Sequence[StoredT]],
 ) -> tuple[dict[str, list[StoredT]], dict[str, list[StoredT]]]:
-    """(weights, rotary frequencies) by part: checkpoints of older releases hold the frequencies of every layer."""
+    """Splits tensors into weights and rotary frequencies, by part.
+
+    Checkpoints of older releases hold the frequencies of every layer.
+    """
     weights, buffers = {}, {}
     for part, tensors in stored.items():
         rotary = [one for one in tensors if ROTARY.fullmatch(_unwrapped(one.key))]
@@ -315,8 +319,8 @@ def check_rotary(buffers: Mapping[str, Sequence[Stored]], config: ModelConfig) -
                 same = np.allclose(one.read().astype(np.float64), expected, rtol=error, atol=1e-7)
             if not same:
                 problems.append(
-                    f"{part} {one.key}: differs from the frequencies of rope_theta={tower.rope_theta:g} and "
-                    f"head_dim={tower.head_dim}"
+                    f"{part} {one.key}: differs from the frequencies of "
+                    f"rope_theta={tower.rope_theta:g} and head_dim={tower.head_dim}"
                 )
     return problems
 

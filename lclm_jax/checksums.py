@@ -61,7 +61,7 @@ def damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
 
 
 def compare(listed: Listed) -> str:
-    """What is wrong with a file, if anything."""
+    """Describes what is wrong with a file; empty for a whole one."""
     path, digest = listed
     if not path.is_file():
         return f"{path.name} is missing"
@@ -72,7 +72,7 @@ def compare(listed: Listed) -> str:
 
 
 def compare_all(listed: Iterable[Listed]) -> Iterable[tuple[Path, str]]:
-    """Each file, in order, and what is wrong with it, if anything."""
+    """Compares files; yields each, in order, and what is wrong with it."""
     listed = list(listed)
     with ThreadPoolExecutor() as pool:
         yield from zip((path for path, _ in listed), pool.map(compare, listed), strict=True)

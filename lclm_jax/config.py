@@ -1,7 +1,8 @@
 """Every setting of a model and of a run, as frozen dataclasses: typed, hashable, each default stated once, here.
 
-Annotations declare ranges, too (settings.py), and making an instance checks them. A file in `configs/` is a program that
-returns a `Config`; config_values.py reads and writes one as JSON and `key=value`.
+Annotations declare ranges, too (settings.py), and making an instance checks them. A file in
+`configs/` is a program that returns a `Config`; config_values.py reads and writes one as JSON and
+`key=value`.
 """
 
 import dataclasses
@@ -174,7 +175,8 @@ class DataConfig(Settings):
     directory: Directory = "runs/data"  # what launch.prepare wrote
     rows: Size = 256  # rows in a global batch
     positions: Size = 16384  # decoder positions of a row, after compression
-    windows: Size = 14  # encoder windows of a row; launch.inspect suggests how many, and a stage may have its own number
+    # Encoder windows of a row; launch.inspect suggests how many, and a stage may have its own number.
+    windows: Size = 14
     lookahead: Size = 1000  # examples the packer chooses from
     # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
     # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.

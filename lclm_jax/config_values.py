@@ -44,11 +44,15 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
 
 
 def override(config: T, *assignments: str) -> T:
-    """The config with command-line changes, `a.b=value`. Elements of a tuple are named by their `name` field or index.
+    """The config with changes from a command line, `a.b=value`.
+
+    Elements of a tuple are named by their `name` field or index. All changes are made before
+    fields are checked against each other.
 
     >>> override(Config(...), "stages.adapter.steps=10", "data.rows=8")
-    All changes are made before fields are checked against each other. Raises ConfigError that names the nearest key where
-    there is no such field, and for a value of another type or out of range.
+
+    Raises ConfigError that names the nearest key where there is no such field, and for a value of
+    another type or out of range.
     """
     values = to_dict(config)
     for assignment in assignments:
@@ -77,7 +81,7 @@ def _assign(values: Any, config: Any, path: str, text: str):
 
 
 def _index(node: Any, key: str, path: str) -> Any:
-    """Where the element `key` of a dataclass or of a tuple of dataclasses lies."""
+    """Finds the element `key` of a dataclass or of a tuple of dataclasses: its name or its index."""
     if dataclasses.is_dataclass(node):
         check_key(key, field_hints(type(node)), path)
         return key
@@ -92,7 +96,7 @@ def _index(node: Any, key: str, path: str) -> Any:
 
 
 def read_value(hint: Any, text: str) -> Any:
-    """The value that a text spells: text where the setting is text, else a number, a word or a list."""
+    """Reads the value of a setting: text where it is text, else a number, a word or a list."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

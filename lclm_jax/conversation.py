@@ -102,7 +102,7 @@ def shared_length(one: Prompt, other: Prompt) -> int:
 
 
 def _sources(prompt: Prompt, length: int) -> np.ndarray:
-    """Where each position's latent lies, as one number; -1 for tokens."""
+    """Identifies the latent of each position [T] by one number; -1 for tokens."""
     slots = prompt.slots[0, :length].astype(np.int64)
     if not prompt.blocks:
         return slots
@@ -135,5 +135,5 @@ def split_content(content: Any, tokenizer: Tokenizer) -> Any:
 
 
 def split_parts(parts: Any) -> list[Any]:
-    """What a call was given as a list: one text, latents, or a list of both."""
+    """Lists the parts of a prompt that is one text, latents, or a list of both."""
     return [parts] if isinstance(parts, (str, bytes, Latents)) else list(parts)

@@ -319,7 +319,7 @@ class LanguageModel:
         return (example.tokens, example.slots), slices
 
     def check_length(self, length: int, max_tokens: int):
-        """Raises UserError unless a prompt of `length` and an answer fit the decoder's positions."""
+        """Raises UserError where a prompt and its answer take more positions than there are."""
         steps = parse(Count, max_tokens, "max_tokens")
         most = self.config.decoder.max_positions
         if length + steps > most:

@@ -99,7 +99,8 @@ def check_finite(vectors: np.ndarray):
     if not finite.all():
         rows = np.flatnonzero(~finite)
         raise LatentsError(
-            f"{len(rows)} of {len(vectors)} latents are NaN or infinite, the first is number {rows[0]}"
+            f"{len(rows)} of {len(vectors)} latents are NaN or infinite, "
+            f"the first is number {rows[0]}"
         )
 
 

@@ -72,8 +72,9 @@ def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
 def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
     """The rate of each update of a stage, by the number of updates before it.
 
-    Rises linearly to `rate` at step `warmup`, then falls as a cosine to the final rate at the last step. Warm-up takes at
-    most half of the steps; without it step 1 has the full rate, as has a stage's only step.
+    Rises linearly to `rate` at step `warmup`, then falls as a cosine to the final rate at the last
+    step. Warm-up takes at most half of the steps; without it step 1 has the full rate, as has a
+    stage's only step.
 
     >>> stage = StageConfig("short", steps=4, warmup=2, final_rate=0.0, groups=(), streams=())
     >>> [float(schedule(stage, 1.0)(updates)) for updates in range(4)]

@@ -13,7 +13,7 @@ from lclm_jax.settings import Count, Positive, Range, Settings
 from lclm_jax.typing import Array, Bool, Float, Int, typed
 
 CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
-MAX_STOPS = 16  # stop tokens of a call
+STOPS = 16  # places for stop tokens; of more there are a multiple
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ class Rules:
 
     @classmethod
     def of(cls, sampling: Sampling, stops: Sequence[int] = ()) -> "Rules":
-        """Raises ValueError for more than MAX_STOPS stop tokens."""
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"expected at most {MAX_STOPS} stop tokens, got {len(stops)}")
-        padded = np.full(MAX_STOPS, -1, np.int32)
+        """The rules as arrays; for any number of stops up to STOPS the same program serves."""
+        padded = np.full(-(-max(len(stops), 1) // STOPS) * STOPS, -1, np.int32)
         padded[: len(stops)] = stops
         s = sampling
         return cls(

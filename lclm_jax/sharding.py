@@ -37,6 +37,7 @@ RULES = (
 # Settings of JAX with which our programs cannot be compiled or run -> the values they need.
 FLAGS = {
     "jax_enable_x64": (False,),
+    "jax_disable_jit": (False,),
     "jax_no_tracing": (False,),
     "jax_numpy_dtype_promotion": ("standard",),
     "jax_numpy_rank_promotion": ("allow", "warn"),
@@ -47,22 +48,22 @@ FLAGS = {
 
 
 def check_flags():
-    """Raises ConfigError that names a setting of JAX, of the environment or of another program, that we cannot work with."""
+    """Raises ConfigError for a setting of JAX, from wherever it comes, that our programs exclude."""
     for name, allowed in FLAGS.items():
         value = getattr(jax.config, name, allowed[0])
         if value not in allowed:
             raise ConfigError(
-                f"{name} must be {' or '.join(map(str, allowed))}, got {value}; unset {name.upper()} or "
-                f"jax.config.update({name!r}, {allowed[-1]!r})"
+                f"{name} must be {' or '.join(map(str, allowed))}, got {value}; "
+                f"unset {name.upper()} or jax.config.update({name!r}, {allowed[-1]!r})"
             )
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh; one axis may be -1 and takes the devices the others leave. Of several slices, each has its own part of
-    the axis data, and every other axis stays within a slice.
+    """The device mesh; one axis may be -1 and takes the devices that the others leave.
 
-    Raises ConfigError when the axes do not multiply to the number of devices, or the slices do not divide data, and for
-    JAX's own settings that change types or what may be computed.
+    Of several slices, each has its own part of the axis data, and every other axis stays within a
+    slice. Raises ConfigError when the axes do not multiply to the number of devices, when slices do
+    not divide data, and for settings of JAX that exclude our programs.
     """
     check_flags()
     devices = devices or jax.devices()

@@ -64,7 +64,7 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 @pytest.fixture(autouse=True)
 def traced_anew():
-    """Under `make mutants` every test traces the functions it reaches: JAX remembers those of the test before."""
+    """Clears what JAX has traced, so that under `make mutants` every test reaches its functions."""
     if os.environ.get("MUTANT_UNDER_TEST"):
         jax.clear_caches()
 

@@ -90,7 +90,7 @@ def test_a_content_that_is_no_text_is_refused(model, content):
 
 
 def test_half_a_surrogate_pair_is_refused(model):
-    with pytest.raises(TextError, match="half a surrogate pair at character 2"):
+    with pytest.raises(TextError, match=r"got half a surrogate pair, '\\ud83d'"):
         model.render([{"role": "user", "content": "ab\ud83d"}])
 
 

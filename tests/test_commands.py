@@ -72,7 +72,7 @@ WRITES = {
         ["--encoder", SMALL / "encoder", "--decoder", SMALL / "decoder", "--out", "BAD"]
     ],
 }
-# Commands without a case above: parts that other commands start, and one that needs torch to be imported.
+# Commands without a case above: parts that other commands start, and one that imports torch.
 OTHERS = {"launch.soak.faults", "launch.bench.accelerator.section", "launch.bench"}
 
 

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 
 from convert.from_hf import from_hf
-from convert.hf_files import list_tower
+from convert.hf_files import list_file, list_tower
 from convert.init import init
 from convert.mapping import ConversionError
 from convert.to_hf import to_hf
@@ -57,6 +58,15 @@ def test_an_index_without_a_map_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(ConversionError, match="expected a weight_map from tensors to files"):
         list_tower(tmp_path)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    field = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f"{{{field},{field}}}".encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ConversionError, match="holds two tensors of one name: a"):
+        list_file(file)
 
 
 def test_a_shard_is_a_file_or_a_link_to_one(tmp_path):

@@ -113,6 +113,7 @@ def test_a_home_that_is_not_there_is_named():
 
 BAD_FLAGS = {
     "jax_enable_x64": True,
+    "jax_disable_jit": True,
     "jax_no_tracing": True,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",

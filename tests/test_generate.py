@@ -115,7 +115,7 @@ def test_no_token_copies_the_cache(model, monkeypatch):
 
 
 def test_the_state_after_one_more_token():
-    """Row by row: a stop token, scores with NaN, an ordinary token; a stop is banned up to `min_tokens`."""
+    """Rows: a stop token, scores with NaN, an ordinary token; a stop is banned up to `min_tokens`."""
     rows = jnp.zeros(3, jnp.int32)
     none = jnp.zeros((3, 4), bool)
     ended, finite = jnp.zeros(3, bool), jnp.ones(3, bool)

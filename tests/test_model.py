@@ -32,7 +32,7 @@ HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.f
 
 
 def test_who_sees_whom():
-    """Two examples packed into a row and a pad; then one query of each after keys in another order."""
+    """Two examples and a pad in a row; then one query of each after keys in another order."""
     row = Places(np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 0]]))
     blocks = [[1] * 3 + [0] * 3] * 3 + [[0] * 3 + [1, 1, 0]] * 2 + [[0] * 6]
     assert attention_mask(row, row, False)[0].astype(int).tolist() == blocks

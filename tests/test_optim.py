@@ -165,7 +165,7 @@ def mixed_gradients(steps: int) -> list[dict]:
 
 
 def test_eight_steps_equal_adamw_by_hand():
-    """With warm-up, a cosine, decay of one group, one clip over all components, and a frozen table."""
+    """Warm-up, a cosine, decay of one group, one clip over all components, a frozen table."""
     gradients = mixed_gradients(8)
     after, _, rates = take_steps(mixed_params(), gradients)
     expected = by_hand(mixed_params(), gradients)

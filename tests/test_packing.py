@@ -148,7 +148,7 @@ def test_contexts_that_share_a_window_are_told_apart():
 
 
 def test_a_row_in_full():
-    """Two examples, the first with a context of two windows that overlap; every array as it stands."""
+    """Two examples, the first with a context of two windows that overlap, in every array."""
     config = model(ratio=4, window=8, overlap=2)
     spanning = layout(("context", 10), ("plain", 1), config=config)
     short = layout(("plain", 1), ("context", 3), ("context", 1), config=config)

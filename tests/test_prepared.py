@@ -190,7 +190,7 @@ def exchange(first: Path, second: Path):
 
 @pytest.fixture
 def alike(tmp_path, tokenizer):
-    """Prepared data of two shards whose first examples have one length, with an earlier manifest."""
+    """Prepared data: two shards whose first examples are equally long, an earlier manifest."""
     for name in "ab":
         rows = [{"text": f"{name} {i:03}"} for i in range(60)]
         text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -291,9 +291,10 @@ def test_few_candidates_cut_as_the_whole_vocabulary_does(monkeypatch, sampling):
     np.testing.assert_allclose(sampling_rules._lowest(logits, rules), whole, rtol=1e-6)
 
 
-def test_too_many_stop_tokens():
-    with pytest.raises(ValueError, match="at most 16 stop tokens, got 17"):
-        Rules.of(Sampling(), range(17))
+@pytest.mark.parametrize(("stops", "places"), [(0, 16), (1, 16), (16, 16), (17, 32), (40, 48)])
+def test_any_number_of_stop_tokens_has_a_place(stops, places):
+    rules = Rules.of(Sampling(), range(stops))
+    assert rules.stops.tolist() == [*range(stops), *[-1] * (places - stops)]
 
 
 def test_latents_alone_are_a_turn(model):

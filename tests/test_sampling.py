@@ -76,7 +76,7 @@ LOWEST = [
 
 @pytest.mark.parametrize("candidates", [1, 3, 99])
 def test_the_lowest_score_that_is_left(candidates, monkeypatch):
-    """Candidates that do not suffice are followed by the whole vocabulary; every row has its own."""
+    """Rows whose candidates do not suffice are drawn from the whole vocabulary."""
     monkeypatch.setattr("lclm_jax.sampling.CANDIDATES", candidates)
     logits = jnp.log(jnp.array([[4.0, 1.0, 8.0, 2.0], [2.0, 8.0, 1.0, 4.0]]))
     lowest = jax.jit(lambda x, rules: module._lowest(x, rules))

@@ -119,7 +119,7 @@ SPECS = {
 
 
 def test_every_parameter_is_split_along_its_own_axes(model_config):
-    """Inputs of a layer over fsdp and context, its heads and inner width over tensor, where they are."""
+    """Inputs of a layer over fsdp and context, its heads and inner width over tensor."""
     mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
     untied = replace(model_config, decoder=replace(model_config.decoder, tied=False))
     found = {

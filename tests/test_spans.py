@@ -176,7 +176,7 @@ def two_ratios():
 
 
 def test_contexts_at_ratios_of_their_own_beside_given_latents():
-    """Pieces know their context by its number in the record, and which of its latents are theirs."""
+    """Pieces have the number of their context in the record, and of their first latent."""
     record = [Given(2), Context(range(5)), Plain(range(7, 9), True), Context(range(6), ratio=4)]
     example = lay_out(record, two_ratios(), MEMORY)
     assert example.slots.tolist() == [-1, 0, 1, -1, -1, 2, 3, 4, -1, -1, -1, -1, 5, 6, -1]

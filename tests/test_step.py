@@ -1,4 +1,4 @@
-"""One update and its figures beside the same numbers worked out by hand, with a table of squares in place of the model."""
+"""One update and its figures beside numbers by hand, with a table of squares for a model."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Chat templates come from elsewhere: they end, write a bounded amount, and see nothing of Python."""
+"""Chat templates are foreign code: they end, write a bounded amount, see nothing of Python."""
 
 import time
 

@@ -114,7 +114,7 @@ def test_templates_and_special_tokens_are_those_of_transformers(tokenizer, tmp_p
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer_config.json", "{", "tokenizer_config.json: expected JSON"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object, got list"),
         ("tokenizer_config.json", {"chat_template": 5}, "expected chat_template to be text"),
         ("tokenizer_config.json", {"chat_template": [{"name": "a"}]}, "expected chat_template"),
@@ -133,7 +133,11 @@ def test_templates_and_special_tokens_are_those_of_transformers(tokenizer, tmp_p
         ("generation_config.json", {"bos_token_id": [1]}, "expected bos_token_id to be a token id"),
         ("tokenizer.json", "{}", "tokenizer.json: expected a tokenizer.json with a model"),
         ("tokenizer.json", "{", "tokenizer.json: expected a tokenizer.json, got no JSON"),
-        ("tokenizer.json", {"model": {"vocab": {}}}, "the tokenizers library cannot read this"),
+        (
+            "tokenizer.json",
+            {"model": {"vocab": {}}},
+            "expected a tokenizer.json that the tokenizers library can read",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tokenizer, tmp_path, file, content, message):
@@ -145,7 +149,9 @@ def test_a_file_that_cannot_be_used_is_named(tokenizer, tmp_path, file, content,
 def test_files_are_utf_8_whatever_the_locale(tokenizer, tmp_path):
     write(tmp_path, tokenizer.definition, {"chat_template.jinja": "Zoë"})
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"bos_token": "\xff"}')
-    with pytest.raises(TextError, match=r"tokenizer_config\.json: expected UTF-8"):
+    with pytest.raises(
+        TextError, match=r"tokenizer_config\.json is not UTF-8 text: byte 0xff at 15"
+    ):
         Tokenizer.load(tmp_path)
 
 

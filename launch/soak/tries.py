@@ -218,10 +218,10 @@ def _slow_data(soak: Soak, fault: Fault) -> Outcome:
 def _dead_data(soak: Soak, fault: Fault) -> Outcome:
     with soak.child(fault) as one:
         status = one.ended()
-        said = DIED in one.said.read_text(errors="replace", encoding="utf-8")
+        died = DIED in one.said.read_text(errors="replace", encoding="utf-8")
         return Outcome(
-            status > 0 and said,
-            f"ended with status {status} and its error" if said else _ended(one, status),
+            status > 0 and died,
+            f"ended with status {status} and its error" if died else _ended(one, status),
         )
 
 

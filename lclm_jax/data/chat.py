@@ -242,7 +242,7 @@ def _encode(
 
 
 def _fill(part: Any, role: Role) -> Stretch | Given:
-    """What stands in a chat for a part that is no text."""
+    """Makes the stretch of a part that is no text."""
     if isinstance(part, Given):
         return part
     if isinstance(part, Context):

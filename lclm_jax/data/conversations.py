@@ -12,7 +12,6 @@ from lclm_jax.data.fields import (
     CHAT,
     DOCUMENT,
     QUESTION,
-    REASONING,
     REFUSED,
     SYSTEM,
     TOOLS,
@@ -31,9 +30,10 @@ from lclm_jax.data.fields import (
     strings_in,
 )
 from lclm_jax.data.messages import read_messages
+from lclm_jax.data.words import THOUGHTS
 
 # Fields with words that must not vanish beside the ones that are used.
-WORDS = (*CHAT, *QUESTION, *ANSWER, *SYSTEM, *REASONING, *DOCUMENT, *REFUSED, "history")
+WORDS = (*CHAT, *QUESTION, *ANSWER, *SYSTEM, *THOUGHTS, *DOCUMENT, *REFUSED, "history")
 
 
 def read_conversation(fields: Mapping[str, Any], longest: int) -> Raw:
@@ -110,7 +110,7 @@ def _question(given: Raw, name: str) -> list[Raw]:
 def _answer(given: Raw, name: str, said: Any) -> list[Raw]:
     if isinstance(said, list):
         return read_messages(said, name)
-    reasoning = {one: given.pop(one) for one in REASONING if one in given}
+    reasoning = {one: given.pop(one) for one in THOUGHTS if one in given}
     return read_messages([{"role": "assistant", "content": as_text(name, said)} | reasoning], name)
 
 

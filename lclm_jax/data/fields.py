@@ -6,6 +6,7 @@ from typing import Any
 
 from lclm_jax.data.cuts import cut_text
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START
+from lclm_jax.data.words import THOUGHTS
 from lclm_jax.errors import UserError
 
 Raw = dict[str, Any]
@@ -15,9 +16,8 @@ CHAT = ("messages", "conversations", "conversation")
 QUESTION = ("prompt", "instruction", "question", "query", "problem", "input")
 ANSWER = ("response", "completion", "output", "answer", "solution")
 SYSTEM = ("system", "system_prompt", "system_message")
-REASONING = ("reasoning_content", "reasoning", "thinking")
 TOOLS = ("tools", "functions")
-BESIDE_CHAT = (*SYSTEM, *TOOLS, *REASONING, "history", "context")
+BESIDE_CHAT = (*SYSTEM, *TOOLS, *THOUGHTS, "history", "context")
 # What a chat cannot be trained on, and fields with words that have no place in it.
 REFUSED = (
     *("chosen", "rejected", "documents", "choices", "options"),

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lclm_jax.data.fields import (
-    REASONING,
     REFUSED,
     Raw,
     RowError,
@@ -21,10 +20,11 @@ from lclm_jax.data.fields import (
     is_blank,
     show,
 )
+from lclm_jax.data.words import ROLES, THOUGHTS
 
 ROLE = ("role", "from")
 CONTENT = ("content", "value", "text")
-ROLES = {
+SPELLINGS = {
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -37,7 +37,7 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
     "tool_result": "tool",
-} | {role: role for role in ("system", "developer", "user", "assistant", "tool")}
+} | {role: role for role in ROLES}
 CALLS = ("tool_calls", "function_call")
 CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # their content is the call, as JSON
 # Flags of OpenAI, mistral-finetune (weight), axolotl (train, training), ms-swift (loss), verl
@@ -89,7 +89,7 @@ def read_message(message: Any) -> Raw:
     spelled = _take(fields, ROLE)
     role = read_role(spelled)
     read: Raw = {"role": role, **_take_content(fields, spelled)}
-    reasoning = _take(fields, REASONING)
+    reasoning = _take(fields, THOUGHTS)
     if not is_blank(reasoning):
         if role != "assistant":
             raise RowError("chat", f"expected reasoning of an assistant alone, got it of {role}")
@@ -121,7 +121,7 @@ def _take_content(fields: Raw, role: Any) -> Raw:
 def read_role(role: Any) -> str:
     """A role in the spelling of chat templates. Raises RowError for what is not one word."""
     lower = _lower(role)
-    known = "assistant" if lower in CALLING_ROLES else ROLES.get(lower, role)
+    known = "assistant" if lower in CALLING_ROLES else SPELLINGS.get(lower, role)
     if not isinstance(known, str) or not known.isidentifier():
         raise RowError("chat", f"expected a role such as user, got {show(role)}")
     return known

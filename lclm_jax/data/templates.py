@@ -138,7 +138,7 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Renders as transformers' `render_jinja_template` does; strings stay traced, work is bounded."""
+    """Renders as transformers does, in traced strings and a bounded number of steps."""
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(["+", "*", "%", "**"])

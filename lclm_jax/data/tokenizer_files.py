@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.errors import TextError
+from lclm_jax import reading
+from lclm_jax.errors import FileError, TextError
 from lclm_jax.writing import write_whole
 
 DEFAULT = "default"  # the name of a template that is the only one, or stands among others
@@ -20,11 +21,11 @@ GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_text(file: Path) -> str:
-    """Text of a UTF-8 file. Raises TextError where it is none."""
+    """The text of a file. Raises TextError where it is not UTF-8."""
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{file}: expected UTF-8, got other bytes: {error}") from error
+        return reading.read_text(file)
+    except FileError as error:
+        raise TextError(str(error)) from error
 
 
 def read_fields(file: Path) -> dict[str, Any]:
@@ -32,12 +33,9 @@ def read_fields(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        fields = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TextError(f"{file}: expected JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise TextError(f"{file}: expected a JSON object, got {type(fields).__name__}")
-    return fields
+        return reading.read_json(file)
+    except FileError as error:
+        raise TextError(str(error)) from error
 
 
 def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -119,8 +117,10 @@ def read_generation(directory: Path) -> dict[str, Any]:
 
 
 def keep_entries(generation: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The ids of a `generation_config.json` that a tokenizer of so many rows has an entry for; older
-    models write -1 where they have no token."""
+    """The ids of a `generation_config.json` below `rows`, the number of a tokenizer's entries.
+
+    Older models write -1 where they have no token.
+    """
     kept: dict[str, Any] = {}
     for key, ids in generation.items():
         listed = isinstance(ids, list)

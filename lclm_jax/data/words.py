@@ -28,7 +28,13 @@ MARKERS = (
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
 )
-ROLES = {"system", "user", "assistant", "tool", "developer"}  # names that may be in a control token
+ROLES = {
+    "system",
+    "user",
+    "assistant",
+    "tool",
+    "developer",
+}  # of templates; their names may be in a control token
 HOLE = "\ufffc"  # the character that a template sees of a part that is no text
 
 
@@ -145,7 +151,7 @@ def trace_message(i: int, message: Message, template: str, tokenizer: Tokenizer)
 def trace_json(value: Any, source: Words, name: str) -> Any:
     """JSON in traced strings of one source. Raises TextError for a value that is not JSON."""
     if isinstance(value, str):
-        return Traced(_check_unicode(value), source)
+        return Traced(value, source)
     if isinstance(value, Mapping):
         items = ((str(key), item) for key, item in value.items())
         return {trace_json(k, source, name): trace_json(v, source, name) for k, v in items}
@@ -173,10 +179,10 @@ def _trace_content(
 
 def _trace_part(i: int, part: Part, role: Role) -> Traced:
     if isinstance(part, str):
-        return Traced(_check_unicode(part), Words(i, role))
+        return Traced(part, Words(i, role))
     if isinstance(part, Analysis):
         marker, thought = Words(i, Role.ANSWER, marker=True), Words(i, Role.ANALYSIS)
-        text = Traced(_check_unicode(part.text), thought)
+        text = Traced(part.text, thought)
         return join([Traced(part.before, marker), text, Traced(part.after, marker)])
     return Traced(HOLE, Words(i, Role.CONTEXT if isinstance(part, Context) else role, part))
 
@@ -204,7 +210,7 @@ def _read_part(part: Any, tokenizer: Tokenizer) -> Part:
         if len(texts) == 1 and all(isinstance(text, str) for text in texts.values()):
             (name, text), *_ = texts.items()
             if name == "context":
-                return Context(tokenizer.encode(_check_unicode(text)), part.get("ratio"))
+                return Context(tokenizer.encode(text), part.get("ratio"))
             return text if name == "text" else Analysis(text, part["before"], part["after"])
     raise TextError(
         'expected a part that is text, token ids, a context, {"text": ...} or {"context": ...}, '
@@ -238,13 +244,3 @@ def split_thought(content: str) -> list[Part]:
         if found and closed and thought.strip() and not head.strip():
             return [part for part in (head, Analysis(thought, before, after), tail) if part]
     return [content]
-
-
-def _check_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TextError(
-            f"expected Unicode text, got half a surrogate pair at character {error.start}"
-        ) from error
-    return text
