@@ -294,6 +294,19 @@ FUZZ = settings(
 )
 
 
+def test_a_tokenizer_saved_over_another_is_read_back_as_itself(tokenizer, tmp_path):
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    special = {"bos_token": TURN_START}
+    other = Tokenizer(tokenizer.definition, templates, special, generation={"eos_token_id": 1})
+    other.save(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"cls_token": "x"}', encoding="utf-8")
+    bare = Tokenizer(tokenizer.definition)
+    bare.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.templates, loaded.special) == ({}, bare.special)
+    assert (loaded.generation, loaded.stops) == ({}, bare.stops)
+
+
 @pytest.mark.fuzz
 @FUZZ
 @given(SETTINGS, GENERATION, SETTINGS)

@@ -40,8 +40,7 @@ def read_fields(file: Path) -> dict[str, Any]:
 
 def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates by name; those in files of their own take the place of those in settings."""
-    files = {DEFAULT: directory / TEMPLATE}
-    files |= {file.stem: file for file in sorted((directory / MORE_TEMPLATES).glob("*.jinja"))}
+    files = dict(_template_files(directory))
     if found := {name: read_text(file) for name, file in files.items() if file.exists()}:
         return found
     listed = settings.get("chat_template")
@@ -143,6 +142,20 @@ def write_templates(directory: Path, templates: Mapping[str, str]):
     for name, template in templates.items():
         file = TEMPLATE if name == DEFAULT else f"{MORE_TEMPLATES}/{name}.jinja"
         write_whole(directory / file, template)
+
+
+def remove_others(directory: Path, templates: Mapping[str, str], generation: Mapping[str, Any]):
+    """Removes what another tokenizer left in a directory and would be read as of this one."""
+    stale = [file for file in _template_files(directory) if file[0] not in templates]
+    files = [file for _, file in stale] + [directory / SPECIAL_MAP]
+    for file in files if generation else [*files, directory / GENERATION]:
+        file.unlink(missing_ok=True)
+
+
+def _template_files(directory: Path) -> list[tuple[str, Path]]:
+    """Names of chat templates, and the files that they are read from where these exist."""
+    more = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    return [(DEFAULT, directory / TEMPLATE), *((file.stem, file) for file in more)]
 
 
 def write_fields(file: Path, fields: Mapping[str, Any]):

@@ -148,8 +148,9 @@ class Tokenizer:
             raise TextError(f"{file}: {error}") from error
 
     def save(self, directory: str | Path):
-        """Writes the files `load` and Hugging Face's AutoTokenizer read."""
+        """Writes the files `load` and Hugging Face's AutoTokenizer read, in place of another's."""
         directory = Path(directory)
+        tokenizer_files.remove_others(directory, self.templates, self.generation)
         write_whole(directory / "tokenizer.json", self.definition)
         tokenizer_files.write_special(directory, self.special)
         tokenizer_files.write_templates(directory, self.templates)
