@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from lclm_jax.data.chat import Message, parse_memory
+from lclm_jax.data.messages import split_thought
 from lclm_jax.data.spans import Context
 from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.data.words import split_thought
 from lclm_jax.generate import ROOM, positions_needed, prefill
 from lclm_jax.latents import Latents
 from lclm_jax.model.attention import Cache

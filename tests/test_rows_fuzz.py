@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data import fields as names
-from lclm_jax.data.messages import CALLS, CONTENT, ROLE, ROLES
+from lclm_jax.data.message_rows import CALLS, CONTENT, ROLE, ROLES
 from lclm_jax.data.rows import RowError, read_examples, tokenise, words_of
 from lclm_jax.data.stretches import Role, flatten
 from lclm_jax.data.tokens import TextError

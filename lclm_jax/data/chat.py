@@ -1,6 +1,6 @@
 """Chats to tokens: those that transformers' `apply_chat_template` gives, with the role of each.
 
-The template renders the words themselves (see `words` and `templates`), so it may trim, cut or
+The template renders the words themselves (see `messages` and `templates`), so it may trim, cut or
 compare them. Only its own text can bring in a control token, whatever words, names and tools
 spell. `parse_memory` makes the parts of a content from text with memory tags.
 """
@@ -14,13 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lclm_jax.data.spans import Context, Given, Plain, Span
-from lclm_jax.data.stretches import Role, Stretch
-from lclm_jax.data.templates import render
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
-from lclm_jax.data.traced import Traced
-from lclm_jax.data.turns import Run, Turn, check_complete, find_turns, list_runs
-from lclm_jax.data.words import (
+from lclm_jax.data.messages import (
     Analysis,
     Message,
     Part,
@@ -29,6 +23,12 @@ from lclm_jax.data.words import (
     trace_json,
     trace_message,
 )
+from lclm_jax.data.spans import Context, Given, Plain, Span
+from lclm_jax.data.stretches import Role, Stretch
+from lclm_jax.data.templates import render
+from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
+from lclm_jax.data.traced import Traced
+from lclm_jax.data.turns import Run, Turn, check_complete, find_turns, list_runs
 
 Labelled = tuple[
     str, bool, Role | Stretch | Given

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lclm_jax.data.cuts import cut_text
+from lclm_jax.data.messages import THOUGHTS
 from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START
-from lclm_jax.data.words import THOUGHTS
 from lclm_jax.errors import UserError
 
 Raw = dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lclm_jax.data.chat import split_memory
-from lclm_jax.data.conversations import check_chat
+from lclm_jax.data.chat_rows import check_chat
 from lclm_jax.data.fields import (
     ANSWER,
     DOCUMENT,
@@ -18,7 +18,7 @@ from lclm_jax.data.fields import (
     refuse_runs,
     refuse_surrogates,
 )
-from lclm_jax.data.messages import read_role
+from lclm_jax.data.message_rows import read_role
 from lclm_jax.data.tokens import (
     MEMORY_END,
     MEMORY_SLOT,

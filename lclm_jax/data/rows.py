@@ -3,7 +3,7 @@
 A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
 `{"text": str}`, `{"messages": [...], "tools": [...]}`,
 `{"spans": [{"context": str} | {"text": str}, ...]}`. Messages are those of
-`lclm_jax.data.messages`. In examples of earlier versions a content may also hold parts
+`lclm_jax.data.message_rows`. In examples of earlier versions a content may also hold parts
 `{"analysis", "before", "after"}`.
 """
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from lclm_jax.data.chat import read_raw_chat
-from lclm_jax.data.conversations import read_conversation
+from lclm_jax.data.chat_rows import read_conversation
 from lclm_jax.data.expand import make_trace
 from lclm_jax.data.fields import (
     DOCUMENT,

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from lclm_jax.data.messages import Analysis, Message, Words, read_parts
 from lclm_jax.data.stretches import Role
 from lclm_jax.data.templates import Generated, render
 from lclm_jax.data.tokens import TextError, Tokenizer
 from lclm_jax.data.traced import Traced, pieces
-from lclm_jax.data.words import Analysis, Message, Words, read_parts
 
 Prefix = Callable[[int], str]  # renders so many messages, up to where the assistant begins
 

@@ -29,8 +29,8 @@ from lclm_jax.data.fields import (
     show,
     strings_in,
 )
-from lclm_jax.data.messages import read_messages
-from lclm_jax.data.words import THOUGHTS
+from lclm_jax.data.message_rows import read_messages
+from lclm_jax.data.messages import THOUGHTS
 
 # Fields with words that must not vanish beside the ones that are used.
 WORDS = (*CHAT, *QUESTION, *ANSWER, *SYSTEM, *THOUGHTS, *DOCUMENT, *REFUSED, "history")
