@@ -136,7 +136,7 @@ def words_in(value):
     if isinstance(value, str):
         return set(value.split())
     if isinstance(value, dict):
-        value = [value[name] for name in (*CONTENT, "context", *names.REASONING) if name in value]
+        value = [value[name] for name in (*CONTENT, "context", *names.THOUGHTS) if name in value]
     return set().union(*map(words_in, value)) if isinstance(value, list) else set()
 
 
