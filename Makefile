@@ -13,7 +13,7 @@
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
 # make mutants  small wrong changes, each of which a test must notice: docs/mutants.md; in one file with
-#             FILES=lclm_jax/optim.py (minutes), by default in all (a night)
+#             FILES=lclm_jax/training/optim.py (minutes), by default in all (a night)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 .PHONY: show demo test fuzz check parity fit-report bench bench-data accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
-	$(RUN) -m launch.show --config configs/small.py --checkpoint docs/small/model
+	$(RUN) -m launch.show --config configs/small.py --checkpoint tests/data/models/small
 
 demo: show
 	$(RUN) -m launch.demo --config configs/tiny.py
@@ -41,10 +41,10 @@ fuzz: $(VENV)/installed
 parity: .parity/installed
 	.parity/bin/python -m pytest -q -n 2 --dist loadfile tests/parity
 
-# Interrupted, `.fit/bin/python -m launch.fit_report` goes on.
+# Interrupted, `.fit/bin/python -m launch.bench.capacity` goes on.
 fit-report: .fit/installed .gpu/installed
 	rm -rf runs/fit
-	.fit/bin/python -m launch.fit_report $(if $(ACCEPT),--accept)
+	.fit/bin/python -m launch.bench.capacity $(if $(ACCEPT),--accept)
 
 bench: .parity/installed
 	.parity/bin/python -m launch.bench
@@ -58,7 +58,7 @@ accelerator:
 	env -u JAX_PLATFORMS $(RUN) -m launch.bench.accelerator --minutes 8 --out runs/accelerator
 
 soak: $(VENV)/installed
-	$(RUN) -m launch.soak runs/soak
+	$(RUN) -m tests.soak runs/soak
 
 # In a copy of the last commit, without `typed`: mutmut changes no function with a decorator.
 mutants: .mutants/installed
@@ -70,7 +70,7 @@ mutants: .mutants/installed
 
 bench-convert: $(VENV)/installed
 	rm -rf runs/bench-convert
-	$(RUN) -m convert.bench runs/bench-convert
+	$(RUN) -m launch.bench.convert runs/bench-convert
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

@@ -24,9 +24,14 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.corpus import documentation, split_of, standard_library, train_tokenizer
-from lclm_jax.data.prepare import prepare as prepare_sources
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.data.prepare.prepare import prepare as prepare_sources
+from lclm_jax.data.synthetic.corpus import (
+    documentation,
+    split_of,
+    standard_library,
+    train_tokenizer,
+)
+from lclm_jax.data.text.tokenizer import Tokenizer
 
 VOCAB = 8192
 STREAMS = (Stream("reconstruction", "docs", 0.6), Stream("reconstruction", "code", 0.4))

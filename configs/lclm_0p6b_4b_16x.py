@@ -1,16 +1,16 @@
 """The published LCLM: Qwen3-Embedding-0.6B reads, Qwen3-4B-Instruct-2507 answers, 16 tokens a latent (paper, Table 1).
 
-    python -m convert.init --encoder HF_DIR --decoder HF_DIR --out runs/base
+    python -m convert.from_towers --encoder HF_DIR --decoder HF_DIR --out runs/base
     python -m launch.train --config configs/lclm_0p6b_4b_16x.py --set data.directory=DATA
 
 runs all four stages, each from where the last one ends; `--stage encoder` (or `--stage 1`) runs one. DATA holds what
-configs/recipe_pretraining.py and configs/recipe_fine_tuning.py prepare, each in its own directory.
+configs/recipes/pretraining.py and configs/recipes/fine_tuning.py prepare, each in its own directory.
 Hardware: a v5p-128 slice or larger (256 rows of 16,384 positions a step). `--set model.compression.ratio=8` or 4 gives
 the other two published models.
 """
 
-from configs import recipe_fine_tuning, recipe_pretraining
-from configs.shapes import QWEN3_4B_INSTRUCT_2507, QWEN3_EMBEDDING_0P6B, with_memory_tokens
+from configs import recipes
+from configs.models.shapes import QWEN3_4B_INSTRUCT_2507, QWEN3_EMBEDDING_0P6B, with_memory_tokens
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -48,7 +48,7 @@ def stage(
 
 
 def config() -> Config:
-    pretraining, fine_tuning = recipe_pretraining.recipe(), recipe_fine_tuning.recipe()
+    pretraining, fine_tuning = recipes.pretraining.recipe(), recipes.fine_tuning.recipe()
     return Config(
         model=ModelConfig(
             encoder=QWEN3_EMBEDDING_0P6B,

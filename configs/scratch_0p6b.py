@@ -5,16 +5,16 @@
 Each point of the search is a `--set`: `model.compression.pooling=concat`, `model.compression.window=256`,
 `model.compression.overlap=64`, `model.encoder.causal=False`, `model.adapter.kind=mlp_attn`. To expect, from the paper: a loss of
 1.169 with the settings here, 1.171 with concat, 1.172 with windows of 256, 1.191 bidirectional, 1.256-1.278 with attention in
-the adapter. DATA holds what configs/recipe_pretraining.py prepares.
+the adapter. DATA holds what configs/recipes/pretraining.py prepares.
 """
 
-from configs import recipe_pretraining
-from configs.shapes import QWEN3_0P6B, QWEN3_EMBEDDING_0P6B, with_memory_tokens
+from configs import recipes
+from configs.models.shapes import QWEN3_0P6B, QWEN3_EMBEDDING_0P6B, with_memory_tokens
 from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, StageConfig
 
 
 def config() -> Config:
-    pretraining = recipe_pretraining.recipe()
+    pretraining = recipes.pretraining.recipe()
     return Config(
         model=ModelConfig(
             encoder=QWEN3_EMBEDDING_0P6B,

@@ -34,10 +34,10 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.pairs import NAMES, write_corpus, write_held_out
-from lclm_jax.data.prepare import prepare as prepare_sources
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.evaluate import Tests
+from lclm_jax.data.prepare.prepare import prepare as prepare_sources
+from lclm_jax.data.synthetic.pairs import NAMES, write_corpus, write_held_out
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.evaluation.held_out import Tests
 from lclm_jax.progress import track
 
 VOCAB = 1024  # small, so that most parameters are layers

@@ -15,7 +15,7 @@ from configs.small import language, together, tower
 from configs.small import prepare as prepare
 from configs.small import prepare_held_out as prepare_held_out
 from lclm_jax.config import CompressionConfig, Config, Stream
-from lclm_jax.evaluate import Tests
+from lclm_jax.evaluation.held_out import Tests
 
 EVALUATED = Tests(("docs", "jumbles"), lengths=((32, 32), (64, 64)), continued=(), questions=None)
 STREAMS = (

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from convert.hf_config import read_model_config
-from convert.hf_files import (
+from convert.hf.config import read_model_config
+from convert.hf.files import (
     FileTensor,
     Published,
     find_published,
@@ -25,9 +25,8 @@ from convert.hf_files import (
     list_tower,
     write_json,
 )
-from convert.hf_tokenizer import read_tokenizer
-from convert.mapping import ConversionError, Source, find_sources
-from convert.provenance import (
+from convert.hf.mapping import ConversionError, Source, find_sources
+from convert.hf.provenance import (
     ORIGINALS,
     PROVENANCE,
     SMALL_FILES,
@@ -35,15 +34,16 @@ from convert.provenance import (
     hash_files,
     stored_dtypes,
 )
-from lclm_jax.checkpoint import save_streamed
-from lclm_jax.command import path, run, setting
+from convert.hf.tokenizer import read_tokenizer
+from lclm_jax.checkpoint.steps import save_streamed
+from lclm_jax.checkpoint.streaming import Streamed, keep_memory
+from lclm_jax.cli import path, run, setting
 from lclm_jax.config import ModelConfig
-from lclm_jax.directories import check_path, new_directory
-from lclm_jax.optim import flatten, unflatten
+from lclm_jax.config.settings import Directory
+from lclm_jax.files.directories import check_path, new_directory
 from lclm_jax.progress import progress_bar
-from lclm_jax.settings import Directory
-from lclm_jax.state import abstract_params
-from lclm_jax.streaming import Streamed, keep_memory
+from lclm_jax.training.optim import flatten, unflatten
+from lclm_jax.training.state import abstract_params
 from lclm_jax.typing import Params
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def from_hf(
     revision: str | None = None,
     rounded_rope: bool = False,
 ) -> Path:
-    """Converts a published checkpoint into one `lclm_jax.language_model.load` reads. Returns `destination`.
+    """Converts a published checkpoint into one `lclm_jax.inference.language_model.load` reads. Returns `destination`.
 
     `source` is a directory or the name of a hub repository; its weights pass through memory a block at a time and keep
     their dtypes. Raises ConversionError or FileNotFoundError that says everything that is wrong,

@@ -14,8 +14,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from convert.hf_config import write_compression, write_generation, write_tower
-from convert.hf_files import (
+from convert.hf.config import write_compression, write_generation, write_tower
+from convert.hf.files import (
     ADAPTER,
     NewTensor,
     read_json,
@@ -23,8 +23,7 @@ from convert.hf_files import (
     write_json,
     write_weights,
 )
-from convert.hf_tokenizer import without_memory
-from convert.mapping import (
+from convert.hf.mapping import (
     COPIES,
     NUMPY,
     ConversionError,
@@ -33,17 +32,18 @@ from convert.mapping import (
     published_tensors,
     to_published,
 )
-from convert.provenance import ORIGINALS, PROVENANCE
-from lclm_jax.checkpoint import read_model, saved_params
-from lclm_jax.command import path, run, setting
+from convert.hf.provenance import ORIGINALS, PROVENANCE
+from convert.hf.tokenizer import without_memory
+from lclm_jax.checkpoint.steps import read_model, saved_params
+from lclm_jax.checkpoint.streaming import CHUNK, SavedTree, keep_memory
+from lclm_jax.cli import path, run, setting
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.directories import new_directory
+from lclm_jax.config.settings import Count
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.sharding import one_device
+from lclm_jax.files.directories import new_directory
 from lclm_jax.progress import progress_bar
-from lclm_jax.settings import Count
-from lclm_jax.sharding import one_device
-from lclm_jax.state import abstract_params
-from lclm_jax.streaming import CHUNK, SavedTree, keep_memory
+from lclm_jax.training.state import abstract_params
 
 TOWERS = ("decoder", "encoder")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by the names of config.json

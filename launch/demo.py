@@ -16,13 +16,12 @@ import numpy as np
 from configs.lclm_0p6b_4b_16x import config as published
 from convert.from_hf import from_hf
 from convert.to_hf import to_hf
-from lclm_jax.checkpoint import Checkpoints
-from lclm_jax.command import read_config, run
+from lclm_jax.checkpoint.steps import Checkpoints
+from lclm_jax.cli import read_config, run
 from lclm_jax.config import Config, ModelConfig
-from lclm_jax.cost import compressed_cost, uncompressed_cost
-from lclm_jax.data.streams import PackedBatches, stage_order
-from lclm_jax.directories import locked
-from lclm_jax.evaluate import (
+from lclm_jax.costs.work import compressed_cost, uncompressed_cost
+from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.evaluation.held_out import (
     Tests,
     continuation_loss,
     continuation_samples,
@@ -30,13 +29,14 @@ from lclm_jax.evaluate import (
     reconstruction_accuracy,
     reconstruction_samples,
 )
-from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.files.atomic import write_whole
+from lclm_jax.files.directories import locked
+from lclm_jax.files.reading import read_json
+from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.progress import track
-from lclm_jax.reading import read_json
-from lclm_jax.report import write_report
-from lclm_jax.train import train
-from lclm_jax.writing import write_whole
+from lclm_jax.reports.run import write_report
+from lclm_jax.training.loop import train
 
 PASSAGES = 100
 

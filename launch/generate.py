@@ -7,12 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from lclm_jax.command import path, run, setting
+from lclm_jax.cli import path, run, setting
+from lclm_jax.config.settings import Size
 from lclm_jax.errors import UserError
-from lclm_jax.language_model import load
-from lclm_jax.reading import decode, read_text
-from lclm_jax.sampling import Sampling
-from lclm_jax.settings import Size
+from lclm_jax.files.reading import decode, read_text
+from lclm_jax.inference.language_model import load
+from lclm_jax.inference.sampling import Sampling
 
 
 def main():

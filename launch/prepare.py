@@ -1,6 +1,6 @@
 """Tokenises the sources of a recipe into shards with a manifest; interrupted, it continues when started again.
 
-python -m launch.prepare --recipe configs/recipe_pretraining.py --input web=corpus/*.jsonl.zst --input code=src/ --out DIR
+python -m launch.prepare --recipe configs/recipes/pretraining.py --input web=corpus/*.jsonl.zst --input code=src/ --out DIR
 
 An input is a file, a glob or a directory: JSON lines, JSON lists, CSV, Parquet, ArrayRecord, plain
 text, source trees, repositories (one document each; `repository:PATH` says that a directory is
@@ -20,14 +20,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.command import path, read_function, run, setting, show_table
+from lclm_jax.cli import path, read_function, run, setting, show_table
 from lclm_jax.config import ConfigError, Recipe
-from lclm_jax.config_values import override
-from lclm_jax.data.hub import find_tokenizer
-from lclm_jax.data.prepare import prepare
-from lclm_jax.data.shards import REJECTIONS
+from lclm_jax.config.settings import Directory, Size, expand_home
+from lclm_jax.config.values import override
+from lclm_jax.data.prepare.prepare import prepare
+from lclm_jax.data.prepare.shards import REJECTIONS
+from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.progress import track
-from lclm_jax.settings import Directory, Size, expand_home
 
 
 def main():
@@ -104,7 +104,7 @@ def main():
             f"every refused row and unread file, with its reason: {arguments.out / REJECTIONS}\n"
         )
     sys.stdout.write(
-        f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect {arguments.out}\n"
+        f"wrote {arguments.out.resolve()}; look at it by python -m launch.inspect_data {arguments.out}\n"
     )
 
 

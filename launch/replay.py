@@ -9,8 +9,8 @@ import logging
 import numpy as np
 from rich.table import Table
 
-from lclm_jax.command import path, run, show_table
-from lclm_jax.replay import Replayed, replay
+from lclm_jax.cli import path, run, show_table
+from lclm_jax.training.replay import Replayed, replay
 
 
 def main():

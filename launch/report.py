@@ -3,8 +3,8 @@
 import argparse
 import logging
 
-from lclm_jax.command import path, run
-from lclm_jax.report import write_report
+from lclm_jax.cli import path, run
+from lclm_jax.reports.run import write_report
 
 
 def main():

@@ -1,7 +1,7 @@
 """Writes sample input for every source of the recipes, from the running Python's standard library and reasoning-gym.
 
 python -m launch.samples --out runs/samples
-python -m launch.prepare --recipe configs/recipe_pretraining.py --inputs runs/samples --out runs/pretraining
+python -m launch.prepare --recipe configs/recipes/pretraining.py --inputs runs/samples --out runs/pretraining
 """
 
 import argparse
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.command import path, run, show_table
-from lclm_jax.data.samples import SOURCES, write_samples
+from lclm_jax.cli import path, run, show_table
+from lclm_jax.data.synthetic.samples import SOURCES, write_samples
 from lclm_jax.progress import track
 
 

@@ -1,6 +1,6 @@
 """What a trained model makes of text it has never seen, without training anything.
 
-python -m launch.show --config configs/small.py --checkpoint docs/small/model
+python -m launch.show --config configs/small.py --checkpoint tests/data/models/small
 """
 
 import argparse
@@ -14,12 +14,12 @@ from rich.text import Text
 
 from convert.from_hf import from_hf
 from launch.demo import evaluate
-from lclm_jax.command import path, read_config, run, show_table
+from lclm_jax.cli import path, read_config, run, show_table
 from lclm_jax.config import ConfigError
-from lclm_jax.evaluate import Tests
-from lclm_jax.findings import Figures, compare, interval, judge_ratios
-from lclm_jax.language_model import load
-from lclm_jax.plots import VIEW_NAMES
+from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.inference.language_model import load
+from lclm_jax.reports.findings import Figures, compare, interval, judge_ratios
+from lclm_jax.reports.plots import VIEW_NAMES
 
 ASKED = 128  # questions at most
 SHOWN = 3  # samples of each kind
@@ -35,7 +35,10 @@ def main():
         help="what it was trained by; tells what it is tested on",
     )
     parser.add_argument(
-        "--checkpoint", type=path, default=Path("docs/small/model"), help="in the published layout"
+        "--checkpoint",
+        type=path,
+        default=Path("tests/data/models/small"),
+        help="in the published layout",
     )
     parser.add_argument(
         "--out", type=path, default="runs/show", help="where held-out text is prepared"

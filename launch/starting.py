@@ -1,6 +1,6 @@
 """Errors while a command's modules are imported, which takes seconds, end it with one line.
 
-`python -m launch.NAME` imports this before anything else; `lclm_jax.command.run` takes over when
+`python -m launch.NAME` imports this before anything else; `lclm_jax.cli.run` takes over when
 `main` begins.
 """
 
@@ -38,7 +38,7 @@ def _describe(error: BaseException) -> str | None:
 
 
 def watch():
-    """Handles Ctrl-C and exceptions until `lclm_jax.command.run` does."""
+    """Handles Ctrl-C and exceptions until `lclm_jax.cli.run` does."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _interrupt)
     sys.excepthook = _report

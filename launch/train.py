@@ -9,11 +9,11 @@ import argparse
 import logging
 from pathlib import Path
 
-from launch.job import join
-from lclm_jax.command import read_config, run
+from lclm_jax.cli import read_config, run
 from lclm_jax.compilation import enable_cache
-from lclm_jax.processes import once
-from lclm_jax.train import train
+from lclm_jax.distributed.job import join
+from lclm_jax.distributed.processes import once
+from lclm_jax.training.loop import train
 
 
 def main():

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lclm_jax.sharding import platform
+from lclm_jax.distributed.sharding import platform
 
 CACHE_VARIABLE = (
     "LCLM_JAX_CACHE"  # environment variable that names the directory; "off" keeps nothing

@@ -25,10 +25,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from records import with_noise, write_sources
 
-from lclm_jax import sharding
-from lclm_jax.command import run as run_command
+from lclm_jax.cli import run as run_command
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -41,11 +39,14 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.corpus import train_tokenizer
-from lclm_jax.data.rows import words_of
-from lclm_jax.data.streams import PackedBatches, stage_order
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.state import init_params
+from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.rows.parse import words_of
+from lclm_jax.data.synthetic.corpus import train_tokenizer
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed import sharding
+from lclm_jax.training.state import init_params
+from tests.support.paths import GOLDEN
+from tests.support.records import with_noise, write_sources
 
 PROSE = Path(os.__file__).read_text(encoding="utf-8") + Path(dataclasses.__file__).read_text(
     encoding="utf-8"
@@ -57,9 +58,6 @@ CHAT = {
         {"role": "assistant", "content": "Ben"},
     ]
 }
-
-
-GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
 @pytest.fixture(autouse=True)

@@ -24,19 +24,19 @@ from rich.table import Table
 
 from launch.bench.torch_side import Theirs
 from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
-from lclm_jax.command import path, run, setting, show_table
-from lclm_jax.data.corpus import train_tokenizer
-from lclm_jax.data.spans import Plain
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.cli import path, run, setting, show_table
+from lclm_jax.config.settings import Size
+from lclm_jax.data.records.spans import Plain
+from lclm_jax.data.synthetic.corpus import train_tokenizer
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.sharding import one_device
 from lclm_jax.errors import UserError
-from lclm_jax.generate import continue_tokens, prefill
-from lclm_jax.language_model import LanguageModel
-from lclm_jax.optim import flatten
+from lclm_jax.inference.generation import continue_tokens, prefill
+from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import track
-from lclm_jax.settings import Size
-from lclm_jax.sharding import one_device
-from lclm_jax.state import begin_stage, init_params
-from lclm_jax.step import objective, train_step
+from lclm_jax.training.optim import flatten
+from lclm_jax.training.state import begin_stage, init_params
+from lclm_jax.training.step import objective, train_step
 from lclm_jax.typing import Array, Params
 
 AIMS = {

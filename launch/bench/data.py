@@ -15,19 +15,19 @@ from typing import TypeVar
 
 from rich.table import Table
 
-from configs import recipe_fine_tuning, recipe_pretraining
-from lclm_jax.command import path, read_config, run, setting, show_table
+from configs.recipes import fine_tuning, pretraining
+from lclm_jax.cli import path, read_config, run, setting, show_table
 from lclm_jax.config import Config, Recipe
-from lclm_jax.cost import training_flops
-from lclm_jax.data.hub import find_tokenizer
-from lclm_jax.data.packing import Row, assemble
-from lclm_jax.data.prepare import prepare
-from lclm_jax.data.samples import write_samples
-from lclm_jax.data.streams import PackedBatches, PackedIterator, stage_order
-from lclm_jax.data.survey import open_prepared, pack_rows
-from lclm_jax.hardware import Mfu, Slice, parse_slice
+from lclm_jax.config.settings import Size
+from lclm_jax.costs.chips import Mfu, Slice, parse_slice
+from lclm_jax.costs.work import training_flops
+from lclm_jax.data.loading.packing import Row, assemble
+from lclm_jax.data.loading.streams import PackedBatches, PackedIterator, stage_order
+from lclm_jax.data.loading.survey import open_prepared, pack_rows
+from lclm_jax.data.prepare.prepare import prepare
+from lclm_jax.data.synthetic.samples import write_samples
+from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.progress import track
-from lclm_jax.settings import Size
 
 T = TypeVar("T")
 ROUNDS = 5
@@ -79,7 +79,7 @@ def main():
             f"{arguments.directory} exists; name a new directory or remove it first"
         )
     inputs = write_samples(arguments.directory / "input", track)
-    for recipe in (recipe_pretraining.recipe(), recipe_fine_tuning.recipe()):
+    for recipe in (pretraining.recipe(), fine_tuning.recipe()):
         bench(config, recipe, inputs, arguments.directory / recipe.name, arguments)
 
 

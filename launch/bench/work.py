@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lclm_jax.batch import Batch, Windows
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -14,12 +15,11 @@ from lclm_jax.config import (
     StageConfig,
     TransformerConfig,
 )
-from lclm_jax.cost import Flops, adapter_flops, layer_flops
-from lclm_jax.data.batch import Batch, Windows
-from lclm_jax.data.packing import Budget, assemble, fill_row
-from lclm_jax.data.spans import Context, Example, Plain, Span, lay_out
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.language_model import WINDOWS_AT_ONCE
+from lclm_jax.costs.work import Flops, adapter_flops, layer_flops
+from lclm_jax.data.loading.packing import Budget, assemble, fill_row
+from lclm_jax.data.records.spans import Context, Example, Plain, Span, lay_out
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
 # Of each example of the row: tokens read first and tokens trained on, in positions of the row, and between them its context,
 # in windows.

@@ -1,0 +1,1 @@
+"""Data: from what people wrote to packed batches."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.sharding import platform, splits
+from lclm_jax.distributed.sharding import platform, splits
 from lclm_jax.typing import Array, Float, Int, typed
 
 

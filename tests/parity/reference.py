@@ -1,6 +1,6 @@
 """The other side of every parity test: random models of transformers, published as their owners do, and what they compute.
 
-Nothing here uses lclm_jax, nor does the restatement of windows, pooling and adapter in convert/torch_reference.py.
+Nothing here uses lclm_jax, nor does the restatement of windows, pooling and adapter in convert/verify/torch_reference.py.
 """
 
 import json
@@ -20,9 +20,9 @@ from transformers import (
     Qwen3Model,
 )
 
-from convert.torch_reference import Adapter, Reference
+from convert.verify.torch_reference import Adapter, Reference
+from tests.support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 KINDS = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, Qwen3Model),
     "llama": (LlamaConfig, LlamaForCausalLM, LlamaModel),

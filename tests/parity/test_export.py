@@ -14,19 +14,19 @@ from reference import GOLDEN, Reference, hidden_states, make_tower, publish
 from transformers import AutoModel, AutoModelForCausalLM
 
 from convert.from_hf import from_hf
-from convert.mapping import parameter_shapes
+from convert.hf.mapping import parameter_shapes
 from convert.to_hf import to_hf
-from lclm_jax.checkpoint import save_model
+from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.spans import Context, Plain, Span, lay_out
-from lclm_jax.data.tokens import MEMORY_END, MEMORY_SLOT, MEMORY_START, TURN_END, Tokenizer
-from lclm_jax.generate import generate_tokens
-from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TURN_END, Tokenizer
+from lclm_jax.inference.generation import generate_tokens
+from lclm_jax.inference.language_model import LanguageModel, load
+from lclm_jax.inference.prompts import Prompt
+from lclm_jax.inference.sampling import Sampling
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
-from lclm_jax.optim import unflatten
-from lclm_jax.prompts import Prompt
-from lclm_jax.sampling import Sampling
+from lclm_jax.training.optim import unflatten
 from lclm_jax.typing import Params
 
 ATOL = 5e-5

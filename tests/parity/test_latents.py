@@ -14,12 +14,12 @@ import numpy as np
 from reference import GOLDEN, SETTINGS, Reference, make_tower, publish
 
 from convert.from_hf import read_hf
+from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.batch import Batch
-from lclm_jax.data.packing import Budget, assemble, fill_row
-from lclm_jax.data.spans import Context, Plain, Span, lay_out
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.language_model import WINDOWS_AT_ONCE, LanguageModel
+from lclm_jax.data.loading.packing import Budget, assemble, fill_row
+from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, LanguageModel
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.typing import Params
 

@@ -16,9 +16,9 @@ from reference import Reference, hidden_states, make_tower, publish
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Config, Qwen3RotaryEmbedding
 
 from convert.from_hf import from_hf, read_hf
-from convert.mapping import ConversionError
+from convert.hf.mapping import ConversionError
 from lclm_jax.config import ModelConfig, TransformerConfig
-from lclm_jax.language_model import load
+from lclm_jax.inference.language_model import load
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, apply, cast
 from lclm_jax.model.masks import Places

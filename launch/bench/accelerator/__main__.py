@@ -16,8 +16,8 @@ from launch.bench.accelerator.parent import Plan, find_platform, run_parts
 from launch.bench.accelerator.parts import SECTIONS
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.summary import show_goals, write_summary
-from lclm_jax.command import path, run, setting
-from lclm_jax.settings import Positive
+from lclm_jax.cli import path, run, setting
+from lclm_jax.config.settings import Positive
 
 
 def main():

@@ -22,7 +22,7 @@ from launch.bench.accelerator.inference import compress, decode, prefill
 from launch.bench.accelerator.record import Record, read_results
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle, repeat, seconds_of
-from lclm_jax.language_model import LanguageModel
+from lclm_jax.inference.language_model import LanguageModel
 
 ROUNDS = 5  # of decoding
 

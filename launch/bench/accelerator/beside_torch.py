@@ -218,7 +218,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def build(config: ModelConfig, dtype: str, device: str) -> Any:
     """The plain model with our random weights, made on its device."""
-    from convert.mapping import TRANSFORMS, parameter_shapes, published_tensors
+    from convert.hf.mapping import TRANSFORMS, parameter_shapes, published_tensors
     from launch.bench.torch_side import PlainLCLM
 
     torch = _torch()

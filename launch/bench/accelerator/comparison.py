@@ -9,9 +9,9 @@ from launch.bench.accelerator.record import Result
 from launch.bench.accelerator.rows import random_tokens, small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.work import Work
-from lclm_jax.data.packing import Budget, assemble, fill_row
-from lclm_jax.data.spans import Context, Plain, Span, lay_out
-from lclm_jax.language_model import WINDOWS_AT_ONCE
+from lclm_jax.data.loading.packing import Budget, assemble, fill_row
+from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
 ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"
 # Largest relative difference of what both sides compute, ||ours - theirs|| / ||ours||: float32

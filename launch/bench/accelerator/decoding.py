@@ -19,9 +19,9 @@ from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import random_tokens
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle, peak_memory
-from lclm_jax.cost import cache_bytes
-from lclm_jax.generate import DECODE_STEPS
-from lclm_jax.language_model import LanguageModel
+from lclm_jax.costs.work import cache_bytes
+from lclm_jax.inference.generation import DECODE_STEPS
+from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import output_table
 
 ROUNDS = 4  # of tokens that are timed

@@ -15,9 +15,9 @@ from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle, peak_memory, repeat, seconds_of
 from launch.bench.accelerator.weights import random_params
 from lclm_jax.config import ModelConfig
-from lclm_jax.cost import compressed_cost, uncompressed_cost
-from lclm_jax.language_model import LanguageModel
-from lclm_jax.sharding import one_device
+from lclm_jax.costs.work import compressed_cost, uncompressed_cost
+from lclm_jax.distributed.sharding import one_device
+from lclm_jax.inference.language_model import LanguageModel
 
 SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
 COMPILATION = 5.0  # seconds

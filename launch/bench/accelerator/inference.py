@@ -6,13 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.data.spans import Plain
-from lclm_jax.generate import DECODE_STEPS, Decoding, continue_tokens, decode_block, start_decoding
-from lclm_jax.generate import prefill as prefill_prompt
-from lclm_jax.language_model import LanguageModel
-from lclm_jax.latents import Latents
+from lclm_jax.data.records.spans import Plain
+from lclm_jax.inference.generation import (
+    DECODE_STEPS,
+    Decoding,
+    continue_tokens,
+    decode_block,
+    start_decoding,
+)
+from lclm_jax.inference.generation import prefill as prefill_prompt
+from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.latents import Latents
+from lclm_jax.inference.sampling import Rules, Sampling
 from lclm_jax.model.attention import Cache
-from lclm_jax.sampling import Rules, Sampling
 from lclm_jax.typing import Array
 
 UNLIMITED = np.int32(2**30)  # tokens

@@ -17,20 +17,20 @@ from jax.sharding import Mesh
 from configs import accelerator as settings
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.sizes import Sizes
+from lclm_jax.batch import Batch, empty_batch, empty_windows
 from lclm_jax.config import CompressionConfig, Config, StageConfig
-from lclm_jax.data.batch import Batch, empty_batch, empty_windows
-from lclm_jax.data.streams import PackedBatches, budget, stage_order
-from lclm_jax.data.tokens import Tokenizer
-from lclm_jax.sharding import one_device
-from lclm_jax.state import (
+from lclm_jax.data.loading.streams import PackedBatches, budget, stage_order
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.sharding import one_device
+from lclm_jax.training.state import (
     TrainState,
     abstract_state,
     begin_stage,
     count_parameters,
     init_params,
 )
-from lclm_jax.step import train_step
-from lclm_jax.validation import Validation
+from lclm_jax.training.step import train_step
+from lclm_jax.training.validation import Validation
 
 NAME = "reconstruction"  # of the measurement
 LOOKS = 8  # at held-out text in every stage

@@ -7,9 +7,9 @@ from typing import Any
 from launch.bench.accelerator import summary as figures
 from launch.bench.accelerator.pictures import write_pictures
 from launch.bench.accelerator.summary import PAPER, Summary, bound, shown
-from lclm_jax.findings import ReportError
-from lclm_jax.page import Html, document, element, note, section, table
-from lclm_jax.writing import write_whole
+from lclm_jax.files.atomic import write_whole
+from lclm_jax.reports.findings import ReportError
+from lclm_jax.reports.html import Html, document, element, note, section, table
 
 GOALS = ("figure", "value", "goal", "verdict")
 HIDDEN = ("rounds", "losses", "points", "packages", "allowed")  # in tables; they are in the files

@@ -20,8 +20,8 @@ from launch.bench.accelerator.record import read_results
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.sizes import published, tiny
 from launch.bench.accelerator.summary import write_summary
+from lclm_jax.files.atomic import write_whole
 from lclm_jax.version import HOUSE
-from lclm_jax.writing import write_whole
 
 RESERVE = 8.0  # seconds at the end for the page
 SHORTEST = 4.0  # seconds below which no part is started

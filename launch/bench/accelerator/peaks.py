@@ -18,7 +18,7 @@ from launch.bench.accelerator.rows import SHARES, segments_of
 from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import memory_limit, middle, pipelined
 from lclm_jax.config import TransformerConfig
-from lclm_jax.hardware import find_chip
+from lclm_jax.costs.chips import find_chip
 from lclm_jax.model.attention.shards import Backend
 from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from launch.bench.accelerator import summary as figures
 from launch.bench.accelerator.summary import PAPER, PAPER_TEXT, RATIO, Results, Summary
-from lclm_jax.plots import FONT, STREAMS, VIEWS, new_figure, percent_axis, short_count
+from lclm_jax.reports.plots import FONT, STREAMS, VIEWS, new_figure, percent_axis, short_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from launch.bench.accelerator.report import report
+from lclm_jax.files.atomic import write_whole
 from lclm_jax.version import HOUSE
-from lclm_jax.writing import write_whole
 
 T = TypeVar("T")
 SHOWN = 160  # characters of a result on the terminal

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.from_hf import read_hf
-from convert.golden import Check, Subject, replay
+from convert.verify.golden import Check, Subject, replay
 from launch.bench.accelerator.agreement import Agreement, relative_error
 from launch.bench.accelerator.backends import attention_backends, reference_backend
 from launch.bench.accelerator.inference import answer
@@ -26,7 +26,8 @@ from launch.bench.accelerator.rows import (
 )
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.accelerator.weights import random_params
-from lclm_jax.checkpoint import load_params, save_model
+from lclm_jax.batch import Batch
+from lclm_jax.checkpoint.steps import load_params, save_model
 from lclm_jax.config import (
     CompressionConfig,
     Config,
@@ -35,15 +36,14 @@ from lclm_jax.config import (
     StageConfig,
     TransformerConfig,
 )
-from lclm_jax.data.batch import Batch
-from lclm_jax.data.tokens import TURN_END, Tokenizer
-from lclm_jax.language_model import LanguageModel, load
+from lclm_jax.data.text.tokenizer import TURN_END, Tokenizer
+from lclm_jax.distributed.sharding import make_mesh, one_device
+from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.masks import Places
-from lclm_jax.optim import Flat, flatten, split_trained
-from lclm_jax.sharding import make_mesh, one_device
-from lclm_jax.state import TrainState, init_state
-from lclm_jax.step import gradients_of, train_step
+from lclm_jax.training.optim import Flat, flatten, split_trained
+from lclm_jax.training.state import TrainState, init_state
+from lclm_jax.training.step import gradients_of, train_step
 from lclm_jax.typing import Array
 
 THREADS = 4  # programs that are compiled at a time

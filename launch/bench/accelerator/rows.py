@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lclm_jax.batch import Batch
 from lclm_jax.config import Config, ModelConfig
-from lclm_jax.data.batch import Batch
-from lclm_jax.data.corpus import train_tokenizer
-from lclm_jax.data.packing import Budget, assemble, fill_row
-from lclm_jax.data.spans import Context, Plain, Span, lay_out
-from lclm_jax.data.tokens import Tokenizer
+from lclm_jax.data.loading.packing import Budget, assemble, fill_row
+from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.synthetic.corpus import train_tokenizer
+from lclm_jax.data.text.tokenizer import Tokenizer
 
 # Of each example of the row: its part of the positions. The contexts are whole windows, so that
 # PyTorch can read them without a mask.

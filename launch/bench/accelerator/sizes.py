@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from configs.lclm_0p6b_4b_16x import config as published_config
-from configs.shapes import QWEN3_1P7B, with_memory_tokens
+from configs.models.shapes import QWEN3_1P7B, with_memory_tokens
 from lclm_jax.config import (
     CompressionConfig,
     Config,

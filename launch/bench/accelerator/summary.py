@@ -11,8 +11,8 @@ from rich.table import Table
 from launch.bench.accelerator.comparison import DECODE, ENCODE, FIRST_TOKEN, TRAIN
 from launch.bench.accelerator.parts import PARTS, SERVING, results_directory
 from launch.bench.accelerator.record import read_results
-from lclm_jax.command import show_table
-from lclm_jax.writing import write_whole
+from lclm_jax.cli import show_table
+from lclm_jax.files.atomic import write_whole
 
 Results = dict[str, dict[str, Any]]  # part -> what `read_results` returns
 K = 1024

@@ -12,12 +12,12 @@ from launch.bench.accelerator.rows import small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, repeat, seconds_of
 from launch.bench.accelerator.weights import random_params
+from lclm_jax.batch import Batch
 from lclm_jax.config import Config
-from lclm_jax.cost import training_flops
-from lclm_jax.data.batch import Batch
-from lclm_jax.sharding import one_device
-from lclm_jax.state import abstract_state, init_state
-from lclm_jax.step import train_step
+from lclm_jax.costs.work import training_flops
+from lclm_jax.distributed.sharding import one_device
+from lclm_jax.training.state import abstract_state, init_state
+from lclm_jax.training.step import train_step
 
 COMPILATION = 35.0  # seconds, at least, of compilation and the steps that are timed
 WARM_UPS = 2

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.distributed.sharding import mesh_axes, platform, to_spec
 from lclm_jax.model.attention.blocks import Part, merge, merge_shards, read_keys
 from lclm_jax.model.attention.cache import CACHE_AXES, Cache
 from lclm_jax.model.attention.cpu import stretched
@@ -17,7 +18,6 @@ from lclm_jax.model.attention.reference import reference
 from lclm_jax.model.attention.shards import Backend, RowAxes, on_shards
 from lclm_jax.model.attention.tpu import splash, splash_keys
 from lclm_jax.model.masks import Places, attention_mask
-from lclm_jax.sharding import mesh_axes, platform, to_spec
 from lclm_jax.typing import Array, Float, Int, typed
 
 BACKENDS: dict[str, Backend] = {"cpu": stretched, "tpu": splash, "gpu": attend_gpu}

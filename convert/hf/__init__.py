@@ -1,0 +1,1 @@
+"""The published Hugging Face layout: files, configs, tokenizers and the table of tensors."""

@@ -1,0 +1,112 @@
+"""The tokenizers of the two towers: one vocabulary, and three memory tokens that only the
+decoder's has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert.hf.files import Published, read_json
+from convert.hf.mapping import ConversionError
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.text.definitions import FORM, Fields, build, count_rows, parse
+from lclm_jax.data.text.tokenizer import MEMORY, PAD, TextError, Tokenizer, rows
+from lclm_jax.data.text.tokenizer_files import read_text
+
+TEXT_PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer.json
+
+
+def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | None:
+    """The decoder's tokenizer, if there is one, checked to serve both towers and fit their tables.
+
+    Raises ConversionError where it does not.
+    """
+    if not (published.decoder / "tokenizer.json").exists():
+        return None
+    tokenizer = Tokenizer.load(published.decoder)
+    absent = [name for name in MEMORY if name not in tokenizer.control]
+    if absent:
+        raise ConversionError(
+            f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; "
+            "expected all memory tokens"
+        )
+    for tower, needed, table in (
+        ("decoder", rows(tokenizer), config.decoder.vocab),
+        ("encoder", count_rows(_without_memory(tokenizer.definition)), config.encoder.vocab),
+    ):
+        if needed > table:
+            raise ConversionError(
+                f"the {tower}'s table has {table} rows, its tokenizer needs {needed}; "
+                "one of them is of another model"
+            )
+    check_shared(published.encoder, published.decoder)
+    if config.compression.pooling == "eos":
+        _check_marker(published.encoder / "tokenizer_config.json")
+    return tokenizer
+
+
+def check_shared(encoder: Path, decoder: Path):
+    """Raises ConversionError when the encoder's directory has a tokenizer that gives a text other
+    tokens than the decoder's, naming its parts that differ."""
+    file, other = (place / "tokenizer.json" for place in (encoder, decoder))
+    if not (file.exists() and other.exists()):
+        return
+    try:
+        differing = compare(read_text(file), read_text(other))
+    except TextError as error:
+        raise ConversionError(f"{encoder} or {decoder}: {error}") from error
+    if differing:
+        raise ConversionError(
+            f"{file} is not the decoder's without its memory tokens, it has another "
+            f"{', another '.join(differing)}; one tokenizer must serve both towers"
+        )
+
+
+def compare(definition: str, other: str) -> list[str]:
+    """The parts that decide a text's tokens and differ between two `tokenizer.json`; memory tokens,
+    offsets, decoders and the template around a text do not count."""
+    left, right = (_without_memory(text) for text in (definition, other))
+    differing = [part for part in TEXT_PARTS if left.get(part) != right.get(part)]
+    if differing:  # in the file, perhaps by defaults that only one of them spells out
+        left, right = (_spelled_out(fields) for fields in (left, right))
+        differing = [part for part in differing if left.get(part) != right.get(part)]
+    return differing + (["added_tokens"] if _added(left) != _added(right) else [])
+
+
+def _without_memory(definition: str) -> Fields:
+    fields = parse(definition)
+    kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY]
+    return {**fields, "added_tokens": kept}
+
+
+def _added(fields: Fields) -> dict[str, Any]:
+    """Added tokens by name, and all of each that decides where it is found."""
+    return {
+        token["content"]: {key: token.get(key) for key in ("id", *FORM) if key != "special"}
+        for token in fields["added_tokens"]
+    }
+
+
+def _spelled_out(fields: Fields) -> Fields:
+    """The definition with every default, and without what decides offsets alone."""
+
+    def without_offsets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if key != "trim_offsets"}
+
+    bare = {part: fields.get(part) for part in ("version", *TEXT_PARTS)} | {"added_tokens": []}
+    spelled = json.loads(build(bare).to_str(), object_pairs_hook=without_offsets)
+    return {**spelled, "added_tokens": fields["added_tokens"]}
+
+
+def _check_marker(settings: Path):
+    marker = read_json(settings).get("pad_token", PAD) if settings.exists() else PAD
+    marker = marker["content"] if isinstance(marker, dict) else marker
+    if marker != PAD:
+        raise ConversionError(
+            f"{settings}: eos pooling marks latents with pad_token, expected {PAD}, got {marker}"
+        )
+
+
+def without_memory(tokenizer: Tokenizer) -> Tokenizer:
+    """The encoder's tokenizer: the decoder's without the three memory tokens."""
+    fields = _without_memory(tokenizer.definition)
+    return tokenizer.with_definition(json.dumps(fields, indent=2, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""Proof that a converted checkpoint is the published one."""

@@ -1,0 +1,7 @@
+"""python -m convert.verify: the command of `convert.verify.round_trip`."""
+
+from convert.verify.round_trip import main
+from lclm_jax.cli import run
+
+if __name__ == "__main__":
+    run(main)

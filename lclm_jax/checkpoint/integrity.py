@@ -1,0 +1,56 @@
+"""Whether files of prepared data, or of a run's checkpoints, are as they were written."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lclm_jax.checkpoint.steps import STEPS, saved_steps
+from lclm_jax.data.loading.sources import listed_files
+from lclm_jax.data.prepare.shards import MANIFEST
+from lclm_jax.errors import UserError
+from lclm_jax.files.checksums import CHECKSUMS, Listed, compare_all, read_checksums
+
+
+class IntegrityError(UserError):
+    """Files that are missing or changed, each with its name."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    files: int  # as they were written
+    unlisted: tuple[str, ...]  # saved steps without checksums
+
+
+def verify(directory: Path, progress: Callable[..., Iterable]) -> Verified:
+    """Compares every file of a directory with its sha256.
+
+    `progress` is as `lclm_jax.progress.track`. Raises IntegrityError that names the files that
+    differ, or says that there is nothing to compare.
+    """
+    steps = [directory / STEPS / str(step) for step in saved_steps(directory / STEPS)]
+    unlisted = tuple(step.name for step in steps if not (step / CHECKSUMS).exists())
+    if not steps and not (directory / MANIFEST).exists():
+        raise IntegrityError(f"{directory} holds neither prepared data nor saved steps")
+    listed, problems = [], []
+    for step in steps:
+        try:
+            listed += read_checksums(step) if step.name not in unlisted else []
+        except ValueError as error:
+            problems.append(f"{step.relative_to(directory)}: {error}")
+    listed += listed_files(directory) if (directory / MANIFEST).exists() else []
+    problems += _differing(directory, listed, progress)
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        raise IntegrityError(
+            f"{len(problems)} files in {directory} are not as they were written:\n  {shown}\n"
+            "bring them back, prepare again, or move a damaged step away to go on from the last"
+        )
+    return Verified(len(listed), unlisted)
+
+
+def _differing(
+    directory: Path, listed: list[Listed], progress: Callable[..., Iterable]
+) -> Iterator[str]:
+    for path, problem in progress(compare_all(listed), "verifying", len(listed)):
+        if problem:
+            yield f"{path.parent.relative_to(directory)}/{problem}".removeprefix("./")

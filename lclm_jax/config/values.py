@@ -1,0 +1,119 @@
+"""A config as plain values: nested dicts that fit JSON, `key=value` from a command line, and what differs between two.
+
+The command line changes single fields with `override(config, "stages.adapter.steps=100")`; a checkpoint keeps the result of
+`to_dict` beside the weights.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Annotated, Any, Literal, TypeVar
+
+from lclm_jax.config.settings import check_key, field_hints, from_dict, parse
+from lclm_jax.errors import ConfigError
+
+__all__ = ["differences", "from_dict", "override", "read_value", "to_dict"]
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as nested dicts and lists, fit for JSON; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
+    """[old, new] of every setting that differs between two configs as nested dicts, by its path; elements of lists by name.
+
+    >>> differences({"data": {"rows": 8}}, {"data": {"rows": 16}})
+    {'data.rows': [8, 16]}
+    """
+    if (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and all(isinstance(one, dict) for one in (*old, *new))
+    ):
+        old, new = (
+            {one.get("name", str(i)): one for i, one in enumerate(items)} for items in (old, new)
+        )
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {path[:-1]: [old, new]}
+    changed: dict[str, list[Any]] = {}
+    for key in dict.fromkeys((*old, *new)):
+        changed |= differences(old.get(key), new.get(key), f"{path}{key}.")
+    return changed
+
+
+def override(config: T, *assignments: str) -> T:
+    """The config with changes from a command line, `a.b=value`.
+
+    Elements of a tuple are named by their `name` field or index. All changes are made before
+    fields are checked against each other.
+
+    >>> override(Config(...), "stages.adapter.steps=10", "data.rows=8")
+
+    Raises ConfigError that names the nearest key where there is no such field, and for a value of
+    another type or out of range.
+    """
+    values = to_dict(config)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"expected key=value, got {assignment!r}")
+        _assign(values, config, path.strip(), text.strip())
+    return from_dict(type(config), values) if assignments else config
+
+
+def _assign(values: Any, config: Any, path: str, text: str):
+    """Changes one value in the nested dicts of a config."""
+    *parents, last = path.split(".")
+    node, done = config, ""
+    for key in parents:
+        index = _index(node, key, done)
+        node = node[index] if isinstance(node, tuple) else getattr(node, index)
+        values, done = values[index], f"{done}{key}."
+    index = _index(node, last, done)
+    if isinstance(node, tuple):
+        raise ConfigError(
+            f"{path} is a group of settings; name one of them, as in {path}.<field>=value"
+        )
+    hint = field_hints(type(node))[index]
+    values[index] = parse(hint, read_value(hint, text), path)
+
+
+def _index(node: Any, key: str, path: str) -> Any:
+    """Finds the element `key` of a dataclass or of a tuple of dataclasses: its name or its index."""
+    if dataclasses.is_dataclass(node):
+        check_key(key, field_hints(type(node)), path)
+        return key
+    groups = isinstance(node, tuple) and node and all(map(dataclasses.is_dataclass, node))
+    if not groups:
+        raise ConfigError(f"{path[:-1]} is a single value and has no field {key!r}")
+    names = [getattr(item, "name", str(i)) for i, item in enumerate(node)]
+    if key not in names and key.isdecimal() and int(key) < len(node):
+        return int(key)
+    check_key(key, names, path)
+    return names.index(key)
+
+
+def read_value(hint: Any, text: str) -> Any:
+    """Reads the value of a setting: text where it is text, else a number, a word or a list."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (inner,) = [one for one in typing.get_args(hint) if one is not types.NoneType]
+        return None if text.lower() in ("none", "null") else read_value(inner, text)
+    return text if hint is str or typing.get_origin(hint) is Literal else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if "," in text or text[:1] in ("(", "["):
+        return [_literal(part.strip()) for part in text.strip("()[]").split(",") if part.strip()]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

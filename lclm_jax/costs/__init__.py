@@ -1,0 +1,1 @@
+"""FLOPs and bytes of a workload, counted from shapes, and the chips that do it."""

@@ -1,0 +1,1 @@
+"""Chats to tokens, by chat templates, with the role of every token."""

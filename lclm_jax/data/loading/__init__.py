@@ -1,0 +1,1 @@
+"""The input pipeline: shards to packed batches, and a survey of what it yields."""

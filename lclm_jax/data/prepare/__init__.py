@@ -1,0 +1,1 @@
+"""Preparation: input files to shards of tokenised examples."""

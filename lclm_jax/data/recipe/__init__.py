@@ -1,0 +1,1 @@
+"""The training streams of the recipe: prepared examples to records."""

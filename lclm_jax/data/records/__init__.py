@@ -1,0 +1,1 @@
+"""Records: what an example is, and how its spans become arrays."""

@@ -1,0 +1,1 @@
+"""Rows of a dataset to raw examples, whatever their fields are called."""

@@ -1,0 +1,152 @@
+"""Rows of the input to raw examples, and raw examples to stretches of tokens.
+
+A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
+`{"text": str}`, `{"messages": [...], "tools": [...]}`,
+`{"spans": [{"context": str} | {"text": str}, ...]}`. Messages are those of
+`lclm_jax.data.rows.messages`. In examples of earlier versions a content may also hold parts
+`{"analysis", "before", "after"}`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from lclm_jax.data.chat.chat import read_raw_chat
+from lclm_jax.data.records.stretches import Role, Stretch
+from lclm_jax.data.rows.chats import read_conversation
+from lclm_jax.data.rows.expand import make_trace
+from lclm_jax.data.rows.fields import (
+    DOCUMENT,
+    LONGEST_RUN,
+    Raw,
+    RowError,
+    as_text,
+    is_blank,
+    list_fields,
+    refuse_length,
+    refuse_runs,
+    refuse_surrogates,
+    refuse_tags,
+)
+from lclm_jax.data.rows.tagged import read_packed
+from lclm_jax.data.text.tokenizer import Tokenizer
+
+__all__ = ["Raw", "RowError", "read_examples", "tokenise", "words_of"]
+
+
+def read_examples(
+    fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, longest: int
+) -> Iterator[Raw]:
+    """The raw examples in a row of a source of this kind (see `lclm_jax.config.Source`).
+
+    There is one, but for packed rows, whose usable examples come before the error of others.
+    Raises RowError.
+    """
+    if kind == "packed":
+        yield from read_packed(fields, longest)
+    elif kind == "chat":
+        yield read_conversation(fields, longest)
+    elif kind == "expand":
+        text = _document(fields, longest, tokenizer)
+        yield make_trace(text, tokenizer, *_question(fields)) or _no_trace(fields)
+    else:
+        yield {"text": _document(fields, longest, tokenizer)}
+
+
+def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Stretch]:
+    """The stretches of an example. Raises TextError for a chat that cannot be rendered."""
+    if "text" in raw:
+        return [Stretch(tokenizer.encode(raw["text"]), Role.DOCUMENT)]
+    if "spans" in raw:
+        return [
+            Stretch(tokenizer.encode(span["context"]), Role.CONTEXT)
+            if "context" in span
+            else Stretch(tokenizer.encode(span["text"]), Role.ANSWER)
+            for span in raw["spans"]
+        ]
+    rendered = read_raw_chat(raw["messages"], tokenizer, raw.get("tools") or ())
+    return [part for part in rendered if isinstance(part, Stretch)]
+
+
+def words_of(raw: Raw) -> str:
+    """Everything that an example says: its hash decides its split, a tokenizer is trained on it."""
+    if "text" in raw:
+        return raw["text"]
+    if "spans" in raw:
+        return "".join(text for span in raw["spans"] for text in span.values())
+    words = []
+    for message in raw["messages"]:
+        content = message.get("content") or ""
+        words.append(message["role"])
+        parts = _split_markers(message["role"], content) if isinstance(content, str) else content
+        words += [
+            part[name] for part in parts for name in ("text", "context", "analysis") if name in part
+        ]
+        if message.get("tool_calls"):
+            words.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+        words += [
+            message[name]
+            for name in ("reasoning_content", "name", "tool_call_id")
+            if name in message
+        ]
+    if raw.get("tools"):
+        words.append(json.dumps(raw["tools"], ensure_ascii=False))
+    return "\n".join(words)
+
+
+def _split_markers(role: str, content: str) -> list[Raw]:
+    """The texts around and between an assistant's markers of thoughts: markers are no words."""
+    for name in ("think", "analysis", "thinking", "reasoning") if role == "assistant" else ():
+        before, _, rest = content.partition(f"<{name}>")
+        thought, closed, after = rest.partition(f"</{name}>")
+        if thought and closed:
+            return [{"text": text} for text in (before, thought, after) if text]
+    return [{"text": content}]
+
+
+def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> str:
+    given = {name: fields[name] for name in DOCUMENT if isinstance(fields.get(name), (str, bytes))}
+    if not given:
+        raise RowError(
+            "fields", f"expected text in one of {', '.join(DOCUMENT)}, got {list_fields(fields)}"
+        )
+    texts = (as_text(name, value) for name, value in given.items())
+    text = next((text for text in texts if text.strip()), None)
+    if text is None:
+        raise RowError("empty", f"expected words in {' or '.join(given)}, got none")
+    refuse_length(len(text), longest)
+    refuse_surrogates(text)
+    refuse_tags(text)
+    refuse_runs(text)
+    if len(text) > 2 * LONGEST_RUN and not _splits(tokenizer.definition):
+        raise RowError(
+            "too long",
+            f"expected at most {2 * LONGEST_RUN} characters for a tokenizer that takes a text "
+            f"for one word, got {len(text)}; split the document",
+        )
+    return text
+
+
+@lru_cache(maxsize=1)
+def _splits(definition: str) -> bool:
+    """Whether a tokenizer splits text into words before its model sees it."""
+    return json.loads(definition).get("pre_tokenizer") is not None
+
+
+def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """A question and the first of its answers, where the row has them."""
+    question, answer = fields.get("question"), fields.get("answer") or fields.get("answers")
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    return (
+        None if is_blank(question) else as_text("question", question),
+        None if is_blank(answer) else as_text("answer", answer),
+    )
+
+
+def _no_trace(fields: Mapping[str, Any]) -> Raw:
+    expected = (
+        "the answer written in it" if fields.get("question") else "a line that can be asked for"
+    )
+    raise RowError("no answer", f"expected a text of two chunks or more with {expected}, got none")

@@ -1,0 +1,1 @@
+"""Text that every machine has, for tests, demonstrations and benchmarks."""

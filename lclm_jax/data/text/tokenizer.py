@@ -1,0 +1,297 @@
+"""Text to tokens, and pieces of text and template to tokens. Control tokens come only from
+templates and tags, never from text."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers.decoders import ByteLevel
+
+from lclm_jax.data.text import definitions, tokenizer_files
+from lclm_jax.data.text.cuts import can_cut, cut_text
+from lclm_jax.data.text.definitions import FORM
+from lclm_jax.data.text.marked_text import MarkedEncoder, spells
+from lclm_jax.data.text.plain_text import Encoder
+from lclm_jax.data.text.tokenizer_files import DEFAULT
+from lclm_jax.errors import TextError as TextError
+from lclm_jax.files.atomic import write_whole
+
+MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
+MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
+TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+PIECE = 32_768  # characters a core tokenises at once: about 20 ms
+SPELLINGS = ("{0}", " {0}", "{0} ", "a{0}b", "a {0} b", "{0}{0}", "\n{0}\n", "{0}.")  # in texts
+AHEAD = 2  # batches of pieces under way: cores that are done with one begin the next
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """Ids the layout of a record needs: tags and placeholder of the decoder, eos-pooling marker of
+    the encoder."""
+
+    start: int
+    end: int
+    slot: int
+    marker: int = 0
+
+
+class Tokenizer:
+    """A Hugging Face `tokenizer.json` that keeps text and control tokens apart.
+
+    `encode` never yields a control token, whatever the text says; control tokens are reached by
+    name. `definitions` says which added tokens are control tokens.
+
+    `template` is the default chat template, `templates` are all of them by name. `special` names
+    special tokens by their roles (`bos_token`, `eos_token`, ...), as transformers hands them to a
+    template. `generation` has the ids of a `generation_config.json`: `bos_token_id`,
+    `eos_token_id`, `pad_token_id`. `stops` adds ids at which generation ends. `control` has the
+    ids of control tokens by name, `rows` counts the rows of a table that has one for every id.
+
+    Raises TextError for a definition that cannot be used.
+    """
+
+    def __init__(
+        self,
+        definition: str,
+        template: str | Mapping[str, str] | None = None,
+        special: Mapping[str, str] | None = None,
+        stops: Sequence[int] = (),
+        generation: Mapping[str, Any] | None = None,
+    ):
+        fields = definitions.parse(definition)
+        self._whole = definitions.build(definition)
+        self.rows = definitions.count_rows(fields)
+        if definitions.misnumbered(fields, self._whole):
+            fields = definitions.renumber(fields)
+            definition = json.dumps(fields, ensure_ascii=False)
+            self._whole = definitions.build(definition)
+        self.definition = definition
+        if template is None or isinstance(template, str):
+            template = {} if template is None else {DEFAULT: template}
+        self.templates = dict(template)
+        self.template = self.templates.get(DEFAULT)
+        self.generation = tokenizer_files.keep_entries(generation or {}, self.rows)
+        self._more_stops = tuple(stops)
+        added = fields["added_tokens"]
+        names = {token["content"]: token["id"] for token in added}
+        implied = {"eos_token": TURN_END, "pad_token": PAD}
+        implied = {role: name for role, name in implied.items() if name in names}
+        self.special = implied if special is None else dict(special)
+        reserved = {t["content"]: t["id"] for t in added if definitions.is_control(t)}
+        unknown = definitions.unknown_token(fields) or ""
+        harmless = "unk" in unknown.lower() and names.get(unknown) not in self._ends(names)
+        self.control = {name: i for name, i in reserved.items() if name != unknown or not harmless}
+        self._reserved, self._unknown = reserved, unknown if harmless else ""
+        words = [token for token in added if token["content"] not in reserved]
+        dropped = self.control.get(unknown)
+        self._text = Encoder.of(fields, reserved, words, dropped)
+        self._can_cut = can_cut(fields, words)
+        self._check()
+
+    def _ends(self, names: Mapping[str, int]) -> set[int]:
+        """Ids that begin or end texts or turns."""
+        roles = (self.special.get(role) for role in ("bos_token", "eos_token"))
+        ends = {names[name] for name in (*roles, TURN_END, PAD) if name in names}
+        return {*ends, *self._more_stops, *_listed(self.generation.get("eos_token_id"))}
+
+    def _check(self):
+        """Raises TextError naming a control token that plain text has, however it is spelled."""
+        texts = [form.format(name) for name in self.control for form in SPELLINGS]
+        texts += [name.upper() for name in self.control] + [name.lower() for name in self.control]
+        found = set(np.concatenate([*self._encodable(texts), np.empty(0, np.int32)]).tolist())
+        if names := [name for name, number in self.control.items() if number in found]:
+            raise TextError(
+                f"the tokenizer gives plain text its control token {names[0]!r}; "
+                "expected one whose model cannot spell it"
+            )
+
+    def _encodable(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """`encode_batch` of the texts that can be encoded: some need an unknown token for it."""
+        try:
+            yield from self._text.encode_batch(texts)
+        except TextError:
+            for text in texts:
+                with suppress(TextError):
+                    yield from self._text.encode_batch([text])
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Tokenizer":
+        """Reads `tokenizer.json` and the files beside it: chat templates, special tokens, ids of
+        generation (see `tokenizer_files`). Raises TextError where one cannot be used."""
+        directory = Path(directory)
+        file = directory / "tokenizer.json"
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file}: no tokenizer here; expected a directory that holds tokenizer.json"
+            )
+        definition = tokenizer_files.read_text(file)
+        settings = tokenizer_files.read_fields(directory / tokenizer_files.SETTINGS)
+        templates = tokenizer_files.read_templates(directory, settings)
+        generation = tokenizer_files.read_generation(directory)
+        try:
+            fields = definitions.parse(definition)
+            special = tokenizer_files.read_special(directory, settings, fields.get("padding"))
+            names = [*special.values(), *tokenizer_files.more_special(settings)]
+            definition = definitions.with_added(definition, fields, names)
+            return cls(definition, templates, special, generation=generation)
+        except TextError as error:
+            raise TextError(f"{file}: {error}") from error
+
+    def save(self, directory: str | Path):
+        """Writes the files `load` and Hugging Face's AutoTokenizer read, in place of another's."""
+        directory = Path(directory)
+        tokenizer_files.remove_others(directory, self.templates, self.generation)
+        write_whole(directory / "tokenizer.json", self.definition)
+        tokenizer_files.write_special(directory, self.special)
+        tokenizer_files.write_templates(directory, self.templates)
+        if self.generation:
+            tokenizer_files.write_fields(directory / tokenizer_files.GENERATION, self.generation)
+
+    def with_definition(self, definition: str) -> "Tokenizer":
+        """The tokenizer with another `tokenizer.json`."""
+        return Tokenizer(
+            definition, self.templates, self.special, self._more_stops, self.generation
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how text and chats become tokens."""
+        parts = [self.definition, str(self.template)]
+        written = "".join(self.templates.values())
+        used = {role: name for role, name in self.special.items() if role in written}
+        others = {name: text for name, text in self.templates.items() if name != DEFAULT}
+        parts += [f"{name}={text}" for name, text in sorted([*used.items(), *others.items()])]
+        if self._text.ids is not None:
+            parts.append("words")
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def size(self) -> int:
+        return self._whole.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def memory(self) -> MemoryTokens:
+        start, end, slot = (self.id(name) for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT))
+        return MemoryTokens(start, end, slot, self.control.get(PAD, 0))
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Ids at which generation ends: every eos of the generation config, the special eos token,
+        `<|im_end|>` and `<|endoftext|>`."""
+        listed = (*_listed(self.generation.get("eos_token_id")), *self._more_stops)
+        names = (self.special.get("eos_token"), TURN_END, PAD)
+        named = (self._whole.token_to_id(name) for name in names if name)
+        ids = dict.fromkeys([*listed, *(number for number in named if number is not None)])
+        return tuple(number for number in ids if number < self.rows)
+
+    def id(self, name: str) -> int:
+        """Id of a control token. Raises KeyError naming those there are."""
+        if name not in self.control:
+            raise KeyError(
+                f"the tokenizer has no control token {name!r}; it has {', '.join(self.control)}"
+            )
+        return self.control[name]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens [n] of plain text; a control token spelled in it is encoded letter by letter.
+
+        Raises TextError for a text that the tokenizer cannot encode.
+        """
+        return np.concatenate(list(self.stream(text)))
+
+    def stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
+        """`encode` in consecutive parts, at least one, made on all cores ahead of their reader.
+
+        A part stands for `piece` characters and those up to the next cut known to change no token
+        (see `cuts`); where none is known, all the text is one part.
+        """
+        if len(text) <= piece or not self._can_cut:
+            yield from self.encode_batch([text])
+            return
+        pieces = cut_text(text, piece)
+        batches = iter(lambda: list(islice(pieces, os.cpu_count() or 1)), [])
+        under_way: deque[Future[list[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(AHEAD, "tokens") as threads:
+            for batch in batches:
+                under_way.append(threads.submit(self.encode_batch, batch))
+                if len(under_way) > AHEAD:
+                    yield from under_way.popleft().result()
+            while under_way:
+                yield from under_way.popleft().result()
+
+    def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`encode`, and the characters [n, 2] each token stands for: from, up to."""
+        return self._text.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts on all cores."""
+        return self._text.encode_batch(texts)
+
+    def encode_marked(self, pieces: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [n] of pieces joined to one text, and the characters [n, 2] of it each stands for.
+
+        Control tokens that are spelled in marked pieces (True) alone become control tokens; those
+        that other pieces spell, or complete, are text. Where there are none of these, the result is
+        that of transformers for the joined text.
+        """
+        text = "".join(piece for piece, _ in pieces)
+        marks = np.array([mark for _, mark in pieces], bool)
+        marked = np.repeat(marks, [len(piece) for piece, _ in pieces])  # [characters]
+        tokens, offsets = Encoder(self._whole).encode(text)
+        if spells(self._reserved, self._unknown, text, marked, tokens, offsets):
+            return self._marked.encode(text, marked)
+        return tokens, offsets
+
+    @cached_property
+    def _marked(self) -> MarkedEncoder:
+        dropped = self._text.dropped
+        return MarkedEncoder(self._whole, self.definition, self._reserved, dropped)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
+        """Text of tokens; special control tokens by name or, without `control`, left out."""
+        texts = []
+        for name, run in groupby(map(int, tokens), self._misread.get):
+            ids = list(run)
+            text = self._whole.decode(ids, skip_special_tokens=not control)
+            texts.append(text if name is None or not text else name * len(ids))
+        return "".join(texts)
+
+    @cached_property
+    def _misread(self) -> dict[int, str]:
+        """Added tokens, by id, that a byte-level decoder takes for bytes, as it does "Zoë"."""
+        if not isinstance(self._whole.decoder, ByteLevel):
+            return {}
+        names = {i: token.content for i, token in self._whole.get_added_tokens_decoder().items()}
+        read = partial(self._whole.decode, skip_special_tokens=False)
+        return {i: name for i, name in names.items() if not name.isascii() and read([i]) != name}
+
+
+def _listed(ids: int | Sequence[int] | None) -> Sequence[int]:
+    return () if ids is None else [ids] if isinstance(ids, int) else ids
+
+
+def rows(tokenizer: Tokenizer) -> int:
+    """Rows that a table needs to have one for every entry."""
+    return tokenizer.rows
+
+
+def add_memory(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the memory tokens it lacks after all its entries."""
+    absent = [name for name in MEMORY if name not in tokenizer.control]
+    if not absent:
+        return tokenizer
+    fields = json.loads(tokenizer.definition)
+    fields["added_tokens"] += [
+        {"id": tokenizer.rows + i, "content": name, **FORM} for i, name in enumerate(absent)
+    ]
+    return tokenizer.with_definition(json.dumps(fields, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""Devices, processes and how they share the work of one run."""

@@ -1,0 +1,1 @@
+"""Evaluation of trained models on documents they have not seen."""

@@ -1,0 +1,1 @@
+"""Inference: compress text, read prompts, generate and chat."""

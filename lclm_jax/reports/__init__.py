@@ -1,0 +1,1 @@
+"""HTML reports of runs, prepared data and capacity, made from files."""

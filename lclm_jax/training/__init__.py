@@ -1,0 +1,1 @@
+"""Training: the loop over stages, the update, and everything a run records."""

@@ -1,0 +1,442 @@
+"""Training: one loop for every stage, from the first decoder-only warm-up to supervised fine-tuning.
+
+`train(config)` starts, continues after any interruption, or returns at once when all stages are done.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lclm_jax.batch import Batch
+from lclm_jax.checkpoint.steps import (
+    STEPS,
+    Checkpoints,
+    add_checksums,
+    check_model_files,
+    load_params,
+    read_model_files,
+    set_aside_damaged,
+    write_model_files,
+)
+from lclm_jax.config import Config, ConfigError, StageConfig
+from lclm_jax.config.values import to_dict
+from lclm_jax.data.loading.streams import (
+    Order,
+    batch_at,
+    batch_records,
+    stage_batches,
+    stage_directory,
+    stage_order,
+)
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.processes import check_shared, is_first, once
+from lclm_jax.distributed.sharding import (
+    batch_sharding,
+    check_batches,
+    global_batch,
+    make_mesh,
+    own_rows,
+    replicated,
+)
+from lclm_jax.distributed.stopping import StopRequest, stop_requests
+from lclm_jax.errors import UserError
+from lclm_jax.files.atomic import write_whole
+from lclm_jax.files.directories import check_path, locked
+from lclm_jax.progress import progress_bar
+from lclm_jax.training.journal import Journal, open_journal
+from lclm_jax.training.metrics import Recorder
+from lclm_jax.training.optim import flatten
+from lclm_jax.training.profiler import Profiler
+from lclm_jax.training.replay import keep_batch
+from lclm_jax.training.resume import Position, changed_settings, check_position, check_sources
+from lclm_jax.training.state import (
+    TrainState,
+    abstract_params,
+    abstract_state,
+    begin_stage,
+    init_params,
+)
+from lclm_jax.training.step import train_step
+from lclm_jax.training.validation import Validation
+from lclm_jax.training.watchdog import watchdog
+from lclm_jax.typing import Params
+from lclm_jax.version import code_version
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop and has saved where it was."""
+
+
+class NotFinite(UserError, ArithmeticError):
+    """Too many steps in a row whose loss or gradients were not finite."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: Config
+    directory: Path
+    tokenizer: Tokenizer
+    mesh: Mesh
+    journal: Journal
+    checkpoints: Checkpoints
+    stop: StopRequest
+    alive: Callable[[], None]  # says that the run goes on
+    damaged: list[tuple[int, str]]  # checkpoints that were set aside, and why
+
+
+def train(config: Config, only: str | None = None) -> Path:
+    """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
+
+    With `only`, a stage's name or its number from 0, no other stage is run: the one before it must be done, or nothing yet.
+    Ctrl-C, SIGTERM or a notice of maintenance saves and raises `Interrupted`; calling again continues from there, data included.
+    In a run of several processes all call this, the directories of run and data are the same for all, and a request to one of
+    them stops all. Raises NotFinite after too many steps in a row that are not finite; `training.replay` looks into them.
+    """
+    with _open(config) as run:
+        position = _position(run)
+        once("write the files of the run", partial(_write_files, run))
+        run.checkpoints.check_writable()
+        _tell_damaged(run, position)
+        stages = _chosen(config, only, position)
+        params = _first_params(run) if position is None else {}
+        for stage in stages:
+            if position is None:
+                examples = _open_examples(run, stage, None)
+                state = begin_stage(params, config, stage, run.mesh)
+                event = "started" if stage is stages[0] else "entered"
+                run.journal.event(event, stage, 0, code=code_version())
+                params = _run_stage(run, stage, state, *examples).params
+            elif position["stage_step"] < stage.steps:
+                examples = _open_examples(run, stage, position)
+                state = _going_on(
+                    _restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config
+                )
+                _tell_resumed(run, stage, position)
+                params = _run_stage(run, stage, state, *examples).params
+            else:  # neither its examples nor its moments are needed any more
+                params = load_params(run.directory, abstract_params(config.model, run.mesh))
+                _tell_resumed(run, stage, position)
+            position = None
+        return run.directory
+
+
+def _tell_resumed(run: Run, stage: StageConfig, position: Position):
+    step = position["stage_step"]
+    begun = {"from": run.config.run_step(stage.name, step)}
+    run.journal.event("resumed", stage, step, **begun, code=code_version())
+
+
+def _open_examples(
+    run: Run, stage: StageConfig, position: Position | None
+) -> tuple[Order, Iterator[Batch]]:
+    """The examples of a stage, and its batches from a position on.
+
+    Raises ConfigError where the position is one of other data.
+    """
+    config = run.config
+    order = stage_order(config, stage, run.tokenizer)
+    rows = own_rows(batch_sharding(run.mesh), config.data.rows)
+    batches = iter(stage_batches(order, config, rows))
+    if position is not None:
+        check_sources(position.get("sources"), order.sources, str(stage_directory(config, stage)))
+        batches.set_state(position["data"])
+    return order, batches
+
+
+def _run_stage(
+    run: Run, stage: StageConfig, state: TrainState, order: Order, batches: Iterator[Batch]
+) -> TrainState:
+    config, mesh, begun = run.config, run.mesh, int(state.step)
+    recorder = Recorder(config, stage, order, run.journal)
+    profiler = Profiler(run.directory, is_first())
+    validate = (
+        Validation(config, stage, run.tokenizer, mesh)
+        if config.run.validate_every and begun < stage.steps
+        else None
+    )
+    step_function = None
+    with (
+        progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar,
+        ExitStack() as stack,
+    ):
+        stack.callback(profiler.close)
+        for step in range(begun + 1, stage.steps + 1):
+            run.alive()
+            with recorder.waiting():
+                before = batches.get_state()
+                batch = global_batch(next(batches), batch_sharding(mesh), config.data.rows)
+            if step_function is None:
+                with recorder.outside():
+                    step_function = _compile(run, stage, state, batch)
+            profiler.before_step(f"{stage.name}-{step}")
+            state, metrics = step_function(state, batch)
+            recorder.add(step, metrics, before)
+            bar(step, recorder.summary)
+            if trace := profiler.after_step(metrics):
+                run.journal.event("profiled", stage, step, directory=str(trace))
+            run.checkpoints.check()
+            last, stopping = step == stage.steps, run.stop.agreed(mesh)
+            if recorder.failing >= config.run.most_skipped:
+                recorder.flush()
+                raise _not_finite(run, stage, step, state, batches, recorder)
+            if validate and not stopping and (last or step % config.run.validate_every == 0):
+                recorder.flush()
+                with recorder.outside():
+                    streams = validate(state.params)
+                run.journal.validation(
+                    {"stage": stage.name, "step": step, "time": time.time(), "streams": streams}
+                )
+            if last or stopping or step % config.run.save_every == 0:
+                recorder.flush()
+                with recorder.outside():
+                    _save(run, stage, step, state, order, batches)
+            if stopping:
+                run.checkpoints.wait()
+                run.journal.event("stopped", stage, step, reason=run.stop.reason)
+                raise Interrupted(
+                    f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
+                )
+    for name, reasons in recorder.left_out.items():
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        log.warning("stage %s left out examples of %s: %s", stage.name, name, told)
+    return state
+
+
+def _compile(run: Run, stage: StageConfig, state: TrainState, batch: Batch) -> Any:
+    """The step as a program for these shapes and no others: it can never be compiled again in the middle of a stage."""
+    begun = time.perf_counter()
+    where = (
+        jax.tree.map(lambda x: x.sharding, state),
+        replicated(run.mesh),
+    )  # so that every process can read the metrics
+    step = jax.jit(
+        partial(train_step, config=run.config, stage=stage), donate_argnums=0, out_shardings=where
+    )
+    compiled = step.lower(state, batch).compile()
+    run.journal.event("compiled", stage, int(state.step), seconds=time.perf_counter() - begun)
+    return compiled
+
+
+@contextmanager
+def _open(config: Config) -> Iterator[Run]:
+    """Opens a run's directory for this job alone, its journal and checkpoints, and what stops it.
+
+    Damaged checkpoints are set aside first.
+    """
+    check_path(config.run.directory, "run.directory")
+    if "://" in config.data.directory:
+        raise ConfigError(
+            f"data.directory must be a path, got {config.data.directory}; mount the bucket on all "
+            "hosts, as with gcsfuse"
+        )
+    directory = Path(config.run.directory)
+    tokenizer = Tokenizer.load(
+        Path(config.data.directory) / config.stages[0].directory / "tokenizer"
+    )
+    mesh = make_mesh(config.mesh)
+    ends = [config.run_step(stage.name, stage.steps) for stage in config.stages]
+    with jax.set_mesh(mesh), ExitStack() as stack:
+        check_batches(config)
+        once(f"lock {directory}", lambda: stack.enter_context(locked(directory)))
+        once("write the files of the model", partial(_check_files, directory, config, tokenizer))
+        check_shared(directory)
+        damaged = set_aside_damaged(directory)
+        for step in add_checksums(directory):
+            log.info("checkpoint %d had no checksums; they are of its files as they are", step)
+        with (
+            open_journal(directory, config) as journal,
+            Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
+            stop_requests() as stop,
+            watchdog(config.run.patience) as alive,
+        ):
+            yield Run(
+                config, directory, tokenizer, mesh, journal, checkpoints, stop, alive, damaged
+            )
+
+
+def _check_files(directory: Path, config: Config, tokenizer: Tokenizer):
+    """Writes the files of the model into a new directory, before any step.
+
+    Raises CheckpointError for a directory of another run.
+    """
+    check_model_files(directory, config.model, tokenizer)
+    if not (directory / STEPS).exists():
+        write_model_files(directory, config.model, tokenizer)
+
+
+def _write_files(run: Run):
+    """Writes what a run's directory holds beside its steps; only for a run that can go on."""
+    write_model_files(run.directory, run.config.model, run.tokenizer)
+    write_whole(run.directory / "config.json", json.dumps(to_dict(run.config), indent=2))
+
+
+def _position(run: Run) -> Position | None:
+    """The position of the newest checkpoint, if there is one.
+
+    Raises ConfigError where the config cannot continue from it.
+    """
+    step = run.checkpoints.latest
+    if step is None:
+        return None
+    position = run.checkpoints.metadata(step)
+    paths = list(flatten(abstract_params(run.config.model, run.mesh)))
+    check_position(run.config, position, step, paths, f"{run.checkpoints.directory}/{step}")
+    stage = next(stage for stage in run.config.stages if stage.name == position["stage"])
+    if changed := changed_settings(position.get("config", {}), run.config):
+        listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
+        log.warning("settings have changed since the checkpoint: %s", listed)
+        run.journal.event("changed", stage, position["stage_step"], settings=changed)
+    return position
+
+
+def _tell_damaged(run: Run, position: Position | None):
+    """Which checkpoints were passed over, and where the run goes on instead."""
+    stages = {stage.name: stage for stage in run.config.stages}
+    stage, step = (
+        (stages[position["stage"]], position["stage_step"])
+        if position
+        else (run.config.stages[0], 0)
+    )
+    for checkpoint, reason in run.damaged:
+        log.warning(
+            "checkpoint %d is damaged and was moved to %s: %s",
+            checkpoint,
+            run.directory / "damaged",
+            reason,
+        )
+        run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)
+
+
+def _chosen(config: Config, only: str | None, position: Position | None) -> tuple[StageConfig, ...]:
+    """The stages to run, from the one the position is in. Raises ConfigError where `only` cannot begin yet."""
+    names = [stage.name for stage in config.stages]
+    current = 0 if position is None else names.index(position["stage"])
+    if only is None:
+        return config.stages[current:]
+    if only not in (*names, *map(str, range(len(names)))):
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        raise ConfigError(f"expected one of the stages {listed}, got {only!r}")
+    wanted = names.index(only) if only in names else int(only)
+    if position is None:
+        if wanted and config.run.begin is None:
+            raise ConfigError(
+                f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is empty; "
+                "run the stages before it, or set run.begin to a checkpoint to begin with"
+            )
+        return (config.stages[wanted],)
+    done = position["stage_step"] >= config.stages[current].steps
+    if wanted > current + done:
+        raise ConfigError(
+            f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is at step "
+            f"{position['stage_step']} of {config.stages[current].steps} of stage {names[current]}; run that first"
+        )
+    return config.stages[current : wanted + 1]
+
+
+def _first_params(run: Run) -> Params:
+    """Random parameters, or those of the checkpoint that the config names. Raises ConfigError for one of another tokenizer."""
+    config, begin = run.config, run.config.run.begin
+    if begin is None:
+        return init_params(config.model, run.mesh, config.run.seed)
+    _, tokenizer = read_model_files(begin)
+    if tokenizer.definition != run.tokenizer.definition:
+        raise ConfigError(
+            f"expected {begin} (run.begin) and {config.data.directory} (data.directory) to have one tokenizer, got two; "
+            "prepare the data with the checkpoint's (--tokenizer)"
+        )
+    return load_params(begin, abstract_params(config.model, run.mesh))
+
+
+def _save(
+    run: Run,
+    stage: StageConfig,
+    step: int,
+    state: TrainState,
+    order: Order,
+    batches: Iterator[Batch],
+):
+    position = {
+        "stage": stage.name,
+        "stage_step": step,
+        "data": batches.get_state(),
+        "sources": order.sources,
+        "config": to_dict(run.config),
+        "code": code_version(),
+    }
+    run.checkpoints.save(
+        run.config.run_step(stage.name, step),
+        {"params": state.params, "training": _training(state)},
+        position,
+    )
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint keeps beside the parameters."""
+    return {
+        "moments": state.moments,
+        "step": state.step,
+        "skipped": state.skipped,
+        "failing": state.failing,
+    }
+
+
+def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
+    latest = checkpoints.latest
+    assert latest is not None
+    trees = checkpoints.restore(
+        latest, {"params": abstract.params, "training": _training(abstract)}
+    )
+    return TrainState(params=trees["params"], **trees["training"])
+
+
+def _going_on(state: TrainState, config: Config) -> TrainState:
+    """The state with which a run that stopped because nothing was finite tries again."""
+    gave_up = int(state.failing) >= config.run.most_skipped
+    return state.replace(failing=jax.numpy.zeros_like(state.failing)) if gave_up else state
+
+
+def _not_finite(
+    run: Run,
+    stage: StageConfig,
+    step: int,
+    state: TrainState,
+    batches: Iterator[Batch],
+    recorder: Recorder,
+) -> NotFinite:
+    """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
+    assert recorder.failed is not None
+    first, before = recorder.failed
+    _save(run, stage, step, state, recorder.order, batches)
+    run.checkpoints.wait()
+    told = {"stage": stage.name, "step": first, "checkpoint": run.config.run_step(stage.name, step)}
+
+    def keep() -> str:
+        records = batch_records(recorder.order, run.config, dict(before))
+        batch = batch_at(recorder.order, run.config, dict(before))
+        return str(keep_batch(run.directory, batch, told | {"records": records}))
+
+    file = once("keep the batch", keep)
+    run.journal.event(
+        "stopped",
+        stage,
+        step,
+        reason=f"{run.config.run.most_skipped} steps in a row were not finite",
+    )
+    return NotFinite(
+        f"{run.config.run.most_skipped} steps in a row up to step {step} of stage {stage.name} had a loss or gradients that are "
+        f"not finite (run.most_skipped); saved as they were, with the first of the batches in {file}. "
+        f"Look into it by python -m launch.replay {run.directory}"
+    )

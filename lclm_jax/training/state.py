@@ -1,0 +1,135 @@
+"""The training state: how it is born on a mesh, and what a stage keeps of the one before."""
+
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from lclm_jax.batch import empty_batch, empty_windows
+from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
+from lclm_jax.distributed.sharding import replicated, shardings
+from lclm_jax.model.lclm import LCLM
+from lclm_jax.training.optim import component, flatten, init_moments, split_trained
+from lclm_jax.typing import Array, Int, Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    params: Params  # float32 masters
+    moments: dict[str, Any]  # optax state of trained parameters, by label
+    step: Int[Array, ""]  # within the stage
+    skipped: Int[Array, ""]  # steps of the stage not taken because something was not finite
+    failing: Int[Array, ""]  # of these, the ones in a row up to now
+
+
+def init_boxed(config: ModelConfig, rng: Array) -> Params:
+    """Random parameters in their boxes of logical axes; made from one row, which no mesh splits."""
+    batch = empty_batch(1, 8, empty_windows(1, 1, config.window_length, 1))
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
+    return variables["params"]
+
+
+def _touch_all(model: LCLM, batch):
+    return model.logits(model(batch))
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
+    """Shapes, dtypes and shardings of all parameters; nothing is allocated."""
+    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, jnp.dtype(dtype), sharding=sharding
+        ),
+        nn.meta.unbox(boxed),
+        shardings(boxed, mesh),
+    )
+
+
+@cache
+def count_parameters(config: ModelConfig) -> int:
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0))))
+    )
+
+
+def trained_parts(config: Config, stage: StageConfig) -> set[str]:
+    """Which of encoder, adapter and decoder a stage trains."""
+    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
+    return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
+
+
+def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
+    """Random parameters, born sharded."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
+    build = jax.jit(lambda rng: nn.meta.unbox(init_boxed(config, rng)), out_shardings=where)
+    return build(jax.random.key(seed))
+
+
+def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
+    """The state of a stage as shapes and shardings; moments lie where their parameters do."""
+    params = abstract_params(config.model, mesh)
+    flat = flatten(params)
+    shapes = jax.eval_shape(partial(init_state, stage=stage, optimizer=config.optimizer), params)
+
+    def place(path, leaf):
+        name = next(
+            (key.key for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), None
+        )
+        sharding = (
+            flat[name].sharding
+            if name in flat and leaf.shape == flat[name].shape
+            else replicated(mesh)
+        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, shapes).replace(params=params)
+
+
+def init_state(params: Params, stage: StageConfig, optimizer: OptimizerConfig) -> TrainState:
+    """The state in which a stage begins: these parameters, fresh moments."""
+    return TrainState(
+        params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0), jnp.int32(0)
+    )
+
+
+def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
+    """`init_state`, born sharded; the encoder first takes the decoder's layers where the stage says so."""
+    if stage.encoder_from_decoder:
+        params = {**params, "encoder": first_layers(params["decoder"], config.model)}
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, stage, mesh))
+    return jax.jit(
+        partial(init_state, stage=stage, optimizer=config.optimizer), out_shardings=where
+    )(params)
+
+
+def first_layers(decoder: Params, config: ModelConfig) -> Params:
+    """An encoder made of the decoder's embedding, first layers and final norm ("encoder from an LM")."""
+    small, large = config.encoder, config.decoder
+    for name in (
+        "vocab",
+        "width",
+        "heads",
+        "kv_heads",
+        "head_dim",
+        "mlp",
+        "rope_theta",
+        "norm_eps",
+    ):
+        if getattr(small, name) != getattr(large, name):
+            raise ConfigError(
+                f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, got {small}, {large}"
+            )
+    if small.layers > large.layers:
+        raise ConfigError(
+            f"encoder_from_decoder needs at least {small.layers} decoder layers, got {large.layers}"
+        )
+    return {
+        **decoder,
+        "layers": jax.tree.map(lambda stacked: stacked[: small.layers], decoder["layers"]),
+    }

@@ -1,0 +1,150 @@
+"""One update as a pure function: loss, gradients, what moves and what does not, and the figures it leaves behind."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import Config, StageConfig
+from lclm_jax.distributed.sharding import constrain
+from lclm_jax.model.lclm import apply, cast, output_table
+from lclm_jax.model.loss import cross_entropy
+from lclm_jax.training.optim import (
+    Flat,
+    component,
+    flatten,
+    learning_rates,
+    split_trained,
+    unflatten,
+    update,
+)
+from lclm_jax.training.state import TrainState
+from lclm_jax.typing import Array, Params
+
+Metrics = dict[str, Any]
+STREAM_SUMS = (
+    "stream_nll",
+    "stream_correct",
+    "stream_tokens",
+)  # of losses, right guesses and trained tokens
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, config: Config, stage: StageConfig
+) -> tuple[TrainState, Metrics]:
+    """One update of a stage's trained parameters. Metrics are sums and norms, still on device.
+
+    A loss or gradient that is not finite anywhere moves nothing anywhere. After `run.most_skipped` of them in a row nothing
+    moves any more, so that what made them can be looked at as it was.
+    """
+    trained, frozen = split_trained(state.params, stage)
+    loss, streams, gradients = gradients_of(trained, frozen, batch, config, stage)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    going = state.failing < config.run.most_skipped
+    memory = jnp.any(batch.slots >= 0)
+    params, moments = update(
+        state.params, state.moments, gradients, stage, config.optimizer, finite & going, memory
+    )
+    failing = jnp.where(finite & going, 0, state.failing + 1)
+    after = TrainState(params, moments, state.step + 1, state.skipped + ~(finite & going), failing)
+    moved = {path: x - trained[path] for path, x in flatten(params).items() if path in trained}
+    metrics = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "finite": finite,
+        "skipped": after.skipped,
+        "failing": after.failing,
+        **streams,
+        "context_tokens": jnp.sum(batch.windows.segments > 0),
+        "latents": jnp.sum(batch.slots >= 0),
+        "decoder_tokens": jnp.sum(batch.segments > 0),
+        "fill": jnp.mean(batch.segments > 0),
+        "window_fill": jnp.mean(batch.windows.segments > 0),
+        **{f"gradient_norm/{name}": norm for name, norm in component_norms(gradients).items()},
+        **{f"update_norm/{name}": norm for name, norm in component_norms(moved).items()},
+        **{f"parameter_norm/{name}": norm for name, norm in component_norms(trained).items()},
+        **{f"rate/{name}": rate for name, rate in learning_rates(state.moments, stage).items()},
+    }
+    return after, metrics
+
+
+def component_norms(arrays: Flat) -> dict[str, Array]:
+    """The norm over each component's arrays."""
+    parts = sorted({component(path) for path in arrays})
+    return {
+        part: optax.tree.norm([x for path, x in arrays.items() if component(path) == part])
+        for part in parts
+    }
+
+
+def gradients_of(
+    trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig
+) -> tuple[Array, Metrics, Flat]:
+    """The mean loss over the batch's trained tokens, sums by stream, and float32 gradients.
+
+    With `run.micro_batches`, rows are read a share at a time and gradients add up; each trained token counts the same.
+    """
+    trained, frozen = cast(trained, config.model.dtype), cast(frozen, config.model.dtype)
+    total = jnp.maximum(jnp.sum(batch.weights), 1.0)
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+
+    def some(rows: Batch):
+        (loss, (nll, correct)), gradients = differentiate(trained, frozen, rows, config, total)
+        sums = stream_sums(rows, nll, correct, len(stage.streams))
+        return loss, sums, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+
+    count = config.run.micro_batches
+    if count == 1:
+        return some(batch)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, batch))
+    shares = jax.tree.map(partial(_shares, count=count), batch)
+    return jax.lax.scan(
+        lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares
+    )[0]
+
+
+def _shares(x: Array, count: int) -> Array:
+    """[B ...] -> [count, B / count ...]; every device splits the rows it has."""
+    return constrain(
+        x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1)
+    )
+
+
+def objective(
+    trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None
+):
+    """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
+    summed, nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
+    total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
+    return summed / total, (nll, correct)
+
+
+def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array, Array]:
+    """`cross_entropy` of a batch: the weighted sum [], and by position [B T] the loss and whether the best guess was right.
+
+    In the model's dtype, whatever the parameters'.
+    """
+    params = cast(params, config.model.dtype)
+    hidden = apply(config.model, params, batch)
+    return cross_entropy(
+        hidden,
+        output_table(params, config.model),
+        batch.targets,
+        batch.weights,
+        config.run.loss_chunk,
+    )
+
+
+def stream_sums(batch: Batch, nll: Array, correct: Array, count: int) -> Metrics:
+    """STREAM_SUMS, each [X] by stream."""
+    streams = jax.nn.one_hot(batch.streams, count) * batch.weights[..., None]
+    sums = (
+        jnp.einsum("BT,BTX->X", nll, streams),
+        jnp.einsum("BT,BTX->X", correct, streams),
+        streams.sum((0, 1)),
+    )
+    return dict(zip(STREAM_SUMS, sums, strict=True))

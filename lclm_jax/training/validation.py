@@ -1,0 +1,110 @@
+"""What a model in training makes of held-out examples, read as latents, as full text and without their contexts.
+
+The same examples in every view, packed into batches of the shape that is trained on, so that a pod reads them as it trains.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+
+from lclm_jax.batch import Batch
+from lclm_jax.config import Config, StageConfig
+from lclm_jax.data.loading.packing import Row, assemble, choose_row, fill_row
+from lclm_jax.data.loading.sources import Prepared
+from lclm_jax.data.loading.streams import budget, record_maker, stage_directory
+from lclm_jax.data.records.spans import VIEWS, Span, lay_out, measure
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.sharding import batch_sharding, global_batch, own_rows, replicated
+from lclm_jax.training.step import STREAM_SUMS, Metrics, read_losses, stream_sums
+from lclm_jax.typing import Params
+
+Figures = dict[str, dict[str, dict[str, float]]]  # stream -> view -> loss, accuracy, tokens
+
+
+class Validation:
+    """Held-out examples of a stage's streams in batches, and the program that reads them. Needs a mesh in scope when called."""
+
+    def __init__(
+        self, config: Config, stage: StageConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+    ):
+        self.config, self.stage, self.mesh = config, stage, mesh
+        records = held_out_records(config, stage, tokenizer)
+        rows = own_rows(batch_sharding(mesh), config.data.rows)
+        self.batches = {
+            view: pack(records, see, config, stage, tokenizer, rows) for view, see in VIEWS.items()
+        }
+        self._read = jax.jit(
+            partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh)
+        )
+
+    def __call__(self, params: Params) -> Figures:
+        figures: Figures = {}
+        for view, batches in self.batches.items():
+            whole = (
+                global_batch(own, batch_sharding(self.mesh), self.config.data.rows)
+                for own in batches
+            )
+            read = [jax.device_get(self._read(params, batch)) for batch in whole]
+            for number, stream in enumerate(self.stage.streams):
+                nll, correct, tokens = (
+                    sum(float(sums[key][number]) for sums in read) for key in STREAM_SUMS
+                )
+                if tokens:
+                    told = {"loss": nll / tokens, "accuracy": correct / tokens, "tokens": tokens}
+                    figures.setdefault(stream.name, {})[view] = told
+        return figures
+
+
+def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
+    return stream_sums(batch, *read_losses(params, batch, config)[1:], count)
+
+
+def held_out_records(
+    config: Config, stage: StageConfig, tokenizer: Tokenizer
+) -> list[tuple[int, list[Span]]]:
+    """(stream, record) of the first held-out examples of every stream that fit into a row in every view.
+
+    Contexts are contexts, even where the stage trains on them as plain text.
+    """
+    room, stage = budget(config, stage), replace(stage, compress=True)
+    records: list[tuple[int, list[Span]]] = []
+    for number, stream in enumerate(stage.streams):
+        held = Prepared(stage_directory(config, stage), stream.source, "held", tokenizer)
+        make = record_maker(config, stage, number, held, tokenizer)
+        found = 0
+        for i in range(len(held)):
+            record = make(held[i], np.random.default_rng([config.data.seed, i]))
+            sizes = [measure(see(record), config.model) for see in VIEWS.values()] if record else []
+            if sizes and all(room.holds(size) and size.trained for size in sizes):
+                records.append((number, record))
+                found += 1
+            if found == config.run.validation_examples:
+                break
+    return records
+
+
+def pack(
+    records: Sequence[tuple[int, list[Span]]],
+    see: Callable[[Sequence[Span]], Sequence[Span]],
+    config: Config,
+    stage: StageConfig,
+    tokenizer: Tokenizer,
+    rows: Sequence[int],
+) -> list[Batch]:
+    """These rows of as many batches as the records take in a view; the last is filled up with empty rows."""
+    room = budget(config, stage)
+    examples = [
+        lay_out(see(record), config.model, tokenizer.memory, number) for number, record in records
+    ]
+    sizes = [measure(see(record), config.model) for _, record in records]
+    waiting, packed = list(range(len(examples))), []
+    while waiting:
+        chosen, seating = choose_row([sizes[i] for i in waiting], room)
+        packed.append(Row(room, [examples[waiting[i]] for i in chosen], seating.seats))
+        waiting = [number for i, number in enumerate(waiting) if i not in chosen]
+    packed += [fill_row(room, [])] * (-len(packed) % config.data.rows)
+    starts = range(0, len(packed), config.data.rows)
+    return [assemble([packed[start + row] for row in rows]) for start in starts]

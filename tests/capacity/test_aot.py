@@ -1,0 +1,102 @@
+"""Programs of full size, compiled for slices that are not here: seconds each, left out where libtpu is missing.
+
+The training step takes minutes: `make fit-report` compiles it, and fails where it grew.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import ROOT
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install -e '.[fit]'",
+    ),
+]
+GIB = 2**30
+MILLION = ("--set", "model.compression.ratio=16", "--context", "1048576")
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """`fit(slice, job, *arguments)` is the exit status and the figures of launch.capacity, without this process's flags."""
+
+    def run(where, job, *arguments):
+        figures = tmp_path / "fit.json"
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        command = [
+            sys.executable,
+            "-m",
+            "launch.capacity",
+            "--config",
+            "configs/lclm_0p6b_4b_16x.py",
+            "--slice",
+            where,
+            "--job",
+            job,
+        ]
+        done = subprocess.run(
+            [*command, "--json", figures, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode in (0, 3), done.stderr
+        return done.returncode, json.loads(figures.read_text(encoding="utf-8"))
+
+    return run
+
+
+def test_a_million_tokens_on_one_v6e(fit):
+    """The cache is neither copied nor gathered; for a kernel, that of one layer is."""
+    status, decode = fit("v6e:1x1", "decode", *MILLION)
+    assert status == 0 and decode["temp_bytes"] < 0.25 * GIB and decode["peak_bytes"] < 17 * GIB
+    status, prefill = fit("v6e:1x1", "prefill", *MILLION)
+    assert status == 0 and prefill["temp_bytes"] < 1.4 * GIB and prefill["peak_bytes"] < 18.5 * GIB
+    assert prefill["cache"] == decode["cache"] == 2**16 + 2304 and prefill["chunk"] == 4096
+    status, compress = fit("v6e:1x1", "compress")
+    assert status == 0 and compress["peak_bytes"] < 1.5 * GIB
+
+
+@pytest.mark.parametrize("mesh", ["tensor=4", "context=4"])
+def test_a_million_tokens_on_four_v5e(fit, mesh):
+    status, figures = fit(
+        "v5e:2x2", "decode", *MILLION, "--set", "mesh.fsdp=1", "--set", f"mesh.{mesh}"
+    )
+    assert status == 0 and figures["peak_bytes"] < 4.5 * GIB
+    assert figures["collective_bytes"] < 0.01 * GIB, "a token's activations, never a cache"
+
+
+def test_a_million_tokens_do_not_fit_one_v5e(fit):
+    status, figures = fit("v5e:1x1", "decode", *MILLION)
+    assert status == 3 and not figures["fits"]
+    assert figures["peak_bytes"] > figures["hbm_bytes"]
+
+
+def test_a_training_step_of_a_miniature(fit):
+    """Weights are gathered in bfloat16 and gradients reduced once; a miniature's activations weigh more than a model's."""
+    tower = {"width": 512, "layers": 2, "kv_heads": 4, "heads": 4, "mlp": 1024, "vocab": 8192}
+    towers = [
+        f"model.{name}.{key}={value}"
+        for name in ("encoder", "decoder")
+        for key, value in tower.items()
+    ]
+    batch = ["data.rows=16", "data.positions=2048", "data.windows=2"]
+    status, figures = fit(
+        "v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one))
+    )
+    assert status == 0 and figures["matmul_flops"] <= 1.2 * figures["model_flops"]
+    assert figures["collective_bytes"] <= 0.85 * figures["fsdp_budget_bytes"]
+    assert (
+        sum(one["bytes"] for one in figures["collectives"] if one["type"] == "f32")
+        < 0.01 * figures["collective_bytes"]
+    )
+    assert figures["peak_bytes"] < 0.1 * GIB

@@ -1,0 +1,481 @@
+"""Checkpoints: what is saved comes back exactly, on any mesh, and what cannot be saved or read says why."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lclm_jax.checkpoint import streaming
+from lclm_jax.checkpoint.steps import (
+    CheckpointError,
+    Checkpoints,
+    add_checksums,
+    check_shapes,
+    load_params,
+    read_model,
+    save_model,
+    saved_steps,
+    set_aside_damaged,
+    write_model_files,
+)
+from lclm_jax.checkpoint.streaming import SavedTree
+from lclm_jax.config import ConfigError, MeshConfig
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed.sharding import make_mesh
+from lclm_jax.files.checksums import CHECKSUMS
+from lclm_jax.inference.language_model import load
+from lclm_jax.training.state import abstract_params
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.image
+
+
+def small(value=0.0):
+    """A tree of a few arrays and its description, on one device."""
+    tree = {
+        "matrix": np.arange(4096, dtype=np.float32).reshape(64, 64) + value,
+        "deep": {"count": np.int32(value)},
+    }
+    tree = jax.device_put(tree, jax.devices()[0])
+    return tree, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
+def assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory, model_config, tokenizer, params):
+    directory = tmp_path_factory.mktemp("model")
+    save_model(directory, model_config, tokenizer, params)
+    return directory
+
+
+def test_trees_and_metadata_come_back(tmp_path):
+    (params, abstract), (moments, _) = small(), small(3.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest is None
+        checkpoints.save(
+            4,
+            {"params": params, "training": moments},
+            {"stage": "sft", "data": {"next": 7, "open": [[1, 2], []]}},
+        )
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 4
+        assert checkpoints.metadata(4) == {
+            "stage": "sft",
+            "data": {"next": 7, "open": [[1, 2], []]},
+        }
+        restored = checkpoints.restore(4, {"params": abstract, "training": abstract})
+    assert_equal(restored, {"params": params, "training": moments})
+
+
+def test_newest_steps_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"params": small(step)[0]}, {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 3
+        for step in (2, 3):
+            assert_equal(
+                checkpoints.restore(step, {"params": small()[1]})["params"], small(step)[0]
+            )
+    assert sorted(
+        path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    ) == ["2", "3"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": small(1)[0]}, {})
+        checkpoints.save(1, {"params": small(2)[0]}, {})
+        checkpoints.wait()
+        assert_equal(checkpoints.restore(1, {"params": small()[1]})["params"], small(2)[0])
+
+
+def test_another_mesh_reads_the_same(saved_model, model_config, params):
+    abstract = abstract_params(model_config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    restored = load_params(saved_model, abstract)
+    assert_equal(restored, params)
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, abstract))
+
+
+def test_eight_devices_save_for_one(tmp_path):
+    expected, abstract = small()
+    split = NamedSharding(make_mesh(MeshConfig(fsdp=4, tensor=2)), PartitionSpec("fsdp", "tensor"))
+    spread = {**expected, "matrix": jax.device_put(expected["matrix"], split)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": spread}, {})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+
+
+def test_load_a_run_directory(saved_model, model_config, params, tokenizer):
+    model = load(saved_model)
+    assert model.config == model_config
+    assert (
+        model.tokenizer.definition == tokenizer.definition
+        and model.tokenizer.template == tokenizer.template
+    )
+    assert_equal(model.params, params)
+
+
+def test_another_shape_is_refused(saved_model, model_config, one_device):
+    """Every array that differs is listed, with both shapes."""
+    config = replace(model_config, decoder=replace(model_config.decoder, mlp=48, tied=False))
+    with pytest.raises(CheckpointError) as failure:
+        load_params(saved_model, abstract_params(config, one_device))
+    message = str(failure.value)
+    assert "4 arrays differ" in message and "use its own model.json" in message
+    for name in ("gate", "up"):
+        assert re.search(
+            rf"decoder\W+layers\W+mlp\W+{name}\W*: expected \(3, 32, 48\), got \(3, 32, 64\)",
+            message,
+        )
+    assert re.search(
+        r"decoder\W+layers\W+mlp\W+down\W*: expected \(3, 48, 32\), got \(3, 64, 32\)", message
+    )
+    assert re.search(r"head\W*: expected \(512, 32\), got nothing", message)
+
+
+def test_arrays_of_another_shape_are_listed_up_to_twenty():
+    """Those that are missing, those that differ and those that nobody asked for."""
+
+    def tree(**shapes):
+        return {"deep": {name: np.zeros(shape) for name, shape in shapes.items()}}
+
+    check_shapes(tree(a=(2,), b=(3, 4)), tree(b=(3, 4), a=(2,)), "here")
+    with pytest.raises(CheckpointError) as failure:
+        check_shapes(tree(a=(2,), b=(3, 4), c=(5,)), tree(b=(4, 3), c=(5,), d=(1,)), "here")
+    assert str(failure.value).splitlines() == [
+        "here does not fit the config (3 arrays differ):",
+        "  deep/a: expected (2,), got nothing",
+        "  deep/b: expected (3, 4), got (4, 3)",
+        "  deep/d: not expected, got (1,)",
+        "use its own model.json",
+    ]
+    many = {f"x{i}": (i + 1,) for i in range(25)}
+    with pytest.raises(CheckpointError, match=r"\(25 arrays differ\)") as failure:
+        check_shapes(tree(**many), tree(), "here")
+    assert len(str(failure.value).splitlines()) == 1 + 20 + 1
+
+
+def test_steps_are_the_numbered_directories_with_the_newest_first(tmp_path):
+    assert saved_steps(tmp_path / "none") == []
+    for name in ("9", "10", "2", "11.tmp", "damaged"):
+        (tmp_path / name).mkdir()
+    assert saved_steps(tmp_path) == [10, 9, 2]
+
+
+def test_what_is_missing_is_named(saved_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/model\.json: not a checkpoint"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "model.json").write_text(
+        (saved_model / "model.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    with pytest.raises(FileNotFoundError, match=r"tokenizer/tokenizer\.json: no tokenizer here"):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="/checkpoints: no saved steps here"):
+        load_params(tmp_path, {})
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        load_params(tmp_path, {})
+
+
+FULL_DISK = """
+import resource
+import sys
+
+import jax
+import numpy as np
+
+from lclm_jax.checkpoint.steps import CheckpointError, Checkpoints
+
+try:
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        first = jax.device_put({"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64), "deep": {"count": np.int32(0)}})
+        checkpoints.save(1, {"params": first}, {})
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        checkpoints.save(2, {"params": jax.tree.map(lambda x: x + 1, first)}, {})
+        checkpoints.wait()
+except CheckpointError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def test_a_full_disk_leaves_the_step_before_intact(tmp_path):
+    here = ROOT
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=here,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert "could not write a checkpoint" in done.stdout, done.stderr[-2000:]
+    assert "Step 1 before it is intact; free some space" in done.stdout
+    expected, abstract = small()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 1
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+        checkpoints.save(2, {"params": expected}, {})
+        checkpoints.wait()
+        assert checkpoints.latest == 2
+
+
+def test_another_model_or_tokenizer_does_not_overwrite_a_run(
+    tmp_path, model_config, params, tokenizer
+):
+    save_model(tmp_path, model_config, tokenizer, params)
+    before = (
+        (tmp_path / "model.json").read_text(encoding="utf-8"),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
+    )
+    wider = replace(model_config, decoder=replace(model_config.decoder, mlp=48))
+    with pytest.raises(CheckpointError, match=r"model.json differs in decoder"):
+        write_model_files(tmp_path, wider, tokenizer)
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        write_model_files(tmp_path, model_config, Tokenizer(tokenizer.definition + "\n"))
+    assert before == (
+        (tmp_path / "model.json").read_text(encoding="utf-8"),
+        (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
+    )
+    write_model_files(tmp_path, replace(model_config, remat="full"), tokenizer)
+
+
+def test_reading_a_run_leaves_a_save_in_progress_alone(tmp_path, model_config, tokenizer, params):
+    save_model(tmp_path, model_config, tokenizer, params)
+    unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with Checkpoints(tmp_path) as reading:
+        assert reading.latest == 0
+    assert unfinished.exists()
+    with Checkpoints(tmp_path, keep=1) as writing:
+        assert writing.latest == 0
+    deadline = time.monotonic() + 10  # Orbax removes it in the background
+    while unfinished.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not unfinished.exists()
+
+
+def save_three(directory):
+    with Checkpoints(directory, keep=9) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"params": small(step)[0]}, {"step": step})
+
+
+def files_of(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def test_anyone_can_check_a_step(tmp_path):
+    save_three(tmp_path)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", CHECKSUMS],
+        cwd=tmp_path / "checkpoints" / "3",
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert done.stdout.count(b": OK\n") == len(files_of(tmp_path / "checkpoints" / "3")) - 1 > 3
+    assert set_aside_damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize("harm", ["a byte", "cut short", "gone", "emptied"])
+def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(tmp_path, harm):
+    """Whichever of its files it is."""
+    save_three(tmp_path / "good")
+    names = [
+        path.relative_to(tmp_path / "good")
+        for path in files_of(tmp_path / "good" / "checkpoints" / "3")
+    ]
+    for number, name in enumerate(names):
+        directory = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", directory)
+        file = directory / name
+        data = bytearray(file.read_bytes())
+        if harm == "gone" and file.name != CHECKSUMS:
+            file.unlink()
+        elif harm == "a byte":
+            data[len(data) // 2] ^= 1
+            file.write_bytes(bytes(data))
+        else:
+            file.write_bytes(bytes(data[: len(data) // 2 if harm == "cut short" else 0]))
+        ((step, reason),) = set_aside_damaged(directory)
+        assert step == 3 and (file.name in reason or file.name == CHECKSUMS), reason
+        with Checkpoints(directory) as checkpoints:
+            assert checkpoints.latest == 2 and checkpoints.metadata(2) == {"step": 2}
+            assert_equal(checkpoints.restore(2, {"params": small()[1]})["params"], small(2)[0])
+        assert (directory / "damaged" / "3.1").is_dir()
+
+
+def test_two_damaged_steps_are_set_aside_and_never_overwritten(tmp_path):
+    save_three(tmp_path)
+    for step in (2, 3):
+        files_of(tmp_path / "checkpoints" / str(step))[0].write_bytes(b"?")
+    assert [step for step, _ in set_aside_damaged(tmp_path)] == [3, 2]
+    save_three(tmp_path)
+    files_of(tmp_path / "checkpoints" / "3")[0].write_bytes(b"?")
+    assert [step for step, _ in set_aside_damaged(tmp_path)] == [3]
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2.1", "3.1", "3.2"]
+
+
+def test_an_unreadable_step_without_checksums_says_what_to_do(tmp_path):
+    """Its process was killed between the last byte and the checksums."""
+    save_three(tmp_path)
+    step = tmp_path / "checkpoints" / "3"
+    (step / CHECKSUMS).unlink()
+    assert set_aside_damaged(tmp_path) == []
+    for file in files_of(step):
+        if "d" in file.parts[-2:]:
+            file.write_bytes(file.read_bytes()[:-8])
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(
+            CheckpointError,
+            match=r"checkpoints/3 cannot be read: .*move it away to continue from the step before",
+        ),
+    ):
+        checkpoints.restore(3, {"params": small()[1]})
+
+
+def test_what_is_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_every=4, always=(3,)) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, {"params": small(step)[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [10, 9, 8, 4, 3]
+
+
+def test_a_failed_save_is_seen_without_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["lclm_jax.checkpoint.steps"],
+        "write_checksums",
+        lambda _: (_ for _ in ()).throw(OSError("full")),
+    )
+    with (
+        pytest.raises(CheckpointError, match=r"could not write a checkpoint to .*: full\. Step 1"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.check()
+        checkpoints.save(1, {"params": small()[0]}, {})
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            checkpoints.check()
+            time.sleep(0.01)
+
+
+# --- Paths ---
+
+
+@pytest.mark.parametrize(
+    "name", ["lr[1e-4]", "[x]", "a*b", "a?b", "a[!b]", "{a,b}", "a%20b", "a#b|c", "日本 "]
+)
+def test_a_step_comes_back_from_a_directory_of_any_name(tmp_path, name):
+    """Beside one that its name, taken as a pattern, matches as well."""
+    expected, abstract = small()
+    for place, value in (("axb", 1), ("x", 1), (name, 0)):
+        with Checkpoints(tmp_path / place, keep=1) as checkpoints:
+            checkpoints.save(1, {"params": small(value)[0]}, {})
+    with Checkpoints(tmp_path / name) as checkpoints:
+        assert_equal(checkpoints.restore(1, {"params": abstract})["params"], expected)
+        saved = SavedTree(checkpoints.directory / "1" / "params")
+        np.testing.assert_array_equal(saved.open("matrix").read().result(), expected["matrix"])
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "x.__lock"])
+def test_a_path_that_cannot_be_read_back_is_refused_before_anything_is_made(
+    tmp_path, name, model_config, tokenizer, params
+):
+    with pytest.raises(ConfigError, match="the directory of a checkpoint must"):
+        save_model(tmp_path / name, model_config, tokenizer, params)
+    with pytest.raises(ConfigError, match="the directory of a checkpoint must"):
+        Checkpoints(tmp_path / name, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_neighbour_whose_name_is_escaped_is_not_read(tmp_path):
+    for name, value in (("a b", 1), ("a%20b", 2)):
+        with Checkpoints(tmp_path / name, keep=1) as checkpoints:
+            checkpoints.save(0, {"params": small(value)[0]}, {})
+    saved = SavedTree(tmp_path / "a%20b" / "checkpoints" / "0" / "params")
+    np.testing.assert_array_equal(saved.open("matrix").read().result(), small(2)[0]["matrix"])
+
+
+# --- What must not be lost ---
+
+
+def test_a_step_before_the_newest_is_not_saved(tmp_path):
+    save_three(tmp_path)
+    with (
+        pytest.raises(CheckpointError, match="has step 3, so that step 2 would never be read"),
+        Checkpoints(tmp_path, keep=9) as checkpoints,
+    ):
+        checkpoints.save(2, {"params": small(9)[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [3, 2, 1]
+
+
+def test_parts_that_nobody_joined_are_no_checkpoint(tmp_path, monkeypatch):
+    """A save that leaves them fails; of an earlier version, the step is set aside."""
+    save_three(tmp_path)
+    manifest = tmp_path / "checkpoints" / "3" / "params" / "manifest.ocdbt"
+    (manifest.parents[1] / CHECKSUMS).unlink()
+    manifest.unlink()
+    assert set_aside_damaged(tmp_path) == [(3, "the parts of its params were not joined")]
+    assert saved_steps(tmp_path / "checkpoints") == [2, 1]
+    monkeypatch.setattr(streaming, "WILDCARDS", "")
+    with (
+        pytest.raises(CheckpointError, match="parts of its params were not joined"),
+        Checkpoints(tmp_path / "[x]", keep=1) as checkpoints,
+    ):
+        checkpoints.save(1, {"params": small()[0]}, {})
+        checkpoints.wait()
+
+
+def test_checksums_that_a_killed_process_did_not_write_are_made(tmp_path):
+    save_three(tmp_path)
+    listed = [tmp_path / "checkpoints" / str(step) / CHECKSUMS for step in (1, 2, 3)]
+    before = [file.read_text(encoding="utf-8") for file in listed]
+    for file in listed[1:]:
+        file.unlink()
+    assert add_checksums(tmp_path) == [3, 2]
+    assert [file.read_text(encoding="utf-8") for file in listed] == before and add_checksums(
+        tmp_path
+    ) == []
+
+
+def test_a_directory_that_cannot_be_written_fails_at_once(tmp_path, monkeypatch):
+    """Orbax would wait for a directory that never comes."""
+    save_three(tmp_path)
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        shutil.move(tmp_path / "checkpoints", tmp_path / "moved")
+        begun = time.monotonic()
+        with pytest.raises(CheckpointError, match="cannot write to .*checkpoints: No such file"):
+            checkpoints.save(4, {"params": small()[0]}, {})
+        assert time.monotonic() < begun + 5
+        shutil.move(tmp_path / "moved", tmp_path / "checkpoints")
+        checkpoints.save(4, {"params": small()[0]}, {})
+    assert saved_steps(tmp_path / "checkpoints") == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer"])
+def test_a_directory_of_another_kind_is_not_made_a_run(tmp_path, model_config, tokenizer, name):
+    """As that of a published model, whose config.json would be written over."""
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"holds {name} and no model.json"):
+        write_model_files(tmp_path, model_config, tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_model_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "model.json").write_bytes(b"\xff{")
+    with pytest.raises(CheckpointError, match=r"model\.json is not a model's"):
+        read_model(tmp_path)

@@ -1,0 +1,123 @@
+"""The accelerator's benchmark, run on tiny models: every part measures, and nothing twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.bench.accelerator.parent import Plan, allowance, check_directory
+from launch.bench.accelerator.parts import FAIL, PARTS, SECTIONS, SERVING, Part, choose_parts
+from launch.bench.accelerator.record import Record, Result
+from launch.bench.accelerator.rows import window_counts
+from launch.bench.accelerator.sizes import tiny
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.image
+
+CHOSEN = choose_parts(SECTIONS, len(tiny().cases))
+RESULTS = ["right", *SERVING, *(part.name for part in CHOSEN if part.name != "right")]
+
+
+def start(directory: Path, *arguments: str) -> str:
+    """What the command writes to the terminal."""
+    command = [sys.executable, "-m", "launch.bench.accelerator", "--out", str(directory)]
+    command += arguments
+    return subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    """Everything, after a section that fails."""
+    directory = tmp_path_factory.mktemp("accelerator")
+    start(directory, "--sections", ",".join((FAIL, *SECTIONS)))
+    return directory
+
+
+def read(directory: Path) -> dict[str, dict]:
+    files = (directory / "results").glob("*.json")
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def test_every_part_has_results_although_the_first_section_fails(directory):
+    results = read(directory)
+    assert "fails on purpose" in results[FAIL]["errors"]["the part itself"]
+    for name in RESULTS:
+        found = results[name]
+        assert found["errors"] == {}, "\n".join(found["errors"].values())
+        assert (found["skipped"], found["finished"]) == ({}, True), name
+        assert found["measurements"] or name == "serving", name
+    assert all(check["passed"] for check in results["right"]["measurements"].values())
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    assert summary["goals"][0]["met"]
+    assert list(summary["parts"]) == [*RESULTS, FAIL]
+    page = (directory / "index.html").read_text(encoding="utf-8")
+    assert all(f"<h2>{name}</h2>" in page for name in RESULTS if name != "serving")
+    pictures = {file.name for file in directory.glob("*.png")}
+    assert pictures >= {"first_token.png", "decoding.png", "learning.png"}
+
+
+def test_a_second_start_measures_nothing_anew(directory):
+    before = {file: file.stat().st_mtime_ns for file in (directory / "results").iterdir()}
+    told = start(directory)
+    assert told.count("measured before") == len(CHOSEN)
+    assert {file: file.stat().st_mtime_ns for file in (directory / "results").iterdir()} == before
+
+
+class Number(Result):
+    def to_dict(self):
+        return {"number": 1}
+
+
+def test_a_measurement_that_fails_is_recorded_and_tried_again(tmp_path):
+    file = tmp_path / "part.json"
+    record = Record(file, deadline=float("inf"))
+    assert record.measure("good", Number)["number"] == 1
+    assert record.measure("bad", lambda: 1 / 0) is None
+    record.finish()
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert "ZeroDivisionError" in kept["errors"]["bad"]
+    assert not kept["finished"]
+    again = Record(file, deadline=float("inf"))
+    assert again.measure("good", lambda: 1 / 0)["number"] == 1
+    again.measure("bad", Number)
+    again.finish()
+    assert json.loads(file.read_text(encoding="utf-8"))["finished"]
+
+
+def test_what_does_not_fit_the_time_is_skipped(tmp_path):
+    record = Record(tmp_path / "part.json", deadline=0.0)
+    assert record.measure("late", Number) is None
+    record.finish()
+    kept = json.loads((tmp_path / "part.json").read_text(encoding="utf-8"))
+    assert list(kept["skipped"]) == ["late"]
+    assert not kept["finished"]
+
+
+def test_time_is_divided_among_the_parts_that_are_left():
+    left, seconds = 400.0, []
+    for number, part in enumerate(PARTS):
+        seconds.append(allowance(part, list(PARTS[number + 1 :]), left))
+        left -= seconds[-1]
+    assert abs(left) < 1e-6
+    assert min(seconds) > 3
+    assert allowance(Part("a", 10), [Part("b", 10)], 1000.0) == 15.0
+
+
+def test_results_of_other_shapes_are_not_mixed(tmp_path):
+    check_directory(Plan(tmp_path, 8.0, SECTIONS, True, "cpu", 0.0))
+    with pytest.raises(ValueError, match="set --out to another directory"):
+        check_directory(Plan(tmp_path, 8.0, SECTIONS, False, "gpu", 0.0))
+
+
+def test_an_unknown_section_is_named():
+    with pytest.raises(ValueError, match="got speed; separate them with commas"):
+        choose_parts(("right", "speed"), 1)
+
+
+@pytest.mark.parametrize(("windows", "counts"), [(14, [5, 3, 2, 2, 1, 1]), (5, [2, 1, 1, 1])])
+def test_all_windows_of_a_row_are_given_to_its_examples(windows, counts):
+    assert window_counts(windows) == counts

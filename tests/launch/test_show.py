@@ -1,0 +1,53 @@
+"""The trained models that are committed do what is said of them."""
+
+import pytest
+
+from launch import demo, show
+from lclm_jax.data.synthetic import pairs
+
+
+@pytest.fixture
+def shown(monkeypatch, tmp_path, command):
+    """What `launch.show` measures of a committed model, on a few of the documents held out from it."""
+    monkeypatch.setattr(pairs, "COUNTS", {"": 2000, "_short": 100})
+    monkeypatch.setattr(pairs, "SHOWN", 100)
+    monkeypatch.setattr(demo, "PASSAGES", 16)
+    monkeypatch.setattr(show, "ASKED", 32)
+    measured = {}
+
+    def run(name: str) -> dict:
+        monkeypatch.setattr(show, "show", measured.update)
+        arguments = (
+            "--config",
+            f"configs/{name}.py",
+            "--checkpoint",
+            f"docs/{name}/model",
+            "--out",
+            tmp_path / name,
+        )
+        assert command(show, *arguments) == 0
+        return measured
+
+    return run
+
+
+def test_the_small_model_writes_back_and_looks_up(shown):
+    evaluation = shown("small")
+    for entry in evaluation["reconstruction"]:
+        assert (
+            entry["latents"]["accuracy"]["value"]
+            > 0.85
+            > 0.4
+            > entry["nothing"]["accuracy"]["value"]
+        ), entry
+    questions = evaluation["questions"]
+    assert questions["questions"] >= 16
+    assert questions["latents"]["value"] > 0.6 > questions["nothing"]["value"]
+
+
+def test_the_model_of_several_ratios_falls_gently(shown):
+    for entry in shown("small_ratios")["reconstruction"]:
+        shares = [entry["ratios"][ratio]["accuracy"]["value"] for ratio in ("2", "4", "8", "16")]
+        assert shares[0] > 0.95 and shares[1] > 0.9 and shares[2] > 0.7 and shares[3] > 0.45, entry
+        assert shares == sorted(shares, reverse=True)
+        assert entry["nothing"]["accuracy"]["value"] < 0.1

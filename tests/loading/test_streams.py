@@ -1,0 +1,287 @@
+"""The input pipeline: one global order, mixed and packed, resumed at any point and any number of hosts."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lclm_jax.config import Config, ConfigError, Stream
+from lclm_jax.data.loading import sources
+from lclm_jax.data.loading.streams import PackedBatches, budget, stage_batches, stage_order
+from lclm_jax.data.synthetic.corpus import train_tokenizer
+from tests.support.records import same, write_sources
+
+
+def share(config, host, hosts):
+    """The rows of one of `hosts`."""
+    rows = config.data.rows // hosts
+    return range(host * rows, (host + 1) * rows)
+
+
+def packed(config, tokenizer, host=0, hosts=1):
+    return iter(
+        PackedBatches(
+            stage_order(config, config.stages[0], tokenizer), config, share(config, host, hosts)
+        )
+    )
+
+
+def prefetched(config, tokenizer):
+    return iter(stage_batches(stage_order(config, config.stages[0], tokenizer), config))
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def through_json(state):
+    return json.loads(json.dumps(state))
+
+
+def test_batches_have_the_configured_shape_and_all_differ(config, tokenizer):
+    batches = take(packed(config, tokenizer), 3)
+    for batch in batches:
+        assert batch.tokens.shape == (8, 96)
+        assert batch.windows.tokens.shape == (8, 4, 16)
+        assert (batch.segments.max(axis=1) >= 1).all()
+        assert (batch.slots.max(axis=1) < 4 * 4).all()
+        assert not batch.weights[batch.segments == 0].any()
+    assert not any(same(one, other) for one, other in pairwise(batches))
+
+
+@pytest.mark.parametrize("make", [packed, prefetched])
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_restored_pipeline_goes_on_where_it_was(config, tokenizer, make, before):
+    first = make(config, tokenizer)
+    take(first, before)
+    state = first.get_state()
+    later = take(first, 3)
+    second = make(config, tokenizer)
+    second.set_state(through_json(state))
+    assert all(same(*pair) for pair in zip(later, take(second, 3), strict=True))
+
+
+def test_a_pipeline_can_be_set_back(config, tokenizer):
+    batches = packed(config, tokenizer)
+    state = batches.get_state()
+    start = take(batches, 2)
+    batches.set_state(state)
+    assert all(same(*pair) for pair in zip(start, take(batches, 2), strict=True))
+
+
+def test_prefetching_changes_nothing(config, tokenizer):
+    pairs = zip(
+        take(packed(config, tokenizer), 3), take(prefetched(config, tokenizer), 3), strict=True
+    )
+    assert all(same(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_read_the_batches_of_one(config, tokenizer, hosts):
+    alone = take(packed(config, tokenizer), 2)
+    shares = [take(packed(config, tokenizer, host, hosts), 2) for host in range(hosts)]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert all(len(part.tokens) == 8 // hosts for part in parts)
+        assert same(batch, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
+
+
+def test_a_state_saved_on_four_hosts_goes_on_with_two(config, tokenizer):
+    states = []
+    for host in range(4):
+        batches = packed(config, tokenizer, host, 4)
+        take(batches, 2)
+        states.append(batches.get_state())
+    assert all(state == states[0] for state in states)
+    expected = take(packed(config, tokenizer), 3)[2]
+    restored = [packed(config, tokenizer, host, 2) for host in range(2)]
+    for batches in restored:
+        batches.set_state(through_json(states[3]))
+    parts = [next(batches) for batches in restored]
+    assert same(expected, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
+
+
+def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(config, tokenizer):
+    short = replace(config, data=replace(config.data, positions=48))
+    batches = packed(short, tokenizer)
+    emitted = take(batches, 6)
+    state, limits = batches.get_state(), budget(short, short.stages[0])
+    order = stage_order(short, short.stages[0], tokenizer)
+    sizes = [order.sizes[i] for i in range(state["next"])]
+    too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
+    assert (
+        state["left_out"] == {stream: {"too long": count} for stream, count in too_long.items()}
+        and too_long.total() > 10
+    )
+    restored = packed(short, tokenizer)
+    restored.set_state(through_json(state))
+    assert restored.get_state() == state
+    fitting = {i for i, (_, size) in enumerate(sizes) if limits.holds(size)}
+    expected = Counter(
+        tuple(order.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"])
+    )
+    assert expected == Counter(
+        tuple(tokens[segments == n].tolist())
+        for batch in emitted
+        for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
+        for n in range(1, segments.max() + 1)
+    )
+
+
+def test_documents_too_short_for_two_segments_are_counted_and_left_out(config, tokenizer, tmp_path):
+    texts = [{"text": "print(1) " * count} for count in (1, 1, 1, 9, 9, 9)]
+    write_sources(tmp_path, tokenizer, {"docs": ("code", texts)})
+    stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
+    here = replace(
+        config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6)
+    )
+    batches = iter(PackedBatches(stage_order(here, stage, tokenizer), here))
+    next(batches)
+    state = batches.get_state()
+    assert state["left_out"]["0"]["too short"] == pytest.approx(state["next"] / 2, abs=3)
+
+
+def test_sizes_are_those_of_the_examples(config, tokenizer):
+    order = stage_order(config, config.stages[0], tokenizer)
+    for i in range(60):
+        (stream, size), example = order.sizes[i], order.examples[i]
+        assert (stream, size.positions, size.trained) == (
+            example.stream,
+            len(example),
+            example.weights.sum(),
+        )
+        assert size.pieces == tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
+
+
+def test_a_host_reads_the_tokens_of_its_own_rows_only(config, tokenizer, monkeypatch):
+    batches = packed(config, tokenizer, 1, 4)
+    read, unpack = [], sources.unpack
+    monkeypatch.setattr(sources, "unpack", lambda packed: read.append(1) or unpack(packed))
+    batch = next(batches)
+    assert len(read) == batch.segments.max(axis=1).sum() < batches.get_state()["next"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3)
+)
+def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed):
+    """Read a batch at each of these host counts in turn, saving and restoring in between: one order, continued."""
+    config = replace(config_once, data=replace(config_once.data, seed=seed))
+    order = stage_order(config, config.stages[0], tokenizer)
+    alone = iter(PackedBatches(order, config))
+    state = alone.get_state()
+    for count in hosts:
+        expected, states = next(alone), []
+        parts = []
+        for host in range(count):
+            batches = iter(PackedBatches(order, config, share(config, host, count)))
+            batches.set_state(through_json(state))
+            parts.append(next(batches))
+            states.append(batches.get_state())
+        assert same(expected, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
+        assert all(one == states[0] for one in states)
+        state = states[-1]
+
+
+def test_fewer_examples_than_hosts_are_an_error(config, tokenizer, tmp_path):
+    write_sources(tmp_path, tokenizer, {"docs": ("code", [{"text": "print(1) " * 30}] * 3)})
+    stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
+    here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
+    with pytest.raises(ConfigError, match="at least one example for each of 4 hosts, got 3"):
+        stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 4))
+    assert (
+        len(
+            next(
+                iter(stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 2)))
+            ).tokens
+        )
+        == 4
+    )
+
+
+def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
+    order = stage_order(config, config.stages[0], tokenizer)
+    trained = Counter()
+    for i in range(3000):
+        stream, size = order.sizes[i]
+        trained[stream] += size.trained if order.budget.holds(size) else 0
+    shares = [trained[i] / trained.total() for i in range(3)]
+    assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.02)
+
+
+def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
+    small = replace(config, data=replace(config.data, positions=20))
+    stage = replace(small.stages[0], streams=(Stream("sft", "tasks", 1.0),))
+    with pytest.raises(
+        ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"
+    ):
+        stage_order(replace(small, stages=(stage,)), stage, tokenizer)
+
+
+def test_another_tokenizer_reads_the_same_examples_anew(config, tokenizer):
+    other = train_tokenizer(["Ada likes pears and Ben likes figs " * 20], vocab=400)
+    one, two = (stage_order(config, config.stages[0], some) for some in (tokenizer, other))
+    for number in (0, 3, 5):
+        assert two.sizes[number][1].positions == len(two.examples[number])
+    for some, order in ((tokenizer, one), (other, two)):
+        task = next(i for i in range(200) if order.sizes[i][0] == 2)
+        assert "Who likes figs?" in some.decode(order.examples[task].tokens)
+
+
+def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer):
+    def tokens(config: Config, stage=0):
+        examples = stage_order(config, config.stages[stage], tokenizer).examples
+        return [examples[i].tokens.tolist() for i in (7, 0, 150)]
+
+    assert tokens(config) == tokens(config)
+    assert tokens(config) != tokens(config, stage=1)
+    assert tokens(config) != tokens(replace(config, data=replace(config.data, seed=1)))
+
+
+def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
+    one = replace(config.stages[0], streams=(Stream("reconstruction", "docs", 1.0),))
+    whole = replace(
+        config,
+        stages=(one,),
+        data=replace(config.data, reconstruction=None, positions=4000, windows=100),
+    )
+    examples = stage_order(whole, one, tokenizer).examples
+    passes = [
+        [tuple(examples[start + i].pieces[0].tokens.tolist()) for i in range(50)]
+        for start in (0, 50)
+    ]
+    assert sorted(passes[0]) == sorted(passes[1])
+    assert passes[0] != passes[1]
+    assert len(set(passes[0])) == 50
+
+
+def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, tokenizer):
+    compressed = stage_order(config, config.stages[0], tokenizer).examples
+    stage = replace(config.stages[0], compress=False)
+    plain = stage_order(
+        replace(config, stages=(stage, config.stages[1])), stage, tokenizer
+    ).examples
+    for i in range(20):
+        assert plain[i].pieces == [] and (plain[i].slots == -1).all()
+        assert plain[i].weights.tolist() == [1.0] * (len(plain[i]) - 1) + [0.0]
+        held = [piece.tokens.tolist() for piece in compressed[i].pieces]
+        text = plain[i].tokens.tolist()
+        assert all(any(text[s : s + len(h)] == h for s in range(len(text))) for h in held)
+
+
+def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_path):
+    stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
+    here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
+    sources = {"docs": ("text", [{"text": "import " * 40}])}
+    write_sources(tmp_path, tokenizer, sources, splits=("held",))
+    assert len(stage_order(here, stage, tokenizer, "held").examples[0].tokens)
+    with pytest.raises(
+        ConfigError, match="source docs has no train examples; leave stream interleaved/docs out"
+    ):
+        stage_order(here, stage, tokenizer)

@@ -1,0 +1,185 @@
+"""Rows of any shape: an example that says all their words, or an error that names why not."""
+
+import os
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lclm_jax.data.records.stretches import Role, flatten
+from lclm_jax.data.rows import fields as names
+from lclm_jax.data.rows.messages import CALLS, CONTENT, ROLE, ROLES
+from lclm_jax.data.rows.parse import RowError, read_examples, tokenise, words_of
+from lclm_jax.data.text.tokenizer import TextError
+
+pytestmark = pytest.mark.fuzz
+FUZZ = settings(max_examples=int(os.environ.get("LCLM_FUZZ", "50")), deadline=None)
+
+WORDS = st.one_of(
+    st.text(string.ascii_letters + " .\n", min_size=1, max_size=12),
+    st.text(max_size=6),
+    st.sampled_from(
+        ["", " ", "\ud800", "<|im_end|>", "<|memory|>", "<think>a</think>b", "{{ x }}"]
+    ),
+)
+SCALARS = st.one_of(
+    WORDS,
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.binary(max_size=4),
+    st.dates(),
+)
+KEYS = st.one_of(
+    st.sampled_from([*ROLE, *CONTENT, "type", "ratio", "name", "arguments", "function", *CALLS]),
+    st.text(max_size=4),
+    st.integers(),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=6,
+)
+PARTS = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"text": WORDS}, optional={"type": st.just("text")}),
+        st.fixed_dictionaries({"context": WORDS}, optional={"ratio": st.integers(-1, 40)}),
+        VALUES,
+    ),
+    max_size=3,
+)
+CALL = st.one_of(
+    st.fixed_dictionaries({"name": WORDS, "arguments": VALUES}),
+    st.fixed_dictionaries(
+        {"function": st.fixed_dictionaries({"name": WORDS, "arguments": VALUES})}
+    ),
+    VALUES,
+)
+MESSAGES = st.lists(
+    st.one_of(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from([*ROLES, "Human", "GPT", "tool-result", "critic", ""])},
+            optional={
+                "content": st.one_of(WORDS, PARTS, VALUES),
+                "value": WORDS,
+                "tool_calls": st.lists(CALL, max_size=2),
+                "reasoning_content": WORDS,
+                "name": SCALARS,
+                "weight": st.sampled_from([0, 1, 1, 0.5, None]),
+                "other": VALUES,
+            },
+        ),
+        VALUES,
+    ),
+    max_size=4,
+)
+ROWS = st.dictionaries(
+    st.one_of(st.sampled_from(sorted(names.KNOWN)), st.text(max_size=4)),
+    st.one_of(WORDS, MESSAGES, VALUES),
+    max_size=5,
+)
+CHATS = st.builds(
+    lambda turns, more: more | {"messages": turns},
+    st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["user", "assistant"]), "content": st.one_of(WORDS, PARTS)},
+            optional={
+                "tool_calls": st.lists(CALL, max_size=2),
+                "weight": st.sampled_from([0, 1]),
+                "thinking": WORDS,
+            },
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.dictionaries(
+        st.sampled_from(sorted(names.BESIDE_CHAT)), st.one_of(WORDS, VALUES), max_size=2
+    ),
+)
+PACKED = st.lists(
+    st.sampled_from(
+        [
+            *("<|im_start|>", "<|im_end|>", "<|memory_start|>", "<|memory_end|>", "\n", "words "),
+            *("user\n", "assistant\n", "tool-result\n", "<|im_start|>user\nWho?<|im_end|>\n"),
+            *("<|im_start|>assistant\nBen", "<|endoftext|>", "é"),
+        ]
+    ),
+    max_size=8,
+).map("".join)
+
+
+def example_of(row, kind, tokenizer):
+    """The examples of a row with their stretches; None where it is refused."""
+    try:
+        raws = list(read_examples(row, kind, tokenizer, 10_000))
+        return [(raw, tokenise(raw, tokenizer)) for raw in raws]
+    except RowError as error:
+        assert error.reason and error.detail
+    except TextError as error:
+        assert str(error)
+    return None
+
+
+@FUZZ
+@given(row=st.one_of(ROWS, CHATS), kind=st.sampled_from(["text", "chat", "expand", "packed"]))
+def test_a_row_of_any_shape_is_examples_or_a_named_error(tokenizer, row, kind):
+    for raw, stretches in example_of(row, kind, tokenizer) or []:
+        assert words_of(raw).strip()
+        tokens, table = flatten(stretches)
+        assert len(tokens) == table[:, 0].sum() > 0
+
+
+def words_in(value):
+    """The words of messages, parts and plain values, without those of other fields in them."""
+    if isinstance(value, str):
+        return set(value.split())
+    if isinstance(value, dict):
+        value = [value[name] for name in (*CONTENT, "context", *names.THOUGHTS) if name in value]
+    return set().union(*map(words_in, value)) if isinstance(value, list) else set()
+
+
+@FUZZ
+@given(row=st.one_of(CHATS, ROWS))
+def test_no_word_of_a_field_beside_a_chat_is_lost(tokenizer, row):
+    found = example_of(row, "chat", tokenizer)
+    if found is None:
+        return
+    ((raw, _),) = found
+    said = words_of(raw)
+    # A text may be the whole chat written out again, in a form of its own.
+    used = names.FIELDS_OF_KIND["chat"] - {"text", "label", "split_group", *names.TOOLS}
+    for name in used & row.keys():
+        value = row[name]
+        is_json = isinstance(value, str) and name in (*names.CHAT, "history")
+        assert is_json or all(word in said for word in words_in(value)), name
+
+
+@FUZZ
+@given(text=PACKED)
+def test_no_word_of_a_packed_text_is_lost(tokenizer, text):
+    found = example_of({"text": text}, "packed", tokenizer)
+    if found is None:
+        return
+    said = "".join(words_of(raw) for raw, _ in found)
+    for word in ("words", "Who?", "Ben", "é"):
+        assert said.count(word) == text.count(word)
+
+
+@FUZZ
+@given(row=CHATS)
+def test_a_message_of_weight_0_has_no_token_that_is_trained_on(tokenizer, row):
+    found = example_of(row, "chat", tokenizer)
+    if found is None:
+        return
+    ((raw, stretches),) = found
+    trained = "".join(
+        tokenizer.decode(one.tokens)
+        for one in stretches
+        if one.role in (Role.ANSWER, Role.ANALYSIS)
+    )
+    weights = [one.get("trained", True) for one in raw["messages"] if one["role"] == "assistant"]
+    assert trained.count("<|im_end|>") >= sum(weights) > 0
+    if "<|im_end|>" not in words_of(raw):
+        assert trained.count("<|im_end|>") == sum(weights)

@@ -1,0 +1,166 @@
+"""A child of a soak as its parent sees it: what it has written since it was started, how it is ended, what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.checkpoint.steps import STEPS, saved_steps
+from lclm_jax.config import Config
+from lclm_jax.config.values import to_dict
+from lclm_jax.errors import UserError
+from lclm_jax.files.checksums import CHECKSUMS
+from lclm_jax.training.journal import EVENTS, LOG
+from tests.soak.faults import Order
+from tests.support.paths import ROOT
+
+POLL = 0.003  # seconds
+PATIENCE = 120.0  # seconds in which a child must have come where it is to be disturbed, or it hangs
+Line = dict[str, Any]
+
+
+class OutOfTimeError(UserError):
+    """The soak took longer than it may."""
+
+
+class HungError(UserError):
+    """A child neither came where it was to be disturbed nor ended."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a child began with and what it wrote."""
+
+    newest: int | None  # the finished checkpoint it found
+    events: list[Line]
+    log: list[Line]
+
+
+class Child:
+    """A process that trains a config; it may not run beyond `deadline` (of time.monotonic)."""
+
+    def __init__(self, config: Config, order: Order, notes: Path, deadline: float):
+        self.config, self.directory, self.deadline = config, Path(config.run.directory), deadline
+        self.begun = time.time()
+        self.newest = next(iter(saved_steps(self.directory / STEPS)), None)
+        self._offsets = {name: _size(self.directory / name) for name in (EVENTS, LOG)}
+        notes.mkdir(parents=True, exist_ok=True)
+        (notes / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
+        (notes / "order.json").write_text(json.dumps(to_dict(order)), encoding="utf-8")
+        self.said = notes / "stderr.txt"
+        command = [
+            sys.executable,
+            "-m",
+            "tests.soak.faults",
+            str(notes / "config.json"),
+            str(notes / "order.json"),
+        ]
+        environment = _environment(notes.parent.parent / "programs")
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=said
+            )
+
+    def lines(self, name: str) -> list[Line]:
+        """What it wrote into a file so far; a last line that is not whole yet is left out."""
+        file = self.directory / name
+        if not file.exists():
+            return []
+        with file.open("rb") as text:
+            text.seek(self._offsets[name])
+            whole = text.read().rpartition(b"\n")[0].splitlines()
+        return [json.loads(line) for line in whole if line]
+
+    @property
+    def step(self) -> int:
+        """The last step of the run that it wrote of."""
+        lines = self.lines(LOG)
+        return self.config.run_step(lines[-1]["stage"], lines[-1]["step"]) if lines else 0
+
+    @property
+    def session(self) -> Session:
+        return Session(self.newest, self.lines(EVENTS), self.lines(LOG))
+
+    @property
+    def message(self) -> str:
+        """The error it ended with in a line, or else the last line it said."""
+        lines = self.said.read_text(errors="replace", encoding="utf-8").strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or [""])[-1].strip()
+
+    def saving(self, least: int) -> bool:
+        """Whether a checkpoint of at least this step is being written, that is unfinished or has no checksums yet."""
+        if self.step < least or not (self.directory / STEPS).is_dir():
+            return False
+        begun = (
+            self.newest or 0
+        )  # what an earlier save left is of no later step than this child has come to
+        names = [
+            path for path in (self.directory / STEPS).iterdir() if not (path / CHECKSUMS).exists()
+        ]
+        numbers = [
+            int(number) for path in names if (number := path.name.partition(".")[0]).isdigit()
+        ]
+        return any(max(begun + 1, least) <= number <= self.step for number in numbers)
+
+    def wait_until(self, true: Callable[[], bool]) -> bool:
+        """Waits until it is true; False when the child ends before. Raises HungError, OutOfTimeError."""
+        patience = time.monotonic() + PATIENCE
+        while not true():
+            if self.process.poll() is not None:
+                return true()
+            if time.monotonic() > self.deadline:
+                raise OutOfTimeError("out of time")
+            if time.monotonic() > patience:
+                raise HungError(
+                    f"nothing happened for {PATIENCE:.0f} s; its last words: {self.message[:200]}"
+                )
+            time.sleep(POLL)
+        return True
+
+    def ended(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        self.wait_until(lambda: self.process.poll() is not None)
+        return self.process.wait()
+
+    def kill(self) -> int:
+        self.process.kill()
+        return self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+
+@contextmanager
+def child(config: Config, order: Order, notes: Path, deadline: float) -> Iterator[Child]:
+    """A child that does not outlive the block."""
+    started = Child(config, order, notes, deadline)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _environment(programs: Path) -> dict[str, str]:
+    """One device, and one cache of compiled programs for all children."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("LCLM_JAX_")
+    }
+    return inherited | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }

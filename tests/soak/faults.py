@@ -1,0 +1,240 @@
+"""The child of a soak: trains a config while something goes wrong, which is wrapped around the library from outside.
+
+python -m tests.soak.faults CONFIG.json FAULT.json
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lclm_jax.batch import Batch
+from lclm_jax.checkpoint import steps as checkpoint
+from lclm_jax.cli import run
+from lclm_jax.config import Config
+from lclm_jax.config.values import from_dict
+from lclm_jax.data.loading.streams import PackedIterator, batch_records
+from lclm_jax.training.journal import LOG
+from lclm_jax.training.metrics import Recorder
+from lclm_jax.training.state import TrainState
+from tests.soak.plan import Fault, Kind
+
+trainer: Any = importlib.import_module(
+    "lclm_jax.training.loop"
+)  # the package has a function of that name
+BATCHES = "batches.jsonl"  # beside the log: of every step the batch it was trained on
+POISONED = 0.15, 0.55  # where in each stage a step's parameters are not finite, in every run
+DIED = "the data worker died"
+DAY = 86400.0
+LATE = 0.4  # seconds of a batch whose worker is slow
+STUCK = 10.0  # seconds until a child whose worker is stuck is to end
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child is told: what goes wrong, if anything, and how slowly it trains."""
+
+    fault: Fault | None = None
+    pause: float = 0.0  # seconds after every step, so that kills hit between steps, too
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="as JSON")
+    parser.add_argument("order", type=Path, help="what goes wrong, as JSON")
+    arguments = parser.parse_args()
+    config = from_dict(Config, json.loads(arguments.config.read_text(encoding="utf-8")))
+    order = from_dict(Order, json.loads(arguments.order.read_text(encoding="utf-8")))
+    poison(config)
+    keep_batches(config)
+    if order.fault is not None and order.fault.kind in CAUSES:
+        CAUSES[order.fault.kind](config, order.fault)
+    slow_steps(order.pause)
+    trainer.train(config)
+
+
+def poisoned_steps(steps: int) -> list[int]:
+    """The steps of a stage that are to be skipped, in every run."""
+    return [max(1, round(share * steps)) for share in POISONED]
+
+
+def poison(config: Config):
+    """Some steps of every stage read a parameter that is not a number, within the compiled step; it is put back after them."""
+    original = trainer.train_step
+
+    def train_step(state: TrainState, batch: Batch, *, config: Config, stage: Any):
+        now = jnp.any(state.step + 1 == jnp.array(poisoned_steps(stage.steps)))
+        scale = state.params["decoder"]["norm"]["scale"]
+        after, metrics = original(
+            state.replace(params=_with_scale(state.params, jnp.where(now, jnp.nan, scale))),
+            batch,
+            config=config,
+            stage=stage,
+        )
+        kept = jnp.where(now, scale, after.params["decoder"]["norm"]["scale"])
+        return after.replace(params=_with_scale(after.params, kept)), metrics
+
+    trainer.train_step = train_step
+
+
+def _with_scale(params: Any, scale: Any) -> Any:
+    decoder = params["decoder"]
+    return {**params, "decoder": {**decoder, "norm": {**decoder["norm"], "scale": scale}}}
+
+
+def keep_batches(config: Config):
+    """Writes of every step which batch it was given, by its bytes and by the records it is made of."""
+    seen: list[str] = []
+    to_devices, add = trainer.global_batch, Recorder.add
+    file = Path(config.run.directory) / BATCHES
+
+    def global_batch(batch: Batch, *rest: Any):
+        seen[:] = [hash_batch(batch)]
+        return to_devices(batch, *rest)
+
+    def add_and_keep(self: Recorder, step: int, metrics: Any, before: Any):
+        records = batch_records(self.order, self.config, dict(before))
+        line = {"stage": self.stage.name, "step": step, "sha256": seen[0], "records": records}
+        with file.open("ab", buffering=0) as out:
+            out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill leaves no half of it
+        add(self, step, metrics, before)
+
+    trainer.global_batch, Recorder.add = global_batch, add_and_keep
+
+
+def hash_batch(batch: Batch) -> str:
+    """The sha256 of every array of a batch."""
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(batch):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def slow_steps(seconds: float):
+    before_step(lambda _: time.sleep(seconds))
+
+
+def before_step(act: Callable[[int], None]):
+    """Calls `act` with the number of every step of the run, just before its figures are taken."""
+    add = Recorder.add
+
+    def add_after(self: Recorder, step: int, metrics: Any, before: Any):
+        act(self.config.run_step(self.stage.name, step))
+        add(self, step, metrics, before)
+
+    Recorder.add = add_after
+
+
+def fill_disk_while_saving(config: Config, fault: Fault):
+    """No file can grow beyond a few bytes while a checkpoint is written."""
+    save = checkpoint.Checkpoints.save
+
+    def save_when_full(self: checkpoint.Checkpoints, step: int, trees: Any, metadata: Any):
+        if step < fault.step:
+            save(self, step, trees, metadata)
+            return
+        self.wait()
+        limit_files(2000 + int(6000 * fault.moment))
+        try:
+            save(self, step, trees, metadata)
+            self.wait()
+        finally:
+            limit_files(resource.RLIM_INFINITY)
+
+    checkpoint.Checkpoints.save = save_when_full
+
+
+def fill_disk(config: Config, fault: Fault):
+    """From a step on no file can grow beyond the log."""
+    file, full = Path(config.run.directory) / LOG, []
+
+    def fill(step: int):
+        if step >= fault.step and not full:
+            full.append(file.stat().st_size + int(500 * fault.moment))
+            limit_files(full[0])
+
+    before_step(fill)
+
+
+def limit_files(size: int):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def slow_data(config: Config, fault: Fault):
+    """Every batch comes late."""
+    read = PackedIterator.__next__
+
+    def read_late(self: PackedIterator) -> Batch:
+        time.sleep(LATE)
+        return read(self)
+
+    PackedIterator.__next__ = read_late
+
+
+def kill_data(config: Config, fault: Fault):
+    """What reads the data raises, in its own thread, after a few batches."""
+    read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
+
+    def read_or_die(self: PackedIterator) -> Batch:
+        count[0] -= 1
+        if count[0] < 0:
+            raise RuntimeError(DIED)
+        return read(self)
+
+    PackedIterator.__next__ = read_or_die
+
+
+def block_data(config: Config, fault: Fault):
+    """What reads the data never comes back, in its own thread, after a few batches; the run's patience is short."""
+    watch = trainer.watchdog
+    trainer.watchdog = lambda _: watch(STUCK)
+    read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
+
+    def read_or_block(self: PackedIterator) -> Batch:
+        count[0] -= 1
+        if count[0] < 0:
+            threading.Event().wait()
+        return read(self)
+
+    PackedIterator.__next__ = read_or_block
+
+
+def jump(days: int) -> Callable[[Config, Fault], None]:
+    """The clock jumps a few steps before the child is stopped."""
+
+    def disturb(config: Config, fault: Fault):
+        real, shift = time.time, [0.0]
+        before_step(
+            lambda step: shift.__setitem__(0, days * DAY if step >= fault.step - 3 else 0.0)
+        )
+        time.time = lambda: real() + shift[0]
+
+    return disturb
+
+
+CAUSES: dict[Kind, Callable[[Config, Fault], None]] = {
+    "full disk: checkpoint": fill_disk_while_saving,
+    "full disk: log": fill_disk,
+    "data worker: slow": slow_data,
+    "data worker: dead": kill_data,
+    "data worker: stuck": block_data,
+    "clock: a day on": jump(1),
+    "clock: a day back": jump(-1),
+}
+
+
+if __name__ == "__main__":
+    run(main)

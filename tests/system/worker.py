@@ -1,0 +1,115 @@
+"""What the processes of test_processes.py run.
+
+`python tests/system/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients of the parameters in
+DIRECTORY on these meshes; process 0 writes them, every process its rows. As `--config tests/system/worker.py` it is the config in
+$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL, SIGKILL as it begins to save.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lclm_jax.checkpoint.steps import Checkpoints
+from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config.values import from_dict
+from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.distributed import stopping
+from lclm_jax.distributed.job import join
+from lclm_jax.distributed.sharding import (
+    batch_sharding,
+    global_batch,
+    make_mesh,
+    own_rows,
+    replicated,
+)
+from lclm_jax.training.metrics import Recorder
+from lclm_jax.training.optim import split_trained, unflatten
+from lclm_jax.training.state import abstract_params
+from lclm_jax.training.step import objective
+
+
+def read(path: str) -> Config:
+    return from_dict(Config, json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def config() -> Config:
+    if disturbance := os.environ.get("TEST_SIGNAL"):
+        process, *when, name = disturbance.split(":")
+        if process == os.environ["JAX_PROCESS_ID"]:
+            _disturb(when, signal.Signals[name])
+    return read(os.environ["TEST_CONFIG"])
+
+
+def _disturb(when: list[str], number: signal.Signals):
+    """Sends a signal at a stage's step. What asks to stop goes to the parent, as from a cluster, and has arrived on return."""
+
+    def send(process: int):
+        Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(
+            str(time.time()), encoding="utf-8"
+        )
+        os.kill(process, number)
+
+    requests, add, init, save = [], Recorder.add, stopping.StopRequest.__init__, Checkpoints.save
+
+    def remember(self):
+        init(self)
+        requests.append(self)
+
+    def add_and_ask(self, step, metrics, before):
+        add(self, step, metrics, before)
+        if [self.stage.name, str(step)] == when:
+            send(os.getppid())
+            while not requests[-1].asked:
+                time.sleep(0.01)
+
+    def save_or_die(self, step, trees, metadata):
+        if [metadata["stage"], str(metadata["stage_step"])] == when:
+            send(os.getpid())
+        save(self, step, trees, metadata)
+
+    if number == signal.SIGKILL:
+        Checkpoints.save = save_or_die
+    else:
+        Recorder.add, stopping.StopRequest.__init__ = add_and_ask, remember
+
+
+def compute(config: Config, directory: Path, shape: tuple[int, ...]):
+    stage, tokenizer = config.stages[1], Tokenizer.load(Path(config.data.directory) / "tokenizer")
+    mesh = make_mesh(MeshConfig(*shape))
+    where, name = batch_sharding(mesh), "-".join(map(str, shape))
+    rows = own_rows(where, config.data.rows)
+    own = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config, rows)))
+    np.savez(directory / f"{name}.rows{jax.process_index()}.npz", rows=rows, tokens=own.tokens)
+    values = unflatten(dict(np.load(directory / "params.npz")))
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda x, like: jax.make_array_from_callback(
+                x.shape, like.sharding, lambda index: x[index]
+            ),
+            values,
+            abstract_params(config.model, mesh),
+        )
+        trained, frozen = split_trained(params, stage)
+        run = jax.jit(
+            jax.value_and_grad(partial(objective, config=config), has_aux=True),
+            out_shardings=replicated(mesh),
+        )
+        (loss, _), gradients = jax.device_get(
+            run(trained, frozen, global_batch(own, where, config.data.rows))
+        )
+    if jax.process_index() == 0:
+        np.savez(directory / f"{name}.npz", **gradients, loss=loss)
+
+
+if __name__ == "__main__":
+    join()
+    for text in sys.argv[3:]:
+        compute(read(sys.argv[1]), Path(sys.argv[2]), tuple(map(int, text.split(","))))
