@@ -41,9 +41,8 @@ from lclm_jax.cli import path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Directory
 from lclm_jax.files.directories import check_path, new_directory
+from lclm_jax.model.params import abstract_params, flatten, unflatten
 from lclm_jax.progress import progress_bar
-from lclm_jax.training.optim import flatten, unflatten
-from lclm_jax.training.state import abstract_params
 from lclm_jax.typing import Params
 
 log = logging.getLogger(__name__)

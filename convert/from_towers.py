@@ -29,8 +29,7 @@ from lclm_jax.config.settings import Directory, Seed
 from lclm_jax.config.values import override
 from lclm_jax.data.text.tokenizer import MEMORY, Tokenizer, add_memory, rows
 from lclm_jax.files.directories import check_path, new_directory
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import init_boxed
+from lclm_jax.model.params import flatten, init_boxed
 
 HEAD = "lm_head.weight"  # of an encoder made from a language model: it has no use for it
 

@@ -42,8 +42,8 @@ from lclm_jax.config.settings import Count
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.files.directories import new_directory
+from lclm_jax.model.params import abstract_params
 from lclm_jax.progress import progress_bar
-from lclm_jax.training.state import abstract_params
 
 TOWERS = ("decoder", "encoder")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by the names of config.json

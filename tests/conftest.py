@@ -44,7 +44,7 @@ from lclm_jax.data.rows.parse import words_of
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed import sharding
-from lclm_jax.training.state import init_params
+from lclm_jax.model.params import init_params
 from tests.support.paths import GOLDEN
 from tests.support.records import with_noise, write_sources
 

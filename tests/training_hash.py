@@ -17,8 +17,7 @@ import numpy as np
 from lclm_jax.checkpoint.steps import load_params, read_model
 from lclm_jax.config import MeshConfig
 from lclm_jax.distributed.sharding import make_mesh
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params, flatten
 
 STEPS = {"language": 20, "adapter": 20, "encoder": 20, "decoder": 20, "sft": 20}
 

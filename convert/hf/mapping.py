@@ -18,8 +18,7 @@ from numpy.typing import DTypeLike
 from lclm_jax.checkpoint.streaming import CHUNK, Streamed
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import UserError
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import init_boxed
+from lclm_jax.model.params import flatten, init_boxed
 from lclm_jax.typing import Params
 
 # A torch Linear stores [outputs, inputs]; ours is [inputs, outputs] with heads on an axis of their own.

@@ -24,8 +24,8 @@ from lclm_jax.data.chat.stop_tokens import find_turn_end
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.errors import UserError
+from lclm_jax.model.params import abstract_params
 from lclm_jax.progress import track
-from lclm_jax.training.state import abstract_params
 
 
 class Difference(UserError):

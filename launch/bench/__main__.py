@@ -33,9 +33,9 @@ from lclm_jax.distributed.sharding import one_device
 from lclm_jax.errors import UserError
 from lclm_jax.inference.generation import continue_tokens, prefill
 from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.model.params import flatten, init_params
 from lclm_jax.progress import track
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import begin_stage, init_params
+from lclm_jax.training.state import begin_stage
 from lclm_jax.training.step import objective, train_step
 from lclm_jax.typing import Array, Params
 

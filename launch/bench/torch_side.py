@@ -21,7 +21,7 @@ from lclm_jax.batch import Batch, Windows
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 from lclm_jax.model.adapter import NORM_EPS
-from lclm_jax.training.optim import flatten
+from lclm_jax.model.params import flatten
 from lclm_jax.typing import Params
 
 CHUNK = 2048  # positions whose logits are held at a time, where layers are recomputed too

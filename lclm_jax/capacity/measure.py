@@ -20,7 +20,7 @@ from lclm_jax.capacity.traffic import moved_bytes
 from lclm_jax.costs.chips import Slice
 from lclm_jax.costs.work import Flops
 from lclm_jax.data.records.spans import count_latents
-from lclm_jax.training.state import count_parameters
+from lclm_jax.model.params import count_parameters
 
 Figures = dict[str, Any]
 MFU = 0.4  # share of its peak that a slice is assumed to reach in training, by model FLOPs

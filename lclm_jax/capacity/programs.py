@@ -40,7 +40,8 @@ from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.inference.prompts import PlannedChunk, Prompt, make_chunk, plan_chunks
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.attention.tpu import reaches
-from lclm_jax.training.state import abstract_params, abstract_state, trained_parts
+from lclm_jax.model.params import abstract_params
+from lclm_jax.training.state import abstract_state, trained_parts
 from lclm_jax.training.step import train_step
 
 Job = Literal["train", "compress", "prefill", "decode"]

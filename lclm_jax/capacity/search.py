@@ -11,8 +11,8 @@ from lclm_jax.capacity.measure import FSDP_BYTES, Figures, measure
 from lclm_jax.capacity.programs import Program
 from lclm_jax.capacity.topology import slice_devices
 from lclm_jax.config import ConfigError, MeshConfig
+from lclm_jax.model.params import count_parameters
 from lclm_jax.progress import progress_bar
-from lclm_jax.training.state import count_parameters
 
 STATE_BYTES = 12  # a trained parameter: float32 master and two moments
 REMATS = {

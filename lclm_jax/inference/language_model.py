@@ -41,8 +41,8 @@ from lclm_jax.inference.sampling import GREEDY, Sampling
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
+from lclm_jax.model.params import abstract_params
 from lclm_jax.model.transformer import split_layers
-from lclm_jax.training.state import abstract_params
 from lclm_jax.typing import Array, Float, Params
 
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is

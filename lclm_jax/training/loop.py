@@ -51,20 +51,14 @@ from lclm_jax.distributed.stopping import StopRequest, stop_requests
 from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.files.directories import check_path, locked
+from lclm_jax.model.params import abstract_params, flatten, init_params
 from lclm_jax.progress import progress_bar
 from lclm_jax.training.journal import Journal, open_journal
 from lclm_jax.training.metrics import Recorder
-from lclm_jax.training.optim import flatten
 from lclm_jax.training.profiler import Profiler
 from lclm_jax.training.replay import keep_batch
 from lclm_jax.training.resume import Position, changed_settings, check_position, check_sources
-from lclm_jax.training.state import (
-    TrainState,
-    abstract_params,
-    abstract_state,
-    begin_stage,
-    init_params,
-)
+from lclm_jax.training.state import TrainState, abstract_state, begin_stage
 from lclm_jax.training.step import train_step
 from lclm_jax.training.validation import Validation
 from lclm_jax.training.watchdog import watchdog

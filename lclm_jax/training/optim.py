@@ -4,31 +4,16 @@ Trained and frozen parameters are two flat dicts, path -> array; only the first 
 """
 
 import re
-from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
 from lclm_jax.config import ConfigError, Group, OptimizerConfig, StageConfig
+from lclm_jax.model.params import Flat, component, flatten, unflatten
 from lclm_jax.typing import Array, Bool, Params
 
-Flat = dict[str, Array]  # path, as in "encoder/layers/mlp/up" -> array
 MEMORY_COMPONENTS = ("encoder", "adapter")  # what a batch without contexts must leave untouched
-
-
-def flatten(params: Params) -> Flat:
-    flat: Any = flax.traverse_util.flatten_dict(params, sep="/")
-    return flat
-
-
-def unflatten(flat: Flat) -> Params:
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def component(path: str) -> str:
-    return path.split("/")[0]
 
 
 def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, Group]]:

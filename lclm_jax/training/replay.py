@@ -16,8 +16,8 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.config.values import from_dict
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
 from lclm_jax.files.reading import read_json
+from lclm_jax.model.params import abstract_params
 from lclm_jax.training.optim import split_trained
-from lclm_jax.training.state import abstract_params
 from lclm_jax.training.step import component_norms, gradients_of, read_losses
 
 SKIPPED = "skipped"  # the directory of such batches

@@ -1,19 +1,18 @@
 """The training state: how it is born on a mesh, and what a stage keeps of the one before."""
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
-from lclm_jax.batch import empty_batch, empty_windows
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
-from lclm_jax.distributed.sharding import replicated, shardings
-from lclm_jax.model.lclm import LCLM
-from lclm_jax.training.optim import component, flatten, init_moments, split_trained
+from lclm_jax.distributed.sharding import replicated
+from lclm_jax.model.params import abstract_params, component, flatten, init_boxed
+from lclm_jax.training.optim import init_moments, split_trained
 from lclm_jax.typing import Array, Int, Params
 
 
@@ -26,49 +25,10 @@ class TrainState:
     failing: Int[Array, ""]  # of these, the ones in a row up to now
 
 
-def init_boxed(config: ModelConfig, rng: Array) -> Params:
-    """Random parameters in their boxes of logical axes; made from one row, which no mesh splits."""
-    batch = empty_batch(1, 8, empty_windows(1, 1, config.window_length, 1))
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        variables: Any = LCLM(config).init(rng, batch, method=_touch_all)
-    return variables["params"]
-
-
-def _touch_all(model: LCLM, batch):
-    return model.logits(model(batch))
-
-
-def abstract_params(config: ModelConfig, mesh: Mesh, dtype: str = "float32") -> Params:
-    """Shapes, dtypes and shardings of all parameters; nothing is allocated."""
-    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, jnp.dtype(dtype), sharding=sharding
-        ),
-        nn.meta.unbox(boxed),
-        shardings(boxed, mesh),
-    )
-
-
-@cache
-def count_parameters(config: ModelConfig) -> int:
-    return sum(
-        leaf.size
-        for leaf in jax.tree.leaves(jax.eval_shape(lambda: init_boxed(config, jax.random.key(0))))
-    )
-
-
 def trained_parts(config: Config, stage: StageConfig) -> set[str]:
     """Which of encoder, adapter and decoder a stage trains."""
     shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
     return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
-
-
-def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
-    """Random parameters, born sharded."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(config, mesh))
-    build = jax.jit(lambda rng: nn.meta.unbox(init_boxed(config, rng)), out_shardings=where)
-    return build(jax.random.key(seed))
 
 
 def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:

@@ -12,15 +12,8 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.distributed.sharding import constrain
 from lclm_jax.model.lclm import apply, cast, output_table
 from lclm_jax.model.loss import cross_entropy
-from lclm_jax.training.optim import (
-    Flat,
-    component,
-    flatten,
-    learning_rates,
-    split_trained,
-    unflatten,
-    update,
-)
+from lclm_jax.model.params import Flat, component, flatten, unflatten
+from lclm_jax.training.optim import learning_rates, split_trained, update
 from lclm_jax.training.state import TrainState
 from lclm_jax.typing import Array, Params
 

@@ -32,7 +32,7 @@ from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import make_mesh
 from lclm_jax.files.checksums import CHECKSUMS
 from lclm_jax.inference.language_model import load
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.image

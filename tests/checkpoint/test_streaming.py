@@ -25,8 +25,7 @@ from lclm_jax.checkpoint.steps import Checkpoints, load_params
 from lclm_jax.checkpoint.streaming import SavedTree, Streamed
 from lclm_jax.config import MeshConfig
 from lclm_jax.distributed.sharding import make_mesh
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params, flatten
 from tests.support.paths import GOLDEN, ROOT
 
 UNTIED = GOLDEN / "layouts" / "untied_sharded"

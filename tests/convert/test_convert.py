@@ -34,8 +34,7 @@ from lclm_jax.data.text.tokenizer import MEMORY_SLOT, Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.files.directories import new_directory
 from lclm_jax.inference.language_model import load
-from lclm_jax.training.optim import flatten, unflatten
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params, flatten, unflatten
 from lclm_jax.typing import Params
 from tests.support.paths import GOLDEN
 

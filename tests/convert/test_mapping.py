@@ -27,7 +27,7 @@ from convert.hf.mapping import (
     transpose,
 )
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
-from lclm_jax.training.optim import unflatten
+from lclm_jax.model.params import unflatten
 from tests.support.records import TOWER
 
 WIDE = replace(TOWER, width=12, layers=2, heads=6, kv_heads=3, head_dim=4, mlp=10, rope_theta=1e4)

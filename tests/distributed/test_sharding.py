@@ -19,8 +19,8 @@ from lclm_jax.distributed.sharding import (
     own_rows,
     to_spec,
 )
-from lclm_jax.training.optim import flatten
-from lclm_jax.training.state import abstract_params, abstract_state, begin_stage, init_params
+from lclm_jax.model.params import abstract_params, flatten, init_params
+from lclm_jax.training.state import abstract_state, begin_stage
 from lclm_jax.training.step import train_step
 from tests.support.gradients import assert_close, loss_and_gradients
 from tests.support.records import with_noise

@@ -29,7 +29,7 @@ from lclm_jax.distributed.sharding import one_device
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params
 
 VOCAB, MARKER = 512, 500
 ENCODER = TransformerConfig(VOCAB, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32)

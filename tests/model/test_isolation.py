@@ -13,7 +13,7 @@ from lclm_jax.data.loading.packing import Budget, assemble, fill_row
 from lclm_jax.data.records.spans import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
 from lclm_jax.model.masks import Places, attention_mask
-from lclm_jax.training.state import abstract_params, init_params
+from lclm_jax.model.params import abstract_params, init_params
 from tests.support.records import with_noise
 
 CHAT_ROW = 1

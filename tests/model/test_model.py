@@ -22,9 +22,9 @@ from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
 from lclm_jax.model.loss import cross_entropy
 from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.params import abstract_params, init_boxed
 from lclm_jax.model.pooling import membership, pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
-from lclm_jax.training.state import abstract_params, init_boxed
 
 pytestmark = pytest.mark.image
 

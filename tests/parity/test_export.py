@@ -26,7 +26,7 @@ from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.masks import Places
-from lclm_jax.training.optim import unflatten
+from lclm_jax.model.params import unflatten
 from lclm_jax.typing import Params
 
 ATOL = 5e-5

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from lclm_jax.distributed.sharding import batch_sharding
+from lclm_jax.model.params import abstract_params
 from lclm_jax.training.optim import split_trained
-from lclm_jax.training.state import abstract_params
 from lclm_jax.training.step import objective
 
 

@@ -18,8 +18,8 @@ import pytest
 from lclm_jax.config.values import to_dict
 from lclm_jax.distributed.job import FATAL, Job, JobError, dead_processes, find, last_word
 from lclm_jax.files.directories import locked
+from lclm_jax.model.params import flatten
 from lclm_jax.training.loop import train
-from lclm_jax.training.optim import flatten
 from tests.support.gradients import assert_close, loss_and_gradients
 from tests.support.paths import ROOT
 

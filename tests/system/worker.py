@@ -30,9 +30,9 @@ from lclm_jax.distributed.sharding import (
     own_rows,
     replicated,
 )
+from lclm_jax.model.params import abstract_params, unflatten
 from lclm_jax.training.metrics import Recorder
-from lclm_jax.training.optim import split_trained, unflatten
-from lclm_jax.training.state import abstract_params
+from lclm_jax.training.optim import split_trained
 from lclm_jax.training.step import objective
 
 

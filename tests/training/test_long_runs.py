@@ -34,10 +34,10 @@ from lclm_jax.data.loading.streams import PackedBatches, batch_at, batch_records
 from lclm_jax.data.records.spans import VIEWS
 from lclm_jax.evaluation.held_out import _score
 from lclm_jax.inference.language_model import load
+from lclm_jax.model.params import flatten, init_params
 from lclm_jax.training.loop import train
 from lclm_jax.training.metrics import Recorder
-from lclm_jax.training.optim import assign_groups, flatten, split_trained
-from lclm_jax.training.state import init_params
+from lclm_jax.training.optim import assign_groups, split_trained
 from lclm_jax.training.step import gradients_of
 from lclm_jax.training.validation import held_out_records
 

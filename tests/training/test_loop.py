@@ -19,9 +19,10 @@ from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.config import ConfigError, Group, StageConfig
 from lclm_jax.data.loading.streams import PackedBatches, stage_batches, stage_order
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
+from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import Interrupted, train
 from lclm_jax.training.metrics import Recorder
-from lclm_jax.training.optim import assign_groups, flatten, unflatten
+from lclm_jax.training.optim import assign_groups
 from lclm_jax.training.state import abstract_state, begin_stage
 from lclm_jax.training.step import train_step
 from tests.support.paths import ROOT

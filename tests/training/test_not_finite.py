@@ -11,8 +11,8 @@ from launch import replay as launch_replay
 from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import NotFinite, train
-from lclm_jax.training.optim import flatten, unflatten
 from lclm_jax.training.replay import keep_batch, read_batch, replay
 
 

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError, Group, OptimizerConfig, StageConfig
+from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.optim import (
     assign_groups,
-    flatten,
     init_moments,
     learning_rates,
     schedule,
     split_trained,
-    unflatten,
     update,
 )
 

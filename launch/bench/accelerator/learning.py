@@ -22,13 +22,8 @@ from lclm_jax.config import CompressionConfig, Config, StageConfig
 from lclm_jax.data.loading.streams import PackedBatches, budget, stage_order
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
-from lclm_jax.training.state import (
-    TrainState,
-    abstract_state,
-    begin_stage,
-    count_parameters,
-    init_params,
-)
+from lclm_jax.model.params import count_parameters, init_params
+from lclm_jax.training.state import TrainState, abstract_state, begin_stage
 from lclm_jax.training.step import train_step
 from lclm_jax.training.validation import Validation
 

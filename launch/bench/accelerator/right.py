@@ -41,7 +41,8 @@ from lclm_jax.distributed.sharding import make_mesh, one_device
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.masks import Places
-from lclm_jax.training.optim import Flat, flatten, split_trained
+from lclm_jax.model.params import Flat, flatten
+from lclm_jax.training.optim import split_trained
 from lclm_jax.training.state import TrainState, init_state
 from lclm_jax.training.step import gradients_of, train_step
 from lclm_jax.typing import Array

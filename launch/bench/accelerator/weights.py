@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.training.optim import flatten, unflatten
-from lclm_jax.training.state import abstract_params
+from lclm_jax.model.params import abstract_params, flatten, unflatten
 from lclm_jax.typing import Array, Params
 
 STEP = 2.0**-13  # weights are odd multiples of it
