@@ -95,6 +95,12 @@ def test_newest_steps_are_kept(tmp_path):
     ) == ["2", "3"]
 
 
+def test_each_step_has_its_own_metadata(tmp_path):
+    save_three(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [checkpoints.metadata(step)["step"] for step in (1, 2, 3)] == [1, 2, 3]
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": small(1)[0]}, {})
@@ -251,6 +257,7 @@ def test_another_model_or_tokenizer_does_not_overwrite_a_run(
         (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"),
     )
     write_model_files(tmp_path, replace(model_config, remat="full"), tokenizer)
+    write_model_files(tmp_path, replace(model_config, dtype="bfloat16"), tokenizer)
 
 
 def test_reading_a_run_leaves_a_save_in_progress_alone(tmp_path, model_config, tokenizer, params):
@@ -316,6 +323,23 @@ def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(tmp_pa
             assert checkpoints.latest == 2 and checkpoints.metadata(2) == {"step": 2}
             assert_equal(checkpoints.restore(2, {"params": small()[1]})["params"], small(2)[0])
         assert (directory / "damaged" / "3.1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "rest"), [(2, ""), (3, ""), (4, " and 1 more"), (5, " and 2 more")]
+)
+def test_three_damaged_files_are_named_and_the_others_counted(tmp_path, damaged, rest):
+    save_three(tmp_path)
+    step = tmp_path / "checkpoints" / "3"
+    files = [file for file in files_of(step) if file.name != CHECKSUMS][:damaged]
+    for file in files:
+        file.unlink()
+    ((_, reason),) = set_aside_damaged(tmp_path)
+    listed = reason.removesuffix(rest) if rest else reason
+    assert reason.endswith(rest) and "more" not in listed
+    missing = [file.name for file in files]
+    assert len(listed.split(", ")) == min(damaged, 3)
+    assert all(any(name in part for name in missing) for part in listed.split(", ")), reason
 
 
 def test_two_damaged_steps_are_set_aside_and_never_overwritten(tmp_path):
@@ -466,6 +490,13 @@ def test_a_directory_that_cannot_be_written_fails_at_once(tmp_path, monkeypatch)
     assert saved_steps(tmp_path / "checkpoints") == [4, 3, 2, 1]
 
 
+def test_a_first_save_that_fails_has_no_step_to_fall_back_on(tmp_path):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        shutil.rmtree(tmp_path / "checkpoints")
+        with pytest.raises(CheckpointError, match=r"none before it.*set run\.directory"):
+            checkpoints.save(1, {"params": small()[0]}, {})
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer"])
 def test_a_directory_of_another_kind_is_not_made_a_run(tmp_path, model_config, tokenizer, name):
     """As that of a published model, whose config.json would be written over."""
@@ -479,3 +510,10 @@ def test_a_model_file_that_is_no_json_is_named(tmp_path):
     (tmp_path / "model.json").write_bytes(b"\xff{")
     with pytest.raises(CheckpointError, match=r"model\.json is not a model's"):
         read_model(tmp_path)
+
+
+def test_all_files_of_another_kind_are_listed(tmp_path, model_config, tokenizer):
+    for name in ("config.json", "tokenizer"):
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"holds config\.json, tokenizer and no model\.json"):
+        write_model_files(tmp_path, model_config, tokenizer)

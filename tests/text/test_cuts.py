@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.data.synthetic.corpus import CONTROL, SPLIT
 from lclm_jax.data.text import find_tokenizer as hub
-from lclm_jax.data.text.cuts import CUT, LOWER, UPPER
+from lclm_jax.data.text.cuts import CUT, LOWER, UPPER, can_cut
 from lclm_jax.data.text.tokenizer import AHEAD, Tokenizer
 
 LLAMA3 = SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -193,6 +193,35 @@ def test_a_text_is_tokenised_whole_where_no_cut_is_proven(name, model):
 @given(text=TEXTS)
 def test_other_models_keep_their_tokens(parts, make, text):
     assert check(build(parts, make()), text) == 1
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False}
+WORD = {"content": "<word>", "rstrip": False, "lstrip": False, "single_word": False}
+
+
+@pytest.mark.parametrize(
+    ("level", "safe"),
+    [({}, True), ({"use_regex": True}, True), ({"use_regex": False}, False)],
+)
+def test_byte_level_splits_by_gpt2s_pattern_unless_it_says_otherwise(level, safe):
+    assert can_cut({"pre_tokenizer": BYTES | level}) is safe
+
+
+@pytest.mark.parametrize(
+    ("word", "safe"),
+    [
+        ({}, True),
+        ({"lstrip": True}, True),  # the spaces before it are cut off with it
+        ({"rstrip": True}, False),
+        ({"single_word": True}, False),
+        ({"content": "two words"}, False),
+        ({"content": "字。"}, False),
+    ],
+)
+def test_a_cut_is_safe_beside_added_words_that_lie_between_cuts(word, safe):
+    definition = {"pre_tokenizer": BYTES}
+    assert can_cut(definition, [WORD | word]) is safe
+    assert can_cut(definition, [WORD, WORD | word]) is safe
 
 
 def test_a_space_to_the_library_is_one_to_python():
