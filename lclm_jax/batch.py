@@ -1,66 +1,97 @@
-"""The data contract: what the input pipeline hands to the model. Every shape is static."""
+"""The contract between data and model: the arrays that the input pipeline hands over.
+
+Every shape is static. Segments are numbered from 1; segment 0 is padding.
+"""
 
 import flax.struct
 import numpy as np
 
 from lclm_jax.typing import Array, Float, Int
 
+PADDING = 0  # segment of a position without a token
+NO_LATENT = -1  # group of a token that no latent stands for, slot of an ordinary token
+
+
+@flax.struct.dataclass
+class Places:
+    """The segment that each token belongs to, and its position in that segment.
+
+    Tokens attend to each other only within a segment.
+    """
+
+    segments: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+
 
 @flax.struct.dataclass
 class Windows:
-    """What the encoder reads: B rows of C windows of W positions. A window may hold pieces of several contexts."""
+    """The encoder's input: B rows of C windows of W tokens.
+
+    A window may hold pieces of several contexts.
+    """
 
     tokens: Int[Array, "B C W"]
-    segments: Int[
-        Array, "B C W"
-    ]  # piece of context a token belongs to, counted per window; 0 is padding
-    positions: Int[Array, "B C W"]  # from 0 in every piece
-    groups: Int[
-        Array, "B C W"
-    ]  # latent of this window the token is pooled into, in [0, P); -1 is none
-    latent_segments: Int[
-        Array, "B C P"
-    ]  # context a latent belongs to, counted per row; 0 is no latent
-    latent_positions: Int[Array, "B C P"]  # from 0 in every context
+    # Piece of a context that a token belongs to, counted per window; 0 is padding.
+    segments: Int[Array, "B C W"]
+    # Counted from 0 in every piece.
+    positions: Int[Array, "B C W"]
+    # Latent of its window that a token is pooled into, in [0, P); -1 is none.
+    groups: Int[Array, "B C W"]
+    # Context that a latent belongs to, counted per row; 0 is no latent.
+    latent_segments: Int[Array, "B C P"]
+    # Counted from 0 in every context.
+    latent_positions: Int[Array, "B C P"]
 
 
 @flax.struct.dataclass
 class Batch:
     """B packed rows of T decoder positions, and the windows whose latents fill their slots."""
 
-    tokens: Int[Array, "B T"]  # the memory placeholder at a slot
-    targets: Int[Array, "B T"]  # token to predict from this position
-    weights: Float[Array, "B T"]  # of each target in the loss
-    segments: Int[Array, "B T"]  # example a position belongs to, counted per row; 0 is padding
-    positions: Int[Array, "B T"]  # from 0 in every example
-    slots: Int[
-        Array, "B T"
-    ]  # latent of this row that fills the position, c * P + p; -1 is an ordinary token
-    streams: Int[Array, "B T"]  # stream an example came from, for per-stream loss
+    # The placeholder token at a slot.
+    tokens: Int[Array, "B T"]
+    # Token to predict from a position.
+    targets: Int[Array, "B T"]
+    # Weight of a position's target in the loss.
+    weights: Float[Array, "B T"]
+    # Example that a position belongs to, counted per row; 0 is padding.
+    segments: Int[Array, "B T"]
+    # Counted from 0 in every example.
+    positions: Int[Array, "B T"]
+    # Latent of the row that fills a position, window * P + latent; -1 is an ordinary token.
+    slots: Int[Array, "B T"]
+    # Stream that an example came from, for the losses by stream.
+    streams: Int[Array, "B T"]
     windows: Windows
 
 
 def empty_windows(rows: int, windows: int, window_length: int, window_latents: int) -> Windows:
-    """Windows of padding, as numpy arrays to be written into."""
-    read, latents = (rows, windows, window_length), (rows, windows, window_latents)
-    zeros = [np.zeros(shape, np.int32) for shape in (read, read, read, latents, latents)]
-    return Windows(*zeros[:3], np.full(read, -1, np.int32), *zeros[3:])
+    """Return windows of padding as numpy arrays, to be written into."""
+    by_token = (rows, windows, window_length)
+    by_latent = (rows, windows, window_latents)
+    return Windows(
+        tokens=_full(by_token),
+        segments=_full(by_token, PADDING),
+        positions=_full(by_token),
+        groups=_full(by_token, NO_LATENT),
+        latent_segments=_full(by_latent, PADDING),
+        latent_positions=_full(by_latent),
+    )
 
 
 def empty_batch(rows: int, positions: int, windows: Windows) -> Batch:
-    """Decoder positions of padding, as numpy arrays to be written into, beside these windows."""
-    decoder = (rows, positions)
-
-    def fill(shape: tuple[int, ...], value: int = 0) -> np.ndarray:
-        return np.full(shape, value, np.int32)
-
+    """Return decoder positions of padding as numpy arrays, to be written into, with `windows`."""
+    shape = (rows, positions)
     return Batch(
-        tokens=fill(decoder),
-        targets=fill(decoder),
-        weights=np.zeros(decoder, np.float32),
-        segments=fill(decoder),
-        positions=fill(decoder),
-        slots=fill(decoder, -1),
-        streams=fill(decoder),
+        tokens=_full(shape),
+        targets=_full(shape),
+        weights=np.zeros(shape, np.float32),
+        segments=_full(shape, PADDING),
+        positions=_full(shape),
+        slots=_full(shape, NO_LATENT),
+        streams=_full(shape),
         windows=windows,
     )
+
+
+def _full(shape: tuple[int, ...], value: int = 0) -> np.ndarray:
+    return np.full(shape, value, np.int32)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lclm_jax.batch import Places
 from lclm_jax.compilation import ServingProgram, serving_program
 from lclm_jax.config import ModelConfig
 from lclm_jax.distributed.sharding import replicate
@@ -27,7 +28,6 @@ from lclm_jax.inference.prompts import (
 from lclm_jax.inference.sampling import Rules, Sampling, choose
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import empty_cache
 from lclm_jax.typing import Array, Bool, Float, Int, Params
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lclm_jax.batch import Windows, empty_windows
+from lclm_jax.batch import Places, Windows, empty_windows
 from lclm_jax.checkpoint.steps import load_params, read_model_files
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
@@ -40,7 +40,6 @@ from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import GREEDY, Sampling
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.model.masks import Places
 from lclm_jax.model.params import abstract_params
 from lclm_jax.model.transformer import split_layers
 from lclm_jax.typing import Array, Float, Params

@@ -8,9 +8,9 @@ import flax.struct
 import jax
 import numpy as np
 
+from lclm_jax.batch import Places
 from lclm_jax.config import ModelConfig
 from lclm_jax.distributed.sharding import replicate
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array, Float, Int
 
 CHUNKS = (256, 4096)  # positions of a prompt that are read at once

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.batch import Places
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.layers import RMSNorm, parameter
-from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import layer_stack
 from lclm_jax.typing import Array, Float, typed
 

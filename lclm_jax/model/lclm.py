@@ -8,13 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.batch import Batch, Windows
+from lclm_jax.batch import Batch, Places, Windows
 from lclm_jax.config import ModelConfig
 from lclm_jax.distributed.sharding import platform
 from lclm_jax.model.adapter import Adapter
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.layers import matrix_init, parameter
-from lclm_jax.model.masks import Places
 from lclm_jax.model.pooling import pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer
 from lclm_jax.typing import Array, Float, Int, Params, typed

@@ -1,23 +1,14 @@
-"""Who sees whom: a token's place, and the mask that follows from two sets of places."""
+"""Which keys a query may read, as a mask."""
 
-import flax.struct
-
-from lclm_jax.typing import Array, Bool, Int, typed
-
-
-@flax.struct.dataclass
-class Places:
-    """Where each token stands: the segment it belongs to (0: padding) and its position in it."""
-
-    segments: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
+from lclm_jax.batch import Places
+from lclm_jax.typing import Array, Bool, typed
 
 
 @typed
 def attention_mask(queries: Places, keys: Places, causal: bool) -> Bool[Array, "B T S"]:
-    """True where a query may read a key: same segment and, if causal, not a later position.
+    """Return True where a query may read a key: in its segment and, if causal, not after it.
 
-    Two packed examples and a pad (segments 1 1 1 2 2 0, positions 0 1 2 0 1 0), causal:
+    For two packed examples and a pad (segments 1 1 1 2 2 0, positions 0 1 2 0 1 0), causal:
 
         1 0 0 0 0 0
         1 1 0 0 0 0

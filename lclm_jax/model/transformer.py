@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.batch import Places
 from lclm_jax.config import TransformerConfig
 from lclm_jax.distributed.sharding import constrain, splits
 from lclm_jax.model.attention import CACHE_AXES, SAVED, Attention, Cache, RowAxes
 from lclm_jax.model.attention.tpu import TILE
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array, Float, Int, Params, typed
 
 REMAT_POLICIES = {

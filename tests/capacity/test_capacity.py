@@ -11,6 +11,7 @@ import pytest
 
 from configs.lclm_0p6b_4b_16x import config as published
 from launch import capacity as fit
+from lclm_jax.batch import Places
 from lclm_jax.capacity import measure as measuring
 from lclm_jax.capacity import search as searching
 from lclm_jax.capacity.flops import matmul_flops
@@ -27,7 +28,6 @@ from lclm_jax.inference.generation import cache_size
 from lclm_jax.inference.prompts import CHUNKS
 from lclm_jax.model.attention import gpu, tpu
 from lclm_jax.model.attention.tpu import TILE
-from lclm_jax.model.masks import Places
 
 PODS = parse_slice("v5p:4x4x4")
 

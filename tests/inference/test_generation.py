@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Places
 from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.data.records.spans import Context, Plain, count_latents
 from lclm_jax.data.text.tokenizer import (
@@ -33,7 +34,6 @@ from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Rules, Sampling
 from lclm_jax.model.lclm import LCLM
-from lclm_jax.model.masks import Places
 
 pytestmark = pytest.mark.image
 

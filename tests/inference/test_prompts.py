@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Places
 from lclm_jax.data.records.spans import Context, Plain
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference import generation as generate
@@ -16,7 +17,6 @@ from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.prompts import Prompt, make_chunk, plan_chunks, with_blocks
 from lclm_jax.inference.sampling import Rules, Sampling
 from lclm_jax.model.lclm import LCLM
-from lclm_jax.model.masks import Places
 
 pytestmark = pytest.mark.image
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Places
 from lclm_jax.capacity.flops import matmul_flops
 from lclm_jax.config import MeshConfig
 from lclm_jax.distributed.sharding import make_mesh
 from lclm_jax.model.attention import blocks, cpu, dispatch, gpu, reference, tpu
-from lclm_jax.model.masks import Places
 
 pytestmark = pytest.mark.image
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Places
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.attention.blocks import merge, read_keys
 from lclm_jax.model.attention.dispatch import _read_self
 from lclm_jax.model.attention.gpu import attend_token, segment_bounds
 from lclm_jax.model.attention.reference import dense
 from lclm_jax.model.attention.tpu import splash_keys
-from lclm_jax.model.masks import Places
 
 pytestmark = pytest.mark.image
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lclm_jax.batch import Places
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
 from lclm_jax.data.chat.chat import render_chat
 from lclm_jax.data.loading.packing import Budget, assemble, fill_row
 from lclm_jax.data.records.spans import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.model.params import abstract_params, init_params
 from tests.support.records import with_noise
 

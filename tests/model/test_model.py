@@ -14,14 +14,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from configs.lclm_0p6b_4b_16x import config as published_config
 from configs.models.shapes import SHAPES
-from lclm_jax.batch import empty_windows
+from lclm_jax.batch import Places, empty_windows
 from lclm_jax.capacity.flops import matmul_flops
 from lclm_jax.distributed.sharding import RULES
 from lclm_jax.model.attention import Cache, attend, attend_after
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, place
 from lclm_jax.model.loss import cross_entropy
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.model.params import abstract_params, init_boxed
 from lclm_jax.model.pooling import membership, pool_concat, pool_mean
 from lclm_jax.model.transformer import Transformer

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from convert.from_hf import from_hf
 from convert.hf.mapping import parameter_shapes
 from convert.to_hf import to_hf
+from lclm_jax.batch import Places
 from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
@@ -25,7 +26,6 @@ from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.model.masks import Places
 from lclm_jax.model.params import unflatten
 from lclm_jax.typing import Params
 

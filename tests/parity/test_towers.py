@@ -17,11 +17,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Config, Qwen3RotaryEmb
 
 from convert.from_hf import from_hf, read_hf
 from convert.hf.mapping import ConversionError
+from lclm_jax.batch import Places
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.inference.language_model import load
 from lclm_jax.model.layers import RMSNorm, rotate
 from lclm_jax.model.lclm import LCLM, apply, cast
-from lclm_jax.model.masks import Places
 from lclm_jax.model.transformer import Block, Transformer
 from lclm_jax.typing import Params
 

@@ -2,11 +2,11 @@
 
 import jax
 
+from lclm_jax.batch import Places
 from lclm_jax.model.attention import cpu, gpu
 from lclm_jax.model.attention.dispatch import BACKENDS
 from lclm_jax.model.attention.reference import reference
 from lclm_jax.model.attention.shards import Backend
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array
 
 

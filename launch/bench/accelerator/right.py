@@ -26,7 +26,7 @@ from launch.bench.accelerator.rows import (
 )
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.accelerator.weights import random_params
-from lclm_jax.batch import Batch
+from lclm_jax.batch import Batch, Places
 from lclm_jax.checkpoint.steps import load_params, save_model
 from lclm_jax.config import (
     CompressionConfig,
@@ -40,7 +40,6 @@ from lclm_jax.data.text.tokenizer import TURN_END, Tokenizer
 from lclm_jax.distributed.sharding import make_mesh, one_device
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.attention import Cache, attend_after
-from lclm_jax.model.masks import Places
 from lclm_jax.model.params import Flat, flatten
 from lclm_jax.training.optim import split_trained
 from lclm_jax.training.state import TrainState, init_state

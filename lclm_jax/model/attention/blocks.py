@@ -10,7 +10,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.batch import Places
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array
 
 QUERIES, KEYS = 128, 512  # in a block

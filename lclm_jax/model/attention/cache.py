@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 
-from lclm_jax.model.masks import Places
+from lclm_jax.batch import Places
 from lclm_jax.typing import Array, Float, Int
 
 CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")  # of keys and values

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.batch import Places
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array
 
 STRETCH = 128  # queries in a block, and the shortest stretch of keys

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import mesh_axes, platform, to_spec
 from lclm_jax.model.attention.blocks import Part, merge, merge_shards, read_keys
 from lclm_jax.model.attention.cache import CACHE_AXES, Cache
@@ -17,7 +18,7 @@ from lclm_jax.model.attention.gpu import attend_gpu, attend_token, flash_keys, h
 from lclm_jax.model.attention.reference import reference
 from lclm_jax.model.attention.shards import Backend, RowAxes, on_shards
 from lclm_jax.model.attention.tpu import splash, splash_keys
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array, Float, Int, typed
 
 BACKENDS: dict[str, Backend] = {"cpu": stretched, "tpu": splash, "gpu": attend_gpu}

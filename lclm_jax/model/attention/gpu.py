@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import device_kind, splits
 from lclm_jax.model.attention.blocks import Part, read_keys
 from lclm_jax.model.attention.cache import Cache
 from lclm_jax.model.attention.reference import dense
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array
 
 FLASH_CARDS = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200", "NVIDIA B200", "NVIDIA GB200")

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from lclm_jax.batch import Places
 from lclm_jax.config import TransformerConfig
 from lclm_jax.model.attention.cache import Cache
 from lclm_jax.model.attention.dispatch import attend, attend_after
@@ -14,7 +15,6 @@ from lclm_jax.model.layers import (
     residual_init,
     rotate,
 )
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array, Float, Int, typed
 
 

@@ -2,8 +2,9 @@
 
 import jax
 
+from lclm_jax.batch import Places
 from lclm_jax.model.attention.shards import RowAxes
-from lclm_jax.model.masks import Places, attention_mask
+from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array
 
 

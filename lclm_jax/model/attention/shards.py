@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import to_spec
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array
 
 SAVED = "attended"  # name of the arrays that remat policies keep of attention

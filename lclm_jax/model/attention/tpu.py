@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import splits
 from lclm_jax.model.attention.blocks import Part
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
-from lclm_jax.model.masks import Places
 from lclm_jax.typing import Array
 
 TILE = 128  # what the lengths of the kernel and of caches are multiples of
