@@ -20,7 +20,7 @@ from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.cli import read_config, run
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
-from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.evaluation.held_out import (
     Tests,
     continuation_loss,
@@ -145,8 +145,8 @@ def round_trip(run_directory: Path, exported: Path, config: Config) -> dict:
     if not returned.exists():
         from_hf(exported, returned)
     before, after = load(run_directory), load(returned)
-    held = stage_order(config, config.stages[-1], before.tokenizer, "held")
-    batch = next(iter(PackedBatches(held, config)))
+    stage = StageData(config, config.stages[-1], before.tokenizer)
+    batch = next(iter(PackedBatches(stage.mix_streams("held"))))
     first, second = (np.asarray(logits(model, batch)) for model in (before, after))
     files = list(exported.rglob("*.safetensors"))
     return {

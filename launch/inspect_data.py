@@ -13,7 +13,7 @@ import sys
 from lclm_jax.checkpoint.integrity import verify
 from lclm_jax.cli import path, read_config, run, setting
 from lclm_jax.config.settings import Size
-from lclm_jax.data.loading.survey import ROWS, open_prepared, sample, survey
+from lclm_jax.data.loading.survey import DEFAULT_ROWS, open_prepared, sample_records, survey
 from lclm_jax.progress import track
 from lclm_jax.reports.data import write_page
 
@@ -46,7 +46,7 @@ def main():
     parser.add_argument(
         "--rows",
         type=setting(Size),
-        default=ROWS,
+        default=DEFAULT_ROWS,
         help="rows to pack for the fill (default: %(default)s)",
     )
     parser.add_argument(
@@ -58,16 +58,13 @@ def main():
         unlisted = "".join(f"step {name} has no checksums\n" for name in verified.unlisted)
         sys.stdout.write(f"{unlisted}{verified.files} files are as they were written\n")
         return
-    config, stage, tokenizer = open_prepared(
-        read_config(arguments.config, arguments.set)[0], arguments.directory
-    )
-    figures = survey(config, stage, tokenizer, arguments.rows, track)
+    stage = open_prepared(read_config(arguments.config, arguments.set)[0], arguments.directory)
+    figures = survey(stage, arguments.rows, track)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
     html = arguments.html or arguments.directory / "inspect.html"
-    write_page(
-        html, figures, list(sample(config, stage, tokenizer, SHOWN)), tokenizer, config.model
-    )
+    samples = list(sample_records(stage, SHOWN))
+    write_page(html, figures, samples, stage.tokenizer, stage.config.model)
     packing = figures["packing"]
     sys.stdout.write(
         f"{packing['rows']} rows of {packing['positions']} positions and {packing['windows']} windows: "

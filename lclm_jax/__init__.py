@@ -2,7 +2,7 @@
 
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.config.values import override
-from lclm_jax.data.records.spans import Context
+from lclm_jax.data.records import Context
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.sampling import Sampling

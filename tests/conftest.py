@@ -39,7 +39,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.data.rows.parse import words_of
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
@@ -183,5 +183,5 @@ def config_once(model_config, sources) -> Config:
 def one_batch(config_once, tokenizer):
     """The first global batch of the second stage."""
     return next(
-        iter(PackedBatches(stage_order(config_once, config_once.stages[1], tokenizer), config_once))
+        iter(PackedBatches(StageData(config_once, config_once.stages[1], tokenizer).mix_streams()))
     )

@@ -19,8 +19,8 @@ from convert.hf.files import read_json
 from convert.hf.mapping import ConversionError, publish_params
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Example, split_windows
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Example, split_windows
 from lclm_jax.inference.generation import generate_tokens
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling
@@ -175,7 +175,7 @@ class Replay:
         )
 
     @cached_property
-    def budget(self) -> Budget:
+    def budget(self) -> RowBudget:
         """Room for every row of the case, a window for every piece: the model is compiled for one shape."""
         config = self.subject.config
         answered = len(self.inputs.get("prompt_input_ids", ())) + len(
@@ -185,7 +185,9 @@ class Replay:
             -(-len(context) // config.compression.window) or 1
             for context in self.inputs["memory_token_ids"]
         )
-        return Budget.of(config, max(len(self.inputs["input_ids"]), answered), max(1, pieces))
+        return RowBudget.for_model(
+            config, max(len(self.inputs["input_ids"]), answered), max(1, pieces)
+        )
 
     def _row(self, examples: Sequence[Example]) -> Batch:
         return assemble([fill_row(self.budget, examples)])

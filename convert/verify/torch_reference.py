@@ -26,8 +26,8 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Rot
 from convert.hf.config import modern
 from convert.hf.files import Published, find_published, read_json
 from convert.verify.golden import Check, Subject, Tolerance, check, forward
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Plain, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Plain, lay_out
 from lclm_jax.data.text.tokenizer import MemoryTokens
 
 ADAPTER_EPS = 1e-6
@@ -45,7 +45,9 @@ def compare_logits(source: str | Path, subject: Subject) -> list[Check]:
     contexts = [tokens(n) for n in (1, window // 2 + 1, window + 3)]
     record = [span for context in contexts for span in (Plain(tokens(5)), Context(context))]
     example = lay_out([*record, Plain(tokens(5))], config, MemoryTokens(0, 1, 2, subject.marker))
-    batch = assemble([fill_row(Budget.of(config, len(example), len(example.pieces)), [example])])
+    batch = assemble(
+        [fill_row(RowBudget.for_model(config, len(example), len(example.pieces)), [example])]
+    )
     _, latents, _, logits = jax.device_get(forward(subject.params, batch, config))
     theirs = [reference.compress(context)[1] for context in contexts]
     slots = torch.from_numpy(example.slots >= 0)

@@ -26,7 +26,7 @@ from launch.bench.torch_side import Theirs
 from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
 from lclm_jax.cli import path, run, setting, show_table
 from lclm_jax.config.settings import Size
-from lclm_jax.data.records.spans import Plain
+from lclm_jax.data.records import Plain
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device

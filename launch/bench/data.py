@@ -21,8 +21,7 @@ from lclm_jax.config import Config, Recipe
 from lclm_jax.config.settings import Size
 from lclm_jax.costs.chips import Mfu, Slice, parse_slice
 from lclm_jax.costs.work import training_flops
-from lclm_jax.data.loading.packing import Row, assemble
-from lclm_jax.data.loading.streams import PackedBatches, PackedIterator, stage_order
+from lclm_jax.data.loading import PackedBatches, PackedIterator, PackedRow, assemble
 from lclm_jax.data.loading.survey import open_prepared, pack_rows
 from lclm_jax.data.prepare.prepare import prepare
 from lclm_jax.data.synthetic.samples import write_samples
@@ -95,15 +94,12 @@ def bench(
         lambda: prepare(recipe, own, directory, find_tokenizer(recipe.tokenizer), 1, track)
     )
     tokens = sum(sum(source["tokens"].values()) for source in manifest["sources"].values())
-    config, stage, tokenizer = open_prepared(config, directory)
-    packing = pack_rows(config, stage, tokenizer, 4 * arguments.rows, track)
+    data = open_prepared(config, directory)
+    packing = pack_rows(data, 4 * arguments.rows, track)
     windows = packing["suggested_windows"]
     fills = packing["tried_windows"][str(windows)]
-    stage = replace(stage, windows=windows)
-    config = replace(config, stages=(stage,))
-    loading = load_rows(
-        PackedIterator(PackedBatches(stage_order(config, stage, tokenizer), config)), arguments.rows
-    )
+    data = replace(data, stage=replace(data.stage, windows=windows))
+    loading = load_rows(PackedIterator(PackedBatches(data.mix_streams())), arguments.rows)
     sys.stdout.write(
         f"\n{recipe.name}: prepared at {tokens / prepared:,.0f} tokens a second and core, {tokens:,} in all; "
         f"{config.data.positions} positions and {windows} windows a row are {fills['positions_fill']:.1%} and "
@@ -129,16 +125,18 @@ def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float
 
 def load_rows(planner: PackedIterator, rows: int) -> Loading:
     """Rounds of rows, each step of the loader timed by itself; the first round only warms up."""
-    order, seconds = planner.source.order, {step: [] for step in STEPS}
+    mixture, seconds = planner.mixture, {step: [] for step in STEPS}
     tokens = 0
     for i in track(range(ROUNDS + 1), "loading rows"):
         planned, plan = timed(lambda: [planner.plan_row() for _ in range(rows)])
         examples, read = timed(
-            lambda planned=planned: [[order.examples[i] for i in numbers] for numbers, _ in planned]
+            lambda planned=planned: [
+                [mixture.examples[i] for i in numbers] for numbers, _ in planned
+            ]
         )
         filled = [
-            Row(order.budget, some, seats)
-            for some, (_, seats) in zip(examples, planned, strict=True)
+            PackedRow(mixture.budget, some, offsets)
+            for some, (_, offsets) in zip(examples, planned, strict=True)
         ]
         batch, assembled = timed(lambda filled=filled: assemble(filled))
         if i:

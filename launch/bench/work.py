@@ -16,8 +16,8 @@ from lclm_jax.config import (
     TransformerConfig,
 )
 from lclm_jax.costs.work import Flops, adapter_flops, layer_flops
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Example, Plain, Span, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Example, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
@@ -78,7 +78,7 @@ def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
 
     def pack(records: list[list[Span]], positions: int, windows: int) -> Batch:
         examples = [lay_out(record, model, tokenizer.memory) for record in records]
-        return assemble([fill_row(Budget.of(model, positions, windows), examples)])
+        return assemble([fill_row(RowBudget.for_model(model, positions, windows), examples)])
 
     row: list[list[Span]] = [
         [

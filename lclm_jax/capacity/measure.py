@@ -19,7 +19,7 @@ from lclm_jax.capacity.topology import TopologyError, compiler, slice_devices
 from lclm_jax.capacity.traffic import moved_bytes
 from lclm_jax.costs.chips import Slice
 from lclm_jax.costs.work import Flops
-from lclm_jax.data.records.spans import count_latents
+from lclm_jax.data.records import count_latents
 from lclm_jax.model.params import count_parameters
 
 Figures = dict[str, Any]

@@ -18,8 +18,8 @@ from lclm_jax.capacity.walk import Cached
 from lclm_jax.config import Config, ModelConfig, StageConfig, TransformerConfig
 from lclm_jax.costs.chips import Slice
 from lclm_jax.costs.work import Flops, adapter_flops, layer_flops, training_flops
-from lclm_jax.data.loading.streams import budget
-from lclm_jax.data.records.spans import count_latents
+from lclm_jax.data.loading import row_budget
+from lclm_jax.data.records import count_latents
 from lclm_jax.distributed.sharding import (
     batch_sharding,
     check_batches,
@@ -194,7 +194,7 @@ def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:
     Raises ConfigError, as training does, where the mesh in scope does not divide it.
     """
     check_batches(config)
-    room = budget(config, stage)
+    room = row_budget(config, stage)
     windows = empty_windows(1, room.windows, room.window_length, room.window_latents)
     rows, where = config.data.rows, batch_sharding(mesh)
     row = empty_batch(1, room.positions, windows)

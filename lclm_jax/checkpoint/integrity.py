@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lclm_jax.checkpoint.steps import STEPS, saved_steps
-from lclm_jax.data.loading.sources import listed_files
+from lclm_jax.data.loading import listed_files
 from lclm_jax.data.prepare.shards import MANIFEST
 from lclm_jax.errors import UserError
 from lclm_jax.files.checksums import CHECKSUMS, Listed, compare_all, read_checksums

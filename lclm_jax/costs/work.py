@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lclm_jax.config import ModelConfig, TransformerConfig
-from lclm_jax.data.records.spans import count_latents
+from lclm_jax.data.records import count_latents
 
 
 @dataclass(frozen=True)

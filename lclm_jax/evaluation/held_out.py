@@ -11,11 +11,10 @@ import numpy as np
 
 from lclm_jax.config import DataConfig, ModelConfig
 from lclm_jax.config.settings import FileName, Interval, Settings, Size
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.loading.sources import Prepared
-from lclm_jax.data.recipe.transforms import follow, interleave, reconstruct
-from lclm_jax.data.records.spans import VIEWS, Context, Plain, Span, compressed, lay_out
-from lclm_jax.data.records.stretches import Stretch
+from lclm_jax.data.loading import PreparedSource, RowBudget, assemble, fill_row
+from lclm_jax.data.recipe.transforms import interleaved_record, reconstruction_record, sft_record
+from lclm_jax.data.records import VIEWS, Context, Plain, Section, Span, lay_out
+from lclm_jax.data.records.views import at_ratio
 from lclm_jax.data.rows.parse import Raw
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import apply, output_table
@@ -53,11 +52,13 @@ def reconstruction_accuracy(
     `lengths` bounds the passages in tokens. Only the passage itself counts, not the token that ends the turn.
     """
     held, cut = (
-        Prepared(directory, source, "held", model.tokenizer),
+        PreparedSource(directory, source, "held", model.tokenizer),
         replace(data, reconstruction=lengths),
     )
     records = _records(
-        held, limit, lambda example, rng: reconstruct(example, rng, cut, model.tokenizer, held.kind)
+        held,
+        limit,
+        lambda example, rng: reconstruction_record(example, rng, cut, model.tokenizer, held.kind),
     )
 
     def accuracy(seen: list[Sequence[Span]], view: str) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def reconstruction_accuracy(
     }
     ratios = sorted(model.config.compression.all_ratios)
     if len(ratios) > 1:
-        read = {n: [compressed(record, n) for record in records] for n in ratios}
+        read = {n: [at_ratio(record, n) for record in records] for n in ratios}
         result["ratios"] = {
             str(n): accuracy(seen, f"latents of {n} tokens") for n, seen in read.items()
         }
@@ -89,8 +90,8 @@ def continuation_loss(
     progress: Progress,
 ) -> dict[str, Any]:
     """Loss of the plain half of held-out documents, nats a token, in every view of the wrapped half."""
-    held = Prepared(directory, source, "held", model.tokenizer)
-    records = _records(held, limit, lambda example, rng: interleave(example, rng, data))
+    held = PreparedSource(directory, source, "held", model.tokenizer)
+    records = _records(held, limit, lambda example, rng: interleaved_record(example, rng, data))
     result: dict[str, Any] = {"source": source, "documents": len(records)}
     for view, see in VIEWS.items():
         scores = list(
@@ -118,10 +119,10 @@ def question_accuracy(
 
     Of a chat with several questions the first is asked. White space around an answer does not count.
     """
-    held = Prepared(directory, source, "held", model.tokenizer)
+    held = PreparedSource(directory, source, "held", model.tokenizer)
     prompts = [
         _prompt_of(record)
-        for record in _records(held, limit, lambda example, rng: follow(example, rng, data))
+        for record in _records(held, limit, lambda example, rng: sft_record(example, rng, data))
     ]
     samples = [_describe(held.raw(i)) for i in range(len(prompts))]
     result: dict[str, Any] = {"questions": len(prompts)}
@@ -144,11 +145,11 @@ def reconstruction_samples(
     model: LanguageModel, directory: str, source: str, data: DataConfig, count: int
 ) -> list[dict[str, str]]:
     """Held-out passages and what the model writes when asked for them, generated greedily from latents."""
-    held = Prepared(directory, source, "held", model.tokenizer)
+    held = PreparedSource(directory, source, "held", model.tokenizer)
     records = _records(
         held,
         count,
-        lambda example, rng: reconstruct(example, rng, data, model.tokenizer, held.kind),
+        lambda example, rng: reconstruction_record(example, rng, data, model.tokenizer, held.kind),
     )
     prompts = [_prompt_of(record) for record in records]
     originals = [
@@ -166,8 +167,8 @@ def continuation_samples(
     model: LanguageModel, directory: str, source: str, data: DataConfig, count: int
 ) -> list[dict[str, str]]:
     """Held-out openings read as latents, what follows them in truth, and what the model writes next."""
-    held = Prepared(directory, source, "held", model.tokenizer)
-    records = _records(held, count, lambda example, rng: interleave(example, rng, data))
+    held = PreparedSource(directory, source, "held", model.tokenizer)
+    records = _records(held, count, lambda example, rng: interleaved_record(example, rng, data))
     written = model.complete_records([record[:1] for record in records], max_tokens=24)
     samples = []
     for record, text in zip(records, written, strict=True):
@@ -186,7 +187,9 @@ def continuation_samples(
 
 
 def _records(
-    held: Prepared, limit: int, build: Callable[[list[Stretch], np.random.Generator], list[Span]]
+    held: PreparedSource,
+    limit: int,
+    build: Callable[[list[Section], np.random.Generator], list[Span]],
 ) -> list[list[Span]]:
     """One record from each of the first `limit` examples, the same at every call."""
     return [
@@ -216,7 +219,7 @@ def _score(model: LanguageModel, records: Sequence[Sequence[Span]]):
     """Yields per record (losses, whether right) of its trained tokens; one record a row, 16 rows a pass."""
     examples = [lay_out(record, model.config, model.tokenizer.memory) for record in records]
     windows = max(1, max(len(example.pieces) for example in examples))
-    room = Budget.of(model.config, max(map(len, examples)), windows)
+    room = RowBudget.for_model(model.config, max(map(len, examples)), windows)
     for start in range(0, len(examples), BATCH):
         some = examples[start : start + BATCH]
         rows = [fill_row(room, [example]) for example in some]

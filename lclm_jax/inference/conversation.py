@@ -11,7 +11,7 @@ import numpy as np
 
 from lclm_jax.data.chat.chat import Message, parse_memory
 from lclm_jax.data.chat.messages import split_thought
-from lclm_jax.data.records.spans import Context
+from lclm_jax.data.records import Context
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import replicate
 from lclm_jax.inference.generation import ROOM, positions_needed, prefill

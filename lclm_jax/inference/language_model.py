@@ -22,8 +22,9 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count, expand_home, parse
 from lclm_jax.data.chat.chat import Message, render_chat
 from lclm_jax.data.chat.stop_tokens import find_stops
-from lclm_jax.data.loading.packing import seat_piece, seat_pieces
-from lclm_jax.data.records.spans import Context, Given, Piece, Plain, Span, cut_windows, lay_out
+from lclm_jax.data.loading import pack_pieces, write_piece
+from lclm_jax.data.loading.packing import PieceOffset
+from lclm_jax.data.records import Context, ContextPiece, Given, Plain, Span, cut_windows, lay_out
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.distributed.sharding import (
     constrain,
@@ -47,7 +48,9 @@ from lclm_jax.typing import Array, Float, Params
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
 BATCHES = (WINDOWS_AT_ONCE, 4, 1)  # sizes of a pass; the last windows of a text take small ones
 MAX_UNSTACKED_BYTES = 2**30  # bytes of layers up to which a CPU keeps them one by one
-Seated = tuple[Piece, int, int]  # a piece, and its first position and first latent in a window
+Seated = tuple[
+    ContextPiece, int, int
+]  # a piece, and its first position and first latent in a window
 
 
 class LanguageModel:
@@ -105,7 +108,7 @@ class LanguageModel:
             return [self.compress_tokens(one.tokens, one.ratio) for one in contexts]
         cut = [list(self._cut([np.asarray(one.tokens)], one.ratio)) for one in contexts]
         pieces = [piece for some in cut for piece in some]
-        seats = seat_pieces([(len(piece.tokens), piece.latents) for piece in pieces], self.config)
+        seats = pack_pieces([(len(piece.tokens), piece.latents) for piece in pieces], self.config)
         windows: list[list[Seated]] = [[] for _ in range(1 + max(seats, default=(-1,))[0])]
         for piece, (window, position, latent) in zip(pieces, seats, strict=True):
             windows[window].append((piece, position, latent))
@@ -139,7 +142,7 @@ class LanguageModel:
         slices = [BlockSlice(block, 0, count) for block, count in zip(blocks, latents, strict=True)]
         return Latents(slices, sum(tokens))
 
-    def _cut(self, parts: Iterable[np.ndarray], ratio: int | None) -> Iterator[Piece]:
+    def _cut(self, parts: Iterable[np.ndarray], ratio: int | None) -> Iterator[ContextPiece]:
         """The windows of a context whose tokens come in parts."""
         return cut_windows(parts, self.config, ratio, self.tokenizer.memory.marker)
 
@@ -167,7 +170,9 @@ class LanguageModel:
         arrays = empty_windows(1, size, self.config.window_length, room)
         for number, pieces in enumerate(windows):
             for segment, (piece, position, latent) in enumerate(pieces, start=1):
-                seat_piece(arrays, (0, number, position, latent), piece, segment, segment)
+                write_piece(
+                    arrays, 0, PieceOffset(number, position, latent), piece, segment, segment
+                )
         return encode_windows(self.weights, arrays, self.config)[: len(windows)]
 
     def _project(self, blocks: list[Array], counts: list[int]) -> list[Array]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.records.spans import Context, Plain, Span, count_latents
+from lclm_jax.data.records import Context, Plain, Span, count_latents
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.reports import plots
 from lclm_jax.reports.findings import big_count

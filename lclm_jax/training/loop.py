@@ -29,13 +29,12 @@ from lclm_jax.checkpoint.steps import (
 )
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config.values import to_dict
-from lclm_jax.data.loading.streams import (
-    Order,
+from lclm_jax.data.loading import (
+    Mixture,
+    StageData,
     batch_at,
-    batch_records,
-    stage_batches,
-    stage_directory,
-    stage_order,
+    batch_origins,
+    prefetch_batches,
 )
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.processes import check_shared, is_first, once
@@ -135,26 +134,27 @@ def _tell_resumed(run: Run, stage: StageConfig, position: Position):
 
 def _open_examples(
     run: Run, stage: StageConfig, position: Position | None
-) -> tuple[Order, Iterator[Batch]]:
+) -> tuple[Mixture, Iterator[Batch]]:
     """The examples of a stage, and its batches from a position on.
 
     Raises ConfigError where the position is one of other data.
     """
     config = run.config
-    order = stage_order(config, stage, run.tokenizer)
+    data = StageData(config, stage, run.tokenizer)
+    mixture = data.mix_streams()
     rows = own_rows(batch_sharding(run.mesh), config.data.rows)
-    batches = iter(stage_batches(order, config, rows))
+    batches = iter(prefetch_batches(mixture, rows))
     if position is not None:
-        check_sources(position.get("sources"), order.sources, str(stage_directory(config, stage)))
+        check_sources(position.get("sources"), mixture.fingerprints, str(data.directory))
         batches.set_state(position["data"])
-    return order, batches
+    return mixture, batches
 
 
 def _run_stage(
-    run: Run, stage: StageConfig, state: TrainState, order: Order, batches: Iterator[Batch]
+    run: Run, stage: StageConfig, state: TrainState, mixture: Mixture, batches: Iterator[Batch]
 ) -> TrainState:
     config, mesh, begun = run.config, run.mesh, int(state.step)
-    recorder = Recorder(config, stage, order, run.journal)
+    recorder = Recorder(config, stage, mixture, run.journal)
     profiler = Profiler(run.directory, is_first())
     validate = (
         Validation(config, stage, run.tokenizer, mesh)
@@ -196,7 +196,7 @@ def _run_stage(
             if last or stopping or step % config.run.save_every == 0:
                 recorder.flush()
                 with recorder.outside():
-                    _save(run, stage, step, state, order, batches)
+                    _save(run, stage, step, state, mixture, batches)
             if stopping:
                 run.checkpoints.wait()
                 run.journal.event("stopped", stage, step, reason=run.stop.reason)
@@ -359,14 +359,14 @@ def _save(
     stage: StageConfig,
     step: int,
     state: TrainState,
-    order: Order,
+    mixture: Mixture,
     batches: Iterator[Batch],
 ):
     position = {
         "stage": stage.name,
         "stage_step": step,
         "data": batches.get_state(),
-        "sources": order.sources,
+        "sources": dict(mixture.fingerprints),
         "config": to_dict(run.config),
         "code": code_version(),
     }
@@ -413,13 +413,13 @@ def _not_finite(
     """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
     assert recorder.failed is not None
     first, before = recorder.failed
-    _save(run, stage, step, state, recorder.order, batches)
+    _save(run, stage, step, state, recorder.mixture, batches)
     run.checkpoints.wait()
     told = {"stage": stage.name, "step": first, "checkpoint": run.config.run_step(stage.name, step)}
 
     def keep() -> str:
-        records = batch_records(recorder.order, run.config, dict(before))
-        batch = batch_at(recorder.order, run.config, dict(before))
+        records = batch_origins(recorder.mixture, dict(before))
+        batch = batch_at(recorder.mixture, dict(before))
         return str(keep_batch(run.directory, batch, told | {"records": records}))
 
     file = once("keep the batch", keep)

@@ -13,7 +13,7 @@ import numpy as np
 from lclm_jax.config import Config, StageConfig
 from lclm_jax.costs.chips import find_chip
 from lclm_jax.costs.work import training_flops
-from lclm_jax.data.loading.streams import Order, batch_records
+from lclm_jax.data.loading import Mixture, batch_origins
 from lclm_jax.training.journal import Journal
 from lclm_jax.training.state import trained_parts
 from lclm_jax.training.step import STREAM_SUMS, Metrics
@@ -27,8 +27,8 @@ Position = Mapping[str, Any]  # of the data's iterator
 class Recorder:
     """Reads the metrics of the step before the one that runs, and writes a line every `log_every` steps."""
 
-    def __init__(self, config: Config, stage: StageConfig, order: Order, journal: Journal):
-        self.config, self.stage, self.order, self.journal = config, stage, order, journal
+    def __init__(self, config: Config, stage: StageConfig, mixture: Mixture, journal: Journal):
+        self.config, self.stage, self.mixture, self.journal = config, stage, mixture, journal
         self.unread: list[tuple[int, Metrics, Position]] = []  # at most one while a step runs
         self.steps: list[Metrics] = []  # on the host, since the line before
         self.summary = ""  # of the last step that is known
@@ -123,9 +123,7 @@ class Recorder:
         if not self.journal.writes:
             return
         told = {"loss": float(figures["loss"]), "gradient_norm": float(figures["gradient_norm"])}
-        records = [
-            record for row in batch_records(self.order, self.config, dict(before)) for record in row
-        ]
+        records = [record for row in batch_origins(self.mixture, dict(before)) for record in row]
         log.warning(
             "%s step %d was skipped: loss %s, gradient norm %s; its examples: %s",
             *(self.stage.name, step, told["loss"], told["gradient_norm"], ", ".join(records)),

@@ -4,18 +4,14 @@ The same examples in every view, packed into batches of the shape that is traine
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import jax
-import numpy as np
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, StageConfig
-from lclm_jax.data.loading.packing import Row, assemble, choose_row, fill_row
-from lclm_jax.data.loading.sources import Prepared
-from lclm_jax.data.loading.streams import budget, record_maker, stage_directory
-from lclm_jax.data.records.spans import VIEWS, Span, lay_out, measure
+from lclm_jax.data.loading import PackedRow, StageData, StreamReader, assemble, choose_row, fill_row
+from lclm_jax.data.records import VIEWS, Span, lay_out, measure
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import batch_sharding, global_batch, own_rows, replicated
 from lclm_jax.training.step import STREAM_SUMS, Metrics, read_losses, stream_sums
@@ -31,11 +27,10 @@ class Validation:
         self, config: Config, stage: StageConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
     ):
         self.config, self.stage, self.mesh = config, stage, mesh
-        records = held_out_records(config, stage, tokenizer)
+        data = StageData(config, stage, tokenizer)
+        records = held_out_records(data)
         rows = own_rows(batch_sharding(mesh), config.data.rows)
-        self.batches = {
-            view: pack(records, see, config, stage, tokenizer, rows) for view, see in VIEWS.items()
-        }
+        self.batches = {view: pack(records, see, data, rows) for view, see in VIEWS.items()}
         self._read = jax.jit(
             partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh)
         )
@@ -62,23 +57,20 @@ def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
     return stream_sums(batch, *read_losses(params, batch, config)[1:], count)
 
 
-def held_out_records(
-    config: Config, stage: StageConfig, tokenizer: Tokenizer
-) -> list[tuple[int, list[Span]]]:
+def held_out_records(data: StageData) -> list[tuple[int, list[Span]]]:
     """(stream, record) of the first held-out examples of every stream that fit into a row in every view.
 
     Contexts are contexts, even where the stage trains on them as plain text.
     """
-    room, stage = budget(config, stage), replace(stage, compress=True)
+    config, budget = data.config, data.budget
     records: list[tuple[int, list[Span]]] = []
-    for number, stream in enumerate(stage.streams):
-        held = Prepared(stage_directory(config, stage), stream.source, "held", tokenizer)
-        make = record_maker(config, stage, number, held, tokenizer)
-        found = 0
+    for number, stream in enumerate(data.stage.streams):
+        held = data.open_source(stream.source, "held")
+        reader, found = StreamReader(data, number, held).compressing(), 0
         for i in range(len(held)):
-            record = make(held[i], np.random.default_rng([config.data.seed, i]))
+            record = reader.record(i)
             sizes = [measure(see(record), config.model) for see in VIEWS.values()] if record else []
-            if sizes and all(room.holds(size) and size.trained for size in sizes):
+            if sizes and all(budget.fits(size) and size.trained for size in sizes):
                 records.append((number, record))
                 found += 1
             if found == config.run.validation_examples:
@@ -89,22 +81,19 @@ def held_out_records(
 def pack(
     records: Sequence[tuple[int, list[Span]]],
     see: Callable[[Sequence[Span]], Sequence[Span]],
-    config: Config,
-    stage: StageConfig,
-    tokenizer: Tokenizer,
+    data: StageData,
     rows: Sequence[int],
 ) -> list[Batch]:
     """These rows of as many batches as the records take in a view; the last is filled up with empty rows."""
-    room = budget(config, stage)
-    examples = [
-        lay_out(see(record), config.model, tokenizer.memory, number) for number, record in records
-    ]
+    config, budget = data.config, data.budget
+    memory = data.tokenizer.memory
+    examples = [lay_out(see(record), config.model, memory, number) for number, record in records]
     sizes = [measure(see(record), config.model) for _, record in records]
     waiting, packed = list(range(len(examples))), []
     while waiting:
-        chosen, seating = choose_row([sizes[i] for i in waiting], room)
-        packed.append(Row(room, [examples[waiting[i]] for i in chosen], seating.seats))
+        chosen, packer = choose_row([sizes[i] for i in waiting], budget)
+        packed.append(PackedRow(budget, [examples[waiting[i]] for i in chosen], packer.offsets))
         waiting = [number for i, number in enumerate(waiting) if i not in chosen]
-    packed += [fill_row(room, [])] * (-len(packed) % config.data.rows)
+    packed += [fill_row(budget, [])] * (-len(packed) % config.data.rows)
     starts = range(0, len(packed), config.data.rows)
     return [assemble([packed[start + row] for row in rows]) for start in starts]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.data.chat.chat import CHATML
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Role
 from lclm_jax.data.rows.parse import tokenise
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer, add_memory
 
@@ -65,7 +65,7 @@ def reader(request, qwen) -> Tokenizer:
     return qwen if request.param == "qwen's template" else Tokenizer(qwen.definition, CHATML)
 
 
-def stretches(messages, tokenizer, tools=None):
+def sections(messages, tokenizer, tools=None):
     raw = {"messages": messages} | ({"tools": tools} if tools else {})
     return [
         (one.role, tokenizer.decode(np.asarray(one.tokens))) for one in tokenise(raw, tokenizer)
@@ -74,14 +74,14 @@ def stretches(messages, tokenizer, tools=None):
 
 def answers(messages, tokenizer):
     """What the assistant writes, without the empty analysis that Qwen3's template puts before its last turn."""
-    found = stretches(messages, tokenizer, TOOLS)
+    found = sections(messages, tokenizer, TOOLS)
     return [
         text.removeprefix("<think>\n\n</think>\n\n") for role, text in found if role is Role.ANSWER
     ]
 
 
 def test_calls_are_answers_results_are_prompts_and_tools_stay_plain(reader):
-    found = stretches(CHAT, reader, TOOLS)
+    found = sections(CHAT, reader, TOOLS)
     assert answers(CHAT, reader) == [SAID, "Yes.<|im_end|>"]
     prompts = [text for role, text in found if role is Role.PROMPT]
     assert prompts == ["Be brief", "Rain in Oslo?", "It rains <|im_end|> a lot"]
@@ -112,7 +112,7 @@ def test_arguments_may_be_written_as_json_and_several_calls_follow_each_other(re
     flat = {"name": "get_weather", "arguments": function["arguments"]}
     for call in (as_text, flat):
         changed = [*CHAT[:2], CHAT[2] | {"tool_calls": [call]}, *CHAT[3:]]
-        assert stretches(changed, reader, TOOLS) == stretches(CHAT, reader, TOOLS)
+        assert sections(changed, reader, TOOLS) == sections(CHAT, reader, TOOLS)
     several = [
         *CHAT[:2],
         {"role": "assistant", "content": "Let me see", "tool_calls": [CALL, CALL]},
@@ -127,7 +127,7 @@ def test_an_analysis_is_told_from_the_answer(reader):
         {"text": "\n\nYes."},
     ]
     chat = [CHAT[1], {"role": "assistant", "content": content}]
-    found = stretches(chat, reader)
+    found = sections(chat, reader)
     assert [text.strip() for role, text in found if role is Role.ANALYSIS] == ["It is wet"]
     written = "".join(text for role, text in found if role in (Role.ANSWER, Role.ANALYSIS))
     assert written == "<think>\nIt is wet\n</think>\n\nYes.<|im_end|>"
@@ -148,16 +148,16 @@ def test_an_analysis_is_told_from_the_answer(reader):
 )
 def test_a_broken_call_is_explained(tokenizer, call, message):
     with pytest.raises(TextError, match=message):
-        stretches([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)
+        sections([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)
 
 
 def test_a_template_that_drops_a_message_or_refuses_it_is_an_error(tokenizer):
     first = Tokenizer(tokenizer.definition, "{{ messages[0].content }}")
     with pytest.raises(TextError, match="the chat template leaves out what message 1"):
-        stretches(CHAT[:2], first)
+        sections(CHAT[:2], first)
     strict = Tokenizer(tokenizer.definition, "{{ raise_exception('no system, please') }}")
     with pytest.raises(TextError, match="the chat template refuses this chat: no system, please"):
-        stretches(CHAT[:2], strict)
+        sections(CHAT[:2], strict)
 
 
 def test_a_message_that_is_not_trained_on_carries_no_loss(reader):
@@ -170,7 +170,7 @@ def test_a_message_that_is_not_trained_on_carries_no_loss(reader):
     assert answers(chat, reader) == ["Yes.<|im_end|>"]
     all_trained = [message | {"trained": True} for message in chat]
     assert answers(all_trained, reader) == ["No.<|im_end|>", "Yes.<|im_end|>"]
-    joined = ["".join(text for _, text in stretches(x, reader)) for x in (chat, all_trained)]
+    joined = ["".join(text for _, text in sections(x, reader)) for x in (chat, all_trained)]
     assert joined[0] == joined[1]
 
 
@@ -178,8 +178,8 @@ def test_a_chat_with_tools_is_read_by_the_template_for_tools(tokenizer):
     named = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }} tools"}
     both = Tokenizer(tokenizer.definition, named)
     chat = [{"role": "system", "content": "Be brief"}]
-    assert stretches(chat, both) == [(Role.PROMPT, "Be brief")]
-    assert stretches(chat, both, TOOLS) == [(Role.FIXED, "2 tools")]
+    assert sections(chat, both) == [(Role.PROMPT, "Be brief")]
+    assert sections(chat, both, TOOLS) == [(Role.FIXED, "2 tools")]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_chat_with_tools_is_read_by_the_template_for_tools(tokenizer):
 )
 def test_what_is_no_message_is_explained(tokenizer, chat, message):
     with pytest.raises(TextError, match=message):
-        stretches(chat, tokenizer)
+        sections(chat, tokenizer)
 
 
 def test_a_message_nested_without_end_is_explained(tokenizer):
@@ -210,4 +210,4 @@ def test_a_message_nested_without_end_is_explained(tokenizer):
         arguments = {"a": arguments}
     call = {"function": {"name": "f", "arguments": arguments}}
     with pytest.raises(TextError, match="nested too deep"):
-        stretches([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)
+        sections([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)

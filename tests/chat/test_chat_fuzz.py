@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lclm_jax.data.chat.chat import read_chat, render_chat
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from tests.support.chat_templates import BOS, EOS, TEMPLATES, TOOLS
 
@@ -72,16 +72,16 @@ def test_a_chat_has_the_tokens_of_transformers_or_is_refused(
 ):
     tokenizer, reference = tokenizers[name]
     try:
-        stretches = read_chat(chat, tokenizer, tools or (), generate)
+        sections = read_chat(chat, tokenizer, tools or (), generate)
     except TextError:
         return
     rendered = reference.apply_chat_template(
         chat, tools=tools, add_generation_prompt=generate, tokenize=False
     )
-    found = [int(token) for x in stretches for token in np.asarray(x.tokens)]
+    found = [int(token) for x in sections for token in np.asarray(x.tokens)]
     assert found == reference(rendered, add_special_tokens=False)["input_ids"]
     answers = any(message["role"] == "assistant" for message in chat)
-    assert answers or not any(x.role in (Role.ANSWER, Role.ANALYSIS) for x in stretches)
+    assert answers or not any(x.role in (Role.ANSWER, Role.ANALYSIS) for x in sections)
 
 
 @EXAMPLES

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lclm_jax.data.chat.chat import read_chat
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from tests.support.chat_templates import BOS, CHATS, END, EOS, TEMPLATES, TOOLS
 
@@ -89,8 +89,8 @@ def with_template(directory, template: str) -> tuple[Tokenizer, PreTrainedTokeni
     return Tokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(directory)
 
 
-def tokens_of(stretches) -> list[int]:
-    return [int(token) for stretch in stretches for token in np.asarray(stretch.tokens)]
+def tokens_of(sections) -> list[int]:
+    return [int(token) for section in sections for token in np.asarray(section.tokens)]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -143,12 +143,12 @@ def test_a_context_stands_where_its_message_is(directory, name):
     tokenizer, _ = with_template(directory, TEMPLATES[name])
     parts = [{"text": "Read "}, {"context": "Ben and figs", "ratio": 2}, {"text": " and say"}]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Ben"}]
-    stretches = read_chat(chat, tokenizer)
-    (context,) = [stretch for stretch in stretches if stretch.role is Role.CONTEXT]
+    sections = read_chat(chat, tokenizer)
+    (context,) = [section for section in sections if section.role is Role.CONTEXT]
     assert context.tokens.tolist() == tokenizer.encode("Ben and figs").tolist()
     assert context.ratio == 2
     plain = [dict(chat[0], content="Read \ufffc and say"), chat[1]]
-    around = [x for x in stretches if x.role is not Role.CONTEXT]
+    around = [x for x in sections if x.role is not Role.CONTEXT]
     without = read_chat(plain, tokenizer)
     assert abs(len(tokens_of(around)) - len(tokens_of(without))) <= 4  # \ufffc has up to 3 tokens
 
@@ -158,9 +158,9 @@ def test_what_follows_the_prompt_for_an_answer_is_trained_on_to_its_end(director
     tokenizer, _ = with_template(directory, TEMPLATES[name])
     asked, answered = CHATS["one question"][:1], CHATS["one question"]
     prompt = tokens_of(read_chat(asked, tokenizer, generate=True))
-    stretches = read_chat(answered, tokenizer)
-    tokens = tokens_of(stretches)
-    trained = [x.role is Role.ANSWER for x in stretches for _ in x.tokens]
+    sections = read_chat(answered, tokenizer)
+    tokens = tokens_of(sections)
+    trained = [x.role is Role.ANSWER for x in sections for _ in x.tokens]
     start, stop = trained.index(True), len(trained) - trained[::-1].index(True)
     assert all(trained[start:stop])
     # A space at the end of a prompt may be in one token with the answer.

@@ -28,8 +28,8 @@ from convert.to_hf import to_hf
 from convert.verify.golden import forward
 from lclm_jax.checkpoint.steps import load_params, read_model_files, save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Example, Plain, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Example, Plain, lay_out
 from lclm_jax.data.text.tokenizer import MEMORY_SLOT, Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.files.directories import new_directory
@@ -102,7 +102,9 @@ def random_model(tied: bool) -> tuple[ModelConfig, Params]:
 
 def logits(params: Params, config: ModelConfig, example: Example) -> np.ndarray:
     return np.asarray(
-        forward(params, assemble([fill_row(Budget.of(config, 64, 4), [example])]), config)[3]
+        forward(
+            params, assemble([fill_row(RowBudget.for_model(config, 64, 4), [example])]), config
+        )[3]
     )
 
 

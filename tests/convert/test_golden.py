@@ -12,7 +12,7 @@ import pytest
 from convert.from_hf import read_hf
 from convert.hf.mapping import ConversionError
 from convert.verify.golden import Subject, Tolerance, check, replay
-from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import TURN_END, Tokenizer
 from lclm_jax.inference.language_model import LanguageModel
 from tests.support.paths import GOLDEN

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.config import ConfigError, MeshConfig
-from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.distributed.sharding import (
     batch_sharding,
     check_batches,
@@ -28,7 +28,7 @@ from tests.support.records import with_noise
 
 @pytest.fixture
 def batch(config, tokenizer):
-    return next(iter(PackedBatches(stage_order(config, config.stages[1], tokenizer), config)))
+    return next(iter(PackedBatches(StageData(config, config.stages[1], tokenizer).mix_streams())))
 
 
 SHAPES = [shape for shape in product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lclm_jax.data.records.spans import Context, Plain
+from lclm_jax.data.records import Context, Plain
 from lclm_jax.data.rows.parse import tokenise
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.inference.language_model import LanguageModel

@@ -11,7 +11,7 @@ import pytest
 
 from lclm_jax.batch import Places
 from lclm_jax.checkpoint.steps import save_model
-from lclm_jax.data.records.spans import Context, Plain, count_latents
+from lclm_jax.data.records import Context, Plain, count_latents
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,
     MEMORY_START,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.batch import Places
+from lclm_jax.data.records import Context, Plain
 from lclm_jax.data.records.spans import Context, Plain
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference import generation as generate

@@ -21,10 +21,10 @@ from lclm_jax.config import (
     ModelConfig,
     TransformerConfig,
 )
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row, seat_piece
-from lclm_jax.data.loading.streams import stage_order
+from lclm_jax.data.loading import RowBudget, StageData, assemble, fill_row, write_piece
+from lclm_jax.data.loading.packing import PieceOffset
 from lclm_jax.data.recipe.transforms import draw_ratios
-from lclm_jax.data.records.spans import Context, Plain, count_latents, lay_out, split_windows
+from lclm_jax.data.records import Context, Plain, count_latents, lay_out, split_windows
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.sampling import Sampling
@@ -100,7 +100,8 @@ def read(config, seats, shape, params=None):
     windows, segments, own = empty_windows(1, *shape), np.zeros(shape[0], int), {}
     for number, piece, window, position, latent in seats:
         segments[window] += 1
-        seat_piece(windows, (0, window, position, latent), piece, segments[window], number + 1)
+        offset = PieceOffset(window, position, latent)
+        write_piece(windows, 0, offset, piece, segments[window], number + 1)
         own.setdefault(number, []).extend(window * shape[2] + latent + np.arange(piece.latents))
     latents = np.asarray(compress(noise(config) if params is None else params, windows, config))
     return [latents[own[number]] for number in sorted(own)]
@@ -241,7 +242,7 @@ def fixed(config: ModelConfig, ratio: int) -> ModelConfig:
 
 def pack(records, config, tokenizer, positions=160, windows=12):
     examples = [lay_out(record, config, tokenizer.memory) for record in records]
-    return assemble([fill_row(Budget.of(config, positions, windows), examples)])
+    return assemble([fill_row(RowBudget.for_model(config, positions, windows), examples)])
 
 
 def latents_in_order(batch, config):
@@ -393,7 +394,7 @@ def test_training_examples_have_every_ratio(config, tokenizer):
     )
 
     def ratios(config):
-        examples = stage_order(config, config.stages[0], tokenizer).examples
+        examples = StageData(config, config.stages[0], tokenizer).mix_streams().examples
         pieces = [
             piece for i in range(40) for piece in examples[i].pieces if len(piece.tokens) == 16
         ]

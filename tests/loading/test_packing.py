@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from lclm_jax.config import CompressionConfig, ModelConfig
 from lclm_jax.data.loading.packing import (
-    Budget,
-    Row,
-    Seating,
+    PackedRow,
+    RowBudget,
+    WindowPacker,
     assemble,
     choose_row,
     fill_row,
-    seat_pieces,
+    pack_pieces,
 )
-from lclm_jax.data.records.spans import Context, Plain, Size, lay_out, measure
+from lclm_jax.data.records import Context, Plain, RecordSize, lay_out, measure
 from tests.support.records import MEMORY, SPANS, TOWER, build, model
 
 
@@ -28,7 +28,9 @@ def sizes_of(examples):
         tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
         for example in examples
     ]
-    return [Size(len(example), some, 0, 0) for example, some in zip(examples, pieces, strict=True)]
+    return [
+        RecordSize(len(example), some, 0, 0) for example, some in zip(examples, pieces, strict=True)
+    ]
 
 
 def pack(examples, limits, lookahead=4):
@@ -37,9 +39,9 @@ def pack(examples, limits, lookahead=4):
     while waiting or coming:
         while coming and len(waiting) < lookahead:
             waiting.append(coming.pop(0))
-        chosen, seating = choose_row(sizes_of(waiting), limits)
+        chosen, packer = choose_row(sizes_of(waiting), limits)
         assert chosen[0] == 0 and len(set(chosen)) == len(chosen)
-        rows.append(Row(limits, [waiting[i] for i in chosen], seating.seats))
+        rows.append(PackedRow(limits, [waiting[i] for i in chosen], packer.offsets))
         waiting = [example for i, example in enumerate(waiting) if i not in chosen]
     return rows
 
@@ -65,7 +67,7 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
 ):
     config = model(ratio, 8, "mean", overlap, causal)
     p = config.compression.latents_per_window
-    limits = Budget(40, 3, config.window_length, p)
+    limits = RowBudget(40, 3, config.window_length, p)
     records = [build(spans, 1000 * (i + 1)) for i, spans in enumerate(specs)]
     examples = [lay_out(record, config, MEMORY, stream=i) for i, record in enumerate(records)]
     # An example of no tokens would leave no trace by which to find it.
@@ -73,7 +75,7 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
     fitting = [
         example
         for example, size in zip(examples, sizes, strict=True)
-        if limits.holds(size) and len(example)
+        if limits.fits(size) and len(example)
     ]
     if not fitting:
         return
@@ -138,7 +140,7 @@ def test_contexts_that_share_a_window_are_told_apart():
         layout(("context", 4), ("plain", 1)),
     )
     batch = assemble(
-        pack([two, one], Budget(positions=14, windows=1, window_length=10, window_latents=4))
+        pack([two, one], RowBudget(positions=14, windows=1, window_length=10, window_latents=4))
     )
     assert batch.windows.segments.tolist() == [[[1, 1, 1, 2, 2, 3, 3, 3, 3, 0]]]
     assert batch.windows.positions.tolist() == [[[0, 1, 2, 0, 1, 0, 1, 2, 3, 0]]]
@@ -152,8 +154,8 @@ def test_a_row_in_full():
     config = model(ratio=4, window=8, overlap=2)
     spanning = layout(("context", 10), ("plain", 1), config=config)
     short = layout(("plain", 1), ("context", 3), ("context", 1), config=config)
-    row = fill_row(Budget.of(config, 15, 3), [spanning, short])
-    assert row.budget == Budget(15, 3, 10, 2) and row.examples == [spanning, short]
+    row = fill_row(RowBudget.for_model(config, 15, 3), [spanning, short])
+    assert row.budget == RowBudget(15, 3, 10, 2) and row.examples == [spanning, short]
     batch = assemble([row])
     windows = jax.tree.map(lambda x: x[0].tolist(), batch.windows)
     assert windows.segments == [[1] * 8 + [0] * 2, [1] * 4 + [2] * 3 + [0] * 3, [1] + [0] * 9]
@@ -175,19 +177,19 @@ def test_a_row_in_full():
 def test_the_example_that_does_not_fit_is_the_one_that_is_named():
     examples = [layout(("plain", 6)), layout(("plain", 3)), layout(("context", 8), ("plain", 1))]
     with pytest.raises(ValueError, match="got one more of 5 positions and 1 windows$"):
-        fill_row(Budget(12, 1, 8, 2), examples)
+        fill_row(RowBudget(12, 1, 8, 2), examples)
 
 
 def test_pieces_take_the_fullest_window_that_holds_them():
     """The longest first; seats are numbered in the order of the pieces."""
     config = model(ratio=4, window=8)
     pieces = [(2, 1), (6, 2), (8, 2), (5, 1), (3, 1), (2, 0)]
-    seats = seat_pieces(pieces, config)
-    assert seats == [(3, 0, 0), (1, 0, 0), (0, 0, 0), (2, 0, 0), (2, 5, 1), (1, 6, 2)]
-    assert seat_pieces([], config) == []
-    assert seat_pieces([(8, 2)] * 4, config) == [(window, 0, 0) for window in range(4)]
+    offsets = pack_pieces(pieces, config)
+    assert offsets == [(3, 0, 0), (1, 0, 0), (0, 0, 0), (2, 0, 0), (2, 5, 1), (1, 6, 2)]
+    assert pack_pieces([], config) == []
+    assert pack_pieces([(8, 2)] * 4, config) == [(window, 0, 0) for window in range(4)]
     with pytest.raises(ValueError, match=r"^expected pieces of at most a window, got \(9, 1\)$"):
-        seat_pieces([(1, 1), (9, 1)], config)
+        pack_pieces([(1, 1), (9, 1)], config)
 
 
 @pytest.mark.parametrize(
@@ -205,21 +207,21 @@ def test_pieces_take_the_fullest_window_that_holds_them():
     ],
 )
 def test_what_fits_into_a_row_of_its_own(spans, fits):
-    limits = Budget(positions=20, windows=2, window_length=8, window_latents=2)
-    assert limits.holds(measure(build(spans), model(ratio=4, window=8))) is fits
+    limits = RowBudget(positions=20, windows=2, window_length=8, window_latents=2)
+    assert limits.fits(measure(build(spans), model(ratio=4, window=8))) is fits
     if fits:
-        assert fill_row(limits, [layout(*spans)]).seats
+        assert fill_row(limits, [layout(*spans)]).offsets
     else:
         with pytest.raises(ValueError, match="expected examples that fit together"):
             fill_row(limits, [layout(*spans)])
 
 
 def plain(*lengths):
-    return [Size(length, (), 0, 0) for length in lengths]
+    return [RecordSize(length, (), 0, 0) for length in lengths]
 
 
 def test_a_row_is_filled_in_turn_and_then_by_the_largest_that_fits():
-    limits = Budget(100, 1, 8, 2)
+    limits = RowBudget(100, 1, 8, 2)
     assert choose_row(plain(20, 30, 35, 4, 9, 8, 15), limits)[0] == [0, 1, 2, 6], (
         "35 of the last 20 do not fit, 15 do"
     )
@@ -231,13 +233,13 @@ def test_a_row_is_filled_in_turn_and_then_by_the_largest_that_fits():
         "22 would leave 8, less than half of the 20 that are kept for the end"
     )
     with pytest.raises(ValueError, match="expected an example that fits into"):
-        choose_row([Size(3, ((9, 1),), 0, 0)], limits)
+        choose_row([RecordSize(3, ((9, 1),), 0, 0)], limits)
 
 
 def test_the_end_of_a_row_takes_what_lies_along_the_budget_that_is_left():
-    limits = Budget(1000, 100, 10, 100)
-    first = Size(850, ((10, 1),) * 60, 0, 0)
-    reader, writer = Size(80, ((10, 1),) * 35, 0, 0), Size(100, (), 0, 0)
+    limits = RowBudget(1000, 100, 10, 100)
+    first = RecordSize(850, ((10, 1),) * 60, 0, 0)
+    reader, writer = RecordSize(80, ((10, 1),) * 35, 0, 0), RecordSize(100, (), 0, 0)
     assert choose_row([first, writer, reader], limits)[0] == [0, 2], (
         "more windows than positions are left"
     )
@@ -246,17 +248,17 @@ def test_the_end_of_a_row_takes_what_lies_along_the_budget_that_is_left():
 @pytest.mark.parametrize(("tries", "added"), [(2, []), (3, [3])])
 def test_a_row_is_full_after_so_many_tries_in_vain(tries, added, monkeypatch):
     """Two examples have more latents than are left; they fit by their lengths alone."""
-    monkeypatch.setattr("lclm_jax.data.loading.packing.TRIES", tries)
-    first = Size(85, ((2, 3),), 0, 0)
-    others = [Size(1, (piece,), 0, 0) for piece in ((6, 3), (5, 2), (4, 1))]
-    assert choose_row([first, *others], Budget(100, 1, 8, 4))[0] == [0, *added]
+    monkeypatch.setattr("lclm_jax.data.loading.packing.MAX_FAILED_TRIES", tries)
+    first = RecordSize(85, ((2, 3),), 0, 0)
+    others = [RecordSize(1, (piece,), 0, 0) for piece in ((6, 3), (5, 2), (4, 1))]
+    assert choose_row([first, *others], RowBudget(100, 1, 8, 4))[0] == [0, *added]
 
 
 def test_what_no_window_has_room_for_is_not_tried(monkeypatch):
-    monkeypatch.setattr("lclm_jax.data.loading.packing.TRIES", 1)
-    first = Size(85, ((5, 1), (5, 1)), 0, 0)
-    others = [Size(1, (piece,), 0, 0) for piece in ((5, 1), (1, 1))]
-    assert choose_row([first, *others], Budget(100, 2, 8, 4))[0] == [0, 2]
+    monkeypatch.setattr("lclm_jax.data.loading.packing.MAX_FAILED_TRIES", 1)
+    first = RecordSize(85, ((5, 1), (5, 1)), 0, 0)
+    others = [RecordSize(1, (piece,), 0, 0) for piece in ((5, 1), (1, 1))]
+    assert choose_row([first, *others], RowBudget(100, 2, 8, 4))[0] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -264,35 +266,35 @@ def test_what_no_window_has_room_for_is_not_tried(monkeypatch):
     [
         # 15 of 100 positions and 8 of 20 in windows are left, 4 in each window. A text of 12
         # positions scores 12 * 0.0015, and nothing is left over of a window.
-        (Size(10, ((3, 1),), 0, 0), [0, 2]),  # 10 * 0.0015 + 3 * 0.02 - 1 / 20
-        (Size(3, ((3, 1),), 0, 0), [0, 1, 2]),
-        (Size(1, ((1, 1),), 0, 0), [0, 1, 2]),
+        (RecordSize(10, ((3, 1),), 0, 0), [0, 2]),  # 10 * 0.0015 + 3 * 0.02 - 1 / 20
+        (RecordSize(3, ((3, 1),), 0, 0), [0, 1, 2]),
+        (RecordSize(1, ((1, 1),), 0, 0), [0, 1, 2]),
     ],
 )
 def test_what_is_left_over_of_a_window_counts_against_an_example(context, order):
-    first = Size(85, ((6, 1), (6, 1)), 0, 0)
-    assert choose_row([first, *plain(12), context], Budget(100, 2, 10, 9))[0] == order
+    first = RecordSize(85, ((6, 1), (6, 1)), 0, 0)
+    assert choose_row([first, *plain(12), context], RowBudget(100, 2, 10, 9))[0] == order
 
 
 def test_a_whole_window_leaves_nothing_over():
-    first, whole = Size(85, ((10, 1), (10, 1)), 0, 0), Size(5, ((10, 1),), 0, 0)
-    assert choose_row([first, *plain(14), whole], Budget(100, 3, 10, 9))[0] == [0, 2]
+    first, whole = RecordSize(85, ((10, 1), (10, 1)), 0, 0), RecordSize(5, ((10, 1),), 0, 0)
+    assert choose_row([first, *plain(14), whole], RowBudget(100, 3, 10, 9))[0] == [0, 2]
 
 
 def test_after_one_in_vain_those_that_need_as_much_are_not_tried(monkeypatch):
     """Less in one respect, here shorter pieces, is worth a try; the same once more is not."""
-    monkeypatch.setattr("lclm_jax.data.loading.packing.TRIES", 2)
-    first, vain = Size(85, ((2, 3),), 0, 0), Size(1, ((6, 3),), 0, 0)
-    shorter, small = Size(1, ((3, 1), (3, 0)), 0, 0), Size(1, ((4, 1),), 0, 0)
-    limits = Budget(100, 1, 8, 4)
+    monkeypatch.setattr("lclm_jax.data.loading.packing.MAX_FAILED_TRIES", 2)
+    first, vain = RecordSize(85, ((2, 3),), 0, 0), RecordSize(1, ((6, 3),), 0, 0)
+    shorter, small = RecordSize(1, ((3, 1), (3, 0)), 0, 0), RecordSize(1, ((4, 1),), 0, 0)
+    limits = RowBudget(100, 1, 8, 4)
     assert choose_row([first, vain, shorter], limits)[0] == [0, 2]
     assert choose_row([first, vain, vain, small], limits)[0] == [0, 3]
 
 
 def test_those_who_wait_stay_a_fair_sample():
     """The short do not pile up behind the long: of two sorts that come equally often, equally many wait after long packing."""
-    rng, limits = np.random.default_rng(0), Budget(1000, 10, 100, 100)
-    short, long = Size(20, ((30, 2),), 0, 0), Size(150, ((100, 7),), 0, 0)
+    rng, limits = np.random.default_rng(0), RowBudget(1000, 10, 100, 100)
+    short, long = RecordSize(20, ((30, 2),), 0, 0), RecordSize(150, ((100, 7),), 0, 0)
     waiting = []
     for _ in range(150):
         while len(waiting) < 200:
@@ -303,30 +305,30 @@ def test_those_who_wait_stay_a_fair_sample():
 
 
 def test_pieces_are_seated_anew_where_they_did_not_fit_in_order():
-    limits = Budget(100, 2, 10, 10)
-    seating = Seating(limits)
-    assert seating.add([(4, 1), (4, 1)])  # both lie in the first window
-    assert seating.add([(6, 1)])
-    assert seating.add([(6, 1)]), "6 + 4 twice"
-    assert not seating.add([(1, 1)])
-    assert [[seat[0] for seat in seats] for seats in seating.seats] == [[0, 1], [0], [1]]
-    assert seating.seats[0][0] == (0, 6, 1)
+    limits = RowBudget(100, 2, 10, 10)
+    packer = WindowPacker(limits)
+    assert packer.add([(4, 1), (4, 1)])  # both lie in the first window
+    assert packer.add([(6, 1)])
+    assert packer.add([(6, 1)]), "6 + 4 twice"
+    assert not packer.add([(1, 1)])
+    assert [[offset[0] for offset in offsets] for offsets in packer.offsets] == [[0, 1], [0], [1]]
+    assert packer.offsets[0][0] == (0, 6, 1)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 10), st.integers(1, 4)), max_size=5), max_size=8))
 def test_seats_never_overlap(examples):
-    limits, added = Budget(100, 3, 10, 6), []
-    seating = Seating(limits)
+    limits, added = RowBudget(100, 3, 10, 6), []
+    packer = WindowPacker(limits)
     for pieces in examples:
-        before = [list(seats) for seats in seating.seats]
-        if seating.add(pieces):
+        before = [list(offsets) for offsets in packer.offsets]
+        if packer.add(pieces):
             added.append(pieces)
         else:
-            assert [list(seats) for seats in seating.seats] == before
+            assert [list(offsets) for offsets in packer.offsets] == before
     taken = set()
-    for pieces, seats in zip(added, seating.seats, strict=True):
-        for (length, latents), (window, position, latent) in zip(pieces, seats, strict=True):
+    for pieces, offsets in zip(added, packer.offsets, strict=True):
+        for (length, latents), (window, position, latent) in zip(pieces, offsets, strict=True):
             assert window < 3 and position + length <= 10 and latent + latents <= 6
             here = {(window, "position", position + i) for i in range(length)} | {
                 (window, "latent", latent + i) for i in range(latents)
@@ -342,9 +344,9 @@ def test_rows_of_the_recipes_lengths_are_full():
     sizes = [
         measure([Context(range(n // 2)), Plain(range(n - n // 2), True)], config) for n in lengths
     ]
-    share = sum(size.read for size in sizes) / sum(size.positions for size in sizes)
+    share = sum(size.encoder_positions for size in sizes) / sum(size.positions for size in sizes)
     limits = replace(
-        Budget.of(config, 16384, round(16384 * share / 1024)), window_latents=72
+        RowBudget.for_model(config, 16384, round(16384 * share / 1024)), window_latents=72
     )  # data.spare_latents
     waiting, fills = sizes, []
     while len(waiting) > 1000:
@@ -352,7 +354,7 @@ def test_rows_of_the_recipes_lengths_are_full():
         fills.append(
             (
                 sum(waiting[i].positions for i in chosen) / 16384,
-                sum(waiting[i].read for i in chosen) / limits.windows / 1024,
+                sum(waiting[i].encoder_positions for i in chosen) / limits.windows / 1024,
             )
         )
         waiting = [size for i, size in enumerate(waiting) if i not in set(chosen)]

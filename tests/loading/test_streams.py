@@ -1,4 +1,4 @@
-"""The input pipeline: one global order, mixed and packed, resumed at any point and any number of hosts."""
+"""The input pipeline: one global mixture, mixed and packed, resumed at any point and any number of hosts."""
 
 import json
 from collections import Counter
@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import Config, ConfigError, Stream
-from lclm_jax.data.loading import sources
-from lclm_jax.data.loading.streams import PackedBatches, budget, stage_batches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches, row_budget, sources
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from tests.support.records import same, write_sources
 
@@ -24,16 +23,16 @@ def share(config, host, hosts):
     return range(host * rows, (host + 1) * rows)
 
 
+def mixture_of(config, tokenizer, stage=0, split="train"):
+    return StageData(config, config.stages[stage], tokenizer).mix_streams(split)
+
+
 def packed(config, tokenizer, host=0, hosts=1):
-    return iter(
-        PackedBatches(
-            stage_order(config, config.stages[0], tokenizer), config, share(config, host, hosts)
-        )
-    )
+    return iter(PackedBatches(mixture_of(config, tokenizer), share(config, host, hosts)))
 
 
 def prefetched(config, tokenizer):
-    return iter(stage_batches(stage_order(config, config.stages[0], tokenizer), config))
+    return iter(prefetch_batches(mixture_of(config, tokenizer)))
 
 
 def take(batches, count):
@@ -110,10 +109,10 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
     short = replace(config, data=replace(config.data, positions=48))
     batches = packed(short, tokenizer)
     emitted = take(batches, 6)
-    state, limits = batches.get_state(), budget(short, short.stages[0])
-    order = stage_order(short, short.stages[0], tokenizer)
-    sizes = [order.sizes[i] for i in range(state["next"])]
-    too_long = Counter(str(stream) for stream, size in sizes if not limits.holds(size))
+    state, limits = batches.get_state(), row_budget(short, short.stages[0])
+    mixture = mixture_of(short, tokenizer)
+    sizes = [mixture.sizes[i] for i in range(state["next"])]
+    too_long = Counter(str(stream) for stream, size in sizes if not limits.fits(size))
     assert (
         state["left_out"] == {stream: {"too long": count} for stream, count in too_long.items()}
         and too_long.total() > 10
@@ -121,9 +120,9 @@ def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(co
     restored = packed(short, tokenizer)
     restored.set_state(through_json(state))
     assert restored.get_state() == state
-    fitting = {i for i, (_, size) in enumerate(sizes) if limits.holds(size)}
+    fitting = {i for i, (_, size) in enumerate(sizes) if limits.fits(size)}
     expected = Counter(
-        tuple(order.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"])
+        tuple(mixture.examples[i].tokens.tolist()) for i in fitting - set(state["waiting"])
     )
     assert expected == Counter(
         tuple(tokens[segments == n].tolist())
@@ -140,16 +139,16 @@ def test_documents_too_short_for_two_segments_are_counted_and_left_out(config, t
     here = replace(
         config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6)
     )
-    batches = iter(PackedBatches(stage_order(here, stage, tokenizer), here))
+    batches = iter(PackedBatches(mixture_of(here, tokenizer)))
     next(batches)
     state = batches.get_state()
     assert state["left_out"]["0"]["too short"] == pytest.approx(state["next"] / 2, abs=3)
 
 
 def test_sizes_are_those_of_the_examples(config, tokenizer):
-    order = stage_order(config, config.stages[0], tokenizer)
+    mixture = mixture_of(config, tokenizer)
     for i in range(60):
-        (stream, size), example = order.sizes[i], order.examples[i]
+        (stream, size), example = mixture.sizes[i], mixture.examples[i]
         assert (stream, size.positions, size.trained) == (
             example.stream,
             len(example),
@@ -171,16 +170,16 @@ def test_a_host_reads_the_tokens_of_its_own_rows_only(config, tokenizer, monkeyp
     hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3)
 )
 def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed):
-    """Read a batch at each of these host counts in turn, saving and restoring in between: one order, continued."""
+    """Read a batch at each of these host counts in turn, saving and restoring in between: one mixture, continued."""
     config = replace(config_once, data=replace(config_once.data, seed=seed))
-    order = stage_order(config, config.stages[0], tokenizer)
-    alone = iter(PackedBatches(order, config))
+    mixture = mixture_of(config, tokenizer)
+    alone = iter(PackedBatches(mixture))
     state = alone.get_state()
     for count in hosts:
         expected, states = next(alone), []
         parts = []
         for host in range(count):
-            batches = iter(PackedBatches(order, config, share(config, host, count)))
+            batches = iter(PackedBatches(mixture, share(config, host, count)))
             batches.set_state(through_json(state))
             parts.append(next(batches))
             states.append(batches.get_state())
@@ -194,23 +193,19 @@ def test_fewer_examples_than_hosts_are_an_error(config, tokenizer, tmp_path):
     stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
     here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
     with pytest.raises(ConfigError, match="at least one example for each of 4 hosts, got 3"):
-        stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 4))
+        prefetch_batches(mixture_of(here, tokenizer), share(here, 0, 4))
     assert (
-        len(
-            next(
-                iter(stage_batches(stage_order(here, stage, tokenizer), here, share(here, 0, 2)))
-            ).tokens
-        )
+        len(next(iter(prefetch_batches(mixture_of(here, tokenizer), share(here, 0, 2)))).tokens)
         == 4
     )
 
 
 def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
-    order = stage_order(config, config.stages[0], tokenizer)
+    mixture = mixture_of(config, tokenizer)
     trained = Counter()
     for i in range(3000):
-        stream, size = order.sizes[i]
-        trained[stream] += size.trained if order.budget.holds(size) else 0
+        stream, size = mixture.sizes[i]
+        trained[stream] += size.trained if mixture.budget.fits(size) else 0
     shares = [trained[i] / trained.total() for i in range(3)]
     assert np.allclose(shares, (0.5, 0.3, 0.2), atol=0.02)
 
@@ -221,22 +216,22 @@ def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
     with pytest.raises(
         ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"
     ):
-        stage_order(replace(small, stages=(stage,)), stage, tokenizer)
+        mixture_of(replace(small, stages=(stage,)), tokenizer)
 
 
 def test_another_tokenizer_reads_the_same_examples_anew(config, tokenizer):
     other = train_tokenizer(["Ada likes pears and Ben likes figs " * 20], vocab=400)
-    one, two = (stage_order(config, config.stages[0], some) for some in (tokenizer, other))
+    one, two = (mixture_of(config, some) for some in (tokenizer, other))
     for number in (0, 3, 5):
         assert two.sizes[number][1].positions == len(two.examples[number])
-    for some, order in ((tokenizer, one), (other, two)):
-        task = next(i for i in range(200) if order.sizes[i][0] == 2)
-        assert "Who likes figs?" in some.decode(order.examples[task].tokens)
+    for some, mixture in ((tokenizer, one), (other, two)):
+        task = next(i for i in range(200) if mixture.sizes[i][0] == 2)
+        assert "Who likes figs?" in some.decode(mixture.examples[task].tokens)
 
 
 def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer):
     def tokens(config: Config, stage=0):
-        examples = stage_order(config, config.stages[stage], tokenizer).examples
+        examples = mixture_of(config, tokenizer, stage).examples
         return [examples[i].tokens.tolist() for i in (7, 0, 150)]
 
     assert tokens(config) == tokens(config)
@@ -251,7 +246,7 @@ def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
         stages=(one,),
         data=replace(config.data, reconstruction=None, positions=4000, windows=100),
     )
-    examples = stage_order(whole, one, tokenizer).examples
+    examples = mixture_of(whole, tokenizer).examples
     passes = [
         [tuple(examples[start + i].pieces[0].tokens.tolist()) for i in range(50)]
         for start in (0, 50)
@@ -262,11 +257,9 @@ def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
 
 
 def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, tokenizer):
-    compressed = stage_order(config, config.stages[0], tokenizer).examples
+    compressed = mixture_of(config, tokenizer).examples
     stage = replace(config.stages[0], compress=False)
-    plain = stage_order(
-        replace(config, stages=(stage, config.stages[1])), stage, tokenizer
-    ).examples
+    plain = mixture_of(replace(config, stages=(stage, config.stages[1])), tokenizer).examples
     for i in range(20):
         assert plain[i].pieces == [] and (plain[i].slots == -1).all()
         assert plain[i].weights.tolist() == [1.0] * (len(plain[i]) - 1) + [0.0]
@@ -280,8 +273,8 @@ def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_pa
     here = replace(config, stages=(stage,), data=replace(config.data, directory=str(tmp_path)))
     sources = {"docs": ("text", [{"text": "import " * 40}])}
     write_sources(tmp_path, tokenizer, sources, splits=("held",))
-    assert len(stage_order(here, stage, tokenizer, "held").examples[0].tokens)
+    assert len(mixture_of(here, tokenizer, split="held").examples[0].tokens)
     with pytest.raises(
         ConfigError, match="source docs has no train examples; leave stream interleaved/docs out"
     ):
-        stage_order(here, stage, tokenizer)
+        mixture_of(here, tokenizer)

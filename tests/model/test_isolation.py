@@ -10,8 +10,8 @@ import pytest
 from lclm_jax.batch import Places
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
 from lclm_jax.data.chat.chat import render_chat
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Plain, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
 from lclm_jax.model.masks import attention_mask
 from lclm_jax.model.params import abstract_params, init_params
@@ -22,7 +22,7 @@ CHAT_ROW = 1
 
 def pack(rows, config, tokenizer, positions=64, windows=2):
     """A batch whose rows hold the given records, one list of records a row."""
-    budget = Budget.of(config, positions, windows)
+    budget = RowBudget.for_model(config, positions, windows)
     return assemble(
         [
             fill_row(budget, [lay_out(record, config, tokenizer.memory) for record in records])

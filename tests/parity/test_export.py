@@ -19,7 +19,7 @@ from convert.to_hf import to_hf
 from lclm_jax.batch import Places
 from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TURN_END, Tokenizer
 from lclm_jax.inference.generation import generate_tokens
 from lclm_jax.inference.language_model import LanguageModel, load

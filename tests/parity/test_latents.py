@@ -16,8 +16,8 @@ from reference import GOLDEN, SETTINGS, Reference, make_tower, publish
 from convert.from_hf import read_hf
 from lclm_jax.batch import Batch
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, LanguageModel
 from lclm_jax.model.lclm import LCLM, apply
@@ -239,7 +239,11 @@ def test_logits_of_packed_examples(case):
     records = make_records(config.compression.window)
     examples = [lay_out(record, config, memory) for record in records]
     logits, start = (
-        run(case.model.params, assemble([fill_row(Budget.of(config, 160, 8), examples)]), config),
+        run(
+            case.model.params,
+            assemble([fill_row(RowBudget.for_model(config, 160, 8), examples)]),
+            config,
+        ),
         0,
     )
     for record, example in zip(records, examples, strict=True):

@@ -15,11 +15,11 @@ from launch import inspect_data as launch_inspect
 from launch import prepare as launch_prepare
 from lclm_jax.config import ConfigError, Recipe, Source, Stream
 from lclm_jax.config.values import from_dict
-from lclm_jax.data.loading.sources import Prepared, read_manifest
+from lclm_jax.data.loading import PreparedSource, read_manifest
 from lclm_jax.data.prepare import examples, jobs, prepare
 from lclm_jax.data.prepare.jobs import Job, run_job
 from lclm_jax.data.prepare.shards import REJECTIONS, DamagedError, find_shards, hash_file, split_of
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Role
 from lclm_jax.data.rows.parse import tokenise, words_of
 from lclm_jax.data.text import find_tokenizer as hub
 from lclm_jax.errors import UserError
@@ -92,14 +92,14 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
         for shard in told["shards"]:
             assert hash_file(prepared / shard["file"]) == shard["sha256"]
         for split in ("train", "held"):
-            opened = Prepared(prepared, source, split, tokenizer)
+            opened = PreparedSource(prepared, source, split, tokenizer)
             assert len(opened) == told["examples"][split]
             for i in range(0, len(opened), 7):
                 assert split_of(words_of(opened.raw(i))) == split
                 shapes = [(len(one.tokens), one.role) for one in opened.shapes[i]]
                 assert shapes == [(len(one.tokens), one.role) for one in opened[i]] != []
             tokens = sum(
-                len(stretch.tokens) for i in range(len(opened)) for stretch in opened.shapes[i]
+                len(section.tokens) for i in range(len(opened)) for section in opened.shapes[i]
             )
             assert tokens == told["tokens"][split]
 
@@ -157,7 +157,7 @@ def test_what_changed_is_prepared_anew_and_what_is_gone_is_removed(tmp_path, tok
     )
     prepare(recipe, {"docs": [f"{tmp_path}/*.jsonl"]}, out, tokenizer, workers=1)
     assert len(find_shards(out, "docs", "train")) == 1
-    opened = Prepared(out, "docs", "train", tokenizer)
+    opened = PreparedSource(out, "docs", "train", tokenizer)
     assert opened.raw(0)["text"].startswith("another text")
 
 
@@ -206,7 +206,9 @@ def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
         "too long": 1,
     }
     assert told["spelled_control"] == 1
-    opened = [Prepared(tmp_path / "out", "docs", split, tokenizer) for split in ("train", "held")]
+    opened = [
+        PreparedSource(tmp_path / "out", "docs", split, tokenizer) for split in ("train", "held")
+    ]
     kept = [source[i] for source in opened for i in range(len(source))]
     control = set(tokenizer.control.values())
     assert len(kept) == 2 and not any(
@@ -248,7 +250,7 @@ def prepare_one(tmp_path, tokenizer, rows, kind="text", name="docs.jsonl", **set
 def test_a_group_is_held_out_together_by_its_own_field_alone(tmp_path, tokenizer):
     rows = [{"text": f"words {i}", "split_group": f"module {i % 100}"} for i in range(400)]
     prepare_one(tmp_path, tokenizer, rows)
-    held = Prepared(tmp_path / "out", "docs", "held", tokenizer)
+    held = PreparedSource(tmp_path / "out", "docs", "held", tokenizer)
     numbers = {int(held.raw(i)["text"].split()[1]) % 100 for i in range(len(held))}
     assert len(held) == 4 * len(numbers) > 0
     assert all(split_of(f"module {number}") == "held" for number in numbers)
@@ -338,21 +340,23 @@ def test_a_damaged_shard_is_named(prepared, tokenizer, tmp_path):
     with pytest.raises(
         DamagedError, match=f"^{last.name} cannot be opened: .*then start again to continue"
     ):
-        Prepared(copy, "docs", "train", tokenizer)[0]  # an example of the first
+        PreparedSource(copy, "docs", "train", tokenizer)[0]  # an example of the first
     shard.unlink()
     with pytest.raises(ConfigError, match="expected the shards docs.train-00000.arrayrecord"):
-        Prepared(copy, "docs", "train", tokenizer)
+        PreparedSource(copy, "docs", "train", tokenizer)
     index = find_shards(copy, "docs", "held")[0].with_suffix(".index.npz")
     index.write_bytes(index.read_bytes()[:50])
     with pytest.raises(DamagedError, match="index.npz is damaged"):
-        Prepared(copy, "docs", "held", tokenizer)
+        PreparedSource(copy, "docs", "held", tokenizer)
 
 
 def test_traces_expand_the_chunk_that_holds_the_answer(prepared, tokenizer):
     split = next(
-        split for split in ("train", "held") if len(Prepared(prepared, "traces", split, tokenizer))
+        split
+        for split in ("train", "held")
+        if len(PreparedSource(prepared, "traces", split, tokenizer))
     )
-    messages = Prepared(prepared, "traces", split, tokenizer).raw(0)["messages"]
+    messages = PreparedSource(prepared, "traces", split, tokenizer).raw(0)["messages"]
     first, *turns, last = messages
     chunks = [part["context"] for part in first["content"] if "context" in part]
     assert "".join(chunks) == LIBRARY[:9000]
@@ -431,13 +435,13 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     page = (out / "inspect.html").read_text(encoding="utf-8")
     assert "interleaved/docs" in page and 'class="context"' in page and page.count("<img") >= 4
-    check_figures(figures, Prepared(out, "docs", "train", tokenizer))
+    check_figures(figures, PreparedSource(out, "docs", "train", tokenizer))
 
 
 def check_figures(figures, docs):
     told = figures["sources"]["docs"]
     assert told["examples"]["train"] == len(docs) == told["streams"]["interleaved"]["documents"]
-    lengths = [sum(len(stretch.tokens) for stretch in docs.shapes[i]) for i in range(len(docs))]
+    lengths = [sum(len(section.tokens) for section in docs.shapes[i]) for i in range(len(docs))]
     assert (
         told["streams"]["interleaved"]["tokens_before"] == sum(lengths) == told["tokens"]["train"]
     )
@@ -480,7 +484,7 @@ def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(
 
 
 def test_prepared_examples_are_those_of_their_rows(prepared, tokenizer):
-    talk = Prepared(prepared, "talk", "train", tokenizer)
+    talk = PreparedSource(prepared, "talk", "train", tokenizer)
     for i in range(5):
         again = tokenise(talk.raw(i), tokenizer)
         assert [(one.role, np.asarray(one.tokens).tolist()) for one in again] == [

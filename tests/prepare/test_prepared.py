@@ -10,7 +10,7 @@ import pytest
 
 from launch import inspect_data as launch_inspect
 from lclm_jax.config import ConfigError, Recipe, Source, Stream
-from lclm_jax.data.loading.sources import Prepared, read_manifest
+from lclm_jax.data.loading import PreparedSource, read_manifest
 from lclm_jax.data.prepare.prepare import prepare
 from lclm_jax.data.prepare.shards import (
     REJECTIONS,
@@ -208,7 +208,7 @@ def alike(tmp_path, tokenizer):
 
 def test_exchanged_shards_are_named_at_the_first_example(alike, tokenizer):
     """Whatever their sizes, and whatever the lengths of their examples."""
-    docs = Prepared(alike, "docs", "train", tokenizer)
+    docs = PreparedSource(alike, "docs", "train", tokenizer)
     first, second = docs.shards
     of_first = next(
         entry["examples"]
@@ -219,10 +219,10 @@ def test_exchanged_shards_are_named_at_the_first_example(alike, tokenizer):
     assert docs[0] and docs[of_first]
     exchange(first, second)
     with pytest.raises(DamagedError, match=r"arrayrecord:0 is not the example of its index"):
-        Prepared(alike, "docs", "train", tokenizer)[0]
+        PreparedSource(alike, "docs", "train", tokenizer)[0]
     exchange(index_path(first), index_path(second))
     with pytest.raises(DamagedError, match="index.npz is damaged .it is not as it was written"):
-        Prepared(alike, "docs", "train", tokenizer)
+        PreparedSource(alike, "docs", "train", tokenizer)
 
 
 def test_a_shard_of_another_size_and_an_index_of_another_shard_are_named(one, tokenizer):
@@ -232,12 +232,12 @@ def test_a_shard_of_another_size_and_an_index_of_another_shard_are_named(one, to
     first.write_bytes(whole + b"more")
     message = rf"{first.name} cannot be opened: expected \d+ bytes, got"
     with pytest.raises(DamagedError, match=message):
-        Prepared(out, "docs", "train", tokenizer)
+        PreparedSource(out, "docs", "train", tokenizer)
     first.write_bytes(whole)
     exchange_indexes(out, None)
     forget(out, "index_sha256")
     with pytest.raises(DamagedError, match="is the index of another shard: expected"):
-        Prepared(out, "docs", "train", tokenizer)
+        PreparedSource(out, "docs", "train", tokenizer)
 
 
 def test_an_index_of_an_earlier_version_has_lengths_alone(alike, tokenizer):
@@ -246,7 +246,7 @@ def test_an_index_of_an_earlier_version_has_lengths_alone(alike, tokenizer):
         with np.load(index_path(shard)) as arrays:
             kept = {name: arrays[name] for name in ("starts", "table")}
         np.savez(index_path(shard), **kept)
-    docs = Prepared(alike, "docs", "train", tokenizer)
+    docs = PreparedSource(alike, "docs", "train", tokenizer)
     assert docs[0] and docs[len(docs) - 1]
 
 
@@ -269,17 +269,17 @@ def test_a_manifest_cannot_name_a_file_outside(one):
 
 def test_the_fingerprint_of_a_source_is_that_of_its_content(one, tokenizer, tmp_path):
     inputs, out = one
-    found = Prepared(out, "docs", "train", tokenizer).fingerprint
+    found = PreparedSource(out, "docs", "train", tokenizer).fingerprint
     assert found["shards"] == 2 and 100 < found["examples"] <= 120
     moved = shutil.move(out, tmp_path / "moved")
-    assert Prepared(moved, "docs", "train", tokenizer).fingerprint == found
+    assert PreparedSource(moved, "docs", "train", tokenizer).fingerprint == found
     prepare(ONE, inputs, out, tokenizer, workers=2)
-    assert Prepared(out, "docs", "train", tokenizer).fingerprint == found
+    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint == found
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"text": "other words " * 40}) + "\n", encoding="utf-8"
     )
     prepare(ONE, inputs, out, tokenizer, workers=1)
-    assert Prepared(out, "docs", "train", tokenizer).fingerprint != found
+    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint != found
 
 
 def test_verify_names_every_file_that_is_not_as_it_was_written(one, command, capsys):

@@ -8,28 +8,25 @@ from hypothesis import strategies as st
 from lclm_jax.config import CompressionConfig, ConfigError, DataConfig
 from lclm_jax.data.recipe import transforms
 from lclm_jax.data.recipe.transforms import (
-    STREAMS,
+    TRANSFORMS,
     crop,
     draw_ratios,
-    follow,
-    interleave,
+    interleaved_record,
     read_requests,
-    reason,
-    reconstruct,
+    reasoning_record,
+    reconstruction_record,
     segment_lengths,
-    wrap_prompt,
+    sft_record,
+    split_prompt,
 )
-from lclm_jax.data.records.spans import (
-    Context,
-    Plain,
-)
-from lclm_jax.data.records.stretches import Role, Stretch, flatten, split
+from lclm_jax.data.records import Context, Plain, Role, Section
+from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.parse import tokenise
 from tests.support.records import ids
 
 
 def document(length):
-    return [Stretch(np.arange(length, dtype=np.int32), Role.DOCUMENT)]
+    return [Section(np.arange(length, dtype=np.int32), Role.DOCUMENT)]
 
 
 def lengths_of(record):
@@ -39,7 +36,7 @@ def lengths_of(record):
 def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing():
     rng, data = np.random.default_rng(0), DataConfig(passage=(300, 5000))
     for _ in range(100):
-        record = interleave(document(6000), rng, data)
+        record = interleaved_record(document(6000), rng, data)
         assert [type(span) for span in record] == [Context, Plain] * (len(record) // 2)
         assert all(span.trained for span in record[1::2])
         tokens = np.concatenate([span.tokens for span in record])
@@ -52,7 +49,7 @@ def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing():
     ("length", "trainable"), [(1001, 500), (16382, 8191), (16387, 8192), (30000, 8192)]
 )
 def test_long_documents_have_a_fixed_number_of_trainable_tokens(length, trainable):
-    record = interleave(document(length), np.random.default_rng(0), DataConfig())
+    record = interleaved_record(document(length), np.random.default_rng(0), DataConfig())
     assert sum(len(span.tokens) for span in record if isinstance(span, Plain)) == trainable
 
 
@@ -118,7 +115,7 @@ def test_reconstruction_asks_for_the_very_tokens_of_its_context(tokenizer, kind)
     example = tokenise({"text": "import os\n\nprint(os.name)  # " * 6}, tokenizer)
     asked = set()
     for _ in range(1200):
-        record = reconstruct(example, rng, data, tokenizer, kind)
+        record = reconstruction_record(example, rng, data, tokenizer, kind)
         (context,) = (span for span in record if isinstance(span, Context))
         answer = np.concatenate(
             [span.tokens for span in record if isinstance(span, Plain) and span.trained]
@@ -139,7 +136,7 @@ def test_following_keeps_the_parts_it_is_given(tokenizer):
     raw = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Ben"}]
     }
-    record = follow(tokenise(raw, tokenizer), np.random.default_rng(0))
+    record = sft_record(tokenise(raw, tokenizer), np.random.default_rng(0))
     texts = [(type(span), tokenizer.decode(span.tokens)) for span in record]
     assert texts == [
         (Plain, "<|im_start|>user\nRead "),
@@ -171,7 +168,7 @@ def test_following_wraps_what_is_not_the_assistants(tokenizer):
     rng, whole = np.random.default_rng(3), 0
     example = tokenise({"messages": messages}, tokenizer)
     for _ in range(100):
-        record = follow(example, rng)
+        record = sft_record(example, rng)
         assert tokenizer.decode(np.concatenate([span.tokens for span in record])) == rendered
         trained = [
             tokenizer.decode(span.tokens)
@@ -193,7 +190,7 @@ def test_wrapped_prompts_keep_their_tokens_and_cover_most_of_them(lengths, most)
     rng, regions, whole, total = np.random.default_rng(4), set(), 0, 800
     for _ in range(total):
         tokens = np.arange(rng.integers(lengths[0], lengths[1] + 1), dtype=np.int32)
-        parts = wrap_prompt(tokens, rng)
+        parts = split_prompt(tokens, rng)
         contexts = [part.tokens for part in parts if isinstance(part, Context)]
         assert np.concatenate([part.tokens for part in parts]).tolist() == tokens.tolist()
         assert all(len(part.tokens) for part in parts)
@@ -209,7 +206,7 @@ def test_wrapped_prompts_keep_their_tokens_and_cover_most_of_them(lengths, most)
 )
 def test_the_number_of_regions_changes_at_the_bounds(length, most):
     rng, tokens = np.random.default_rng(7), np.arange(length, dtype=np.int32)
-    prompts = [wrap_prompt(tokens, rng) for _ in range(200)]
+    prompts = [split_prompt(tokens, rng) for _ in range(200)]
     assert max(sum(isinstance(part, Context) for part in parts) for parts in prompts) == most
     assert any(len(parts) > 1 for parts in prompts) is (length >= 32)
 
@@ -231,7 +228,7 @@ def test_shares_of_thousands_of_documents_fill_the_papers_ranges():
     pairs, first, last, others = {length: [] for length in (3000, 6000, 12000, 40000)}, [], [], []
     for length in pairs:
         for _ in range(1500):
-            record = interleave([Stretch(range(length), Role.DOCUMENT)], rng, data)
+            record = interleaved_record([Section(range(length), Role.DOCUMENT)], rng, data)
             sizes = np.array([len(span.tokens) for span in record])
             wrapped, plain = sizes[::2], sizes[1::2]
             pairs[length].append(len(wrapped))
@@ -256,7 +253,7 @@ def test_shares_of_thousands_of_documents_fill_the_papers_ranges():
 def test_wrapped_regions_cover_what_the_paper_says_with_gaps_between(length):
     rng, cover, numbers = np.random.default_rng(11), [], []
     for _ in range(5000):
-        parts = wrap_prompt(range(length), rng)
+        parts = split_prompt(range(length), rng)
         numbers.append(sum(isinstance(part, Context) for part in parts))
         covered = sum(len(part.tokens) for part in parts if isinstance(part, Context))
         gaps = [len(part.tokens) for part in parts[1:-1] if isinstance(part, Plain)]
@@ -274,12 +271,12 @@ def test_segments_after_the_first_are_even_up_to_the_jitter(monkeypatch):
     monkeypatch.setattr(
         "lclm_jax.data.recipe.transforms._jitter", lambda parts, rng: np.array([0.8, 1.2])
     )
-    assert transforms._shares(1000, 3, 0.4, None, 100) == [400, 240, 360]
+    assert transforms._split_lengths(1000, 3, 0.4, None, 100) == [400, 240, 360]
     # What would be too short takes from the other.
-    assert transforms._shares(1000, 3, 0.4, None, 290) == [400, 290, 310]
-    assert transforms._shares(1000, 3, 0.01, None, 200)[0] == 200
-    assert transforms._shares(1000, 3, 0.99, None, 200) == [600, 200, 200]
-    assert transforms._shares(7, 1, 0.4, None, 100) == [7]
+    assert transforms._split_lengths(1000, 3, 0.4, None, 290) == [400, 290, 310]
+    assert transforms._split_lengths(1000, 3, 0.01, None, 200)[0] == 200
+    assert transforms._split_lengths(1000, 3, 0.99, None, 200) == [600, 200, 200]
+    assert transforms._split_lengths(7, 1, 0.4, None, 100) == [7]
 
 
 def test_jitter_is_drawn_within_a_fifth_and_keeps_the_sum():
@@ -301,7 +298,7 @@ def test_there_are_fewer_pairs_where_more_would_be_too_short():
 
 
 def test_an_empty_prompt_has_no_parts():
-    assert wrap_prompt(ids(), np.random.default_rng(0)) == []
+    assert split_prompt(ids(), np.random.default_rng(0)) == []
 
 
 def test_crops_keep_to_their_bounds():
@@ -317,11 +314,11 @@ def test_crops_keep_to_their_bounds():
 
 @pytest.mark.parametrize("length", [0, 100, 255])
 def test_a_document_too_short_for_two_segments_gives_no_record(length):
-    assert interleave(document(length), np.random.default_rng(0), DataConfig()) == []
-    assert len(interleave(document(256), np.random.default_rng(0), DataConfig())) == 2
+    assert interleaved_record(document(length), np.random.default_rng(0), DataConfig()) == []
+    assert len(interleaved_record(document(256), np.random.default_rng(0), DataConfig())) == 2
 
 
-@pytest.mark.parametrize("kind", sorted(STREAMS))
+@pytest.mark.parametrize("kind", sorted(TRANSFORMS))
 def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
     text = {"text": "def f(a):\n    return a + 1\n" * 60}
     chat = {
@@ -331,12 +328,12 @@ def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
         ]
     }
     example = tokenise(text if kind in ("interleaved", "reconstruction") else chat, tokenizer)
-    tokens, table = flatten(example)
+    tokens, table = flatten_sections(example)
     for seed in range(30):
         data = DataConfig(shortest_segment=16)
-        one = STREAMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
-        other = STREAMS[kind](
-            split(range(len(tokens)), table.tolist()),
+        one = TRANSFORMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
+        other = TRANSFORMS[kind](
+            split_sections(range(len(tokens)), table.tolist()),
             np.random.default_rng(seed),
             data,
             tokenizer,
@@ -354,9 +351,9 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
         "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]
     }
     example, rng, wrapped = tokenise(raw, tokenizer), np.random.default_rng(0), 0
-    thought = next(stretch.tokens for stretch in example if stretch.role is Role.ANALYSIS)
+    thought = next(section.tokens for section in example if section.role is Role.ANALYSIS)
     for _ in range(400):
-        record = reason(example, rng)
+        record = reasoning_record(example, rng)
         trained = np.concatenate(
             [span.tokens for span in record if isinstance(span, Plain) and span.trained]
         )
@@ -376,13 +373,13 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
 )
 def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
     example = [
-        Stretch(np.arange(9), Role.FIXED),
-        Stretch(np.arange(length), Role.ANSWER),
-        Stretch(np.arange(2), Role.FIXED),
+        Section(np.arange(9), Role.FIXED),
+        Section(np.arange(length), Role.ANSWER),
+        Section(np.arange(2), Role.FIXED),
     ]
     seen = set()
     for seed in range(40):
-        record = reason(example, np.random.default_rng(seed))
+        record = reasoning_record(example, np.random.default_rng(seed))
         (trained,) = (
             len(span.tokens) for span in record if isinstance(span, Plain) and span.trained
         )
@@ -398,7 +395,7 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
 def test_only_what_the_assistant_writes_is_trained_on():
     """A context keeps the ratio that it asks for, in both kinds of stream."""
     roles = (Role.FIXED, Role.CONTEXT, Role.ANSWER, Role.DOCUMENT, Role.ANALYSIS)
-    example = [Stretch(range(i, i + 2), role, 4) for i, role in enumerate(roles)]
+    example = [Section(range(i, i + 2), role, 4) for i, role in enumerate(roles)]
     expected = [
         Plain(range(0, 2)),
         Context(range(1, 3), 4),
@@ -406,16 +403,16 @@ def test_only_what_the_assistant_writes_is_trained_on():
         Plain(range(3, 5)),
         Plain(range(4, 6), trained=True),
     ]
-    assert follow(example, np.random.default_rng(0)) == expected
-    whole = [reason(example[:4], np.random.default_rng(seed)) for seed in range(20)]
+    assert sft_record(example, np.random.default_rng(0)) == expected
+    whole = [reasoning_record(example[:4], np.random.default_rng(seed)) for seed in range(20)]
     assert all(record == expected[:4] for record in whole)
-    unanswered = [reason(example[:2], np.random.default_rng(seed)) for seed in range(20)]
+    unanswered = [reasoning_record(example[:2], np.random.default_rng(seed)) for seed in range(20)]
     assert all(record == expected[:2] for record in unanswered)
 
 
 def test_the_last_of_several_answers_is_the_one_that_is_compressed():
-    example = [Stretch(range(300), Role.ANSWER), Stretch(range(1000, 1200), Role.ANSWER)]
-    records = [reason(example, np.random.default_rng(seed)) for seed in range(20)]
+    example = [Section(range(300), Role.ANSWER), Section(range(1000, 1200), Role.ANSWER)]
+    records = [reasoning_record(example, np.random.default_rng(seed)) for seed in range(20)]
     cut = [
         Plain(range(300), trained=True),
         Context(range(1000, 1072)),
@@ -461,4 +458,4 @@ def test_chats_are_no_documents(tokenizer):
     with pytest.raises(
         ConfigError, match="this stream reads documents, got an example of fixed, prompt"
     ):
-        interleave(chat, np.random.default_rng(0), DataConfig())
+        interleaved_record(chat, np.random.default_rng(0), DataConfig())

@@ -8,22 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.config import ConfigError
-from lclm_jax.data.records.spans import (
+from lclm_jax.data.records import (
     Context,
     Given,
     Plain,
-    Size,
-    compressed,
+    RecordSize,
     count_latents,
     cut_windows,
-    language,
     lay_out,
     measure,
     split_windows,
-    uncompressed,
-    window_bounds,
-    without_contexts,
 )
+from lclm_jax.data.records.views import as_plain_text, as_trained_text, at_ratio, without_contexts
+from lclm_jax.data.records.windows import window_bounds
 from tests.support.records import MARKER, MEMORY, SPANS, build, ids, model
 
 
@@ -191,14 +188,14 @@ def test_contexts_at_ratios_of_their_own_beside_given_latents():
     ]
     assert example.stream == 0
     size = measure(record, two_ratios())
-    assert size == Size(15, ((4, 2), (1, 1), (4, 1), (2, 1)), trained=2, compressed=11)
-    assert size.read == 11
+    assert size == RecordSize(15, ((4, 2), (1, 1), (4, 1), (2, 1)), trained=2, compressed=11)
+    assert size.encoder_positions == 11
     arrays = (example.tokens, example.targets, example.slots, example.weights)
     assert [array.dtype for array in arrays] == [np.int32] * 3 + [np.float32]
     assert {x.dtype for piece in example.pieces for x in (piece.tokens, piece.groups)} == {
         np.dtype(np.int32)
     }
-    at_four = compressed(record, 4)
+    at_four = at_ratio(record, 4)
     assert [span.ratio for span in at_four if isinstance(span, Context)] == [4, 4]
     assert [at_four[0], at_four[2]] == [record[0], record[2]]
 
@@ -259,8 +256,8 @@ def test_a_ratio_the_model_lacks_is_refused_with_those_it_has():
         with pytest.raises(ConfigError) as error:
             refused(5, two_ratios(), 3)
         assert str(error.value) == (
-            "this model compresses at ratio 2, 4, got ratio=3; load one trained for 3, "
-            "or name it in compression.ratios"
+            "this model compresses at ratio 2, 4, got ratio=3; load a model trained for "
+            "ratio 3, or add it to compression.ratios"
         )
 
 
@@ -306,13 +303,13 @@ def test_the_other_views_of_a_record():
             for span in spans
         ]
 
-    assert told(uncompressed(record)) == [
+    assert told(as_plain_text(record)) == [
         (Plain, [1], False),
         (Plain, [2, 3], False),
         (Plain, [4], True),
         Given(2),
     ]
-    assert told(language(record)) == [
+    assert told(as_trained_text(record)) == [
         (Plain, [1], True),
         (Plain, [2, 3], True),
         (Plain, [4], True),

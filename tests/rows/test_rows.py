@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from lclm_jax.data.records.stretches import Role, flatten
+from lclm_jax.data.records import Role
+from lclm_jax.data.records.sections import flatten_sections
 from lclm_jax.data.rows import fields as fields_module
 from lclm_jax.data.rows.parse import RowError, read_examples, tokenise, words_of
 from lclm_jax.data.text.tokenizer import Tokenizer
@@ -133,7 +134,7 @@ TOOL = {"name": "f", "description": "d", "parameters": {}}
 def test_fields_of_public_datasets_reach_the_model(tokenizer, fields, expected):
     (raw,) = examples(fields, "chat", tokenizer)
     assert raw == {"messages": expected}
-    assert len(flatten(tokenise(raw, tokenizer))[0])
+    assert len(flatten_sections(tokenise(raw, tokenizer))[0])
 
 
 @pytest.mark.parametrize(
@@ -160,10 +161,10 @@ def test_a_message_of_weight_0_is_read_and_not_trained_on(tokenizer, flag):
     messages = [TALK[0], {"role": "assistant", "content": "Dan"} | flag, TALK[0], TALK[1]]
     (raw,) = examples({"messages": messages}, "chat", tokenizer)
     assert raw["messages"][1] == {"role": "assistant", "content": "Dan", "trained": False}
-    stretches = tokenise(raw, tokenizer)
-    answers = [tokenizer.decode(one.tokens) for one in stretches if one.role is Role.ANSWER]
+    sections = tokenise(raw, tokenizer)
+    answers = [tokenizer.decode(one.tokens) for one in sections if one.role is Role.ANSWER]
     assert answers == ["Ben<|im_end|>"]
-    assert "Dan<|im_end|>" in "".join(tokenizer.decode(one.tokens) for one in stretches)
+    assert "Dan<|im_end|>" in "".join(tokenizer.decode(one.tokens) for one in sections)
 
 
 def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.records.stretches import Role, flatten
+from lclm_jax.data.records import Role
+from lclm_jax.data.records.sections import flatten_sections
 from lclm_jax.data.rows import fields as names
 from lclm_jax.data.rows.messages import CALLS, CONTENT, ROLE, ROLES
 from lclm_jax.data.rows.parse import RowError, read_examples, tokenise, words_of
@@ -111,7 +112,7 @@ PACKED = st.lists(
 
 
 def example_of(row, kind, tokenizer):
-    """The examples of a row with their stretches; None where it is refused."""
+    """The examples of a row with their sections; None where it is refused."""
     try:
         raws = list(read_examples(row, kind, tokenizer, 10_000))
         return [(raw, tokenise(raw, tokenizer)) for raw in raws]
@@ -125,9 +126,9 @@ def example_of(row, kind, tokenizer):
 @FUZZ
 @given(row=st.one_of(ROWS, CHATS), kind=st.sampled_from(["text", "chat", "expand", "packed"]))
 def test_a_row_of_any_shape_is_examples_or_a_named_error(tokenizer, row, kind):
-    for raw, stretches in example_of(row, kind, tokenizer) or []:
+    for raw, sections in example_of(row, kind, tokenizer) or []:
         assert words_of(raw).strip()
-        tokens, table = flatten(stretches)
+        tokens, table = flatten_sections(sections)
         assert len(tokens) == table[:, 0].sum() > 0
 
 
@@ -173,11 +174,9 @@ def test_a_message_of_weight_0_has_no_token_that_is_trained_on(tokenizer, row):
     found = example_of(row, "chat", tokenizer)
     if found is None:
         return
-    ((raw, stretches),) = found
+    ((raw, sections),) = found
     trained = "".join(
-        tokenizer.decode(one.tokens)
-        for one in stretches
-        if one.role in (Role.ANSWER, Role.ANALYSIS)
+        tokenizer.decode(one.tokens) for one in sections if one.role in (Role.ANSWER, Role.ANALYSIS)
     )
     weights = [one.get("trained", True) for one in raw["messages"] if one["role"] == "assistant"]
     assert trained.count("<|im_end|>") >= sum(weights) > 0

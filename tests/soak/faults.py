@@ -24,7 +24,7 @@ from lclm_jax.checkpoint import steps as checkpoint
 from lclm_jax.cli import run
 from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
-from lclm_jax.data.loading.streams import PackedIterator, batch_records
+from lclm_jax.data.loading import PackedIterator, batch_origins
 from lclm_jax.training.journal import LOG
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.state import TrainState
@@ -106,7 +106,7 @@ def keep_batches(config: Config):
         return to_devices(batch, *rest)
 
     def add_and_keep(self: Recorder, step: int, metrics: Any, before: Any):
-        records = batch_records(self.order, self.config, dict(before))
+        records = batch_origins(self.mixture, dict(before))
         line = {"stage": self.stage.name, "step": step, "sha256": seen[0], "records": records}
         with file.open("ab", buffering=0) as out:
             out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill leaves no half of it

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.prepare.shards import MANIFEST, SPLITS, ShardWriter, shard_path
-from lclm_jax.data.records.spans import (
-    Context,
-    Plain,
-)
+from lclm_jax.data.records import Context, Plain
 from lclm_jax.data.rows.parse import tokenise
 from lclm_jax.data.text.tokenizer import MemoryTokens
 

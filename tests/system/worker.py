@@ -19,7 +19,7 @@ import numpy as np
 from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.config import Config, MeshConfig
 from lclm_jax.config.values import from_dict
-from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed import stopping
 from lclm_jax.distributed.job import join
@@ -86,7 +86,7 @@ def compute(config: Config, directory: Path, shape: tuple[int, ...]):
     mesh = make_mesh(MeshConfig(*shape))
     where, name = batch_sharding(mesh), "-".join(map(str, shape))
     rows = own_rows(where, config.data.rows)
-    own = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config, rows)))
+    own = next(iter(PackedBatches(StageData(config, stage, tokenizer).mix_streams(), rows)))
     np.savez(directory / f"{name}.rows{jax.process_index()}.npz", rows=rows, tokens=own.tokens)
     values = unflatten(dict(np.load(directory / "params.npz")))
     with jax.set_mesh(mesh):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data.chat.chat import CHATML, parse_memory, render_chat
-from lclm_jax.data.records.spans import Context, Given, Plain, lay_out
+from lclm_jax.data.records import Context, Given, Plain, lay_out
 from lclm_jax.data.synthetic.corpus import CONTROL
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,

@@ -29,9 +29,14 @@ from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config import AdapterConfig, ConfigError
 from lclm_jax.config.values import differences
 from lclm_jax.costs.chips import find_chip
-from lclm_jax.data.loading.sources import Prepared
-from lclm_jax.data.loading.streams import PackedBatches, batch_at, batch_records, stage_order
-from lclm_jax.data.records.spans import VIEWS
+from lclm_jax.data.loading import (
+    PackedBatches,
+    PreparedSource,
+    StageData,
+    batch_at,
+    batch_origins,
+)
+from lclm_jax.data.records import VIEWS
 from lclm_jax.evaluation.held_out import _score
 from lclm_jax.inference.language_model import load
 from lclm_jax.model.params import flatten, init_params
@@ -190,21 +195,21 @@ def test_padding_counts_nothing(config, noisy, one_batch, one_device):
 
 def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
     """Of a batch in the middle: its text stands in the raw records that are named."""
-    order = stage_order(config, config.stages[1], tokenizer)
-    batches = iter(PackedBatches(order, config))
+    mixture = StageData(config, config.stages[1], tokenizer).mix_streams()
+    batches = iter(PackedBatches(mixture))
     for _ in range(3):
         next(batches)
     before = batches.get_state()
     batch = next(batches)
-    assert_equal(batch_at(order, config, before), batch)
-    named = batch_records(order, config, before)
+    assert_equal(batch_at(mixture, before), batch)
+    named = batch_origins(mixture, before)
     sources = {name: [] for row in named for name in row}
     assert all(
         name.split(" ")[0] in {stream.name for stream in config.stages[1].streams}
         for name in sources
     )
     held = {
-        source: Prepared(config.data.directory, source, "train", tokenizer)
+        source: PreparedSource(config.data.directory, source, "train", tokenizer)
         for source in ("docs", "tasks")
     }
     for row, names in enumerate(named):
@@ -300,7 +305,7 @@ def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):
     )
 
     model, stage = load(directory), config.stages[1]
-    records = held_out_records(run, stage, tokenizer)
+    records = held_out_records(StageData(run, stage, tokenizer))
     for number, stream in enumerate(stage.streams):
         for view, see in VIEWS.items():
             scores = list(_score(model, [see(record) for at, record in records if at == number]))

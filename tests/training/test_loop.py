@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.config import ConfigError, Group, StageConfig
-from lclm_jax.data.loading.streams import PackedBatches, stage_batches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
 from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import Interrupted, train
@@ -150,8 +150,8 @@ def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(
 ):
     monkeypatch.setattr(
         sys.modules["lclm_jax.training.loop"],
-        "stage_batches",
-        lambda *arguments: Late(stage_batches(*arguments)),
+        "prefetch_batches",
+        lambda *arguments: Late(prefetch_batches(*arguments)),
     )
     directory = train(
         replace(config, stages=config.stages[:1], run=replace(config.run, directory=str(tmp_path)))
@@ -235,7 +235,7 @@ def steady(config, once, tokenizer, params, one_device):
                     )
                 )
 
-        batch = next(iter(PackedBatches(stage_order(config, stage, tokenizer), config)))
+        batch = next(iter(PackedBatches(StageData(config, stage, tokenizer).mix_streams())))
         state, metrics = step(step(state, batch)[0], batch)
         once["steady"] = step, state, batch, metrics["loss"]
     return once["steady"]

@@ -10,7 +10,7 @@ from test_loop import compiled_once, config, events_of, log_of, moved, saved  # 
 from launch import replay as launch_replay
 from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.config.values import to_dict
-from lclm_jax.data.loading.streams import PackedBatches, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import NotFinite, train
 from lclm_jax.training.replay import keep_batch, read_batch, replay
@@ -20,7 +20,7 @@ from lclm_jax.training.replay import keep_batch, read_batch, replay
 def poisoned(config_once, tokenizer, noisy):
     """Parameters that are not finite where the encoder reads one token, of some rows of each of the first batches; that token."""
     batches = iter(
-        PackedBatches(stage_order(config_once, config_once.stages[0], tokenizer), config_once)
+        PackedBatches(StageData(config_once, config_once.stages[0], tokenizer).mix_streams())
     )
     first = [next(batches).windows for _ in range(2)]
 

@@ -9,8 +9,8 @@ from launch.bench.accelerator.record import Result
 from launch.bench.accelerator.rows import random_tokens, small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.work import Work
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
 ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"
@@ -52,7 +52,7 @@ def make_inputs(sizes: Sizes) -> Inputs:
 
     def windows(tokens: np.ndarray):
         count = len(tokens) // window
-        budget = Budget.of(model, len(tokens), count)
+        budget = RowBudget.for_model(model, len(tokens), count)
         return assemble([fill_row(budget, [lay_out([Context(tokens)], model, tokenizer.memory)])])
 
     prompt: list[Span] = [Context(context), Plain(question)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.data.records.spans import Plain
+from lclm_jax.data.records import Plain
 from lclm_jax.inference.generation import (
     DECODE_STEPS,
     Decoding,

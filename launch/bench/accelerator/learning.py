@@ -19,7 +19,7 @@ from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.sizes import Sizes
 from lclm_jax.batch import Batch, empty_batch, empty_windows
 from lclm_jax.config import CompressionConfig, Config, StageConfig
-from lclm_jax.data.loading.streams import PackedBatches, budget, stage_order
+from lclm_jax.data.loading import PackedBatches, StageData, row_budget
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.model.params import count_parameters, init_params
@@ -119,12 +119,12 @@ def _leave_devices():
 def pack_batches(config: Config, stage: StageConfig, seed: int, count: int) -> list[Batch]:
     config = replace(config, data=replace(config.data, seed=seed))
     tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
-    return list(islice(PackedBatches(stage_order(config, stage, tokenizer), config), count))
+    return list(islice(PackedBatches(StageData(config, stage, tokenizer).mix_streams()), count))
 
 
 def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[..., Any]:
     """The step of a stage as a program."""
-    room = budget(config, stage)
+    room = row_budget(config, stage)
     windows = (room.windows, room.window_length, room.window_latents)
     batch = empty_batch(config.data.rows, room.positions, empty_windows(config.data.rows, *windows))
     step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)

@@ -6,8 +6,8 @@ import numpy as np
 
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, ModelConfig
-from lclm_jax.data.loading.packing import Budget, assemble, fill_row
-from lclm_jax.data.records.spans import Context, Plain, Span, lay_out
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
             ]
         )
     examples = [lay_out(record, model, tokenizer.memory) for record in records]
-    return assemble([fill_row(Budget.of(model, positions, windows), examples)])
+    return assemble([fill_row(RowBudget.for_model(model, positions, windows), examples)])
 
 
 def window_counts(windows: int) -> list[int]:

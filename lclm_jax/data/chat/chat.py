@@ -26,12 +26,11 @@ from lclm_jax.data.chat.messages import (
 from lclm_jax.data.chat.templates import render
 from lclm_jax.data.chat.traced import Traced
 from lclm_jax.data.chat.turns import Run, Turn, check_complete, find_turns, list_runs
-from lclm_jax.data.records.spans import Context, Given, Plain, Span
-from lclm_jax.data.records.stretches import Role, Stretch
+from lclm_jax.data.records import Context, Given, Plain, Role, Section, Span
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
 
 Labelled = tuple[
-    str, bool, Role | Stretch | Given
+    str, bool, Role | Section | Given
 ]  # text, may have control tokens, role or filling
 __all__ = ["CHATML", "Analysis", "Message", "Part", "parse_memory", "read_chat", "render_chat"]
 
@@ -108,15 +107,15 @@ def render_chat(
     With `generate` it ends where the assistant begins. Raises what `read_raw_chat` does.
     """
     spans: list[Span] = []
-    for stretch in read_raw_chat(messages, tokenizer, tools, generate, **settings):
-        if isinstance(stretch, Given):
-            spans.append(stretch)
+    for section in read_raw_chat(messages, tokenizer, tools, generate, **settings):
+        if isinstance(section, Given):
+            spans.append(section)
             continue
-        tokens = np.asarray(stretch.tokens)
-        if stretch.role is Role.CONTEXT:
-            spans.append(Context(tokens, stretch.ratio))
+        tokens = np.asarray(section.tokens)
+        if section.role is Role.CONTEXT:
+            spans.append(Context(tokens, section.ratio))
             continue
-        trained = _trained(stretch.role)
+        trained = _trained(section.role)
         last = spans[-1] if spans else None
         if isinstance(last, Plain) and last.trained == trained:
             spans[-1] = Plain(np.concatenate([last.tokens, tokens]), trained)
@@ -131,7 +130,7 @@ def read_raw_chat(
     tools: Sequence[Any] = (),
     generate: bool = False,
     **settings: Any,
-) -> list[Stretch | Given]:
+) -> list[Section | Given]:
     """`read_chat` of messages as people and datasets write them: arguments of tool calls may be
     JSON text, and thoughts are kept whether the template reads them or not."""
     normal = normalise(messages, tokenizer, choose_template(tokenizer, tools))
@@ -144,8 +143,8 @@ def read_chat(
     tools: Sequence[Any] = (),
     generate: bool = False,
     **settings: Any,
-) -> list[Stretch | Given]:
-    """The tokens of a chat, in stretches of one role.
+) -> list[Section | Given]:
+    """The tokens of a chat, in sections of one role.
 
     They are those of transformers' `apply_chat_template` for the same messages, tools and
     settings, unless words spell a control token: that stays the text it is. A token that the
@@ -218,14 +217,14 @@ def _trained(role: Role) -> bool:
 
 def _encode(
     rendered: Traced, runs: Sequence[tuple[Run, Role]], tokenizer: Tokenizer
-) -> list[Stretch | Given]:
+) -> list[Section | Given]:
     """Encodes a rendered chat as one text; holes become what they stand for.
 
     A hole is encoded as a memory slot. A tokenizer without one encodes the text between two holes
     by itself.
     """
     text = "".join([rendered])
-    found: list[Stretch | Given] = []
+    found: list[Section | Given] = []
     section: list[Labelled] = []
     for run, role in runs:
         words = run.source
@@ -241,17 +240,17 @@ def _encode(
     return _join([*found, *_encode_section(section, tokenizer)])
 
 
-def _fill(part: Any, role: Role) -> Stretch | Given:
-    """Makes the stretch of a part that is no text."""
+def _fill(part: Any, role: Role) -> Section | Given:
+    """Makes the section of a part that is no text."""
     if isinstance(part, Given):
         return part
     if isinstance(part, Context):
-        return Stretch(part.tokens, Role.CONTEXT, part.ratio)
-    return Stretch(part, role)
+        return Section(part.tokens, Role.CONTEXT, part.ratio)
+    return Section(part, role)
 
 
-def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterator[Stretch | Given]:
-    """Stretches of the tokens of texts joined to one, each labelled with its role or filling."""
+def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterator[Section | Given]:
+    """Sections of the tokens of texts joined to one, each labelled with its role or filling."""
     if not section:
         return
     tokens, offsets = tokenizer.encode_marked([(text, marked) for text, marked, _ in section])
@@ -262,7 +261,7 @@ def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterat
     labels = [label for _, _, label in section]
     trained = np.cumsum([0, *(isinstance(x, Role) and _trained(x) for x in labels)])
     shares = trained[np.minimum(last, most) + 1] > trained[first]  # a token with an answer's text
-    found: list[Role | Stretch | Given] = [
+    found: list[Role | Section | Given] = [
         labels[i] if i == j or labels[i] == labels[j] else Role.ANSWER if shared else Role.FIXED
         for i, j, shared in zip(first, last, shares, strict=True)
     ]
@@ -270,22 +269,22 @@ def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterat
     for start, stop in pairwise(bounds):
         label = found[start] if start < stop else None
         if isinstance(label, Role):
-            yield Stretch(tokens[start:stop], label)
+            yield Section(tokens[start:stop], label)
         elif label is not None:
             yield label
 
 
-def _join(stretches: Iterable[Stretch | Given]) -> list[Stretch | Given]:
+def _join(sections: Iterable[Section | Given]) -> list[Section | Given]:
     """The same, neighbours of one role made one; a context stays by itself."""
-    joined: list[Stretch | Given] = []
-    for stretch in stretches:
+    joined: list[Section | Given] = []
+    for section in sections:
         last = joined[-1] if joined else None
         if (
-            isinstance(last, Stretch)
-            and isinstance(stretch, Stretch)
-            and last.role == stretch.role != Role.CONTEXT
+            isinstance(last, Section)
+            and isinstance(section, Section)
+            and last.role == section.role != Role.CONTEXT
         ):
-            joined[-1] = Stretch(np.concatenate([last.tokens, stretch.tokens]), last.role)
-        elif isinstance(stretch, Given) or len(stretch.tokens) or stretch.role is Role.CONTEXT:
-            joined.append(stretch)
+            joined[-1] = Section(np.concatenate([last.tokens, section.tokens]), last.role)
+        elif isinstance(section, Given) or len(section.tokens) or section.role is Role.CONTEXT:
+            joined.append(section)
     return joined

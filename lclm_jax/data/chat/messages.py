@@ -17,8 +17,7 @@ import numpy as np
 
 from lclm_jax.data.chat.templates import render
 from lclm_jax.data.chat.traced import Traced, join
-from lclm_jax.data.records.spans import Context, Given
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Context, Given, Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # fields, in transformers' order

@@ -11,7 +11,7 @@ from functools import lru_cache
 from lclm_jax.data.chat.messages import Analysis, Message, Words, read_parts
 from lclm_jax.data.chat.templates import Generated, render
 from lclm_jax.data.chat.traced import Traced, pieces
-from lclm_jax.data.records.stretches import Role
+from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
 Prefix = Callable[[int], str]  # renders so many messages, up to where the assistant begins

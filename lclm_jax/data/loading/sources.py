@@ -1,4 +1,4 @@
-"""Prepared sources, opened: any example by its number, with tokens or, for planning rows, with lengths alone."""
+"""Prepared sources: any example by its number, with its tokens or with its lengths alone."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,36 +19,49 @@ from lclm_jax.data.prepare.shards import (
     read_index,
     unpack,
 )
-from lclm_jax.data.records.stretches import Stretch, flatten, split
+from lclm_jax.data.records import Section
+from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.parse import Raw, tokenise
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.files.checksums import Listed
 from lclm_jax.files.reading import read_json
 
+CACHED_TABLES = 4096  # examples whose lengths under another tokenizer are kept in memory
+
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """What `launch.prepare` says of a directory. Raises FileNotFoundError with the command that makes one."""
+    """Return the manifest that `launch.prepare` wrote into a directory.
+
+    Raises FileNotFoundError, with the command that makes one, where there is none, and DamagedError
+    for a file that is not a manifest.
+    """
     file = Path(directory) / MANIFEST
     if not file.exists():
         raise FileNotFoundError(
-            f"{file}: no prepared data here; make it by python -m launch.prepare --recipe configs/recipe_*.py "
-            f"--input NAME=PATH --out {directory}, or set data.directory"
+            f"{file}: no prepared data here; make it by python -m launch.prepare "
+            f"--recipe configs/recipe_*.py --input NAME=PATH --out {directory}, "
+            "or set data.directory"
         )
     try:
         manifest = read_json(file)
         for source in manifest["sources"].values():
             for entry in source["shards"]:
-                if Path(entry["file"]).name != entry["file"]:
-                    raise ValueError(
-                        f"{entry['file']!r} is not the name of a file in its directory"
-                    )
+                _check_file_name(entry["file"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{file} is not a manifest: {error}; prepare again") from error
     return manifest
 
 
+def _check_file_name(name: str):
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is not the name of a file in its directory")
+
+
 def listed_files(directory: str | Path) -> Iterator[Listed]:
-    """Every shard and index of a prepared directory with its sha256; older indexes have none."""
+    """Yield every shard and index of a prepared directory with its sha256.
+
+    Manifests of earlier versions have none for indexes; these are left out.
+    """
     for source in read_manifest(directory)["sources"].values():
         for entry in source["shards"]:
             shard = Path(directory) / entry["file"]
@@ -58,7 +71,7 @@ def listed_files(directory: str | Path) -> Iterator[Listed]:
 
 
 def fingerprint(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Identifies the content of a source: its shards, its examples, and a hash over all shards."""
+    """Identify the content of a source: its shards, its examples, and a hash over all shards."""
     digests = "".join(str(entry.get("sha256")) for entry in entries)
     return {
         "shards": len(entries),
@@ -67,31 +80,24 @@ def fingerprint(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-class Prepared:
-    """The examples of a source, in the order of its shards.
+class PreparedSource:
+    """The examples of a source in one split ("train" or "held"), in the order of its shards.
 
-    Tokens are those of the files where this tokenizer made them; another one reads the raw examples again, which is
-    slower. `shapes` gives the same examples as ranges instead of tokens.
+    Tokens come from the shards where this tokenizer made them; another tokenizer reads the raw
+    examples anew, which is slower. `shapes` has the same examples with ranges in place of tokens.
+    Raises ConfigError for a source or shard that is missing and DamagedError for a damaged one.
     """
 
     def __init__(self, directory: str | Path, source: str, split: str, tokenizer: Tokenizer):
         manifest = read_manifest(directory)
         if source not in manifest["sources"]:
-            raise ConfigError(
-                f"{directory} has no source {source!r}; it has {', '.join(manifest['sources'])}"
-            )
+            listed = ", ".join(manifest["sources"])
+            raise ConfigError(f"{directory} has no source {source!r}; it has {listed}")
         self.name, self.tokenizer = source, tokenizer
         self.kind: str = manifest["sources"][source]["kind"]
-        entries = sorted(
-            (entry for entry in manifest["sources"][source]["shards"] if entry["split"] == split),
-            key=lambda entry: entry["file"],
-        )
+        entries = _split_entries(manifest["sources"][source]["shards"], split)
         self.shards = [Path(directory) / entry["file"] for entry in entries]
-        if missing := [shard.name for shard in self.shards if not shard.is_file()]:
-            raise ConfigError(
-                f"expected the shards {', '.join(missing)} in {directory}, got none of that name; "
-                "prepare again"
-            )
+        _check_present(self.shards, directory)
         for shard, entry in zip(self.shards, entries, strict=True):
             _check_size(shard, entry)
         self.index = read_index(zip(self.shards, entries, strict=True))
@@ -103,52 +109,68 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __getitem__(self, i: int) -> list[Section]:
+        raw, sections = self._read(int(i))
+        return sections if self.same_tokenizer else tokenise(raw, self.tokenizer)
+
+    def __repr__(self) -> str:
+        return f"PreparedSource({self.name}, {len(self)} examples)"
+
+    @cached_property
+    def shapes(self) -> "ExampleShapes":
+        """The same examples with ranges in place of tokens."""
+        return ExampleShapes(self)
+
+    def raw(self, i: int) -> Raw:
+        """Return example i as it was before it was tokenised."""
+        return self._read(int(i))[0]
+
+    def where(self, i: int) -> str:
+        """Return the shard of an example and its number there: "docs.train-00000.arrayrecord:17"."""
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return f"{self.shards[shard].name}:{i - first}"
+
+    def _read(self, i: int) -> tuple[Raw, list[Section]]:
+        try:
+            packed = self._records[i]
+            raw, sections = unpack(packed)
+        except (RuntimeError, ValueError) as error:  # for a record of another hash
+            raise DamagedError(f"{self.where(i)} cannot be read: {error}; {REMEDY}") from error
+        if not self.index.describes(i, packed, sections):
+            raise DamagedError(f"{self.where(i)} is not the example of its index; {REMEDY}")
+        return raw, sections
+
     @cached_property
     def _records(self) -> grain.sources.ArrayRecordDataSource:
         try:
             records = grain.sources.ArrayRecordDataSource([str(shard) for shard in self.shards])
-        except RuntimeError:  # which does not say which shard
+        except RuntimeError:  # it does not name the shard
             for shard in self.shards:
                 _check_opens(shard)
             raise
         if len(records) != len(self):
             raise ConfigError(
-                f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; prepare again"
+                f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; "
+                "prepare again"
             )
         return records
 
-    def raw(self, i: int) -> Raw:
-        return self._read(int(i))[0]
 
-    def _read(self, i: int) -> tuple[Raw, list[Stretch]]:
-        try:
-            packed = self._records[i]
-            raw, stretches = unpack(packed)
-        except (RuntimeError, ValueError) as error:  # of a record whose hash is another
-            raise DamagedError(f"{self.where(i)} cannot be read: {error}; {REMEDY}") from error
-        if not self.index.describes(i, packed, stretches):
-            raise DamagedError(f"{self.where(i)} is not the example of its index; {REMEDY}")
-        return raw, stretches
+def _split_entries(entries: Sequence[Entry], split: str) -> list[Entry]:
+    chosen = (entry for entry in entries if entry["split"] == split)
+    return sorted(chosen, key=lambda entry: entry["file"])
 
-    def __getitem__(self, i: int) -> list[Stretch]:
-        raw, stretches = self._read(int(i))
-        return stretches if self.same_tokenizer else tokenise(raw, self.tokenizer)
 
-    def where(self, i: int) -> str:
-        """The shard an example lies in and its number there, as `docs.train-00000.arrayrecord:17`."""
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return f"{self.shards[shard].name}:{i - int(self._ends[shard - 1]) if shard else i}"
-
-    def __repr__(self) -> str:
-        return f"Prepared({self.name}, {len(self)} examples)"
-
-    @cached_property
-    def shapes(self) -> "Shapes":
-        return Shapes(self)
+def _check_present(shards: Sequence[Path], directory: str | Path):
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise ConfigError(
+            f"expected the shards {', '.join(missing)} in {directory}, got none of that name; "
+            "prepare again"
+        )
 
 
 def _check_opens(shard: Path):
-    """Raises DamagedError for a shard that cannot be opened."""
     try:
         grain.sources.ArrayRecordDataSource([str(shard)])
     except RuntimeError as error:
@@ -156,7 +178,7 @@ def _check_opens(shard: Path):
 
 
 def _check_size(shard: Path, entry: Mapping[str, Any]):
-    """Raises DamagedError for a shard of another size than its manifest says; older ones do not."""
+    """Raise DamagedError for a shard whose size is not its manifest's; older ones list none."""
     expected, size = entry.get("bytes"), shard.stat().st_size
     if expected is not None and size != expected:
         raise DamagedError(
@@ -164,24 +186,27 @@ def _check_size(shard: Path, entry: Mapping[str, Any]):
         )
 
 
-class Shapes:
-    """The examples of a source as stretches of ranges."""
+class ExampleShapes:
+    """The examples of a source as sections whose tokens are ranges."""
 
-    def __init__(self, prepared: Prepared):
-        self.prepared = prepared
-        self._table_of = lru_cache(maxsize=4096)(lambda i: flatten(prepared[i])[1])
+    def __init__(self, source: PreparedSource):
+        self.source = source
+        self._retokenised_table = lru_cache(maxsize=CACHED_TABLES)(
+            lambda i: flatten_sections(source[i])[1]
+        )
 
     def __len__(self) -> int:
-        return len(self.prepared)
+        return len(self.source)
 
-    def __getitem__(self, i: int) -> list[Stretch]:
-        prepared, i = self.prepared, int(i)
-        rows = (
-            prepared.table[prepared.starts[i] : prepared.starts[i + 1]]
-            if prepared.same_tokenizer
-            else self._table_of(i)
-        )
-        return split(range(int(np.sum(rows[:, 0]))), rows.tolist())
+    def __getitem__(self, i: int) -> list[Section]:
+        table = self._table(int(i))
+        return split_sections(range(int(np.sum(table[:, 0]))), table.tolist())
 
     def __repr__(self) -> str:
-        return f"Shapes({self.prepared.name})"
+        return f"ExampleShapes({self.source.name})"
+
+    def _table(self, i: int) -> np.ndarray:
+        source = self.source
+        if source.same_tokenizer:
+            return source.table[source.starts[i] : source.starts[i + 1]]
+        return self._retokenised_table(i)

@@ -1,11 +1,11 @@
-"""What prepared data look like under a config: lengths, what is compressed and trained on, and how full rows become.
+"""A survey of prepared data under a config: lengths, contexts, trained tokens, and the fill of rows.
 
-Planned from lengths alone, as training plans them; the numbers behind `launch.inspect_data`.
+Planned from lengths alone, as training plans its rows. `launch.inspect_data` shows the result.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,295 +13,213 @@ import numpy as np
 
 from lclm_jax.config import Config, Recipe, StageConfig
 from lclm_jax.config.values import from_dict
-from lclm_jax.data.loading.sources import Prepared, read_manifest
-from lclm_jax.data.loading.streams import (
-    Order,
-    PackedBatches,
-    PackedIterator,
-    budget,
-    open_sources,
-    record_maker,
-    stage_order,
-    stream_records,
-)
+from lclm_jax.data.loading.batches import PackedBatches, PackedIterator
+from lclm_jax.data.loading.sources import PreparedSource, read_manifest
+from lclm_jax.data.loading.streams import Mixture, StageData, StreamReader
+from lclm_jax.data.loading.tally import Tally, add_tallies
 from lclm_jax.data.prepare.prepare import Progress, silent
-from lclm_jax.data.records.spans import Context, Plain, Size, Span, measure
+from lclm_jax.data.records import RecordSize, Span, measure
 from lclm_jax.data.text.tokenizer import Tokenizer
 
-BOUNDS = (
-    2048,
-    4096,
-    8192,
-    16385,
-)  # tokens at which the recipe treats a document otherwise (paper, C.4)
+# The lengths, in tokens, at which the recipe cuts a document otherwise (paper, C.4).
+BUCKET_BOUNDS = (2048, 4096, 8192, 16385)
 BUCKETS = ("under 2048", "2048 to 4095", "4096 to 8191", "8192 to 16384", "over 16384")
-MOST = 20_000  # examples of a stream that are looked at
-ROWS = 256  # rows that are packed
-TRIES = 5  # numbers of windows that are tried
+MAX_EXAMPLES = 20_000  # per stream
+DEFAULT_ROWS = 256  # rows to pack
+MAX_WINDOW_COUNTS = 5  # numbers of windows to try
+# The fills at which decoder positions and encoder windows count as equally full.
+GOOD_POSITIONS_FILL, GOOD_WINDOWS_FILL = 0.97, 0.95
 
 
-@dataclass
-class Tally:
-    """Sums and shares over the examples of one stream and length."""
+def open_prepared(config: Config, directory: str | Path) -> StageData:
+    """Return a prepared directory as the data of a stage that reads all its streams.
 
-    documents: int = 0
-    before: int = 0  # tokens as written
-    positions: int = 0  # decoder positions
-    read: int = 0  # encoder positions
-    compressed: int = 0  # tokens read as latents
-    trained: int = 0
-    too_long: int = 0  # examples that fit no row
-    too_short: int = 0  # documents that give no record
-    pairs: Counter[int] = field(default_factory=Counter)
-    first_wrapped: list[float] = field(
-        default_factory=list
-    )  # share of all compressed tokens, where there are several segments
-    last_plain: list[float] = field(default_factory=list)  # share of all trained tokens
-    shortest: int | None = None  # tokens of the shortest segment
-
-    def add(self, record: Sequence[Span], size: Size, length: int, fits: bool):
-        self.documents += 1
-        self.before += length
-        if not record:
-            self.too_short += 1
-            return
-        self.positions += size.positions
-        self.read += size.read
-        self.compressed += size.compressed
-        self.trained += size.trained
-        self.too_long += not fits
-        wrapped = [len(span.tokens) for span in record if isinstance(span, Context)]
-        plain = [len(span.tokens) for span in record if isinstance(span, Plain) and span.trained]
-        self.pairs[len(wrapped)] += 1
-        if len(wrapped) > 1 and sum(wrapped):
-            self.first_wrapped.append(wrapped[0] / sum(wrapped))
-        if len(plain) > 1 and sum(plain):
-            self.last_plain.append(plain[-1] / sum(plain))
-        if wrapped or plain:
-            self.shortest = min(
-                [*wrapped, *plain, *([] if self.shortest is None else [self.shortest])]
-            )
-
-    def figures(self) -> dict[str, Any]:
-        return {
-            "documents": self.documents,
-            "tokens_before": self.before,
-            "tokens_after": self.positions,
-            "encoder_tokens": self.read,
-            "compressed_tokens": self.compressed,
-            "trainable_tokens": self.trained,
-            "too_long": self.too_long,
-            "too_short": self.too_short,
-            "pairs": {str(count): self.pairs[count] for count in sorted(self.pairs)},
-            "first_wrapped_share": _spread(self.first_wrapped),
-            "last_plain_share": _spread(self.last_plain),
-            "shortest_segment": self.shortest,
-        }
-
-
-def open_prepared(config: Config, directory: str | Path) -> tuple[Config, StageConfig, Tokenizer]:
-    """A config of one stage, which reads this directory as the config's own stage of that recipe would."""
+    Named and sized as the config's own stage for that recipe, where it has one.
+    """
     manifest = read_manifest(directory)
     recipe = from_dict(Recipe, manifest["recipe"])
+    sources = manifest["sources"]
     streams = tuple(
-        one for one in recipe.streams if manifest["sources"][one.source]["examples"]["train"]
+        stream for stream in recipe.streams if sources[stream.source]["examples"]["train"]
     )
-    reader = next((stage for stage in config.stages if stage.directory == recipe.name), None)
-    stage = StageConfig(
-        reader.name if reader else recipe.name, 1, (), streams, windows=reader and reader.windows
-    )
-    config = replace(config, data=replace(config.data, directory=str(directory)), stages=(stage,))
-    return config, stage, Tokenizer.load(Path(directory) / "tokenizer")
+    own = next((stage for stage in config.stages if stage.directory == recipe.name), None)
+    name, windows = (own.name, own.windows) if own else (recipe.name, None)
+    stage = StageConfig(name, 1, (), streams, windows=windows)
+    data = replace(config.data, directory=str(directory))
+    tokenizer = Tokenizer.load(Path(directory) / "tokenizer")
+    return StageData(replace(config, data=data, stages=(stage,)), stage, tokenizer)
 
 
 def survey(
-    config: Config,
-    stage: StageConfig,
-    tokenizer: Tokenizer,
-    rows: int = ROWS,
-    progress: Progress = silent,
+    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Figures of the data of a stage, by source, stream and length of the example, and of its packed rows."""
-    manifest = read_manifest(Path(config.data.directory) / stage.directory)
-    opened = open_sources(config, stage, tokenizer, "train")
+    """Return figures of a stage's data by source, stream and length, and of its packed rows."""
+    manifest = read_manifest(stage.directory)
+    compression = stage.config.model.compression
+    readers = stage.open_streams()
+    shares = sum(reader.settings.share for reader in readers)
     sources: dict[str, Any] = {}
-    for number, (stream, source) in enumerate(zip(stage.streams, opened, strict=True)):
-        tallies = tally(config, stage, number, source, tokenizer, progress)
-        total = _sum(tallies.values())
-        said = sources.setdefault(
-            stream.source, _source(manifest["sources"][stream.source], source)
-        )
-        said["streams"][stream.kind] = total.figures() | {
-            "recipe_share": stream.share / sum(one.share for one in stage.streams),
-            "buckets": {
-                bucket: tallies[bucket].figures() for bucket in BUCKETS if bucket in tallies
-            },
-        }
+    for reader in readers:
+        name = reader.settings.source
+        if name not in sources:
+            sources[name] = _source_figures(manifest["sources"][name], reader.source)
+        sources[name]["streams"][reader.settings.kind] = _stream_figures(reader, shares, progress)
     return {
         "recipe": manifest["recipe"]["name"],
-        "ratios": list(config.model.compression.all_ratios),
-        "window": config.model.compression.window,
+        "ratios": list(compression.all_ratios),
+        "window": compression.window,
         "sources": sources,
-        "packing": pack_rows(config, stage, tokenizer, rows, progress),
+        "packing": pack_rows(stage, rows, progress),
     }
 
 
-def tally(
-    config: Config,
-    stage: StageConfig,
-    number: int,
-    source: Prepared,
-    tokenizer: Tokenizer,
-    progress: Progress,
-) -> dict[str, Tally]:
-    """Every example of a stream once, or MOST of them evenly spaced, by its length."""
-    room, make = budget(config, stage), record_maker(config, stage, number, source, tokenizer)
-    chosen = range(0, len(source), -(-len(source) // MOST))
+def _stream_figures(reader: StreamReader, shares: float, progress: Progress) -> dict[str, Any]:
+    tallies = tally_by_length(reader, progress)
+    buckets = {bucket: tallies[bucket].to_dict() for bucket in BUCKETS if bucket in tallies}
+    share = reader.settings.share / shares
+    return add_tallies(tallies.values()).to_dict() | {"recipe_share": share, "buckets": buckets}
+
+
+def tally_by_length(reader: StreamReader, progress: Progress) -> dict[str, Tally]:
+    """Tally the examples of a stream, or MAX_EXAMPLES of them evenly spaced, by length bucket."""
+    budget, model = reader.stage.budget, reader.stage.config.model
     tallies: dict[str, Tally] = defaultdict(Tally)
-    for i in progress(chosen, f"reading {stage.streams[number].name}"):
-        example = source.shapes[i]
-        record = make(example, np.random.default_rng([config.data.seed, i]))
-        length = sum(len(stretch.tokens) for stretch in example)
-        size = measure(record, config.model)
-        tallies[BUCKETS[int(np.searchsorted(BOUNDS, length, "right"))]].add(
-            record, size, length, room.holds(size)
-        )
+    for i in progress(reader.spaced(MAX_EXAMPLES), f"reading {reader.name}"):
+        length = sum(len(section.tokens) for section in reader.source.shapes[i])
+        bucket = BUCKETS[int(np.searchsorted(BUCKET_BOUNDS, length, "right"))]
+        record = reader.record_shape(i)
+        size = measure(record, model)
+        tallies[bucket].add(record, size, length, budget.fits(size))
     return tallies
 
 
 def pack_rows(
-    config: Config,
-    stage: StageConfig,
-    tokenizer: Tokenizer,
-    rows: int = ROWS,
-    progress: Progress = silent,
+    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Fill of both budgets over some rows, and what other numbers of windows would give."""
-    windows = stage.windows or config.data.windows
-    tried: dict[int, dict[str, Any]] = {}
+    """Return how full rows become, and what other numbers of windows would give."""
+    windows = stage.budget.windows
+    tried: dict[int, RowFill] = {}
     coming = [windows]
-    while coming and len(tried) < TRIES:
-        number = coming[0]
-        order = stage_order(config, replace(stage, windows=number), tokenizer)
-        tried[number] = _pack(
-            config, order, [stream.name for stream in stage.streams], rows, progress
-        )
-        demand = tried[number][
-            "windows_in_demand"
-        ]  # grows a little with the number: fewer examples are too long
-        coming = [
-            near for near in (int(np.ceil(demand)), int(demand)) if near and near not in tried
-        ]
-    best = max(
-        tried,
-        key=lambda windows: min(
-            tried[windows]["positions_fill"] / 0.97, tried[windows]["windows_fill"] / 0.95
-        ),
-    )
+    while coming and len(tried) < MAX_WINDOW_COUNTS:
+        count = coming[0]
+        sized = replace(stage, stage=replace(stage.stage, windows=count))
+        tried[count] = _measure_fill(sized, rows, progress)
+        # Grows a little with the number of windows: fewer examples are too long.
+        demand = tried[count].windows_in_demand
+        near = (int(np.ceil(demand)), int(demand))
+        coming = [count for count in near if count and count not in tried]
+    best = max(tried, key=lambda count: tried[count].score)
+    setting = f"stages.{stage.stage.name}.windows" if stage.stage.windows else "data.windows"
     return {
         "rows": rows,
-        "positions": config.data.positions,
+        "positions": stage.budget.positions,
         "windows": windows,
-        **tried[windows],
+        **tried[windows].to_dict(),
         "suggested_windows": best,
-        "suggestion": f"stages.{stage.name}.windows={best}"
-        if stage.windows
-        else f"data.windows={best}",
-        "tried_windows": {str(number): tried[number] for number in sorted(tried)},
+        "suggestion": f"{setting}={best}",
+        "tried_windows": {str(count): tried[count].to_dict() for count in sorted(tried)},
     }
 
 
-def _pack(
-    config: Config, order: Order, streams: Sequence[str], rows: int, progress: Progress
-) -> dict[str, Any]:
-    """How full rows become, the shares of what is trained on in them, and how many windows their examples ask for."""
-    room = order.budget
-    planner = PackedIterator(PackedBatches(order, config))
-    fills: list[tuple[float, float]] = []
-    sizes: list[Size] = []
+@dataclass(frozen=True)
+class RowFill:
+    """How full packed rows are."""
+
+    fills: np.ndarray  # [rows, 2] filled shares of decoder positions and of encoder positions
+    examples: int
+    left_out: dict[str, dict[str, int]]  # examples by stream and reason
+    trained_shares: dict[str, float]  # of all trained tokens, by stream
+    windows_in_demand: float  # windows a row needs for its decoder positions to be full
+
+    @property
+    def positions_fill(self) -> float:
+        """The mean filled share of decoder positions."""
+        return float(self.fills[:, 0].mean())
+
+    @property
+    def windows_fill(self) -> float:
+        """The mean filled share of encoder positions."""
+        return float(self.fills[:, 1].mean())
+
+    @property
+    def score(self) -> float:
+        """The fill of the emptier budget, relative to a good fill."""
+        return min(self.positions_fill / GOOD_POSITIONS_FILL, self.windows_fill / GOOD_WINDOWS_FILL)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures under the names that the report on data reads."""
+        return {
+            "positions_fill": self.positions_fill,
+            "windows_fill": self.windows_fill,
+            "examples": self.examples,
+            "left_out": self.left_out,
+            "trained_shares": self.trained_shares,
+            "windows_in_demand": self.windows_in_demand,
+            "fills": self.fills.round(4).tolist(),
+        }
+
+
+def _measure_fill(stage: StageData, rows: int, progress: Progress) -> RowFill:
+    names = [stream.name for stream in stage.stage.streams]
+    mixture, budget = stage.mix_streams(), stage.budget
+    planner = PackedIterator(PackedBatches(mixture))
+    planned = [
+        _row_sizes(mixture, planner)
+        for _ in progress(range(rows), f"packing {budget.windows} windows a row")
+    ]
+    needs = np.array([_row_needs(sizes) for sizes in planned])
     trained: Counter[int] = Counter()
-    for _ in progress(range(rows), f"packing {room.windows} windows a row"):
-        row: list[tuple[int, Size]] = [order.sizes[number] for number in planner.plan_row()[0]]  # type: ignore[misc]
-        positions, read = sum(size.positions for _, size in row), sum(size.read for _, size in row)
-        fills.append((positions / room.positions, read / (room.windows * room.window_length)))
-        for stream, size in row:
-            trained[stream] += size.trained
-            sizes.append(size)
-    by_budget = np.array(fills)
-    demand = sum(size.read for size in sizes) / max(1, sum(size.positions for size in sizes))
-    return {
-        "positions_fill": float(by_budget[:, 0].mean()),
-        "windows_fill": float(by_budget[:, 1].mean()),
-        "examples": len(sizes),
-        "left_out": {
-            streams[int(number)]: reasons
-            for number, reasons in planner.get_state()["left_out"].items()
-        },
-        "trained_shares": {
-            name: trained[i] / max(1, trained.total()) for i, name in enumerate(streams)
-        },
-        "windows_in_demand": demand * room.positions / room.window_length,
-        "fills": by_budget.round(4).tolist(),
-    }
-
-
-def sample(
-    config: Config, stage: StageConfig, tokenizer: Tokenizer, count: int
-) -> Iterator[tuple[str, list[Span]]]:
-    """The first records of every stream, with their tokens."""
-    for number, (stream, source) in enumerate(
-        zip(stage.streams, open_sources(config, stage, tokenizer, "train"), strict=True)
-    ):
-        records = stream_records(config, stage, number, source, source, tokenizer)
-        made = [record for record in (records[i] for i in range(4 * count)) if record]
-        yield from ((stream.name, record) for record in made[:count])
-
-
-def _source(told: dict[str, Any], source: Prepared) -> dict[str, Any]:
-    lengths = (
-        np.add.reduceat(source.table[:, 0], source.starts[:-1]) if len(source) else np.zeros(0)
+    for stream, size in (pair for sizes in planned for pair in sizes):
+        trained[stream] += size.trained
+    positions, encoder_positions = needs.sum(axis=0).tolist()
+    demand = encoder_positions / max(1, positions)
+    left_out = planner.get_state()["left_out"]
+    return RowFill(
+        fills=needs / (budget.positions, budget.encoder_positions),
+        examples=sum(map(len, planned)),
+        left_out={names[int(stream)]: counts for stream, counts in left_out.items()},
+        trained_shares={name: trained[i] / max(1, trained.total()) for i, name in enumerate(names)},
+        windows_in_demand=demand * budget.positions / budget.window_length,
     )
+
+
+def _row_sizes(mixture: Mixture, planner: PackedIterator) -> list[tuple[int, RecordSize]]:
+    """Return (stream, size) of every example of the next row."""
+    return [mixture.sizes[number] for number in planner.plan_row()[0]]  # type: ignore[misc]
+
+
+def _row_needs(sizes: list[tuple[int, RecordSize]]) -> tuple[int, int]:
+    """Return the decoder positions and encoder positions that a row's examples take."""
+    positions = sum(size.positions for _, size in sizes)
+    return positions, sum(size.encoder_positions for _, size in sizes)
+
+
+def sample_records(stage: StageData, count: int) -> Iterator[tuple[str, list[Span]]]:
+    """Yield (stream name, record) of the first `count` records of every stream, with tokens."""
+    for reader in stage.open_streams():
+        records = reader.records()
+        candidates = [records[i] for i in range(4 * count)]  # some documents give no record
+        for record in [record for record in candidates if record][:count]:
+            yield reader.name, record
+
+
+def _source_figures(entry: dict[str, Any], source: PreparedSource) -> dict[str, Any]:
+    """Return a source's entry of the manifest and its lengths, by powers of two."""
+    copied = ("kind", "rows", "rejected", "spelled_control", "examples", "tokens")
+    counts = Counter(_powers_of_two(_example_lengths(source)))
     return {
-        name: told[name]
-        for name in ("kind", "rows", "rejected", "spelled_control", "examples", "tokens")
-    } | {
-        "lengths": {
-            str(power): int(count) for power, count in sorted(Counter(_powers(lengths)).items())
-        },
+        **{name: entry[name] for name in copied},
+        "lengths": {str(power): int(count) for power, count in sorted(counts.items())},
         "streams": {},
     }
 
 
-def _powers(lengths: Iterable[int]) -> list[int]:
-    """The largest power of two in every length."""
+def _example_lengths(source: PreparedSource) -> np.ndarray:
+    if not len(source):
+        return np.zeros(0)
+    return np.add.reduceat(source.table[:, 0], source.starts[:-1])
+
+
+def _powers_of_two(lengths: Iterable[int]) -> list[int]:
+    """Return the largest power of two in every length."""
     return [1 << (int(length).bit_length() - 1) if length else 0 for length in lengths]
-
-
-def _sum(tallies: Iterable[Tally]) -> Tally:
-    total = Tally()
-    for one in tallies:
-        for name in (
-            "documents",
-            "before",
-            "positions",
-            "read",
-            "compressed",
-            "trained",
-            "too_long",
-            "too_short",
-        ):
-            setattr(total, name, getattr(total, name) + getattr(one, name))
-        total.pairs.update(one.pairs)
-        total.first_wrapped += one.first_wrapped
-        total.last_plain += one.last_plain
-        total.shortest = min(
-            (x for x in (total.shortest, one.shortest) if x is not None), default=None
-        )
-    return total
-
-
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    array = np.array(values)
-    return {"min": float(array.min()), "median": float(np.median(array)), "max": float(array.max())}

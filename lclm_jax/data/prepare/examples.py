@@ -6,7 +6,7 @@ from typing import Any
 
 from lclm_jax.data.inputs.files import Rejection, Row
 from lclm_jax.data.prepare.shards import split_of
-from lclm_jax.data.records.stretches import Stretch
+from lclm_jax.data.records import Section
 from lclm_jax.data.rows.fields import SPLIT_GROUP, is_blank, raise_first
 from lclm_jax.data.rows.parse import Raw, RowError, read_examples, tokenise, words_of
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
@@ -19,7 +19,7 @@ class Example:
     """An example of a row, tokenised."""
 
     raw: Raw
-    stretches: list[Stretch]
+    sections: list[Section]
     split: str
     spells_control: bool  # as plain text, which is trained on
 
@@ -57,16 +57,16 @@ def _read_row(
         for raw in read_examples(fields, kind, tokenizer, longest):
             count += 1
             try:
-                stretches = tokenise(raw, tokenizer)
+                sections = tokenise(raw, tokenizer)
             except TextError as error:
                 problems.append(RowError("chat", str(error)))
                 continue
-            if not sum(len(stretch.tokens) for stretch in stretches):
+            if not sum(len(section.tokens) for section in sections):
                 problems.append(RowError("empty", "expected words, got none"))
                 continue
             words = words_of(raw)
             split = split_of(words if is_blank(group) else str(group))
-            yield Example(raw, stretches, split, spells_control(words, tokenizer))
+            yield Example(raw, sections, split, spells_control(words, tokenizer))
     except RowError as error:
         problems.append(error)
     raise_first(problems, count)

@@ -142,7 +142,7 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
                 if isinstance(example, Rejection):
                     rejections.append(example)
                 else:
-                    writers[example.split].add(example.raw, example.stretches)
+                    writers[example.split].add(example.raw, example.sections)
                     spelled += example.spells_control
         if len(rejections) > job.most_rejected:
             break

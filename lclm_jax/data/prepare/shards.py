@@ -1,7 +1,7 @@
 """Prepared examples on disk: ArrayRecord shards, one example a record packed by msgpack, each beside an index of lengths.
 
 `<source>.<split>-<number>.arrayrecord` holds the examples, `....index.npz` what rows are planned from: `starts` [n + 1] and
-`table` [stretches, 3], the tables of all examples (`lclm_jax.data.records.stretches`) joined. It also has a
+`table` [sections, 3], the tables of all examples (`lclm_jax.data.records.sections`) joined. It also has a
 checksum of every example, `crc32` [n], and the manifest has the index's own: an example that is
 read is the one that was written, whichever files were exchanged since.
 """
@@ -20,7 +20,8 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from lclm_jax.data.records.stretches import Stretch, flatten, split
+from lclm_jax.data.records import Section
+from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.parse import Raw
 from lclm_jax.errors import UserError
 from lclm_jax.files.checksums import hash_file
@@ -67,10 +68,12 @@ def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
     return bytes(msgpack.packb(fields) or b"")
 
 
-def unpack(packed: bytes) -> tuple[Raw, list[Stretch]]:
+def unpack(packed: bytes) -> tuple[Raw, list[Section]]:
     fields: dict[str, Any] = msgpack.unpackb(packed)
     table = np.frombuffer(fields["table"], "<i4").reshape(-1, 3)
-    return json.loads(fields["raw"]), split(np.frombuffer(fields["tokens"], "<i4"), table.tolist())
+    return json.loads(fields["raw"]), split_sections(
+        np.frombuffer(fields["tokens"], "<i4"), table.tolist()
+    )
 
 
 class ShardWriter:
@@ -82,8 +85,8 @@ class ShardWriter:
         self.starts, self.tables = [0], [np.zeros((0, 3), np.int32)]
         self.checksums: list[int] = []
 
-    def add(self, raw: Raw, stretches: Sequence[Stretch]):
-        tokens, table = flatten(stretches)
+    def add(self, raw: Raw, sections: Sequence[Section]):
+        tokens, table = flatten_sections(sections)
         packed = pack(raw, tokens, table)
         self.writer.write(packed)
         self.checksums.append(zlib.crc32(packed))
@@ -114,12 +117,12 @@ class Index:
     """The indexes of several shards, joined."""
 
     starts: np.ndarray  # [n + 1]
-    table: np.ndarray  # [stretches, 3]
+    table: np.ndarray  # [sections, 3]
     crc32: np.ndarray  # [n], -1 where an earlier version has kept none
 
-    def describes(self, i: int, packed: bytes, stretches: Sequence[Stretch]) -> bool:
+    def describes(self, i: int, packed: bytes, sections: Sequence[Section]) -> bool:
         """Whether a record is example `i`."""
-        found = [(len(one.tokens), int(one.role), one.ratio or 0) for one in stretches]
+        found = [(len(one.tokens), int(one.role), one.ratio or 0) for one in sections]
         rows = self.table[self.starts[i] : self.starts[i + 1]]
         same = found == [tuple(row) for row in rows.tolist()]
         return same and int(self.crc32[i]) in (-1, zlib.crc32(packed))

@@ -1,1 +1,23 @@
-"""The training streams of the recipe: prepared examples to records."""
+"""The training streams of the recipe: from prepared examples to records."""
+
+from lclm_jax.data.recipe.transforms import (
+    TRANSFORMS,
+    Transform,
+    draw_ratios,
+    interleaved_record,
+    read_requests,
+    reasoning_record,
+    reconstruction_record,
+    sft_record,
+)
+
+__all__ = [
+    "TRANSFORMS",
+    "Transform",
+    "draw_ratios",
+    "interleaved_record",
+    "read_requests",
+    "reasoning_record",
+    "reconstruction_record",
+    "sft_record",
+]

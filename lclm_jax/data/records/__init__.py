@@ -1,1 +1,27 @@
-"""Records: what an example is, and how its spans become arrays."""
+"""Records: what one training example says, and the arrays it becomes."""
+
+from lclm_jax.data.records.layout import Example, RecordSize, lay_out, measure
+from lclm_jax.data.records.sections import Role, Section
+from lclm_jax.data.records.spans import Context, Given, Plain, Span, Tokens
+from lclm_jax.data.records.views import VIEWS, View
+from lclm_jax.data.records.windows import ContextPiece, count_latents, cut_windows, split_windows
+
+__all__ = [
+    "VIEWS",
+    "Context",
+    "ContextPiece",
+    "Example",
+    "Given",
+    "Plain",
+    "RecordSize",
+    "Role",
+    "Section",
+    "Span",
+    "Tokens",
+    "View",
+    "count_latents",
+    "cut_windows",
+    "lay_out",
+    "measure",
+    "split_windows",
+]

@@ -1,4 +1,4 @@
-"""Rows of the input to raw examples, and raw examples to stretches of tokens.
+"""Rows of the input to raw examples, and raw examples to sections of tokens.
 
 A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
 `{"text": str}`, `{"messages": [...], "tools": [...]}`,
@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from lclm_jax.data.chat.chat import read_raw_chat
-from lclm_jax.data.records.stretches import Role, Stretch
+from lclm_jax.data.records import Role, Section
 from lclm_jax.data.rows.chats import read_conversation
 from lclm_jax.data.rows.expand import make_trace
 from lclm_jax.data.rows.fields import (
@@ -54,19 +54,19 @@ def read_examples(
         yield {"text": _document(fields, longest, tokenizer)}
 
 
-def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Stretch]:
-    """The stretches of an example. Raises TextError for a chat that cannot be rendered."""
+def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Section]:
+    """The sections of an example. Raises TextError for a chat that cannot be rendered."""
     if "text" in raw:
-        return [Stretch(tokenizer.encode(raw["text"]), Role.DOCUMENT)]
+        return [Section(tokenizer.encode(raw["text"]), Role.DOCUMENT)]
     if "spans" in raw:
         return [
-            Stretch(tokenizer.encode(span["context"]), Role.CONTEXT)
+            Section(tokenizer.encode(span["context"]), Role.CONTEXT)
             if "context" in span
-            else Stretch(tokenizer.encode(span["text"]), Role.ANSWER)
+            else Section(tokenizer.encode(span["text"]), Role.ANSWER)
             for span in raw["spans"]
         ]
     rendered = read_raw_chat(raw["messages"], tokenizer, raw.get("tools") or ())
-    return [part for part in rendered if isinstance(part, Stretch)]
+    return [part for part in rendered if isinstance(part, Section)]
 
 
 def words_of(raw: Raw) -> str:

@@ -1,29 +1,30 @@
-"""Stretches as they lie in files: one array of tokens and a table of lengths, roles and ratios."""
+"""Sections as they lie in files: one array of tokens and a table of lengths, roles and ratios."""
 
 import numpy as np
 
-from lclm_jax.data.records.stretches import Role, Stretch, flatten, split
+from lclm_jax.data.records import Role, Section
+from lclm_jax.data.records.sections import flatten_sections, split_sections
 
 EXAMPLE = [
-    Stretch(range(10, 13), Role.FIXED),
-    Stretch(np.array([7, 8], np.int64), Role.CONTEXT, 4),
-    Stretch(range(0), Role.PROMPT),
-    Stretch(range(5, 6), Role.ANSWER),
+    Section(range(10, 13), Role.FIXED),
+    Section(np.array([7, 8], np.int64), Role.CONTEXT, 4),
+    Section(range(0), Role.PROMPT),
+    Section(range(5, 6), Role.ANSWER),
 ]
 
 
 def test_an_example_as_arrays():
-    tokens, table = flatten(EXAMPLE)
+    tokens, table = flatten_sections(EXAMPLE)
     assert tokens.tolist() == [10, 11, 12, 7, 8, 5]
     assert table.tolist() == [[3, 1, 0], [2, 3, 4], [0, 2, 0], [1, 4, 0]]
     assert tokens.dtype == table.dtype == np.int32
-    tokens, table = flatten([])
+    tokens, table = flatten_sections([])
     assert (tokens.shape, tokens.dtype, table.shape) == ((0,), np.int32, (0, 3))
 
 
 def test_arrays_as_an_example():
-    tokens, table = flatten(EXAMPLE)
-    found = split(tokens, table)
+    tokens, table = flatten_sections(EXAMPLE)
+    found = split_sections(tokens, table)
     assert [(one.tokens.tolist(), one.role, one.ratio) for one in found] == [
         ([10, 11, 12], Role.FIXED, None),
         ([7, 8], Role.CONTEXT, 4),
@@ -31,7 +32,7 @@ def test_arrays_as_an_example():
         ([5], Role.ANSWER, None),
     ]
     assert all(type(one.role) is Role for one in found)
-    lengths = split(range(100, 106), table)
+    lengths = split_sections(range(100, 106), table)
     assert [one.tokens for one in lengths] == [
         range(100, 103),
         range(103, 105),

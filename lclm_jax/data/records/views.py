@@ -1,0 +1,37 @@
+"""Views of a record: the same spans with their contexts read in another way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lclm_jax.data.records.spans import Context, Plain, Span
+
+View = Callable[[Sequence[Span]], Sequence[Span]]
+
+
+def as_plain_text(record: Sequence[Span]) -> list[Span]:
+    """Return the record with every context as plain text that carries no loss."""
+    return [Plain(span.tokens) if isinstance(span, Context) else span for span in record]
+
+
+def as_trained_text(record: Sequence[Span]) -> list[Span]:
+    """Return the record as plain text with loss on every token."""
+    text = as_plain_text(record)
+    return [replace(span, trained=True) if isinstance(span, Plain) else span for span in text]
+
+
+def at_ratio(record: Sequence[Span], ratio: int) -> list[Span]:
+    """Return the record with every context at one compression ratio."""
+    return [replace(span, ratio=ratio) if isinstance(span, Context) else span for span in record]
+
+
+def without_contexts(record: Sequence[Span]) -> list[Span]:
+    """Return the record with every context left out."""
+    return [span for span in record if not isinstance(span, Context)]
+
+
+# The views a model is scored in: contexts as latents, as full text, and left out.
+VIEWS: Mapping[str, View] = {
+    "latents": lambda record: record,
+    "text": as_plain_text,
+    "nothing": without_contexts,
+}
