@@ -4,9 +4,9 @@
 # make fuzz   the tests that draw their input at random, with LCLM_FUZZ=2000 examples each, not 50
 # make check  formatter, linter, type checker
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
-# make fit-report  compiles the recipe for the slices people rent and compares memory, products and bytes with docs/fit.md; in
-#             environments of its own with libtpu and jax's CUDA plugin (5 GB; about an hour; PYTHON=python3.12, as docs/fit.md
-#             was made; ACCEPT=1 writes it anew)
+# make capacity-report  compiles the published recipe for common slices and compares memory, FLOPs and bytes with docs/capacity.md;
+#             in environments of its own with libtpu and the CUDA plugin of jax (5 GB; about an hour; PYTHON=python3.12, as for
+#             docs/capacity.md; ACCEPT=1 rewrites it)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
@@ -24,7 +24,7 @@ MUTMUT = nice $(CURDIR)/.mutants/bin/python -m mutmut
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test fuzz check parity fit-report bench bench-data accelerator soak mutants bench-convert clean
+.PHONY: show demo test fuzz check parity capacity-report bench bench-data accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint tests/data/models/small
@@ -41,10 +41,10 @@ fuzz: $(VENV)/installed
 parity: .parity/installed
 	.parity/bin/python -m pytest -q -n 2 --dist loadfile tests/parity
 
-# Interrupted, `.fit/bin/python -m launch.bench.capacity` goes on.
-fit-report: .fit/installed .gpu/installed
-	rm -rf runs/fit
-	.fit/bin/python -m launch.bench.capacity $(if $(ACCEPT),--accept)
+# Interrupted, `.capacity/bin/python -m launch.bench.capacity` goes on.
+capacity-report: .capacity/installed .gpu/installed
+	rm -rf runs/capacity
+	.capacity/bin/python -m launch.bench.capacity $(if $(ACCEPT),--accept)
 
 bench: .parity/installed
 	.parity/bin/python -m launch.bench
@@ -96,11 +96,11 @@ $(VENV)/installed: pyproject.toml
 	.image/bin/python -c 'import lclm_jax'
 	touch $@
 
-.fit/installed .gpu/installed .mutants/installed: .%/installed: pyproject.toml
+.capacity/installed .gpu/installed .mutants/installed: .%/installed: pyproject.toml
 	$(PYTHON) -m venv .$*
 	.$*/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$*]' | grep -v 'already satisfied' || true
 	.$*/bin/python -c 'import lclm_jax'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .parity .fit .gpu .image .mutants runs
+	rm -rf $(VENV) .parity .capacity .gpu .image .mutants runs

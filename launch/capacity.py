@@ -7,8 +7,8 @@ Jobs that serve: compress is one pass over 16 windows, prefill the last whole ch
 adds up the calls of a context. They split heads and cache over the slice unless mesh.* is set. Exit status 0 where the program
 fits, 3 where it does not.
 
-TPUs are compiled for by libtpu (pip install -e '.[fit]'), H100 and H200 by jax's CUDA plugin (pip install -e '.[gpu]', in Python
-3.12: without tokamax, attention is that of cards that have no kernels).
+libtpu compiles for TPUs (pip install -e '.[capacity]'), jax's CUDA plugin for H100 and H200
+(pip install -e '.[gpu]' with Python 3.12; without tokamax, attention has no kernel there).
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Each program is a `launch.capacity` command of its own; finished ones (DIRECTORY/NAME.json) are
 reused. Memory, products or bytes that grew by more than --growth over tests/data/capacity.json end
-with exit status 1; --accept writes the new figures there, docs/fit.md and its picture.
+with exit status 1; --accept writes the new figures there, docs/capacity.md and its picture.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from lclm_jax.reports.capacity_table import write_report
 
 CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
+BASELINE = Path("tests/data/capacity.json")
 WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "moved_bytes", "collective_bytes")
 SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
 CONTEXTS = [2**power for power in range(12, 21, 2)]
@@ -123,7 +124,7 @@ def main():
     parser.add_argument(
         "--directory",
         type=path,
-        default=Path("runs/fit"),
+        default=Path("runs/capacity"),
         help="of finished runs (default: %(default)s)",
     )
     parser.add_argument(
@@ -138,7 +139,9 @@ def main():
         help="that is let pass, as a share (default: %(default)s)",
     )
     parser.add_argument(
-        "--accept", action="store_true", help="make these figures the ones in docs/"
+        "--accept",
+        action="store_true",
+        help="make these figures the baseline and rewrite docs/capacity.md",
     )
     parser.add_argument(
         "--only", help="run only those whose name has this in it, and write nothing"
@@ -155,8 +158,8 @@ def main():
         figures[one.name] = fit(
             one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable
         )
-    before = DOCS / "fit.json"
-    grown = compare(read_json(before) if before.exists() else {}, figures, arguments.growth)
+    before = read_json(BASELINE) if BASELINE.exists() else {}
+    grown = compare(before, figures, arguments.growth)
     if arguments.accept and not arguments.only:
         accept(figures)
     elif grown:
@@ -203,7 +206,7 @@ def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float
 
 def accept(figures: dict[str, Figures]):
     """Makes these the figures in docs/."""
-    (DOCS / "fit.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    BASELINE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     found = [
         (one.theme, shlex.join(one.arguments), figures[one.name])
         for one in fittings()

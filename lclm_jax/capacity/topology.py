@@ -54,8 +54,8 @@ CARDS = {
 }
 
 TPU_HELP = (
-    "TPUs need libtpu, beside any jax: pip install -e '.[fit]'; slices have sides of 1, 2 or multiples of 4, up to 16x16 for v5e "
-    "and v6e and 16x16x16 for v5p"
+    "TPUs need libtpu, with any jax: pip install -e '.[capacity]'; sides of a slice are 1, 2 or "
+    "multiples of 4, up to 16x16 for v5e and v6e and 16x16x16 for v5p"
 )
 GPU_HELP = (
     "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', in Python 3.12 for the kernels of "

@@ -18,7 +18,7 @@ UNKNOWN = "–"
 
 PAGE = """# Does it fit?
 
-Made by `make fit-report`, which runs the commands below ({compilers}). **{note}**
+Made by `make capacity-report`, which runs the commands below ({compilers}). **{note}**
 
 Peak is the larger of the compiler's and what is handed in and out. Products are matrix products, attention excluded from both
 sides; bytes sent are those of one chip in a step, each collective counted by the larger of its operand and its result; the FSDP
@@ -44,7 +44,7 @@ gathers and updates beside it.
 
 ## As the context grows
 
-![Memory over context length](fit_contexts.png)
+![Memory over context length](capacity_contexts.png)
 
 {contexts}
 
@@ -52,7 +52,7 @@ GiB. The weights are part of the peak; the caches are by themselves.
 
 ## As the slice grows
 
-![Memory and bytes over chips](fit_chips.png)
+![Memory and bytes over chips](capacity_chips.png)
 
 {chips}
 
@@ -61,12 +61,14 @@ GiB of a chip of a v5p, {rows} rows each. Copies of the model (`mesh.data`): {co
 
 
 def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig):
-    """Writes fit.md and its pictures, of the themes training, serving, contexts and chips."""
+    """Writes capacity.md and its pictures, of the themes training, serving, contexts and chips."""
     contexts, chips = contexts_growth(themes["contexts"], model), chips_growth(themes["chips"])
     plots.plot_growth(contexts, "context, tokens", "GiB of a chip").savefig(
-        directory / "fit_contexts.png", dpi=140
+        directory / "capacity_contexts.png", dpi=140
     )
-    plots.plot_growth(chips, "chips", "GiB of a chip").savefig(directory / "fit_chips.png", dpi=140)
+    plots.plot_growth(chips, "chips", "GiB of a chip").savefig(
+        directory / "capacity_chips.png", dpi=140
+    )
     recipe, sizes = themes["training"][0][1], [figures for _, figures in themes["chips"]]
     text = PAGE.format(
         note=NOTE,
@@ -83,7 +85,7 @@ def write_report(directory: Path, themes: Mapping[str, Fits], model: ModelConfig
         rows=" or ".join(sorted({str(one["rows"] // one["chips"]) for one in sizes})),
         copies=", ".join(f"{one['mesh']['data']} on {one['chips']:,}" for one in sizes),
     )
-    (directory / "fit.md").write_text(text, encoding="utf-8")
+    (directory / "capacity.md").write_text(text, encoding="utf-8")
 
 
 def training_row(arguments: str, figures: Figures) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Programs of full size, compiled for slices that are not here: seconds each, left out where libtpu is missing.
 
-The training step takes minutes: `make fit-report` compiles it, and fails where it grew.
+The training step takes minutes: `make capacity-report` compiles it, and fails where it grew.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
-        reason="libtpu is not installed: pip install -e '.[fit]'",
+        reason="libtpu is not installed: pip install -e '.[capacity]'",
     ),
 ]
 GIB = 2**30

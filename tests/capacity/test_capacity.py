@@ -391,7 +391,7 @@ def test_search_begins_with_what_is_given(here, small, tmp_path, command):
     assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("v5e:2x2", "'.[fit]'"), ("h100:8", "'.[gpu]'")])
+@pytest.mark.parametrize(("name", "remedy"), [("v5e:2x2", "'.[capacity]'"), ("h100:8", "'.[gpu]'")])
 def test_a_slice_without_its_compiler(name, remedy, monkeypatch):
     def broken(**_):
         raise RuntimeError("no such platform")

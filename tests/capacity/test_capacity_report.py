@@ -90,7 +90,7 @@ def test_the_page(tmp_path):
         ],
     }
     write_report(tmp_path, themes, published().model)
-    page = (tmp_path / "fit.md").read_text(encoding="utf-8")
+    page = (tmp_path / "capacity.md").read_text(encoding="utf-8")
     assert (
         "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |"
         in page
@@ -104,9 +104,9 @@ def test_the_page(tmp_path):
     assert "a v5p, 4 rows each" in page and "2 on 1, 2 on 64" in page
     assert "| 1,048,576 | 9.31 | 9.00 | 144.00 |" in page
     assert (
-        (tmp_path / "fit_chips.png").stat().st_size
+        (tmp_path / "capacity_chips.png").stat().st_size
         > 1000
-        < (tmp_path / "fit_contexts.png").stat().st_size
+        < (tmp_path / "capacity_contexts.png").stat().st_size
     )
 
 
