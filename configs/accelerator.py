@@ -32,6 +32,8 @@ from lclm_jax.data.synthetic.corpus import (
     train_tokenizer,
 )
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.experiment import Experiment
+from lclm_jax.files.atomic import write_whole
 
 VOCAB = 8192
 STREAMS = (Stream("reconstruction", "docs", 0.6), Stream("reconstruction", "code", 0.4))
@@ -109,14 +111,17 @@ def prepare(config: Config, modules: int | None = None):
         "code": [{"text": text, "split_group": path} for path, text in found],
         "docs": documentation(found),
     }
-    (directory / "input").mkdir(parents=True, exist_ok=True)
     inputs = {}
     for name, texts in rows.items():
         file = directory / "input" / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in texts))
         inputs[name] = [str(file)]
     tokenizer = directory / "input" / "tokenizer"
     if not tokenizer.exists():
         learned = [text for path, text in found if split_of(path) == "train"]
         train_tokenizer(learned, config.model.decoder.vocab).save(tokenizer)
     prepare_sources(recipe(), inputs, directory, Tokenizer.load(tokenizer))
+
+
+def experiment() -> Experiment:
+    return Experiment(config(), recipe(), prepare)

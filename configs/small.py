@@ -38,10 +38,11 @@ from lclm_jax.data.prepare.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.pairs import NAMES, write_corpus, write_held_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.experiment import Experiment
 from lclm_jax.progress import track
 
 VOCAB = 1024  # small, so that most parameters are layers
-EVALUATED = Tests(
+EVALUATION = Tests(
     ("docs", "jumbles", "pairs"),
     lengths=((32, 32), (64, 64)),
     continued=(),
@@ -172,3 +173,7 @@ def prepare_held_out(config: Config, tokenizer: Tokenizer):
     prepare_sources(
         recipe(), write_held_out(directory / "input", track), directory, tokenizer, progress=track
     )
+
+
+def experiment() -> Experiment:
+    return Experiment(config(), recipe(), prepare, EVALUATION, prepare_held_out)

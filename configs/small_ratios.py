@@ -11,13 +11,12 @@ docs/small_ratios.
 from dataclasses import replace
 
 from configs.small import config as small_config
-from configs.small import language, together, tower
-from configs.small import prepare as prepare
-from configs.small import prepare_held_out as prepare_held_out
+from configs.small import language, prepare, prepare_held_out, recipe, together, tower
 from lclm_jax.config import CompressionConfig, Config, Stream
 from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.experiment import Experiment
 
-EVALUATED = Tests(("docs", "jumbles"), lengths=((32, 32), (64, 64)), continued=(), questions=None)
+EVALUATION = Tests(("docs", "jumbles"), lengths=((32, 32), (64, 64)), continued=(), questions=None)
 STREAMS = (
     Stream("reconstruction", "jumbles_short", 0.2),
     Stream("reconstruction", "docs", 0.4),
@@ -38,3 +37,7 @@ def config() -> Config:
         ),
         run=replace(small.run, directory="runs/small_ratios"),
     )
+
+
+def experiment() -> Experiment:
+    return Experiment(config(), recipe(), prepare, EVALUATION, prepare_held_out)

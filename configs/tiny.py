@@ -26,6 +26,7 @@ from lclm_jax.config import (
 from lclm_jax.data.prepare.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.corpus import write_corpus
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.experiment import Experiment
 from lclm_jax.progress import track
 
 VOCAB = 8192
@@ -139,3 +140,7 @@ def prepare(config: Config):
         Tokenizer.load(directory / "input" / "tokenizer"),
         progress=track,
     )
+
+
+def experiment() -> Experiment:
+    return Experiment(config(), recipe(), prepare)

@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"]:  # python -m convert.NAME, before the module NAME is imported
+if sys.argv[:1] == ["-m"]:  # `python -m convert.NAME` imports this package before the module NAME
     from launch.starting import watch
 
     watch()

@@ -1,6 +1,5 @@
 """A published checkpoint to ours: python -m convert.from_hf SOURCE DESTINATION"""
 
-import argparse
 import logging
 import math
 import re
@@ -37,7 +36,7 @@ from convert.hf.provenance import (
 from convert.hf.tokenizer import read_tokenizer
 from lclm_jax.checkpoint.steps import save_streamed
 from lclm_jax.checkpoint.streaming import Streamed, keep_memory
-from lclm_jax.cli import path, run, setting
+from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Directory
 from lclm_jax.files.directories import check_path, new_directory
@@ -186,9 +185,7 @@ def streamed(leaves: Mapping[str, Streamed], label: str) -> Iterator[Params]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "source",
         type=setting(Directory),

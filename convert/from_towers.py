@@ -4,7 +4,6 @@ The decoder gets the memory tokens and rows for them, the adapter is fresh. With
 directories or by name (configs/models/shapes.py), and every weight is fresh.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -23,7 +22,7 @@ from convert.hf.provenance import PROVENANCE, hash_files
 from convert.hf.tokenizer import check_shared
 from lclm_jax.checkpoint.steps import save_streamed
 from lclm_jax.checkpoint.streaming import Streamed
-from lclm_jax.cli import path, run, setting
+from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.config.settings import Directory, Seed
 from lclm_jax.config.values import override
@@ -163,9 +162,7 @@ def _shape(name: str) -> TransformerConfig:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--encoder",
         type=setting(Directory),

@@ -1,6 +1,5 @@
 """Our checkpoint to the published layout: python -m convert.to_hf CHECKPOINT DESTINATION"""
 
-import argparse
 import math
 import shutil
 import sys
@@ -36,7 +35,7 @@ from convert.hf.provenance import ORIGINALS, PROVENANCE
 from convert.hf.tokenizer import without_memory
 from lclm_jax.checkpoint.steps import read_model, saved_params
 from lclm_jax.checkpoint.streaming import CHUNK, SavedTree, keep_memory
-from lclm_jax.cli import path, run, setting
+from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count
 from lclm_jax.data.text.tokenizer import Tokenizer
@@ -201,9 +200,7 @@ def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "checkpoint", type=path, help="directory of a training run, or what convert.from_hf wrote"
     )

@@ -22,27 +22,19 @@ from rich.table import Table
 from lclm_jax.capacity.measure import MFU, advise, measure
 from lclm_jax.capacity.programs import Program, serve
 from lclm_jax.capacity.search import search
-from lclm_jax.cli import path, read_config, run, setting, show_table
+from lclm_jax.cli import add_config_arguments, make_parser, path, run, setting, show_table
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config.settings import Size
 from lclm_jax.costs.chips import Mfu, parse_slice
+from lclm_jax.experiment import load_experiment
 from lclm_jax.reports import capacity as page
 
 TOO_LARGE = 3  # exit status
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a file in configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting; repeatable",
-    )
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument(
         "--slice",
         required=True,
@@ -93,7 +85,7 @@ def main():
         help="write the figures there, with --search a list of them",
     )
     arguments = parser.parse_args()
-    config, _ = read_config(arguments.config, arguments.set)
+    config = load_experiment(arguments.config, arguments.set).config
     where = replace(arguments.slice, count=arguments.slices)
     stage, budget = find_stage(config, arguments.stage), find_budget(arguments)
     program = Program(config, stage, where, arguments.job, arguments.context, budget)
@@ -149,9 +141,8 @@ def find_stage(config: Config, name: str | None) -> StageConfig:
 
 def find_budget(arguments: argparse.Namespace) -> int:
     """Decoder positions the stage is to read in all, whatever batch --set asks for."""
-    config, _ = read_config(
-        arguments.config, [one for one in arguments.set if one.startswith("stages.")]
-    )
+    stage_settings = [setting for setting in arguments.set if setting.startswith("stages.")]
+    config = load_experiment(arguments.config, stage_settings).config
     return find_stage(config, arguments.stage).steps * config.data.rows * config.data.positions
 
 

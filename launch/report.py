@@ -1,18 +1,16 @@
-"""Draws the page of a run again: python -m launch.report runs/tiny writes runs/tiny/report.html."""
+"""Rewrite the report of a run: python -m launch.report runs/tiny writes runs/tiny/report.html."""
 
-import argparse
 import logging
 
-from lclm_jax.cli import path, run
+from lclm_jax.cli import make_parser, path, run
 from lclm_jax.reports.run import write_report
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("run", type=path, help="directory that training wrote to")
-    logging.info("the report is %s", write_report(parser.parse_args().run))
+    arguments = parser.parse_args()
+    logging.info("the report is %s", write_report(arguments.run))
 
 
 if __name__ == "__main__":

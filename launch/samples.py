@@ -1,36 +1,36 @@
-"""Writes sample input for every source of the recipes, from the running Python's standard library and reasoning-gym.
+"""Write sample input for every source of the recipes, from Python itself and reasoning-gym.
 
 python -m launch.samples --out runs/samples
-python -m launch.prepare --recipe configs/recipes/pretraining.py --inputs runs/samples --out runs/pretraining
+python -m launch.prepare --recipe configs/recipes/pretraining.py --inputs runs/samples --out DIR
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.cli import path, run, show_table
+from lclm_jax.cli import make_parser, path, run, show_table
 from lclm_jax.data.synthetic.samples import SOURCES, write_samples
 from lclm_jax.progress import track
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
-        "--out", type=path, required=True, help="directory for one jsonl file a source"
+        "--out", type=path, required=True, help="directory for one JSON lines file a source"
     )
-    arguments = parser.parse_args()
-    inputs = write_samples(arguments.out, track)
-    table = Table("source", "what it is", "file", "MB")
+    directory = parser.parse_args().out
+
+    inputs = write_samples(directory, track)
+    table = Table("source", "content", "file", "MB")
     for name, (file,) in inputs.items():
-        said = (SOURCES[name].__doc__ or "").removesuffix(".")
-        table.add_row(name, said, Path(file).name, f"{Path(file).stat().st_size / 1e6:.1f}")
+        content = (SOURCES[name].__doc__ or "").removesuffix(".")
+        megabytes = Path(file).stat().st_size / 1e6
+        table.add_row(name, content, Path(file).name, f"{megabytes:.1f}")
     show_table(table)
     sys.stdout.write(
-        f"prepare them by python -m launch.prepare --recipe configs/recipe_*.py --inputs {arguments.out} --out DIR\n"
+        "prepare them with python -m launch.prepare --recipe configs/recipes/NAME.py "
+        f"--inputs {directory} --out DIR\n"
     )
 
 

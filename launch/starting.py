@@ -1,7 +1,7 @@
-"""Errors while a command's modules are imported, which takes seconds, end it with one line.
+"""One-line errors while a command's modules are being imported, which takes seconds.
 
-`python -m launch.NAME` imports this before anything else; `lclm_jax.cli.run` takes over when
-`main` begins.
+The packages `launch` and `convert` call `watch` before they import anything else. From `main` on,
+`lclm_jax.cli.run` handles errors and Ctrl-C.
 """
 
 import importlib.util
@@ -11,34 +11,38 @@ import signal
 import sys
 
 
-def _interrupt(number, frame):
-    sys.stderr.write("interrupted\n")
-    sys.stderr.flush()
-    os._exit(130)
+def watch():
+    """Print one line, without a stack trace, for Ctrl-C and for errors a user can correct."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGINT, _exit_on_interrupt)
+    sys.excepthook = _print_error
 
 
-def _report(kind, error, trace):
+def _exit_on_interrupt(number, frame):
+    _exit("interrupted", 130)
+
+
+def _print_error(kind, error, trace):
     message = _describe(error)
     if message is None:
         sys.__excepthook__(kind, error, trace)
-        return
-    sys.stderr.write(f"error: {message}\n")
+    else:
+        _exit(f"error: {message}", 2)
+
+
+def _exit(message: str, status: int):
+    sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def _describe(error: BaseException) -> str | None:
-    """Calls `lclm_jax.errors.describe`, which may not be imported yet."""
+    """Call `lclm_jax.errors.describe`, from its file where the import of lclm_jax failed."""
     module = sys.modules.get("lclm_jax.errors")
     if module:
         return module.describe(error)
     spec = importlib.util.find_spec("lclm_jax")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return runpy.run_path(f"{places[0]}/errors.py")["describe"](error) if places else None
-
-
-def watch():
-    """Handles Ctrl-C and exceptions until `lclm_jax.cli.run` does."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as under nohup
-        signal.signal(signal.SIGINT, _interrupt)
-    sys.excepthook = _report
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        return None
+    return runpy.run_path(f"{locations[0]}/errors.py")["describe"](error)

@@ -1,40 +1,35 @@
-"""Trains, or continues to train, what a config describes.
+"""Train the stages of a config; a run that was interrupted continues.
 
 python -m launch.train --config configs/tiny.py --set stages.adapter.steps=100
-python -m launch.train --config configs/tiny.py --stage adapter       # that stage alone, by name or number from 0
-echo 5 > RUN_DIR/profile                                              # while it runs: traces the next 5 steps
+python -m launch.train --config configs/tiny.py --stage adapter   # one stage: its name or number
+echo 5 > RUN_DIR/profile                                  # during training: trace the next 5 steps
 """
 
-import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
-from lclm_jax.cli import read_config, run
+from lclm_jax.cli import add_config_arguments, make_parser, run
 from lclm_jax.compilation import enable_cache
 from lclm_jax.distributed.job import join
 from lclm_jax.distributed.processes import once
+from lclm_jax.experiment import load_experiment
 from lclm_jax.training.loop import train
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, help="a file in configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting; repeatable",
-    )
-    parser.add_argument("--stage", help="run this stage alone")
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--stage", help="train only this stage, by name or number from 0")
     arguments = parser.parse_args()
+
     join()
-    config, names = read_config(arguments.config, arguments.set)
-    if "prepare" in names:
-        once("prepare the data", lambda: names["prepare"](config))
-    enable_cache(Path(config.run.directory) / "programs")  # for when it is started again
+    experiment = load_experiment(arguments.config, arguments.set)
+    config = experiment.config
+    if experiment.prepare is not None:
+        once("prepare the data", partial(experiment.prepare, config))
+
+    enable_cache(Path(config.run.directory) / "programs")  # a restarted run compiles nothing again
     directory = train(config, arguments.stage)
     logging.info("trained; the checkpoint is %s", directory)
 

@@ -1,14 +1,12 @@
-"""What every command line shares: arguments, logging, tables, and errors as one line."""
+"""Command lines: shared arguments, logging, tables, and errors printed as one line."""
 
 import argparse
 import io
 import logging
 import os
-import runpy
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,64 +14,138 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lclm_jax.config import Config, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.config.settings import Directory, parse
-from lclm_jax.config.values import override, read_value
-from lclm_jax.errors import UserError, describe
+from lclm_jax.config.values import read_value
+from lclm_jax.errors import describe
 
-BROKEN_PIPE = 141  # exit status, as a shell gives it
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+BROKEN_PIPE_STATUS = 141  # what a shell reports for a process that SIGPIPE ended
+PIPE_TABLE_WIDTH = 160  # characters of a table that is not printed to a terminal
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints a module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = None):
+    """Add `--config FILE` and the repeatable `--set KEY=VALUE`.
+
+    `--config` is required unless it has a default.
+    """
+    note = f" (default: {default})" if default else ""
+    parser.add_argument(
+        "--config",
+        required=default is None,
+        default=default,
+        metavar="FILE",
+        help=f"a Python file as in configs/{note}",
+    )
+    add_set_argument(parser, "change one setting of the config; repeatable")
+
+
+def add_set_argument(parser: argparse.ArgumentParser, description: str):
+    """Add the repeatable `--set KEY=VALUE`, which is a list of texts."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=description)
+
+
+def add_checkpoint_argument(
+    parser: argparse.ArgumentParser, description: str, default: Path | None = None
+):
+    """Add `--checkpoint DIR`, required unless it has a default."""
+    parser.add_argument(
+        "--checkpoint",
+        type=path,
+        required=default is None,
+        default=default,
+        metavar="DIR",
+        help=description,
+    )
+
+
+def add_input_arguments(parser: argparse.ArgumentParser):
+    """Add `--input NAME=PATH`, `--inputs DIR` and `--without NAME`."""
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an input of a source; repeatable, also for one source",
+    )
+    parser.add_argument(
+        "--inputs",
+        type=path,
+        metavar="DIR",
+        help="directory with the input of every source that has no --input, as NAME or NAME.*",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out a source and its streams; repeatable",
+    )
 
 
 def run(main: Callable[[], None], cache: bool = True):
-    """Calls `main` and ends the process where it raises.
+    """Call `main`, and end the process with one line and an exit status where it raises.
 
-    An error that the user can mend ends with its line and exit status 2, an interruption with 130.
-    With `cache`, a command that uses JAX keeps its compiled programs on disk
-    (`compilation.enable_cache`).
+    An error that the user can correct ends with status 2, an interruption with 130; a defect of the
+    program keeps its stack trace. With `cache`, a command that uses JAX keeps its compiled programs
+    on disk (`compilation.enable_cache`).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a locale may have few characters
-            stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # their errors reach us as exceptions
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _set_up_output()
     try:
-        _answer_interrupts(signal.default_int_handler)
+        _set_interrupt_handler(signal.default_int_handler)
         if cache and "jax" in sys.modules:
             from lclm_jax.compilation import enable_cache
 
             enable_cache()
         main()
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        _answer_interrupts(signal.SIG_DFL)  # a second one must not add a stack trace
-        _end(f"{stop or 'interrupted'}", 130)
+    except KeyboardInterrupt as interruption:
+        _set_interrupt_handler(signal.SIG_DFL)  # a second Ctrl-C must not print a stack trace
+        _exit(str(interruption) or "interrupted", INTERRUPTED_STATUS)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at the end
-        sys.exit(BROKEN_PIPE)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more as it exits
+        sys.exit(BROKEN_PIPE_STATUS)
     except Exception as error:
         message = describe(error)
         if message is None:
             raise
-        _end(f"error: {message}", 2)
+        _exit(f"error: {message}", USER_ERROR_STATUS)
 
 
-def _answer_interrupts(handler: Any):
-    """Sets what Ctrl-C does, unless this process ignores it, as under nohup."""
+def _set_up_output():
+    """Configure the standard streams and logging for a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the locale may lack characters that we print
+            stream.reconfigure(errors="backslashreplace")
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for library in ("absl", "jax", "orbax"):  # they log errors that also reach us as exceptions
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _set_interrupt_handler(handler: Any):
+    """Set the handler of Ctrl-C, unless this process ignores it, as under nohup."""
     on_main_thread = threading.current_thread() is threading.main_thread()
     if on_main_thread and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 
 
-def _end(message: str, status: int):
-    """Ends the process with a last line."""
+def _exit(message: str, status: int):
     sys.stderr.write(f"{message}\n")
     sys.exit(status)
 
 
 def setting(hint: Any) -> Callable[[str], Any]:
-    """The type of an argument whose value has a type and range: `type=setting(Size)`."""
+    """Return an argument type with the range of a setting, as `type=setting(Size)`."""
 
     def convert(text: str) -> Any:
         try:
@@ -85,53 +157,11 @@ def setting(hint: Any) -> Callable[[str], Any]:
 
 
 def path(text: str) -> Path:
-    """The type of an argument that is a path: not empty, a leading `~` is the home directory."""
+    """Return the path that an argument names, with `~` expanded; it must not be empty."""
     return Path(setting(Directory)(text))
 
 
 def show_table(table: Table):
-    """Writes a table to stdout: as wide as the terminal, or wide enough for what reads a pipe."""
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def read_config(path: str, assignments: list[str]) -> tuple[Config, dict[str, Any]]:
-    """The config of a file's `config()`, changed by `key=value`, and the file's other names."""
-    make, names = read_function(path, "config")
-    config = make()
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: config() must return a Config, got {type(config).__name__}")
-    return override(config, *assignments), names
-
-
-def read_function(path: str, name: str) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The function `name` of a Python file in configs/, and all its names.
-
-    What the file and the function raise becomes a ConfigError that says where in the file.
-    """
-    file = parse(Directory, path, "the config's path")
-    if not Path(file).is_file():
-        raise FileNotFoundError(
-            f"{path}: no such config; expected a Python file with a function {name}()"
-        )
-    names = _blame(file, lambda: runpy.run_path(file))
-    if not callable(names.get(name)):
-        raise ConfigError(
-            f"{path} has no function {name}(); expected one that returns a lclm_jax "
-            f"{name.capitalize()}"
-        )
-    return lambda: _blame(file, names[name]), names
-
-
-def _blame(file: str, call: Callable[[], Any]) -> Any:
-    """The result of a user's code. Raises ConfigError with the file and line of what it raises."""
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        frames = [
-            frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-        ]
-        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-        where = f"{file}, line {line}" if line else file
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        first = (str(error).strip() or "no message").splitlines()[0]
-        raise ConfigError(f"{where}: {kind}{first}") from error
+    """Print a table to stdout, as wide as the terminal, or a fixed width into a pipe."""
+    width = None if sys.stdout.isatty() else PIPE_TABLE_WIDTH
+    Console(width=width).print(table)

@@ -1,6 +1,5 @@
 """Proof that a conversion lost nothing: python -m convert.verify HF_DIR CHECKPOINT [--torch] [--golden CASE_DIR]"""
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from convert.hf.mapping import NUMPY, ConversionError, Tensor, match, split_rota
 from convert.to_hf import Saved
 from convert.verify.golden import Check, Subject, Tolerance, replay
 from lclm_jax.checkpoint.steps import load_params
-from lclm_jax.cli import path, setting, show_table
+from lclm_jax.cli import make_parser, path, setting, show_table
 from lclm_jax.config.settings import NotNegative
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.chat.stop_tokens import find_turn_end
@@ -120,9 +119,7 @@ def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ..
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "source",
         type=path,

@@ -5,7 +5,6 @@ must agree on the loss, the latents, the scores of the first token and the answe
 torch and at once in ours, and a ratio is of such a pair, so that what else the machine does meets both. Needs torch: make bench
 """
 
-import argparse
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from launch.bench.torch_side import Theirs
 from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
-from lclm_jax.cli import path, run, setting, show_table
+from lclm_jax.cli import make_parser, path, run, setting, show_table
 from lclm_jax.config.settings import Size
 from lclm_jax.data.records import Plain
 from lclm_jax.data.synthetic.corpus import train_tokenizer
@@ -224,9 +223,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--rounds", type=setting(Size), default=9, help="pairs of each step (default: %(default)s)"
     )

@@ -7,7 +7,6 @@ reused. Memory, products or bytes that grew by more than --growth over tests/dat
 with exit status 1; --accept writes the new figures there, docs/capacity.md and its picture.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from configs.lclm_0p6b_4b_16x import config as published
 from lclm_jax.capacity.measure import Figures
-from lclm_jax.cli import path, run, setting
+from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config.settings import NotNegative
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.errors import UserError
@@ -118,9 +117,7 @@ def settings(*assignments: str) -> tuple[str, ...]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--directory",
         type=path,

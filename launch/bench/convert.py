@@ -7,7 +7,6 @@ is timed, as the yardstick; disks are moody, so there are several rounds and the
 checkpoint are on disk at a time (2 x 9.3 GB for 0.6B + 4B in bf16).
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -28,7 +27,7 @@ from convert.hf.files import NewTensor, read_json, write_json
 from convert.hf.mapping import NUMPY, parameter_shapes, published_tensors
 from convert.hf.provenance import PROVENANCE, hash_file
 from convert.to_hf import TOWERS, write_parts
-from lclm_jax.cli import path, run, setting, show_table
+from lclm_jax.cli import make_parser, path, run, setting, show_table
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Size
 from lclm_jax.errors import UserError
@@ -158,9 +157,7 @@ def _roll(noise: np.ndarray, shift: int, count: int) -> np.ndarray:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("directory", type=path, help="new directory to work in; removed afterwards")
     parser.add_argument("--rounds", type=setting(Size), default=3)
     arguments = parser.parse_args()

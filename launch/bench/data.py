@@ -16,7 +16,7 @@ from typing import TypeVar
 from rich.table import Table
 
 from configs.recipes import fine_tuning, pretraining
-from lclm_jax.cli import path, read_config, run, setting, show_table
+from lclm_jax.cli import add_config_arguments, make_parser, path, run, setting, show_table
 from lclm_jax.config import Config, Recipe
 from lclm_jax.config.settings import Size
 from lclm_jax.costs.chips import Mfu, Slice, parse_slice
@@ -26,6 +26,7 @@ from lclm_jax.data.loading.survey import open_prepared, pack_rows
 from lclm_jax.data.prepare.prepare import prepare
 from lclm_jax.data.synthetic.samples import write_samples
 from lclm_jax.data.text.find_tokenizer import find_tokenizer
+from lclm_jax.experiment import load_experiment
 from lclm_jax.progress import track
 
 T = TypeVar("T")
@@ -43,22 +44,9 @@ class Loading:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("directory", type=path, help="new directory for input and prepared data")
-    parser.add_argument(
-        "--config",
-        default="configs/lclm_0p6b_4b_16x.py",
-        help="model and budgets (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting; repeatable",
-    )
+    add_config_arguments(parser, default="configs/lclm_0p6b_4b_16x.py")
     parser.add_argument(
         "--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)"
     )
@@ -72,7 +60,7 @@ def main():
         "--rows", type=setting(Size), default=64, help="rows of a round (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    config, _ = read_config(arguments.config, arguments.set)
+    config = load_experiment(arguments.config, arguments.set).config
     if arguments.directory.exists():
         raise FileExistsError(
             f"{arguments.directory} exists; name a new directory or remove it first"

@@ -27,7 +27,7 @@ Progress = Callable[..., Iterable]
 
 @dataclass(frozen=True)
 class Tests(Settings):
-    """The sources of a recipe that its model is tested on; a file in configs/ names them as `EVALUATED`."""
+    """Sources and lengths that an Experiment's model is evaluated on."""
 
     passages: tuple[FileName, ...] = ("docs", "haystacks")  # to be reconstructed
     # Of passages, in tokens; none: half the shortest trained on, and all of them.

@@ -1,6 +1,7 @@
 """Small files that people and programs wrote, read as UTF-8 with errors that name the file."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,20 @@ from lclm_jax.errors import FileError
 def read_text(path: str | Path) -> str:
     """The text of a file, without a mark of its encoding. Raises FileError unless it is UTF-8."""
     return decode(Path(path).read_bytes(), str(path))
+
+
+def read_text_or_stdin(path: Path) -> str:
+    """Return the text of a file, or of standard input where the path is `-`.
+
+    Raises FileNotFoundError for a path that is no file, FileError unless the text is UTF-8.
+    """
+    if path == Path("-"):
+        return decode(sys.stdin.buffer.read(), "standard input")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a text file, or - for standard input"
+        )
+    return read_text(path)
 
 
 def decode(data: bytes, name: str) -> str:

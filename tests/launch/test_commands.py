@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.checkpoint.steps import save_model
-from lclm_jax.cli import BROKEN_PIPE, read_config
+from lclm_jax.cli import BROKEN_PIPE_STATUS
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError, describe
+from lclm_jax.evaluation import held_out
+from lclm_jax.experiment import load_experiment, load_recipe
 from lclm_jax.files.reading import read_json
-from tests.support.paths import ROOT
+from tests.support.paths import MODELS, ROOT
 
-TINY, SMALL = ROOT / "configs" / "tiny.py", ROOT / "docs" / "small" / "model"
+TINY, SMALL = ROOT / "configs" / "tiny.py", MODELS / "small"
 SCRATCH = ROOT / "configs" / "scratch_0p6b.py"  # it prepares nothing
 RECIPE = ROOT / "configs" / "recipes" / "agent.py"
 # Arguments of every command, BAD being the path that is wrong: sources, and places to write.
@@ -43,7 +45,7 @@ READS = {
     "launch.bench.data": [["NEW", "--config", "BAD"]],
     "convert.from_hf": [["BAD", "NEW"]],
     "convert.to_hf": [["BAD", "NEW"]],
-    "convert.verify.round_trip": [
+    "convert.verify": [
         ["BAD", "NEW"],
         [SMALL, "BAD"],
         [SMALL, "NEW", "--golden", "BAD"],
@@ -90,6 +92,12 @@ def modules() -> set[str]:
 
 def test_every_command_has_cases():
     assert modules() == set(READS) | set(WRITES) | OTHERS
+
+
+def import_command(name: str):
+    """Return the module with the function `main` of a command."""
+    module = importlib.import_module(name)
+    return module if hasattr(module, "main") else importlib.import_module(f"{name}.__main__")
 
 
 def bad_sources(directory: Path) -> dict[str, str]:
@@ -139,7 +147,7 @@ def assert_one_line(status: int, written, case):
 @pytest.mark.parametrize("name", READS)
 def test_a_source_that_cannot_be_read_is_named(name, tmp_path, command, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(name)
+    module = import_command(name)
     for case, bad in bad_sources(tmp_path).items():
         for arguments in READS[name]:
             new = str(tmp_path / "new")
@@ -152,11 +160,7 @@ def test_a_source_that_cannot_be_read_is_named(name, tmp_path, command, capsys, 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    try:
-        module = importlib.import_module(name)
-        module.main  # noqa: B018
-    except AttributeError:
-        module = importlib.import_module(f"{name}.__main__")
+    module = import_command(name)
     for case, bad in bad_places(tmp_path).items():
         for arguments in WRITES[name]:
             given = [str(one).replace("BAD", bad) for one in arguments]
@@ -176,6 +180,13 @@ def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys
         ("def config():\n    raise SystemExit", r"line 2: SystemExit: no message"),
         ("def config():\n    return 1", r"config\(\) must return a Config, got int"),
         ("config = 1", r"has no function config\(\)"),
+        ("experiment = 1", r"has no function experiment\(\)"),
+        ("def experiment():\n    return 1", r"experiment\(\) must return a Experiment, got int"),
+        ("def experiment():\n    return 1 / 0", r"line 2: ZeroDivisionError: division by zero"),
+        (
+            "from configs.scratch_0p6b import config\n\n\ndef prepare(config):\n    pass",
+            r"prepare\(\) that nothing calls; expected a function experiment\(\)",
+        ),
         (
             "from lclm_jax.config import DataConfig\n\n\ndef config():\n    return DataConfig(rows=0)",
             r"line 5: DataConfig.rows must be an integer, from 1 to 2147483647, got 0",
@@ -186,8 +197,40 @@ def test_a_config_that_raises_is_named_with_its_line(text, message, tmp_path):
     file = tmp_path / "config.py"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message) as raised:
-        read_config(str(file), [])
+        load_experiment(str(file))
     assert str(file) in str(raised.value)
+
+
+def test_a_file_with_only_a_config_is_an_experiment_without_data():
+    experiment = load_experiment(str(SCRATCH), ["stages.scratch.steps=7"])
+    assert experiment.config.stages[0].steps == 7
+    assert experiment.recipe is None and experiment.prepare is None
+    assert experiment.evaluation == held_out.Tests()
+
+
+def test_an_experiment_has_its_data_and_evaluation(tmp_path):
+    experiment = load_experiment(str(TINY.with_name("small.py")), ["data.directory=elsewhere"])
+    assert experiment.config.data.directory == "elsewhere"
+    assert experiment.recipe is not None and experiment.recipe.name == "small"
+    assert experiment.evaluation.questions == "lookups"
+    assert callable(experiment.prepare) and callable(experiment.prepare_held_out)
+
+
+def test_a_recipe_is_read_from_a_recipe_or_an_experiment(tmp_path):
+    assert load_recipe(str(RECIPE), ["longest=5"]).longest == 5
+    file = tmp_path / "experiment.py"
+    file.write_text("from configs.tiny import experiment", encoding="utf-8")
+    assert load_recipe(str(file)).name == "tiny"
+    file.write_text(
+        "from configs.scratch_0p6b import config\n"
+        "from lclm_jax.experiment import Experiment\n\n\n"
+        "def experiment():\n    return Experiment(config())",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="its experiment has no recipe"):
+        load_recipe(str(file))
+    with pytest.raises(ConfigError, match=r"has no function recipe\(\)"):
+        load_recipe(str(SCRATCH))
 
 
 # --- What generation is asked ---
@@ -349,7 +392,7 @@ def test_a_reader_that_left_and_a_locale_of_few_letters_end_nothing_with_a_trace
     assert process.stdout.readline() == "\\xe9 \\u2192 \\u6f22\n"
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == BROKEN_PIPE
+    assert process.wait(timeout=60) == BROKEN_PIPE_STATUS
 
 
 def test_devices_that_are_not_here_are_named(checkpoint):

@@ -2,8 +2,10 @@
 
 import pytest
 
-from launch import demo, show
+from launch import show
 from lclm_jax.data.synthetic import pairs
+from lclm_jax.evaluation import suite
+from tests.support.paths import MODELS
 
 
 @pytest.fixture
@@ -11,17 +13,17 @@ def shown(monkeypatch, tmp_path, command):
     """What `launch.show` measures of a committed model, on a few of the documents held out from it."""
     monkeypatch.setattr(pairs, "COUNTS", {"": 2000, "_short": 100})
     monkeypatch.setattr(pairs, "SHOWN", 100)
-    monkeypatch.setattr(demo, "PASSAGES", 16)
-    monkeypatch.setattr(show, "ASKED", 32)
+    monkeypatch.setattr(suite, "MAX_PASSAGES", 16)
+    monkeypatch.setattr(show, "MAX_QUESTIONS", 32)
     measured = {}
 
     def run(name: str) -> dict:
-        monkeypatch.setattr(show, "show", measured.update)
+        monkeypatch.setattr(show, "show_evaluation", measured.update)
         arguments = (
             "--config",
             f"configs/{name}.py",
             "--checkpoint",
-            f"docs/{name}/model",
+            MODELS / name,
             "--out",
             tmp_path / name,
         )

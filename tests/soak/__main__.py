@@ -5,7 +5,6 @@ jumps of the clock. Exit status 1 says that something did not behave, differed, 
 it all, RUN_DIR/children what every child was told and said.
 """
 
-import argparse
 import json
 import logging
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lclm_jax.cli import path, run, setting, show_table
+from lclm_jax.cli import make_parser, path, run, setting, show_table
 from lclm_jax.config import Config
 from lclm_jax.config.settings import Count, Positive, Seed
 from lclm_jax.files.atomic import write_whole
@@ -55,9 +54,7 @@ class Row:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "directory",
         type=path,

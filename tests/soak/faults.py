@@ -3,7 +3,6 @@
 python -m tests.soak.faults CONFIG.json FAULT.json
 """
 
-import argparse
 import hashlib
 import importlib
 import json
@@ -21,7 +20,7 @@ import numpy as np
 
 from lclm_jax.batch import Batch
 from lclm_jax.checkpoint import steps as checkpoint
-from lclm_jax.cli import run
+from lclm_jax.cli import make_parser, run
 from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
 from lclm_jax.data.loading import PackedIterator, batch_origins
@@ -50,9 +49,7 @@ class Order:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, help="as JSON")
     parser.add_argument("order", type=Path, help="what goes wrong, as JSON")
     arguments = parser.parse_args()

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from configs.recipes import agent, fine_tuning, pretraining
-from launch import prepare
 from launch import samples as launch_samples
 from launch.bench import data as bench_data
 from lclm_jax.config import ConfigError
+from lclm_jax.data.prepare.find_inputs import find_inputs
 from lclm_jax.data.synthetic import samples
 
 pytest.importorskip("reasoning_gym")
@@ -85,17 +85,17 @@ def test_inputs_are_found_by_the_names_of_their_sources(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name in ("instructions.jsonl", "instructions.parquet", "web.jsonl.zst", "webpage.jsonl"):
         (tmp_path / name).touch()
-    found = prepare.read_inputs(["web=elsewhere/*.txt"], recipe, tmp_path)
+    found = find_inputs(["web=elsewhere/*.txt"], recipe, tmp_path)
     assert found["web"] == ["elsewhere/*.txt"]
     assert found["corpus"] == [str(tmp_path / "corpus")]
     assert found["instructions"] == [
         str(tmp_path / "instructions.jsonl"),
         str(tmp_path / "instructions.parquet"),
     ]
-    assert prepare.read_inputs([], recipe, tmp_path)["web"] == [str(tmp_path / "web.jsonl.zst")]
+    assert find_inputs([], recipe, tmp_path)["web"] == [str(tmp_path / "web.jsonl.zst")]
     (tmp_path / "web.jsonl.zst").unlink()
     with pytest.raises(ConfigError, match="also reads web; say where they lie by --input web=PATH"):
-        prepare.read_inputs([], recipe, tmp_path)
+        find_inputs([], recipe, tmp_path)
 
 
 def test_the_commands_run_on_samples(few, command, tmp_path, capsys):

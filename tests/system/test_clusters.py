@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lclm_jax.cli import read_config
+from lclm_jax.experiment import load_experiment
 from tests.support.paths import ROOT
 
 CLUSTERS = ROOT / "launch" / "clusters"
@@ -286,10 +286,8 @@ def test_jobset_trains_a_config_that_is_there(jobset):
     (path,) = [
         text.removeprefix("--config=") for text in container["args"] if text.startswith("--config=")
     ]
-    config, _ = read_config(
-        str(ROOT / path),
-        [text.removeprefix("--set=") for text in container["args"] if "--set=" in text],
-    )
+    settings = [text.removeprefix("--set=") for text in container["args"] if "--set=" in text]
+    config = load_experiment(str(ROOT / path), settings).config
     assert config.mesh.data % replicated["replicas"] == 0
     assert job["parallelism"] == job["completions"]
     (mounted,) = container["volumeMounts"]

@@ -6,7 +6,6 @@ DIR gets index.html, pictures, summary.json and the measurements. Started again 
 only what is missing is measured. On a CPU, tiny models are measured, to test the command itself.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -16,15 +15,13 @@ from launch.bench.accelerator.parent import Plan, find_platform, run_parts
 from launch.bench.accelerator.parts import SECTIONS
 from launch.bench.accelerator.report import report
 from launch.bench.accelerator.summary import show_goals, write_summary
-from lclm_jax.cli import path, run, setting
+from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config.settings import Positive
 
 
 def main():
     started = time.time()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=path, default=Path("runs/accelerator"), metavar="DIR")
     parser.add_argument(
         "--minutes", type=setting(Positive), default=8.0, help="at most (default: %(default)s)"
