@@ -84,7 +84,9 @@ OTHERS = {"tests.soak.faults", "launch.bench.accelerator.section", "launch.bench
 
 def modules() -> set[str]:
     """Every module that is a command."""
-    files = [file for room in ("launch", "convert") for file in (ROOT / room).rglob("*.py")]
+    files = [
+        file for room in ("launch", "convert", "tests/soak") for file in (ROOT / room).rglob("*.py")
+    ]
     found = [file for file in files if "\nif __name__" in file.read_text(encoding="utf-8")]
     dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
     return {name.removesuffix(".__main__") for name in dotted}
