@@ -169,12 +169,12 @@ def find_circles(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
 
 
 def _reachable(start: str, targets: dict[str, set[str]]) -> set[str]:
-    found, waiting = set(), [start]
+    visited, waiting = set(), [start]
     while waiting:
-        new = targets.get(waiting.pop(), set()) - found
-        found |= new
+        new = targets.get(waiting.pop(), set()) - visited
+        visited |= new
         waiting.extend(new)
-    return found
+    return visited
 
 
 def measure_code(directory: Path) -> CodeFigures:
