@@ -1,26 +1,26 @@
-"""Errors that a user can mend, and the line that a command prints instead of a stack trace."""
+"""Errors that a user can correct, and the one line a command prints for them."""
 
 import re
 from importlib import metadata
 
 
 class UserError(Exception):
-    """Says what was expected, what came, and which knob to turn."""
+    """An error whose message says what was expected, what came, and what to change."""
 
 
 class TextError(UserError, ValueError):
-    """A text, a chat or a tokenizer that cannot be used."""
+    """A text, chat or tokenizer that cannot be used."""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that does not exist or cannot hold the value it was given."""
+    """A setting that does not exist, or a value that it cannot take."""
 
 
 class FileError(UserError, ValueError):
-    """A file that does not hold what it should."""
+    """A file whose content is not of the expected kind."""
 
 
-# What other libraries raise where a setting or the machine is to blame: pattern -> remedy.
+# Messages of other libraries that a setting or the machine causes: pattern -> remedy.
 REMEDIES = {
     r"RESOURCE_EXHAUSTED|Out of memory": (
         "the device's memory is full; lower data.rows, data.positions, data.windows or "
@@ -35,7 +35,7 @@ REMEDIES = {
 
 
 def describe(error: BaseException) -> str | None:
-    """The line that tells a user what to do about an error; None for a defect of the program."""
+    """Return one line that says what to do about an error; None for a defect of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -53,6 +53,7 @@ def describe(error: BaseException) -> str | None:
 
 
 def _describe_file_error(error: OSError) -> str:
+    """Return the path, or both paths, of an operation and the system's reason for its failure."""
     if error.strerror is None or error.filename is None:
         return str(error) or type(error).__name__
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -60,7 +61,7 @@ def _describe_file_error(error: OSError) -> str:
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:
-    """Names the extra that brings a package; None for a module that no requirement names."""
+    """Return how to install a package; None for a module that no requirement names."""
     name = (error.name or "").partition(".")[0]
     try:
         requirements = metadata.requires("lclm_jax") or []

@@ -1,30 +1,35 @@
-"""Which code this is: the package's version, and the commit where it runs from a git repository."""
+"""The version of this code: the package's, and the commit where it runs from a git repository."""
 
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-HOUSE = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[1]
+GIT_TIMEOUT_SECONDS = 20
 
 
 @cache
 def code_version() -> str:
-    """As `0.1.0`, `0.1.0+g1a2b3c4d` or, with changes that are in no commit, `0.1.0+g1a2b3c4d.changed`."""
+    """Return `0.1.0`, or `0.1.0+g1a2b3c4d` in a repository, with `.changed` for uncommitted edits."""
     try:
         number = version("lclm_jax")
     except PackageNotFoundError:
         number = "unknown"
-    commit = _git("rev-parse", "--short=8", "HEAD") if (HOUSE / ".git").exists() else ""
-    changed = ".changed" if commit and _git("status", "--porcelain", "--untracked-files=no") else ""
-    return f"{number}+g{commit}{changed}" if commit else number
+    commit = _git("rev-parse", "--short=8", "HEAD") if (REPOSITORY / ".git").exists() else ""
+    if not commit:
+        return number
+    is_changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{number}+g{commit}{'.changed' if is_changed else ''}"
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of git; an empty text where it fails or is not installed."""
+    command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(HOUSE), *arguments], capture_output=True, encoding="utf-8", timeout=20
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=GIT_TIMEOUT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

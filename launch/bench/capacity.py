@@ -22,6 +22,7 @@ from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config.settings import NotNegative
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.errors import UserError
+from lclm_jax.files.atomic import unfinished_file
 from lclm_jax.files.reading import read_json
 from lclm_jax.progress import track
 from lclm_jax.reports.capacity_table import write_report
@@ -171,15 +172,15 @@ def fit(one: Fitting, directory: Path, python: str) -> Figures:
     found = directory / f"{one.name}.json"
     if not found.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished, log = found.with_suffix(".partial"), found.with_suffix(".log")
-        command = [python, "-m", "launch.capacity", "--json", str(unfinished), *told(one)]
-        with log.open("w", encoding="utf-8") as output:
-            status = subprocess.run(
-                command, stdout=output, stderr=output, env=os.environ | {"JAX_PLATFORMS": "cpu"}
-            ).returncode
-        if status not in (0, 3):
-            raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
-        unfinished.rename(found)
+        log, environment = found.with_suffix(".log"), os.environ | {"JAX_PLATFORMS": "cpu"}
+        with unfinished_file(found) as unfinished:
+            command = [python, "-m", "launch.capacity", "--json", str(unfinished), *told(one)]
+            with log.open("w", encoding="utf-8") as output:
+                status = subprocess.run(
+                    command, stdout=output, stderr=output, env=environment
+                ).returncode
+            if status not in (0, 3):
+                raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
     return read_json(found)
 
 

@@ -8,7 +8,7 @@ from lclm_jax.checkpoint.steps import STEPS, saved_steps
 from lclm_jax.data.loading import listed_files
 from lclm_jax.data.prepare.shards import MANIFEST
 from lclm_jax.errors import UserError
-from lclm_jax.files.checksums import CHECKSUMS, Listed, compare_all, read_checksums
+from lclm_jax.files.checksums import CHECKSUMS, FileChecksum, check_files, read_checksums
 
 
 class IntegrityError(UserError):
@@ -49,8 +49,8 @@ def verify(directory: Path, progress: Callable[..., Iterable]) -> Verified:
 
 
 def _differing(
-    directory: Path, listed: list[Listed], progress: Callable[..., Iterable]
+    directory: Path, listed: list[FileChecksum], progress: Callable[..., Iterable]
 ) -> Iterator[str]:
-    for path, problem in progress(compare_all(listed), "verifying", len(listed)):
+    for path, problem in progress(check_files(listed), "verifying", len(listed)):
         if problem:
             yield f"{path.parent.relative_to(directory)}/{problem}".removeprefix("./")

@@ -23,7 +23,7 @@ from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.processes import gather, is_first, once
 from lclm_jax.errors import FileError, UserError
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.files.checksums import CHECKSUMS, damage, write_checksums
+from lclm_jax.files.checksums import CHECKSUMS, find_damage, write_checksums
 from lclm_jax.files.directories import DirectoryError, check_path, check_writable, locked
 from lclm_jax.files.reading import read_json
 from lclm_jax.typing import Params
@@ -245,7 +245,7 @@ def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
     found = []
     for step in saved_steps(directory / STEPS):
         place = directory / STEPS / str(step)
-        own = damage(place, jax.process_index(), jax.process_count())
+        own = find_damage(place, jax.process_index(), jax.process_count())
         own += _unjoined(place) if is_first() else []
         reasons = [reason for said in gather("\n".join(own)) if said for reason in said.split("\n")]
         if not reasons:

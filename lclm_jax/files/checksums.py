@@ -1,4 +1,7 @@
-"""Checksums of the files in a directory, as `sha256sum` writes them: anyone can check by `sha256sum -c SHA256SUMS` there."""
+"""Checksums of the files in a directory, in the format of `sha256sum`.
+
+`sha256sum -c SHA256SUMS` in the directory verifies them without this library.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,17 +11,17 @@ from pathlib import Path
 from lclm_jax.files.atomic import UNFINISHED, write_whole
 
 CHECKSUMS = "SHA256SUMS"
-Listed = tuple[Path, str]  # a file and the sha256 it was written with
+FileChecksum = tuple[Path, str]  # a file and its sha256 in hexadecimal
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checksums(directory: Path):
-    """Lists every file in a directory and below. The list appears whole, and last."""
+    """Write the checksums of every file in a directory and below, after all the files."""
     files = sorted(
         path
         for path in directory.rglob("*")
@@ -33,8 +36,11 @@ def write_checksums(directory: Path):
     write_whole(directory / CHECKSUMS, "".join(lines))
 
 
-def read_checksums(directory: Path) -> list[Listed]:
-    """The listed files of a directory. Raises ValueError that says what is wrong with the list."""
+def read_checksums(directory: Path) -> list[FileChecksum]:
+    """Return the files of a directory with their checksums.
+
+    Raises ValueError for a `SHA256SUMS` that is not a list of checksums.
+    """
     try:
         text = (directory / CHECKSUMS).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -45,24 +51,26 @@ def read_checksums(directory: Path) -> list[Listed]:
     return [(directory / name, digest) for digest, name in lines]
 
 
-def damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
-    """Lists what is wrong with the files of a directory, a line for each.
+def find_damage(directory: Path, share: int = 0, shares: int = 1) -> list[str]:
+    """Return a line for every file of a directory that is missing or changed.
 
-    Finds nothing where there are no checksums. Each of several processes looks at a share.
+    A directory without checksums counts as undamaged. Of several processes, each checks the
+    `share`-th of `shares` equal parts.
     """
     if not (directory / CHECKSUMS).exists():
         return []
     try:
-        listed = read_checksums(directory)
+        checksums = read_checksums(directory)
     except ValueError as error:
         return [str(error)]
     with ThreadPoolExecutor() as pool:
-        return [problem for problem in pool.map(compare, listed[share::shares]) if problem]
+        problems = pool.map(describe_damage, checksums[share::shares])
+        return [problem for problem in problems if problem]
 
 
-def compare(listed: Listed) -> str:
-    """Describes what is wrong with a file; empty for a whole one."""
-    path, digest = listed
+def describe_damage(checksum: FileChecksum) -> str:
+    """Return what is wrong with a file, or an empty text for an undamaged one."""
+    path, digest = checksum
     if not path.is_file():
         return f"{path.name} is missing"
     try:
@@ -71,8 +79,9 @@ def compare(listed: Listed) -> str:
         return f"{path.name} cannot be read: {error.strerror}"
 
 
-def compare_all(listed: Iterable[Listed]) -> Iterable[tuple[Path, str]]:
-    """Compares files; yields each, in order, and what is wrong with it."""
-    listed = list(listed)
+def check_files(checksums: Iterable[FileChecksum]) -> Iterable[tuple[Path, str]]:
+    """Yield each file, in order, with what is wrong with it as `describe_damage` says it."""
+    checksums = list(checksums)
+    paths = (path for path, _ in checksums)
     with ThreadPoolExecutor() as pool:
-        yield from zip((path for path, _ in listed), pool.map(compare, listed), strict=True)
+        yield from zip(paths, pool.map(describe_damage, checksums), strict=True)

@@ -1,4 +1,4 @@
-"""Small files that people and programs wrote, read as UTF-8 with errors that name the file."""
+"""Small text files: read as UTF-8 or JSON, with errors that name the file."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from lclm_jax.errors import FileError
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, without a mark of its encoding. Raises FileError unless it is UTF-8."""
+    """Return the text of a file without its byte order mark. Raises FileError unless it is UTF-8."""
     return decode(Path(path).read_bytes(), str(path))
 
 
@@ -28,7 +28,7 @@ def read_text_or_stdin(path: Path) -> str:
 
 
 def decode(data: bytes, name: str) -> str:
-    """The text that bytes spell in UTF-8; `name` says where they come from in errors."""
+    """Decode UTF-8, with an optional byte order mark. Raises FileError that names the source."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,7 +39,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises FileError for anything else."""
+    """Return the JSON object in a file. Raises FileError for anything else."""
     try:
         values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:

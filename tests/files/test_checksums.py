@@ -2,7 +2,7 @@
 
 import hashlib
 
-from lclm_jax.files.checksums import CHECKSUMS, damage, hash_file, write_checksums
+from lclm_jax.files.checksums import CHECKSUMS, find_damage, hash_file, write_checksums
 
 
 def filled(directory):
@@ -22,39 +22,39 @@ def test_every_file_has_a_line_in_order_but_the_list_itself(tmp_path):
         for name in ("a", "b", "deep/c")
     ]
     assert hash_file(tmp_path / "a") == lines[0].split()[0]
-    assert damage(tmp_path) == []
+    assert find_damage(tmp_path) == []
 
 
 def test_each_damaged_file_is_named_once_with_what_is_wrong(tmp_path):
     filled(tmp_path)
     (tmp_path / "a").unlink()
     (tmp_path / "deep" / "c").write_bytes(b"deep/c" * 999 + b"deep/d")
-    assert damage(tmp_path) == ["a is missing", "c is not as it was written"]
+    assert find_damage(tmp_path) == ["a is missing", "c is not as it was written"]
 
 
 def test_several_processes_look_at_every_file_between_them(tmp_path):
     filled(tmp_path)
     for name in ("a", "b", "deep/c"):
         (tmp_path / name).write_bytes(b"")
-    parts = [damage(tmp_path, share, 2) for share in range(2)]
+    parts = [find_damage(tmp_path, share, 2) for share in range(2)]
     assert [[line.split()[0] for line in part] for part in parts] == [["a", "c"], ["b"]]
-    assert damage(tmp_path, 5, 6) == []
+    assert find_damage(tmp_path, 5, 6) == []
 
 
 def test_a_list_that_is_none_is_named(tmp_path):
-    assert damage(tmp_path) == []  # no list: nothing to compare with
+    assert find_damage(tmp_path) == []  # no list: nothing to compare with
     for content, reason in (
         (b"\xff\xfe\xff", f"{CHECKSUMS} is not text"),
         (b"", f"{CHECKSUMS} is not a list of checksums"),
         (b"0123  a\nnothing\n", f"{CHECKSUMS} is not a list of checksums"),
     ):
         (tmp_path / CHECKSUMS).write_bytes(content)
-        assert damage(tmp_path) == [reason]
+        assert find_damage(tmp_path) == [reason]
 
 
 def test_names_may_have_two_spaces(tmp_path):
     (tmp_path / "a  b").write_bytes(b"1")
     write_checksums(tmp_path)
-    assert damage(tmp_path) == []
+    assert find_damage(tmp_path) == []
     (tmp_path / "a  b").write_bytes(b"2")
-    assert damage(tmp_path) == ["a  b is not as it was written"]
+    assert find_damage(tmp_path) == ["a  b is not as it was written"]

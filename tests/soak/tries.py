@@ -11,7 +11,7 @@ from statistics import median
 from lclm_jax.checkpoint.steps import STEPS, saved_steps
 from lclm_jax.config import Config
 from lclm_jax.data.prepare.shards import find_shards, index_path
-from lclm_jax.files.checksums import CHECKSUMS, damage
+from lclm_jax.files.checksums import CHECKSUMS, find_damage
 from lclm_jax.training.journal import EVENTS, LOG
 from lclm_jax.training.watchdog import STOOD_STILL
 from tests.soak.child import Child, Session, child
@@ -143,7 +143,7 @@ def _full_while_saving(soak: Soak, fault: Fault) -> Outcome:
             "before it is intact",
             "start again to continue",
         )
-    found = [] if soak.newest is None else damage(soak.directory / STEPS / str(soak.newest))
+    found = [] if soak.newest is None else find_damage(soak.directory / STEPS / str(soak.newest))
     intact = f"Step {soak.newest} before it is intact" in one.message and not found
     return Outcome(outcome.passed and intact, "; ".join([outcome.seen, *found]))
 

@@ -21,7 +21,7 @@ from launch.bench.accelerator.report import report
 from launch.bench.accelerator.sizes import published, tiny
 from launch.bench.accelerator.summary import write_summary
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.version import HOUSE
+from lclm_jax.version import REPOSITORY
 
 RESERVE = 8.0  # seconds at the end for the page
 SHORTEST = 4.0  # seconds below which no part is started
@@ -185,7 +185,7 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    paths = [str(HOUSE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     settings["PYTHONPATH"] = os.pathsep.join(paths)
     known = {key: value for key, value in os.environ.items() if "MEM_FRACTION" not in key}
     if plan.platform == "gpu":

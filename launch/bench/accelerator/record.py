@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from launch.bench.accelerator.report import report
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.version import HOUSE
+from lclm_jax.version import REPOSITORY
 
 T = TypeVar("T")
 SHOWN = 160  # characters of a result on the terminal
@@ -73,7 +73,7 @@ class Record:
         try:
             return call()
         except Exception as error:  # noqa: BLE001 - a failure must not end the other measurements
-            self._keep("errors", name, traceback.format_exc().replace(f"{HOUSE}/", ""))
+            self._keep("errors", name, traceback.format_exc().replace(f"{REPOSITORY}/", ""))
             report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.started)
             return None
 

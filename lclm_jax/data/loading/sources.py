@@ -23,7 +23,7 @@ from lclm_jax.data.records import Section
 from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.parse import Raw, tokenise
 from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.files.checksums import Listed
+from lclm_jax.files.checksums import FileChecksum
 from lclm_jax.files.reading import read_json
 
 CACHED_TABLES = 4096  # examples whose lengths under another tokenizer are kept in memory
@@ -57,7 +57,7 @@ def _check_file_name(name: str):
         raise ValueError(f"{name!r} is not the name of a file in its directory")
 
 
-def listed_files(directory: str | Path) -> Iterator[Listed]:
+def listed_files(directory: str | Path) -> Iterator[FileChecksum]:
     """Yield every shard and index of a prepared directory with its sha256.
 
     Manifests of earlier versions have none for indexes; these are left out.
