@@ -24,7 +24,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.prepare.prepare import prepare as prepare_sources
+from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.corpus import (
     documentation,
     split_of,

@@ -34,7 +34,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.prepare.prepare import prepare as prepare_sources
+from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.pairs import NAMES, write_corpus, write_held_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.evaluation.held_out import Tests

@@ -23,7 +23,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.prepare.prepare import prepare as prepare_sources
+from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.corpus import write_corpus
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.experiment import Experiment

@@ -25,8 +25,8 @@ from lclm_jax.cli import (
     show_table,
 )
 from lclm_jax.config.settings import Directory, Size
+from lclm_jax.data.prepare import prepare
 from lclm_jax.data.prepare.find_inputs import find_inputs
-from lclm_jax.data.prepare.prepare import prepare
 from lclm_jax.data.prepare.summary import describe_rejections, summary_table
 from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.experiment import load_recipe

@@ -1,4 +1,4 @@
-"""Progress bars: one for training steps, one for anything iterated over. On stderr; quiet where there is no terminal."""
+"""Progress bars on stderr, drawn only in a terminal."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,20 +8,25 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressDisplay
 
 T = TypeVar("T")
+# A function as `track`: takes items, a label and their count, and yields the items.
+Progress = Callable[..., Iterable]
 
 
 @contextmanager
 def progress_bar(
-    label: str, total: int, done: int = 0, shown: bool = True
+    label: str, total: int | None, done: int = 0, shown: bool = True
 ) -> Iterator[Callable[[int, str], None]]:
-    """Yields `show(done, note)`."""
+    """Show a bar during the block. Yields `update(done, note)`.
+
+    A total of None shows a bar that only moves.
+    """
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -30,14 +35,22 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
-        task = bars.add_task(label, total=total, completed=done, note="")
-        yield lambda done, note="": bars.update(task, completed=done, note=note)
+    console = Console(stderr=True)
+    with ProgressDisplay(*columns, console=console, disable=not shown) as display:
+        task = display.add_task(label, total=total, completed=done, note="")
+        yield lambda done, note="": display.update(task, completed=done, note=note)
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """The items, with a bar."""
-    with progress_bar(label, total or (len(items) if hasattr(items, "__len__") else None)) as show:  # type: ignore[arg-type]
+    """Yield the items and show how many have been used; a total of None asks for their length."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with progress_bar(label, total) as update:
         for done, item in enumerate(items, start=1):
             yield item
-            show(done, "")
+            update(done, "")
+
+
+def without_progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+    """Return the items and show nothing: the `Progress` of a silent caller."""
+    return items

@@ -23,7 +23,7 @@ from lclm_jax.costs.chips import Mfu, Slice, parse_slice
 from lclm_jax.costs.work import training_flops
 from lclm_jax.data.loading import PackedBatches, PackedIterator, PackedRow, assemble
 from lclm_jax.data.loading.survey import open_prepared, pack_rows
-from lclm_jax.data.prepare.prepare import prepare
+from lclm_jax.data.prepare import prepare
 from lclm_jax.data.synthetic.samples import write_samples
 from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.experiment import load_experiment

@@ -11,7 +11,7 @@ import pytest
 from launch import inspect_data as launch_inspect
 from lclm_jax.config import ConfigError, Recipe, Source, Stream
 from lclm_jax.data.loading import PreparedSource, read_manifest
-from lclm_jax.data.prepare.prepare import prepare
+from lclm_jax.data.prepare import prepare
 from lclm_jax.data.prepare.shards import (
     REJECTIONS,
     DamagedError,

@@ -20,7 +20,7 @@ from lclm_jax.config import (
     Stream,
     TransformerConfig,
 )
-from lclm_jax.data.prepare.prepare import prepare
+from lclm_jax.data.prepare import prepare
 from lclm_jax.data.synthetic.corpus import documentation, standard_library, train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 

@@ -17,9 +17,9 @@ from lclm_jax.data.loading.batches import PackedBatches, PackedIterator
 from lclm_jax.data.loading.sources import PreparedSource, read_manifest
 from lclm_jax.data.loading.streams import Mixture, StageData, StreamReader
 from lclm_jax.data.loading.tally import Tally, add_tallies
-from lclm_jax.data.prepare.prepare import Progress, silent
 from lclm_jax.data.records import RecordSize, Span, measure
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.progress import Progress, without_progress
 
 # The lengths, in tokens, at which the recipe cuts a document otherwise (paper, C.4).
 BUCKET_BOUNDS = (2048, 4096, 8192, 16385)
@@ -51,7 +51,7 @@ def open_prepared(config: Config, directory: str | Path) -> StageData:
 
 
 def survey(
-    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = silent
+    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = without_progress
 ) -> dict[str, Any]:
     """Return figures of a stage's data by source, stream and length, and of its packed rows."""
     manifest = read_manifest(stage.directory)
@@ -94,7 +94,7 @@ def tally_by_length(reader: StreamReader, progress: Progress) -> dict[str, Tally
 
 
 def pack_rows(
-    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = silent
+    stage: StageData, rows: int = DEFAULT_ROWS, progress: Progress = without_progress
 ) -> dict[str, Any]:
     """Return how full rows become, and what other numbers of windows would give."""
     windows = stage.budget.windows

@@ -1,4 +1,4 @@
-"""Examples of a row, tokenised, or the reason why it has none."""
+"""Tokenized examples of a row, or the reason why it has none."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,40 +16,53 @@ MAX_DETAIL = 500  # characters of a rejection's detail
 
 @dataclass(frozen=True)
 class Example:
-    """An example of a row, tokenised."""
+    """A tokenized example and the split it belongs to.
+
+    Attributes:
+        raw: the example as text, as it is stored beside the tokens.
+        sections: tokens by role.
+        split: "train" or "held".
+        spells_control: its plain text contains the name of a control token, which is then trained
+            on as plain text.
+    """
 
     raw: Raw
     sections: list[Section]
     split: str
-    spells_control: bool  # as plain text, which is trained on
+    spells_control: bool
 
 
 def read_examples_of(
     row: Row, kind: str, longest: int, tokenizer: Tokenizer
 ) -> Iterator[Example | Rejection]:
-    """The examples of a row, then one rejection where there are others that cannot be used.
+    """Yield the examples of a row, then one rejection if others cannot be used.
 
-    Whatever exception a row causes is its rejection, with reason "error" where none is foreseen.
+    Any exception that a row causes becomes its rejection, with reason "error" unless it is a
+    RowError; only a full memory and interruptions pass through.
     """
     try:
         yield from _read_row(row.fields, kind, longest, tokenizer)
     except RowError as error:
         yield Rejection(row.file, row.number, error.reason, error.detail[:MAX_DETAIL])
     except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"  # of Rust, as in tokenizers
-        if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic):
+        if not _is_caused_by_row(error):
             raise
         detail = f"{type(error).__name__}: {error}"
         yield Rejection(row.file, row.number, "error", detail[:MAX_DETAIL])
 
 
+def _is_caused_by_row(error: BaseException) -> bool:
+    # tokenizers is written in Rust; its panics are BaseExceptions.
+    is_panic = type(error).__name__ == "PanicException"
+    return is_panic or (isinstance(error, Exception) and not isinstance(error, MemoryError))
+
+
 def _read_row(
     fields: Mapping[str, Any], kind: str, longest: int, tokenizer: Tokenizer
 ) -> Iterator[Example]:
-    """The examples of a row; their split is that of the row's `split_group`, if it has one, else
-    that of their own words.
+    """Yield the usable examples of a row, and raise RowError after them for the others.
 
-    Raises RowError for those that cannot be used, after all the others.
+    The row's `split_group`, if it has one, decides the split; otherwise each example's own text.
     """
     group = fields.get(SPLIT_GROUP)
     count, problems = 0, []
@@ -61,9 +74,10 @@ def _read_row(
             except TextError as error:
                 problems.append(RowError("chat", str(error)))
                 continue
-            if not sum(len(section.tokens) for section in sections):
+            if not any(len(section.tokens) for section in sections):
                 problems.append(RowError("empty", "expected words, got none"))
                 continue
+
             words = words_of(raw)
             split = split_of(words if is_blank(group) else str(group))
             yield Example(raw, sections, split, spells_control(words, tokenizer))
@@ -73,5 +87,5 @@ def _read_row(
 
 
 def spells_control(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether the text spells a control token, which is trained on as plain text."""
+    """Return whether a text contains the name of a control token."""
     return any(name in text for name in tokenizer.control)

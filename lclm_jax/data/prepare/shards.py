@@ -1,9 +1,10 @@
-"""Prepared examples on disk: ArrayRecord shards, one example a record packed by msgpack, each beside an index of lengths.
+"""Prepared examples on disk: ArrayRecord shards, each beside an index of lengths.
 
-`<source>.<split>-<number>.arrayrecord` holds the examples, `....index.npz` what rows are planned from: `starts` [n + 1] and
-`table` [sections, 3], the tables of all examples (`lclm_jax.data.records.sections`) joined. It also has a
-checksum of every example, `crc32` [n], and the manifest has the index's own: an example that is
-read is the one that was written, whichever files were exchanged since.
+A shard `<source>.<split>-<number>.arrayrecord` holds one example a record, packed with msgpack.
+Its index, `<source>.<split>-<number>.index.npz`, has what packing is planned from: `starts` [n + 1]
+and `table` [sections, 3], the joined tables of all examples (`lclm_jax.data.records.sections`), and
+`crc32` [n], a checksum of every example. The manifest has the checksum of the index itself, so an
+example that is read is the one that was written, even if files were exchanged since.
 """
 
 import hashlib
@@ -24,17 +25,19 @@ from lclm_jax.data.records import Section
 from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.parse import Raw
 from lclm_jax.errors import UserError
+from lclm_jax.files.atomic import UNFINISHED, publish, unfinished_file
 from lclm_jax.files.checksums import hash_file
 
-HELD_OUT = 50  # one document in so many is never trained on
+HELD_OUT_EVERY = 50  # documents whose hash is a multiple of it are held out
 SPLITS = ("train", "held")
 MANIFEST = "manifest.json"
 REJECTIONS = "rejections.jsonl"  # every refused row of all sources
+NO_CRC32 = -1  # in place of a checksum, for indexes of earlier versions
 REMEDY = (
     "bring the file back as it was (manifest.json has its sha256) or prepare again, then start "
     "again to continue"
 )
-Entry = Mapping[str, Any]  # what a manifest says of a shard
+Entry = Mapping[str, Any]  # a shard's entry in the manifest
 
 
 class DamagedError(UserError, OSError):
@@ -42,24 +45,35 @@ class DamagedError(UserError, OSError):
 
 
 def shard_path(directory: str | Path, source: str, split: str, number: int = 0) -> Path:
+    """Return the path of a shard."""
     return Path(directory) / f"{source}.{split}-{number:05d}.arrayrecord"
 
 
 def index_path(shard: Path) -> Path:
+    """Return the path of a shard's index."""
     return shard.with_suffix(".index.npz")
 
 
 def find_shards(directory: str | Path, source: str, split: str) -> list[Path]:
+    """Return the shards of a split of a source, in order."""
     return sorted(Path(directory).glob(f"{source}.{split}-[0-9]*.arrayrecord"))
 
 
 def split_of(text: str) -> str:
-    """ "held" for the documents set aside, chosen by a hash of their text, else "train"."""
+    """Return "held" for the documents that are held out, by a hash of their text, else "train"."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-    return "held" if int.from_bytes(digest[:8], "little") % HELD_OUT == 0 else "train"
+    is_held_out = int.from_bytes(digest[:8], "little") % HELD_OUT_EVERY == 0
+    return "held" if is_held_out else "train"
 
 
 def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
+    """Return an example as a record.
+
+    Args:
+        raw: the example as text.
+        tokens: token ids [tokens] of all sections.
+        table: [sections, 3], as `flatten_sections` makes it.
+    """
     fields = {
         "raw": json.dumps(raw),
         "tokens": tokens.astype("<i4").tobytes(),
@@ -69,23 +83,24 @@ def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
 
 
 def unpack(packed: bytes) -> tuple[Raw, list[Section]]:
+    """Return the text and the sections of a record."""
     fields: dict[str, Any] = msgpack.unpackb(packed)
+    tokens = np.frombuffer(fields["tokens"], "<i4")
     table = np.frombuffer(fields["table"], "<i4").reshape(-1, 3)
-    return json.loads(fields["raw"]), split_sections(
-        np.frombuffer(fields["tokens"], "<i4"), table.tolist()
-    )
+    return json.loads(fields["raw"]), split_sections(tokens, table.tolist())
 
 
 class ShardWriter:
-    """Writes a shard and its index, whole or not at all: they take their names when it is closed."""
+    """Writes a shard and its index, which get their names when it is closed."""
 
     def __init__(self, path: Path):
-        self.path, self.unfinished = path, path.with_suffix(".unfinished")
+        self.path, self.unfinished = path, path.with_suffix(UNFINISHED)
         self.writer = ArrayRecordWriter(str(self.unfinished), "group_size:1")
         self.starts, self.tables = [0], [np.zeros((0, 3), np.int32)]
         self.checksums: list[int] = []
 
     def add(self, raw: Raw, sections: Sequence[Section]):
+        """Append an example."""
         tokens, table = flatten_sections(sections)
         packed = pack(raw, tokens, table)
         self.writer.write(packed)
@@ -94,14 +109,19 @@ class ShardWriter:
         self.starts.append(self.starts[-1] + len(table))
 
     def close(self) -> dict[str, Any]:
-        """Returns the shard's entry in a manifest."""
+        """Finish both files and return the shard's entry in the manifest."""
         self.writer.close()
         table = np.concatenate(self.tables)
         index = index_path(self.path)
-        starts, checksums = np.array(self.starts, np.int64), np.array(self.checksums, np.uint32)
-        np.savez(index, starts=starts, table=table, crc32=checksums)
+        arrays = {
+            "starts": np.array(self.starts, np.int64),
+            "table": table,
+            "crc32": np.array(self.checksums, np.uint32),
+        }
+        with unfinished_file(index) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, **arrays)
         digest = hash_file(self.unfinished)
-        self.unfinished.rename(self.path)
+        publish(self.unfinished, self.path)
         return {
             "file": self.path.name,
             "examples": len(self.starts) - 1,
@@ -114,43 +134,50 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Index:
-    """The indexes of several shards, joined."""
+    """The joined indexes of several shards, of n examples in all.
 
-    starts: np.ndarray  # [n + 1]
-    table: np.ndarray  # [sections, 3]
-    crc32: np.ndarray  # [n], -1 where an earlier version has kept none
+    Attributes:
+        starts: [n + 1], where the sections of each example begin in `table`.
+        table: [sections, 3], tokens, role and ratio of each section.
+        crc32: [n], a checksum of each example, NO_CRC32 where the index has none.
+    """
+
+    starts: np.ndarray
+    table: np.ndarray
+    crc32: np.ndarray
 
     def describes(self, i: int, packed: bytes, sections: Sequence[Section]) -> bool:
-        """Whether a record is example `i`."""
-        found = [(len(one.tokens), int(one.role), one.ratio or 0) for one in sections]
+        """Return whether a record, and the sections in it, are those of example `i`."""
         rows = self.table[self.starts[i] : self.starts[i + 1]]
-        same = found == [tuple(row) for row in rows.tolist()]
-        return same and int(self.crc32[i]) in (-1, zlib.crc32(packed))
+        expected = [tuple(row) for row in rows.tolist()]
+        actual = [(len(s.tokens), int(s.role), s.ratio or 0) for s in sections]
+        return actual == expected and int(self.crc32[i]) in (NO_CRC32, zlib.crc32(packed))
 
 
 def read_index(shards: Iterable[tuple[Path, Entry]]) -> Index:
-    """The index of several shards, each with its entry in the manifest.
+    """Return the joined index of several shards, each with its entry in the manifest.
 
-    Raises DamagedError for an index that is damaged, and for one of another shard.
+    Raises DamagedError for an index that is damaged or belongs to another shard.
     """
     starts, tables = [np.zeros(1, np.int64)], [np.zeros((0, 3), np.int32)]
     checksums, rows = [np.zeros(0, np.int64)], 0
     for shard, entry in shards:
-        first, table, crc32 = _read_one(shard, entry.get("index_sha256"))
-        examples, tokens = len(first) - 1, int(table[:, 0].sum())
+        shard_starts, table, crc32 = _read_shard_index(shard, entry.get("index_sha256"))
+        examples, tokens = len(shard_starts) - 1, int(table[:, 0].sum())
         if (examples, tokens) != (entry["examples"], entry["tokens"]):
             raise DamagedError(
                 f"{index_path(shard)} is the index of another shard: expected {entry['examples']} "
                 f"examples of {entry['tokens']} tokens, got {examples} of {tokens}; {REMEDY}"
             )
-        starts.append(first[1:] + rows)
+        starts.append(shard_starts[1:] + rows)
         tables.append(table)
         checksums.append(crc32)
         rows += len(table)
     return Index(np.concatenate(starts), np.concatenate(tables), np.concatenate(checksums))
 
 
-def _read_one(shard: Path, sha256: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_shard_index(shard: Path, sha256: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, table and checksums of one shard."""
     index = index_path(shard)
     try:
         content = index.read_bytes()
@@ -158,9 +185,8 @@ def _read_one(shard: Path, sha256: str | None) -> tuple[np.ndarray, np.ndarray, 
             raise ValueError("it is not as it was written")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             starts, table = arrays["starts"], arrays["table"]
-            crc32 = arrays.get("crc32", np.full(len(starts) - 1, -1))
-        whole = starts.ndim == 1 and table.ndim == 2 and table.shape[1] == 3 and len(starts)
-        if not whole or starts[0] or starts[-1] != len(table) or (np.diff(starts) < 0).any():
+            crc32 = arrays.get("crc32", np.full(len(starts) - 1, NO_CRC32))
+        if not _is_consistent(starts, table):
             raise ValueError("its arrays do not fit each other")
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError) as error:
         raise DamagedError(
@@ -168,3 +194,11 @@ def _read_one(shard: Path, sha256: str | None) -> tuple[np.ndarray, np.ndarray, 
             "again to continue"
         ) from error
     return starts, table, crc32
+
+
+def _is_consistent(starts: np.ndarray, table: np.ndarray) -> bool:
+    """Return whether `starts` divides the rows of `table` among examples."""
+    if starts.ndim != 1 or len(starts) == 0 or table.ndim != 2 or table.shape[1] != 3:
+        return False
+    covers_table = starts[0] == 0 and starts[-1] == len(table)
+    return bool(covers_table and (np.diff(starts) >= 0).all())

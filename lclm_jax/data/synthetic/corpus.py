@@ -12,7 +12,6 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lclm_jax.data.chat.chat import CHATML
-from lclm_jax.data.prepare.prepare import Progress, silent
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
 from lclm_jax.data.rows.parse import words_of
@@ -26,6 +25,7 @@ from lclm_jax.data.text.tokenizer import (
     Tokenizer,
 )
 from lclm_jax.files.atomic import write_whole
+from lclm_jax.progress import Progress, without_progress
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
 # How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
@@ -36,7 +36,11 @@ Row = dict[str, Any]
 
 
 def write_corpus(
-    directory: str | Path, vocab: int, tasks: int, requests: int, progress: Progress = silent
+    directory: str | Path,
+    vocab: int,
+    tasks: int,
+    requests: int,
+    progress: Progress = without_progress,
 ) -> dict[str, list[str]]:
     """Writes `code.jsonl`, `docs.jsonl`, `haystacks.jsonl`, `tasks.jsonl` and a tokenizer trained on them; reuses what is
     there. Returns the input of each source.

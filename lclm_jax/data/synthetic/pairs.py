@@ -15,12 +15,12 @@ from pathlib import Path
 from sysconfig import get_python_version
 from typing import Any
 
-from lclm_jax.data.prepare.prepare import Progress, silent
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
 from lclm_jax.data.rows.parse import words_of
 from lclm_jax.data.synthetic import corpus
 from lclm_jax.files.atomic import write_whole
+from lclm_jax.progress import Progress, without_progress
 
 WORDS = 256  # that pairs are made of
 COUNTS = {"": 40_000, "_short": 20_000}  # documents of a source
@@ -42,7 +42,7 @@ REORDER = " In another order:"
 
 
 def write_corpus(
-    directory: str | Path, vocab: int, progress: Progress = silent
+    directory: str | Path, vocab: int, progress: Progress = without_progress
 ) -> dict[str, list[str]]:
     """Writes `docs.jsonl`, the standard library's docstrings, a file of each kind of documents, long and short, and a tokenizer
     of `vocab` entries trained on them; reuses what is there. Returns the input of each source.
@@ -58,7 +58,9 @@ def write_corpus(
     return _inputs(directory)
 
 
-def write_held_out(directory: str | Path, progress: Progress = silent) -> dict[str, list[str]]:
+def write_held_out(
+    directory: str | Path, progress: Progress = without_progress
+) -> dict[str, list[str]]:
     """Writes of the documents of `write_corpus` those that are held out, and no tokenizer."""
     directory, settings = Path(directory), {"split": "held"}
     if not _is_written(directory, settings):
@@ -71,7 +73,7 @@ def write_held_out(directory: str | Path, progress: Progress = silent) -> dict[s
     return _inputs(directory)
 
 
-def draw_rows(progress: Progress = silent) -> dict[str, list[Row]]:
+def draw_rows(progress: Progress = without_progress) -> dict[str, list[Row]]:
     """The documents of every source, the same at every call."""
     docs = corpus.documentation(list(progress(corpus.standard_library(), "reading modules")))
     texts = _trained_texts(docs)

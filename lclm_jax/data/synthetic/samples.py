@@ -12,17 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.data.prepare.prepare import Progress, silent
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.synthetic.corpus import Row, docstrings, standard_library
 from lclm_jax.files.atomic import write_whole
+from lclm_jax.progress import Progress, without_progress
 
 EXERCISES = 4000  # problems of each sort
 LONG = 40_000  # characters from which a document is long
 MOST = 80_000  # characters of a module that is asked about
 
 
-def write_samples(directory: str | Path, progress: Progress = silent) -> dict[str, list[str]]:
+def write_samples(
+    directory: str | Path, progress: Progress = without_progress
+) -> dict[str, list[str]]:
     """Writes `NAME.jsonl` for every source in `SOURCES` and returns them as the input of each; the same on every run."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
