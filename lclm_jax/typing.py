@@ -1,7 +1,19 @@
-"""Array types of public signatures, and the axis letters they and the einsums share.
+"""Array types of public signatures, and the axis letters that they share with einsums.
 
-B batch, T query length, S key length, D width, E encoder width, N query heads, K kv heads, G = N/K, H head dim,
-F mlp, V vocab, L layers, C windows per row, W positions of a window, R ratio, P latents per window, M = C*P latents per row.
+    A  all windows of a batch, B * C         M  latents per row, C * P
+    B  rows                                  N  query heads
+    C  windows per row                       P  latents per window
+    D  width of a transformer; beside E      Q  queries that share a key head, G * T
+       the decoder's                         R  ratio: tokens per latent
+    E  width of the encoder                  S  keys
+    F  width inside an MLP                   T  positions of a row; queries
+    G  query heads per key head, N / K       V  vocabulary
+    H  width of a head                       W  positions of a window
+    I  width of the adapter's input          X  streams of the data
+    K  key heads                             Z  blocks that an axis is cut into
+    L  layers
+
+Axes that no einsum has are words: `steps`, `stops`, `candidates`.
 """
 
 import os
@@ -16,11 +28,14 @@ __all__ = ["Array", "Bool", "Float", "Int", "Params", "typed"]
 
 Array = jax.Array | np.ndarray  # the same functions serve both
 Params = dict[str, Any]  # a plain nested dict of arrays
-F = TypeVar("F", bound=Callable)
+Function = TypeVar("Function", bound=Callable)
 
 
-def typed(function: F) -> F:
-    """Checks the shapes and dtypes of a signature at every call when LCLM_JAX_CHECK_TYPES=1 (the tests set it); else free."""
+def typed(function: Function) -> Function:
+    """Check the shapes and dtypes of a signature at every call if LCLM_JAX_CHECK_TYPES=1.
+
+    The tests set that variable. Without it the function is returned as it is.
+    """
     if os.environ.get("LCLM_JAX_CHECK_TYPES") != "1":
         return function
     from beartype import beartype

@@ -39,7 +39,7 @@ from lclm_jax.inference.generation import (
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.inference.prompts import PlannedChunk, Prompt, make_chunk, plan_chunks
 from lclm_jax.model.attention import CACHE_AXES, Cache
-from lclm_jax.model.attention.tpu import reaches
+from lclm_jax.model.attention.tpu import prefix_lengths
 from lclm_jax.model.params import abstract_params
 from lclm_jax.training.state import abstract_state, trained_parts
 from lclm_jax.training.step import train_step
@@ -157,8 +157,8 @@ class Program:
         own = length // splits("length")
         used, lengths = min(turn.cached, own), [own]
         if self.where.chip.kind == "tpu":
-            lengths = reaches(own)
-            used = next(reach for reach in lengths if reach >= used)
+            lengths = prefix_lengths(own)
+            used = next(length for length in lengths if length >= used)
         return Cached(frozenset(lengths), used, self.config.model.decoder.layers)
 
     def kernel_flops(self, turn: Turn, length: int) -> float:

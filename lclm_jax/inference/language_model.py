@@ -40,9 +40,9 @@ from lclm_jax.inference.latents import BlockSlice, Latents, LatentsError
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import GREEDY, Sampling
 from lclm_jax.model.attention import Cache
+from lclm_jax.model.cpu import split_layers
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.params import abstract_params
-from lclm_jax.model.transformer import split_layers
 from lclm_jax.typing import Array, Float, Params
 
 WINDOWS_AT_ONCE = 16  # encoder windows in one pass: memory stays the same however long the text is
@@ -57,7 +57,7 @@ class LanguageModel:
     """An LCLM with its tokenizer, on the devices of `mesh`.
 
     Parameters may be replaced: `model.params = params`. `weights` is the same tree in serving
-    layout: on a CPU the layers of a small decoder lie one by one (`transformer.split_layers`).
+    layout: on a CPU the layers of a small decoder lie one by one (`model.cpu.split_layers`).
     """
 
     def __init__(

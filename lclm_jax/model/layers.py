@@ -1,6 +1,8 @@
-"""The small parts of a Qwen3 layer: norm, rotary positions, gated MLP. Each computes in the dtype of its input."""
+"""The small parts of a Qwen3 layer: norm, rotary positions and gated MLP.
 
-import math
+Each computes in the dtype of its input.
+"""
+
 from typing import Any
 
 import flax.linen as nn
@@ -8,51 +10,55 @@ import jax
 import jax.numpy as jnp
 
 from lclm_jax.config import TransformerConfig
-from lclm_jax.distributed.sharding import platform, splits
+from lclm_jax.model import cpu
 from lclm_jax.typing import Array, Float, Int, typed
 
 
 def matrix_init(config: TransformerConfig):
-    """Initialiser of what reads the residual stream: keeps the scale of a sum at any width (0.02 at a width of 2560)."""
-    return nn.initializers.normal(
-        config.width**-0.5 if config.initializer_range is None else config.initializer_range
-    )
+    """Return the initialiser of matrices that read the residual stream.
+
+    By default it keeps the scale of a sum at any width (0.02 at a width of 2560).
+    """
+    deviation = config.initializer_range
+    if deviation is None:
+        deviation = config.width**-0.5
+    return nn.initializers.normal(deviation)
 
 
 def residual_init(config: TransformerConfig):
-    """Initialiser of what writes to the residual stream: zero, so that what a layer reads is at first what the embedding
-    wrote and a small model learns sooner to copy through its latents."""
-    return nn.initializers.zeros if config.initializer_range is None else matrix_init(config)
+    """Return the initialiser of matrices that write to the residual stream.
+
+    By default they start at zero, so that a layer first reads what the embedding wrote, and a small
+    model learns sooner to copy through its latents.
+    """
+    if config.initializer_range is None:
+        return nn.initializers.zeros
+    return matrix_init(config)
 
 
 def parameter(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], init
 ) -> Array:
-    """A float32 parameter that carries its logical axes."""
+    """Return a float32 parameter of `module` that carries its logical axes."""
     boxed: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return boxed
 
 
-def merges_rows() -> bool:
-    """Whether batch and length become one axis before products and norms: where nothing splits them, on CPUs, which are slow at
-    sums over two axes and at a first axis of length 1."""
-    return platform() == "cpu" and splits("length") == 1
+def einsum(axes: str, x: Array, matrix: Array) -> Array:
+    """Multiply activations by a parameter, as in "BTD,DNH->BTNH", in the way of the chips in scope.
 
-
-def product(x: Array, matrix: Array, inputs: int = 1) -> Array:
-    """[B T in...] times [in... out...] -> [B T out...]; `inputs` axes are summed over.
-
-    On a CPU as one plain matrix product: summed over two axes, as a matrix's gradient otherwise is, it is transposed by hand.
+    The last axes of `x` are summed over, with the first of the matrix.
     """
-    if not merges_rows():
-        return jnp.tensordot(x, matrix, inputs)
-    size = math.prod(matrix.shape[:inputs])
-    flat = jnp.reshape(x, (-1, size)) @ jnp.reshape(matrix, (size, -1))
-    return flat.reshape(*x.shape[:2], *matrix.shape[inputs:])
+    x_axes, result_axes = axes.split(",")[0], axes.split("->")[1]
+    summed = len(set(x_axes) - set(result_axes))
+    if cpu.merges_rows():
+        return cpu.multiply_rows(x, matrix, summed)
+    # jnp.einsum would sum over axes in alphabetical order, not in that of memory.
+    return jnp.tensordot(x, matrix, summed)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, in float32 whatever the input, rounded once after the weight."""
+    """Root-mean-square norm, computed as `rms_norm` in the way of the chips in scope."""
 
     eps: float
     axis: str = "activation"
@@ -61,37 +67,46 @@ class RMSNorm(nn.Module):
     @typed
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = parameter(self, "scale", (x.shape[-1],), (self.axis,), nn.initializers.ones)
-        x32 = x.astype(jnp.float32)
-        if x.ndim > 2 and merges_rows():
-            x32 = x32.reshape(-1, *x.shape[2:])
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale).astype(x.dtype).reshape(x.shape)
+        compute = cpu.on_merged_rows(rms_norm) if cpu.merges_rows() else rms_norm
+        return compute(x.astype(jnp.float32), scale, self.eps, x.dtype)
+
+
+def rms_norm(x32: Array, scale: Array, eps: float, dtype: jnp.dtype) -> Array:
+    """Divide float32 values [... D] by their root mean square and multiply them by `scale`.
+
+    The result is rounded to `dtype` once.
+    """
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    normed = x32 * jax.lax.rsqrt(mean_square + eps)
+    return (normed * scale).astype(dtype)
 
 
 @typed
 def rotate(
-    x: Float[Array, "B T n H"], positions: Int[Array, "B T"], theta: float, rounded: bool = False
-) -> Float[Array, "B T n H"]:
-    """Rotary positions on n heads (RoFormer, arXiv 2104.09864), halves paired as in Qwen and Llama; angles in float32.
+    x: Float[Array, "B T heads H"],
+    positions: Int[Array, "B T"],
+    theta: float,
+    rounded: bool = False,
+) -> Float[Array, "B T heads H"]:
+    """Apply rotary positions (RoFormer, arXiv 2104.09864), halves paired as in Qwen and Llama.
 
-    `rounded` first rounds the frequencies to bfloat16 (checkpoint format, "Rotary precision").
+    Angles are float32. `rounded` first rounds the frequencies to bfloat16 (checkpoint format,
+    "Rotary precision").
     """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if rounded:
-        frequencies = jax.lax.reduce_precision(
-            frequencies, exponent_bits=8, mantissa_bits=7
-        )  # a cast could be optimised away
+        # Unlike a cast, the compiler may not optimise this away.
+        frequencies = jax.lax.reduce_precision(frequencies, exponent_bits=8, mantissa_bits=7)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """Gated MLP (SwiGLU): down(silu(gate(x)) * up(x))."""
 
     config: TransformerConfig
 
@@ -102,5 +117,7 @@ class MLP(nn.Module):
         gate = parameter(self, "gate", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
         up = parameter(self, "up", (c.width, c.mlp), ("embed", "mlp"), matrix_init(c))
         down = parameter(self, "down", (c.mlp, c.width), ("mlp", "embed"), residual_init(c))
-        hidden = jax.nn.silu(product(x, gate)) * product(x, up)
-        return product(hidden, down)
+
+        gated = jax.nn.silu(einsum("BTD,DF->BTF", x, gate))
+        hidden = gated * einsum("BTD,DF->BTF", x, up)
+        return einsum("BTF,FD->BTD", hidden, down)

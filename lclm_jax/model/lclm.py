@@ -1,7 +1,6 @@
-"""The model: encode -> pool -> project -> place -> decode, five small functions and the call that joins them."""
+"""The model: encode -> pool -> project -> place -> decode, and the call that joins them."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +19,10 @@ from lclm_jax.typing import Array, Float, Int, Params, typed
 
 
 class LCLM(nn.Module):
-    """Encoder, adapter and decoder. Latents of a row are numbered window by window: latent p of window c is c * P + p."""
+    """Encoder, adapter and decoder.
+
+    Latents of a row are numbered window by window: latent p of window c is c * P + p.
+    """
 
     config: ModelConfig
 
@@ -30,50 +32,52 @@ class LCLM(nn.Module):
         self.adapter = Adapter(c)
         self.decoder = Transformer(c.decoder, c.remat)
         if not c.decoder.tied:
-            self.head = parameter(
-                self,
-                "head",
-                (c.decoder.vocab, c.decoder.width),
-                ("vocab", "table"),
-                matrix_init(c.decoder),
-            )
+            shape, axes = (c.decoder.vocab, c.decoder.width), ("vocab", "table")
+            self.head = parameter(self, "head", shape, axes, matrix_init(c.decoder))
 
     @typed
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
-        """Hidden states of every decoder position of a packed batch."""
+        """Return the hidden states of every decoder position of a packed batch."""
         latents = self.compress(batch.windows)
-        return self.decode(
-            batch.tokens, batch.slots, latents, Places(batch.segments, batch.positions)
-        )[0]
+        places = Places(batch.segments, batch.positions)
+        hidden, _ = self.decode(batch.tokens, batch.slots, latents, places)
+        return hidden
 
     @typed
     def compress(self, windows: Windows) -> Float[Array, "B M D"]:
-        """Windows of context to latents, ready for the decoder."""
-        return self.project(self.pool(self.encode(windows), windows), latent_places(windows))
+        """Return the latents of windows of context, ready for the decoder."""
+        pooled = self.pool(self.encode(windows), windows)
+        return self.project(pooled, latent_places(windows))
 
     @typed
     def encode(self, windows: Windows) -> Float[Array, "B C W E"]:
-        """Hidden states of every window position; contexts that share a window do not see each other."""
+        """Return the hidden states of every window position.
+
+        Contexts that share a window do not see each other.
+        """
         b, c, w = windows.tokens.shape
-        rows = Places(windows.segments.reshape(b * c, w), windows.positions.reshape(b * c, w))
-        hidden, _ = self.encoder(self.encoder.embed(windows.tokens.reshape(b * c, w)), rows)
+        segments, positions = (x.reshape(b * c, w) for x in (windows.segments, windows.positions))
+        embedded = self.encoder.embed(windows.tokens.reshape(b * c, w))
+        hidden, _ = self.encoder(embedded, Places(segments, positions))
         return hidden.reshape(b, c, w, -1)
 
     @typed
-    def pool(self, hidden: Float[Array, "B C W E"], windows: Windows) -> Float[Array, "B M X"]:
-        """One vector per latent; X is E, or R*E when pooling by concatenation."""
+    def pool(self, hidden: Float[Array, "B C W E"], windows: Windows) -> Float[Array, "B M I"]:
+        """Return one vector per latent; I is E, or R * E when pooling by concatenation."""
         b, c, w, e = hidden.shape
-        p = windows.latent_segments.shape[-1]
-        rows, groups = hidden.reshape(b * c, w, e), windows.groups.reshape(b * c, w)
-        if self.config.compression.pooling == "concat":
-            pooled = pool_concat(rows, groups, p, self.config.compression.ratio)
+        hidden = hidden.reshape(b * c, w, e)
+        groups = windows.groups.reshape(b * c, w)
+        latents = windows.latent_segments.shape[-1]
+        compression = self.config.compression
+        if compression.pooling == "concat":
+            pooled = pool_concat(hidden, groups, latents, compression.ratio)
         else:
-            pooled = pool_mean(rows, groups, p)
-        return pooled.reshape(b, c * p, -1)
+            pooled = pool_mean(hidden, groups, latents)
+        return pooled.reshape(b, c * latents, -1)
 
     @typed
-    def project(self, pooled: Float[Array, "B M X"], places: Places) -> Float[Array, "B M D"]:
-        """Pooled vectors to the decoder's width; `places` says which are of one context."""
+    def project(self, pooled: Float[Array, "B M I"], places: Places) -> Float[Array, "B M D"]:
+        """Bring pooled vectors to the decoder's width; `places` says which share a context."""
         return self.adapter(pooled, places)
 
     @typed
@@ -86,16 +90,20 @@ class LCLM(nn.Module):
         cache: Cache | None = None,
         count: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states of decoder positions, and the cache with their first `count`, if one is given.
+        """Return the hidden states of decoder positions and, given a cache, the cache after them.
 
-        Slots number the latents of their own row, or of all rows where `latents` are [M D].
+        Slots number the latents of their own row, or of all rows where `latents` are [M D]. The
+        cache keeps the first `count` positions, by default all.
         """
         x = place(self.decoder.embed(tokens), latents, slots)
         return self.decoder(x, places, cache, count)
 
     @typed
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of the next token in float32. Training never calls this on a whole sequence (see `loss`)."""
+        """Return the scores of the next token, in float32.
+
+        Training never makes those of a whole sequence (see `loss`).
+        """
         b, t, _ = hidden.shape
         if platform() == "gpu" and b * t == 1:
             # Of one row XLA makes a matrix-vector product, for which it casts the whole table.
@@ -105,11 +113,12 @@ class LCLM(nn.Module):
 
     @typed
     def output_table(self) -> Float[Array, "V D"]:
+        """Return the weights of the head: the decoder's own table where they are tied."""
         return self.decoder.table if self.config.decoder.tied else self.head
 
 
 def latent_places(windows: Windows) -> Places:
-    """The place of every latent of a row [B M]: its context, and its position in it."""
+    """Return the place of every latent of a row [B M]: its context, and its position in it."""
     b = len(windows.latent_segments)
     return Places(windows.latent_segments.reshape(b, -1), windows.latent_positions.reshape(b, -1))
 
@@ -120,27 +129,30 @@ def place(
     latents: Float[Array, "B M D"] | Float[Array, "M D"],
     slots: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
-    """Puts latents into the decoder's sequence: position t reads latent slots[t], or its token where
-    slots[t] is -1."""
+    """Put latents into the decoder's sequence.
+
+    Position t reads latent slots[t], or its token where slots[t] is -1.
+    """
+    is_slot = (slots >= 0)[..., None]
     numbers = jnp.maximum(slots, 0)
-    shared = latents.ndim == 2
-    own = partial(jnp.take_along_axis, axis=1)
-    chosen = jnp.take(latents, numbers, axis=0) if shared else own(latents, numbers[..., None])
-    return jnp.where((slots >= 0)[..., None], chosen, embedded)
+    if latents.ndim == 2:
+        return jnp.where(is_slot, jnp.take(latents, numbers, axis=0), embedded)
+    own = jnp.take_along_axis(latents, numbers[..., None], axis=1)
+    return jnp.where(is_slot, own, embedded)
 
 
 def apply(
     config: ModelConfig, params: Params, *inputs: Any, method: Callable[..., Any] = LCLM.__call__
 ) -> Any:
-    """Runs the model, or one of its methods, as a pure function of plain parameters."""
+    """Run the model, or one of its methods, as a pure function of plain parameters."""
     return LCLM(config).apply({"params": params}, *inputs, method=method)
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Parameters in the dtype the model computes in; done once, before the scan over layers."""
+    """Cast parameters to the dtype the model computes in; once, before the scan over layers."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def output_table(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
-    """The head's weights as a parameter: the decoder's own table when tied."""
+    """Return the weights of the head among `params`: the decoder's table where they are tied."""
     return params["decoder"]["table"] if config.decoder.tied else params["head"]

@@ -1,4 +1,8 @@
-"""From hidden states to latents: which tokens a latent stands for is data (`groups`), how they become one vector is here."""
+"""Pooling of hidden states to latents.
+
+The data says which tokens a latent stands for (`groups`); this module says how they become one
+vector.
+"""
 
 import jax.numpy as jnp
 
@@ -6,40 +10,47 @@ from lclm_jax.typing import Array, Bool, Float, Int, typed
 
 
 @typed
-def membership(groups: Int[Array, "X W"], latents: int) -> Bool[Array, "X P W"]:
-    """Row p marks the tokens of latent p. Groups [0 0 1 -1] with 2 latents: [[1 1 0 0], [0 0 1 0]]."""
+def membership(groups: Int[Array, "A W"], latents: int) -> Bool[Array, "A P W"]:
+    """Mark the tokens of every latent: row p of a window has those of its latent p.
+
+    Groups [0 0 1 -1] with 2 latents give [[1 1 0 0], [0 0 1 0]].
+    """
     return groups[:, None, :] == jnp.arange(latents)[None, :, None]
 
 
 @typed
 def pool_mean(
-    hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int
-) -> Float[Array, "X P E"]:
-    """The mean over each latent's tokens, the last ragged group over its own length; zero for a latent without tokens.
+    hidden: Float[Array, "A W E"], groups: Int[Array, "A W"], latents: int
+) -> Float[Array, "A P E"]:
+    """Return the mean over each latent's tokens, zero for a latent without tokens.
 
-    A matrix product, so any grouping costs the same: eos pooling is this mean over one marker token, and groups of
-    different ratios may share a row. Sums are float32.
+    A matrix product, so any grouping costs the same: a ragged last group divides by its own size,
+    eos pooling is the mean over one marker token, and groups of different ratios may share a row.
+    Sums are float32.
     """
     members = membership(groups, latents)
     counts = jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
     sums = jnp.einsum(
-        "XPW,XWE->XPE", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
+        "APW,AWE->APE", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
     )
     return (sums / counts).astype(hidden.dtype)
 
 
 @typed
 def pool_concat(
-    hidden: Float[Array, "X W E"], groups: Int[Array, "X W"], latents: int, ratio: int
-) -> Float[Array, "X P RE"]:
-    """Each latent's tokens side by side, a ragged group padded with zeros up to `ratio` tokens."""
+    hidden: Float[Array, "A W E"], groups: Int[Array, "A W"], latents: int, ratio: int
+) -> Float[Array, "A P I"]:
+    """Join each latent's tokens, I = R * E; zeros fill a group of less than `ratio` tokens."""
     members = membership(groups, latents)
+    counts = members.sum(axis=-1, keepdims=True)
     first = jnp.argmax(members, axis=-1)
-    index = jnp.minimum(first[..., None] + jnp.arange(ratio), hidden.shape[1] - 1)  # [X P R]
-    own = jnp.take_along_axis(members, index, axis=-1) & (
-        jnp.arange(ratio) < members.sum(axis=-1, keepdims=True)
-    )
-    rows = jnp.take_along_axis(hidden, index.reshape(len(index), -1, 1), axis=1).reshape(
-        *index.shape, -1
-    )
-    return jnp.where(own[..., None], rows, 0).reshape(*index.shape[:2], -1)
+
+    # Numbers [A P R] of the tokens from the first of a group on, and which of them belong to it.
+    offsets = jnp.arange(ratio)
+    index = jnp.minimum(first[..., None] + offsets, hidden.shape[1] - 1)
+    own = jnp.take_along_axis(members, index, axis=-1) & (offsets < counts)
+
+    windows, latents, _ = index.shape
+    tokens = jnp.take_along_axis(hidden, index.reshape(windows, -1, 1), axis=1)
+    tokens = jnp.where(own[..., None], tokens.reshape(*index.shape, -1), 0)
+    return tokens.reshape(windows, latents, -1)

@@ -145,7 +145,7 @@ def test_scores_in_memory_cost_more_time_than_their_products():
         run = jax.jit(lambda q, k, v, *row: way(q, k, v, Places(*row), True, ("batch", "length")))
         return run.trace(q, k, k, row, row).jaxpr.jaxpr
 
-    chip, blocked, kernel = CHIPS["h100"], read(gpu.blocked), read(tpu.splash)
+    chip, blocked, kernel = CHIPS["h100"], read(gpu.attend_blocked), read(tpu.attend_splash)
     computing = matmul_flops(blocked).total() / chip.flops
     assert moved_bytes(blocked).total() / chip.memory_speed > 3 * computing
     assert not matmul_flops(kernel)

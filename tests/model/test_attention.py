@@ -17,9 +17,9 @@ pytestmark = pytest.mark.image
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
 WAYS = {
-    "blocked": gpu.blocked,
-    "stretched": cpu.stretched,
-    "splash": partial(tpu.splash, interpret=True),
+    "blocked": gpu.attend_blocked,
+    "ranges": cpu.attend_cpu,
+    "splash": partial(tpu.attend_splash, interpret=True),
 }
 MESHES = {
     "no mesh": None,
@@ -84,7 +84,7 @@ def test_the_ways_agree(way, length, causal, mesh):
     axes = (
         ("batch", "length") if causal else ("windows", None)
     )  # as the decoder has them, and a bidirectional encoder
-    expected = result(reference.reference, *tensors, causal, None)
+    expected = result(reference.attend_reference, *tensors, causal, None)
     found = result(WAYS[way], *tensors, causal, MESHES[mesh], axes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
@@ -98,17 +98,18 @@ def test_a_causal_sequence_is_spared_most_of_what_lies_ahead():
         run = jax.make_jaxpr(lambda q, k, v: way(q, k, v, places, causal, ("batch", "length")))
         return matmul_flops(run(*tensors).jaxpr).total()
 
-    everything = products(reference.reference, True)
-    assert products(gpu.blocked, False) >= everything
-    assert products(gpu.blocked, True) < 0.72 * everything
+    everything = products(reference.attend_reference, True)
+    assert products(gpu.attend_blocked, False) >= everything
+    assert products(gpu.attend_blocked, True) < 0.72 * everything
     found, expected = (
-        result(way, *tensors, places, True, None) for way in (gpu.blocked, reference.reference)
+        result(way, *tensors, places, True, None)
+        for way in (gpu.attend_blocked, reference.attend_reference)
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("way", ["blocked", "stretched"])
+@pytest.mark.parametrize("way", ["blocked", "ranges"])
 def test_blocks_hold_no_whole_matrix_of_scores(way):
     """Of [B N T S] scores or their masks, never more than those of a block of queries exist, in the backward pass neither and
     not before a scan over layers."""
@@ -125,7 +126,7 @@ def test_blocks_hold_no_whole_matrix_of_scores(way):
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = ROWS * HEADS * 2048 * 2048 * 4
-    assert held(reference.reference) > whole, "the yardstick must hold them"
+    assert held(reference.attend_reference) > whole, "the yardstick must hold them"
     assert held(WAYS[way]) < whole
 
 
@@ -133,7 +134,7 @@ def test_the_chips_of_the_mesh_decide(monkeypatch):
     tensors = inputs(128)
     called = []
     ways = {
-        name: lambda *inputs, name=name: called.append(name) or reference.reference(*inputs)
+        name: lambda *inputs, name=name: called.append(name) or reference.attend_reference(*inputs)
         for name in ("tpu", "gpu")
     }
     monkeypatch.setattr(dispatch, "BACKENDS", ways)
@@ -152,8 +153,8 @@ def test_flash_kernels_are_given_the_bounds_of_segments(monkeypatch, causal, mes
     monkeypatch.setattr(gpu, "kernels", lambda: reference_kernels)
     tensors = inputs(256)
     axes = ("batch", "length") if causal else ("windows", None)
-    expected = result(reference.reference, *tensors, causal, None)
-    found = result(gpu.flash, *tensors, causal, MESHES[mesh], axes)
+    expected = result(reference.attend_reference, *tensors, causal, None)
+    found = result(gpu.attend_flash, *tensors, causal, MESHES[mesh], axes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
@@ -173,7 +174,7 @@ def test_flash_kernels_read_a_cache_up_to_its_end(monkeypatch, end):
     )
     inputs_of = jax.tree.map(jnp.asarray, (q, keys, values, queries, cached))
     inputs_of = (*inputs_of, True, jnp.int32(end))
-    found, lse = gpu.flash_keys(*inputs_of, own=False)
+    found, lse = gpu.read_keys_flash(*inputs_of, own=False)
     attended, expected_lse = blocks.read_keys(*inputs_of)
     floor = partial(np.maximum, -1e30)
     np.testing.assert_allclose(floor(lse), floor(expected_lse), atol=2e-5)

@@ -10,10 +10,10 @@ import pytest
 from lclm_jax.batch import Places
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.attention.blocks import merge, read_keys
-from lclm_jax.model.attention.dispatch import _read_self
+from lclm_jax.model.attention.dispatch import _read_single
 from lclm_jax.model.attention.gpu import attend_token, segment_bounds
-from lclm_jax.model.attention.reference import dense
-from lclm_jax.model.attention.tpu import splash_keys
+from lclm_jax.model.attention.reference import attend_dense
+from lclm_jax.model.attention.tpu import read_keys_splash
 
 pytestmark = pytest.mark.image
 
@@ -45,11 +45,11 @@ def expected(q, own, queries: Places, cache: Cache):
     places = jax.tree.map(lambda x, y: np.concatenate([x[:, :end], y], 1), cache.places, queries)
     cached = (cache.keys[:, :, :end], cache.values[:, :, :end])
     keys, values = (jnp.concatenate(pair, axis=2) for pair in zip(cached, own, strict=True))
-    return dense(q, keys, values, queries, places, True)
+    return attend_dense(q, keys, values, queries, places, True)
 
 
 def through_splash(q, own, queries, cache, causal):
-    keys = partial(splash_keys, interpret=True)
+    keys = partial(read_keys_splash, interpret=True)
     past = keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end, own=False)
     here = keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1]), own=True)
     return merge(past, here)
@@ -86,7 +86,7 @@ def test_the_token_kernel_reads_one_layer_of_a_cache(ends, layers):
         keys = jnp.stack([others[0], cache.keys, others[1]])
         stacked = cache.replace(keys=keys, values=jnp.stack([others[0], cache.values, others[1]]))
     past = attend_token(q, queries, stacked, layer, interpret=True)
-    found = merge(past, _read_self(q, *own))
+    found = merge(past, _read_single(q, *own))
     np.testing.assert_allclose(found, expected(q, own, queries, cache), atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""Attention: the layer and its cache, and the back ends that compute it on each kind of chip."""
+"""Attention: the layer, its cache, and a back end for each kind of chip."""
 
 from lclm_jax.model.attention.cache import CACHE_AXES, Cache
 from lclm_jax.model.attention.dispatch import attend, attend_after

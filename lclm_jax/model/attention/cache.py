@@ -1,4 +1,4 @@
-"""The keys and values that a decoder keeps of what it has read."""
+"""The keys and values that a decoder keeps of the tokens it has read."""
 
 import flax.struct
 import jax
@@ -8,38 +8,44 @@ from lclm_jax.typing import Array, Float, Int
 
 CACHE_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")  # of keys and values
 
+Stacked = Float[Array, "L B K S H"]
+OneLayer = Float[Array, "B K S H"]
+
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of what the decoder has read, with room for more.
+    """Keys and values of the tokens that a decoder has read, with room for more.
 
-    They are stacked over layers, tuples of the layers' own arrays where the parameters are
-    (`transformer.split_layers`), or those of one layer.
+    They hold all layers as the parameters do, stacked or split for a CPU (`model.cpu`), or one
+    layer alone.
     """
 
-    keys: Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...] | Float[Array, "B K S H"]
-    values: (
-        Float[Array, "L B K S H"] | tuple[Float[Array, "B K S H"], ...] | Float[Array, "B K S H"]
-    )
-    places: Places  # [B S] of every cached token; segment 0 is a pad
-    end: Int[Array, ""]  # positions in use; the next tokens are written here
+    keys: Stacked | tuple[OneLayer, ...] | OneLayer
+    values: Stacked | tuple[OneLayer, ...] | OneLayer
+    # Places [B S] of every cached token; segment 0 is a pad.
+    places: Places
+    # Positions in use; the next tokens are written here.
+    end: Int[Array, ""]
 
     @property
     def length(self) -> int:
-        """Positions there is room for."""
+        """Number of positions there is room for."""
         return self.places.segments.shape[1]
 
     def write(self, keys, values, places: Places, count: Int[Array, ""]) -> "Cache":
-        """The cache with tokens written after those in use, `count` of which are kept.
+        """Return the cache with tokens written after those in use, `count` of which are kept.
 
-        Keys and values are the layers' own of these tokens: [L B K T H], or tuples.
+        Keys and values are those of the tokens in all layers: [L B K T H], or tuples by layer.
         """
-        keys, values = _put((self.keys, self.values), (keys, values), self.end, -2)
-        places = _put(self.places, places, self.end, 1)
+        keys, values = _write((self.keys, self.values), (keys, values), self.end, -2)
+        places = _write(self.places, places, self.end, 1)
         return Cache(keys, values, places, self.end + count)
 
 
-def _put(old, new, start: Array, axis: int):
-    """Writes trees of arrays into others at `start`."""
-    update = jax.lax.dynamic_update_slice_in_dim
-    return jax.tree.map(lambda x, y: update(x, y.astype(x.dtype), start, axis), old, new)
+def _write(old, new, start: Array, axis: int):
+    """Write the arrays of one tree into those of another, from `start` on."""
+
+    def update(x: Array, y: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), start, axis)
+
+    return jax.tree.map(update, old, new)

@@ -1,4 +1,4 @@
-"""Attention that makes all scores at once: what every other back end must equal."""
+"""Attention that makes all scores at once, which every other back end must equal."""
 
 import jax
 
@@ -8,12 +8,12 @@ from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array
 
 
-def reference(q, k, v, places: Places, causal: bool, axes: RowAxes | None = None) -> Array:
-    """Attention of a sequence [B T N H] to itself; keys and values are [B K T H]."""
-    return dense(q, k, v, places, places, causal)
+def attend_reference(q, k, v, places: Places, causal: bool, axes: RowAxes | None = None) -> Array:
+    """Compute the attention of sequences [B T N H] to themselves; keys and values are [B K T H]."""
+    return attend_dense(q, k, v, places, places, causal)
 
 
-def dense(q, k, v, queries: Places, keys: Places, causal: bool) -> Array:
-    """Attention of queries [B T N H] to other keys and values [B K S H]."""
+def attend_dense(q, k, v, queries: Places, keys: Places, causal: bool) -> Array:
+    """Compute the attention of queries [B T N H] to other keys and values [B K S H]."""
     mask = attention_mask(queries, keys, causal)[:, None]
     return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask)

@@ -1,4 +1,7 @@
-"""How attention is split over a mesh: queries by rows, positions and heads; every query meets all of its keys."""
+"""The split of attention over a mesh: queries by rows, positions and heads.
+
+Every query meets all of its keys.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +20,24 @@ Specs = tuple[Any, ...]
 
 
 def sequence_specs(axes: RowAxes) -> tuple[Specs, PartitionSpec]:
-    """Specs of (q, k, v, places of the queries, places of the keys), and of the result, for a
-    sequence that attends to itself."""
+    """Return the specs of sequences that attend to themselves, and of the result.
+
+    They are those of (q, k, v, places of the queries, places of the keys).
+    """
     rows, length = axes
     query = to_spec((rows, length, "heads", "head_dim"))
     key = to_spec((rows, "kv_heads", None, "head_dim"))
-    at_query, at_key = to_spec((rows, length)), to_spec((rows, None))
-    return (query, key, key, Places(at_query, at_query), Places(at_key, at_key)), query
+    query_place, key_place = to_spec((rows, length)), to_spec((rows, None))
+    query_places = Places(query_place, query_place)
+    key_places = Places(key_place, key_place)
+    return (query, key, key, query_places, key_places), query
 
 
-def on_shards(local: Callable[..., Any], specs: Specs, out: Any) -> Callable[..., Any]:
-    """Runs `local` on every device's part of the arrays; without a mesh in scope, on all of them."""
+def on_shards(function: Callable[..., Any], specs: Specs, out: Any) -> Callable[..., Any]:
+    """Let a function run on every device's part of the arrays.
+
+    Without a mesh in scope the function is returned as it is.
+    """
     if jax.sharding.get_abstract_mesh().empty:
-        return local
-    return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)
+        return function
+    return jax.shard_map(function, in_specs=specs, out_specs=out, check_vma=False)

@@ -1,4 +1,7 @@
-"""Attention on TPUs: the splash kernel of jax.experimental.pallas, which keeps no scores in memory."""
+"""Attention on TPUs: the splash kernel of jax.experimental.pallas.
+
+It keeps no scores in memory.
+"""
 
 from functools import partial
 
@@ -12,12 +15,17 @@ from lclm_jax.model.attention.blocks import Part
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
 from lclm_jax.typing import Array
 
-TILE = 128  # what the lengths of the kernel and of caches are multiples of
+TILE = 128  # lengths of the kernel and of caches are multiples of this
 TILES = (1024, 512, 256, TILE)  # queries and keys of a block; the largest that divides the length
 
 
-def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False) -> Array:
-    """Attention of a sequence [B T N H] to itself; blocks of later positions are skipped."""
+def attend_splash(
+    q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool = False
+) -> Array:
+    """Compute the attention of sequences [B T N H] to themselves.
+
+    Blocks of later positions are skipped.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     t, n = q.shape[1:3]
@@ -35,13 +43,13 @@ def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool
         interpret=interpret,
     )
 
-    def local(kernel, q, k, v, at_query, at_key):
-        return jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+    def attend_rows(kernel, q, k, v, query_segments, key_segments):
+        return jax.vmap(kernel)(q, k, v, library.SegmentIds(query_segments, key_segments))
 
-    def pad(x, axis):
+    def pad(x: Array, axis: int) -> Array:
         return jnp.pad(x, [(0, padded - t if i == axis else 0) for i in range(x.ndim)])
 
-    (query, key, _, at_query, at_key), _ = sequence_specs(axes)
+    (query, key, _, query_places, key_places), _ = sequence_specs(axes)
     heads_first = PartitionSpec(query[0], query[2], query[1], None)
     segments = pad(places.segments, 1)
     inputs = (pad(_scale(q).swapaxes(1, 2), 2), pad(k, 2), pad(v, 2), segments, segments)
@@ -50,12 +58,12 @@ def splash(q, k, v, places: Places, causal: bool, axes: RowAxes, interpret: bool
     if not mesh.empty:
         by_head = NamedSharding(mesh, PartitionSpec(query[2], query[1]))
         kernel_spec = kernel.manual_sharding_spec(by_head)
-    specs = (kernel_spec, heads_first, key, key, at_query.segments, at_key.segments)
-    attended = on_shards(local, specs, heads_first)(kernel, *inputs)
+    specs = (kernel_spec, heads_first, key, key, query_places.segments, key_places.segments)
+    attended = on_shards(attend_rows, specs, heads_first)(kernel, *inputs)
     return attended[:, :, :t].swapaxes(1, 2)
 
 
-def splash_keys(
+def read_keys_splash(
     q,
     k,
     v,
@@ -66,38 +74,37 @@ def splash_keys(
     own: bool,
     interpret: bool = False,
 ) -> Part:
-    """The part of attention that queries [B T N H] read of keys and values [B K S H] up to `end`.
+    """Read keys and values [B K S H] up to `end` for queries [B T N H].
 
-    With `own`, keys and values are of the same tokens as the queries; otherwise they are cached,
-    and all earlier. Of these the
-    kernel reads the shortest of a few lengths that holds `end`. On one device: call it inside a
-    `shard_map`.
+    With `own`, keys and values are those of the same tokens as the queries. Otherwise they are
+    cached and all earlier, and the kernel reads the shortest of a few prefixes that holds `end`.
+    On one device: call it inside a `shard_map`.
     """
     t, s = q.shape[1], k.shape[2]
     padded = -t % TILE
     scaled = jnp.pad(_scale(q).swapaxes(1, 2), ((0, 0), (0, 0), (0, padded), (0, 0)))
-    at_query = jnp.pad(queries.segments, ((0, 0), (0, padded)))
-    at_key = jnp.where(jnp.arange(s) < end, keys.segments, 0)
+    query_segments = jnp.pad(queries.segments, ((0, 0), (0, padded)))
+    key_segments = jnp.where(jnp.arange(s) < end, keys.segments, 0)
     if own:
         k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded), (0, 0))) for x in (k, v))
-        at_key = jnp.pad(at_key, ((0, 0), (0, padded)))
-        part = _splash_part(scaled, k, v, at_query, at_key, causal, interpret)
+        key_segments = jnp.pad(key_segments, ((0, 0), (0, padded)))
+        part = _read(scaled, k, v, query_segments, key_segments, causal, interpret)
     else:
-        lengths = reaches(s)
-        branches = [partial(_splash_prefix, length, interpret) for length in lengths]
+        lengths = prefix_lengths(s)
+        branches = [partial(_read_prefix, length, interpret) for length in lengths]
         choice = sum((end > length).astype(jnp.int32) for length in lengths[:-1])
-        part = jax.lax.switch(choice, branches, scaled, k, v, at_query, at_key)
+        part = jax.lax.switch(choice, branches, scaled, k, v, query_segments, key_segments)
     attended, lse = part
     return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), lse.swapaxes(1, 2)[:, :t]
 
 
-def _splash_prefix(length: int, interpret: bool, q, k, v, at_query, at_key) -> Part:
-    k, v, at_key = k[:, :, :length], v[:, :, :length], at_key[:, :length]
-    return _splash_part(q, k, v, at_query, at_key, False, interpret)
+def _read_prefix(length: int, interpret: bool, q, k, v, query_segments, key_segments) -> Part:
+    k, v, key_segments = k[:, :, :length], v[:, :, :length], key_segments[:, :length]
+    return _read(q, k, v, query_segments, key_segments, False, interpret)
 
 
-def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Part:
-    """Heads first: (attended [B N T H], lse [B N T])."""
+def _read(q, k, v, query_segments, key_segments, causal: bool, interpret: bool) -> Part:
+    """Return attention [B N T H] and log-sum-exp [B N T] of queries [B N T H], heads first."""
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     shape = (q.shape[2], k.shape[2])
@@ -110,12 +117,15 @@ def _splash_part(q, k, v, at_query, at_key, causal: bool, interpret: bool) -> Pa
         save_residuals=True,
         interpret=interpret,
     )
-    attended, (lse,) = jax.vmap(kernel)(q, k, v, library.SegmentIds(at_query, at_key))
+    attended, (lse,) = jax.vmap(kernel)(q, k, v, library.SegmentIds(query_segments, key_segments))
     return attended, lse
 
 
-def reaches(length: int) -> list[int]:
-    """Lengths of a cache's prefix that are compiled: its eighth, quarter, half and the whole."""
+def prefix_lengths(length: int) -> list[int]:
+    """Return the lengths of a cache's prefixes that are compiled.
+
+    They are an eighth, a quarter and a half of the cache, in whole tiles, and all of it.
+    """
     parts = [-(-length // (share * TILE)) * TILE for share in (8, 4, 2)]
     return [*sorted(set(parts) - {length}), length]
 
