@@ -26,7 +26,7 @@ from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.config.settings import Directory, Seed
 from lclm_jax.config.values import override
-from lclm_jax.data.text.tokenizer import MEMORY, Tokenizer, add_memory, rows
+from lclm_jax.data.text.tokenizer import MEMORY_TOKENS, Tokenizer, add_memory_tokens
 from lclm_jax.files.directories import check_path, new_directory
 from lclm_jax.model.params import flatten, init_boxed
 
@@ -51,7 +51,7 @@ def init(
         stored = {part: list_tower(place) for part, place in towers.items()}
         stored["encoder"] = [tensor for tensor in stored["encoder"] if tensor.key != HEAD]
         check_shared(towers["encoder"], towers["decoder"])
-        tokenizer = add_memory(Tokenizer.load(towers["decoder"]))
+        tokenizer = add_memory_tokens(Tokenizer.load(towers["decoder"]))
         base = _model(
             *(read_tower(place / "config.json", causal=True) for place in towers.values()), settings
         )
@@ -85,9 +85,9 @@ def init_random(
     have a row for every entry of the tokenizer. Returns `destination`."""
     check_path(destination, "the destination")
     with new_directory(destination, encoder, decoder, tokenizer) as directory:
-        whole = add_memory(Tokenizer.load(tokenizer))
+        whole = add_memory_tokens(Tokenizer.load(tokenizer))
         config = _with_vocab(_model(_shape(encoder), _shape(decoder), settings), whole, "bfloat16")
-        config = override(config, f"encoder.vocab={config.decoder.vocab - len(MEMORY)}")
+        config = override(config, f"encoder.vocab={config.decoder.vocab - len(MEMORY_TOKENS)}")
         with streamed(fresh(config, seed, lambda path: True), "writing MB") as params:
             save_streamed(directory, config, params)
         whole.save(directory / "tokenizer")
@@ -147,7 +147,7 @@ def _model(
 
 def _with_vocab(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> ModelConfig:
     """The decoder's table has a row for every entry of the tokenizer."""
-    return override(config, f"decoder.vocab={rows(tokenizer)}", f"dtype={dtype}")
+    return override(config, f"decoder.vocab={tokenizer.embedding_rows}", f"dtype={dtype}")
 
 
 def _shape(name: str) -> TransformerConfig:

@@ -52,7 +52,9 @@ def main():
         recipe = recipe.without(name)
     inputs = find_inputs(arguments.input, recipe, arguments.inputs)
     tokenizer = find_tokenizer(arguments.tokenizer or recipe.tokenizer)
-    logging.info("tokenizer of %d entries, fingerprint %s", tokenizer.size, tokenizer.fingerprint)
+    logging.info(
+        "tokenizer of %d entries, fingerprint %s", tokenizer.vocab_size, tokenizer.fingerprint
+    )
 
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
     show_table(summary_table(manifest))

@@ -40,7 +40,7 @@ from lclm_jax.config import (
     TransformerConfig,
 )
 from lclm_jax.data.loading import PackedBatches, StageData
-from lclm_jax.data.rows.parse import words_of
+from lclm_jax.data.rows.raw_examples import example_text
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed import sharding
@@ -99,7 +99,7 @@ def command(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer([PROSE, words_of(CHAT)], vocab=512)
+    return train_tokenizer([PROSE, example_text(CHAT)], vocab=512)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from convert.hf.files import Published, read_json
 from convert.hf.mapping import ConversionError
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.config.settings import field_hints, parse
-from lclm_jax.data.chat.stop_tokens import find_turn_end
+from lclm_jax.data.chat.stop_tokens import find_turn_end_id
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, Tokenizer
 from lclm_jax.errors import ConfigError
 
@@ -218,7 +218,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int] | None]:
     """
     special = (tokenizer.special.get(role, PAD) for role in ("bos_token", "eos_token"))
     bos, eos = (tokenizer.control.get(name) for name in special)
-    ends = [end for end in dict.fromkeys([find_turn_end(tokenizer), eos]) if end is not None]
+    ends = [end for end in dict.fromkeys([find_turn_end_id(tokenizer), eos]) if end is not None]
     implied = {
         "bos_token_id": bos,
         "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),

@@ -8,9 +8,15 @@ from typing import Any
 from convert.hf.files import Published, read_json
 from convert.hf.mapping import ConversionError
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.text.definitions import FORM, Fields, build, count_rows, parse
-from lclm_jax.data.text.tokenizer import MEMORY, PAD, TextError, Tokenizer, rows
+from lclm_jax.data.text.tokenizer import MEMORY_TOKENS, PAD, TextError, Tokenizer
 from lclm_jax.data.text.tokenizer_files import read_text
+from lclm_jax.data.text.tokenizer_json import (
+    CONTROL_TOKEN_FLAGS,
+    TokenizerJson,
+    build_library_tokenizer,
+    count_embedding_rows,
+    parse_tokenizer_json,
+)
 
 TEXT_PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer.json
 
@@ -23,15 +29,19 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
     if not (published.decoder / "tokenizer.json").exists():
         return None
     tokenizer = Tokenizer.load(published.decoder)
-    absent = [name for name in MEMORY if name not in tokenizer.control]
+    absent = [name for name in MEMORY_TOKENS if name not in tokenizer.control]
     if absent:
         raise ConversionError(
             f"{published.decoder}/tokenizer.json has no {', '.join(absent)}; "
             "expected all memory tokens"
         )
     for tower, needed, table in (
-        ("decoder", rows(tokenizer), config.decoder.vocab),
-        ("encoder", count_rows(_without_memory(tokenizer.definition)), config.encoder.vocab),
+        ("decoder", tokenizer.embedding_rows, config.decoder.vocab),
+        (
+            "encoder",
+            count_embedding_rows(_without_memory(tokenizer.definition)),
+            config.encoder.vocab,
+        ),
     ):
         if needed > table:
             raise ConversionError(
@@ -72,28 +82,30 @@ def compare(definition: str, other: str) -> list[str]:
     return differing + (["added_tokens"] if _added(left) != _added(right) else [])
 
 
-def _without_memory(definition: str) -> Fields:
-    fields = parse(definition)
-    kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY]
+def _without_memory(definition: str) -> TokenizerJson:
+    fields = parse_tokenizer_json(definition)
+    kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY_TOKENS]
     return {**fields, "added_tokens": kept}
 
 
-def _added(fields: Fields) -> dict[str, Any]:
+def _added(fields: TokenizerJson) -> dict[str, Any]:
     """Added tokens by name, and all of each that decides where it is found."""
     return {
-        token["content"]: {key: token.get(key) for key in ("id", *FORM) if key != "special"}
+        token["content"]: {
+            key: token.get(key) for key in ("id", *CONTROL_TOKEN_FLAGS) if key != "special"
+        }
         for token in fields["added_tokens"]
     }
 
 
-def _spelled_out(fields: Fields) -> Fields:
+def _spelled_out(fields: TokenizerJson) -> TokenizerJson:
     """The definition with every default, and without what decides offsets alone."""
 
     def without_offsets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in pairs if key != "trim_offsets"}
 
     bare = {part: fields.get(part) for part in ("version", *TEXT_PARTS)} | {"added_tokens": []}
-    spelled = json.loads(build(bare).to_str(), object_pairs_hook=without_offsets)
+    spelled = json.loads(build_library_tokenizer(bare).to_str(), object_pairs_hook=without_offsets)
     return {**spelled, "added_tokens": fields["added_tokens"]}
 
 

@@ -19,7 +19,7 @@ from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.cli import make_parser, path, setting, show_table
 from lclm_jax.config.settings import NotNegative
 from lclm_jax.config.values import to_dict
-from lclm_jax.data.chat.stop_tokens import find_turn_end
+from lclm_jax.data.chat.stop_tokens import find_turn_end_id
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.errors import UserError
@@ -106,7 +106,7 @@ def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ..
     directory = saved.directory / "tokenizer"
     if directory.exists():
         tokenizer = Tokenizer.load(directory)
-        end = find_turn_end(tokenizer)
+        end = find_turn_end_id(tokenizer)
         return tokenizer.memory.marker, () if end is None else (end,)
     published = find_published(source)
     marker = read_json(published.encoder / "config.json").get("pad_token_id")

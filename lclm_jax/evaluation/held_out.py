@@ -15,7 +15,7 @@ from lclm_jax.data.loading import PreparedSource, RowBudget, assemble, fill_row
 from lclm_jax.data.recipe.transforms import interleaved_record, reconstruction_record, sft_record
 from lclm_jax.data.records import VIEWS, Context, Plain, Section, Span, lay_out
 from lclm_jax.data.records.views import at_ratio
-from lclm_jax.data.rows.parse import Raw
+from lclm_jax.data.rows.raw_examples import RawExample
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import apply, output_table
 from lclm_jax.model.loss import cross_entropy
@@ -205,7 +205,7 @@ def _prompt_of(record: Sequence[Span]) -> list[Span]:
     return list(record[:first])
 
 
-def _describe(raw: Raw) -> dict[str, str]:
+def _describe(raw: RawExample) -> dict[str, str]:
     question, answer = raw["messages"][:2]
     context, asked = question["content"]
     return {

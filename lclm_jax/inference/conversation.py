@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from lclm_jax.data.chat.chat import Message, parse_memory
-from lclm_jax.data.chat.messages import split_thought
+from lclm_jax.data.chat.chat import Message, parse_context_tags
+from lclm_jax.data.chat.messages import split_reasoning
 from lclm_jax.data.records import Context
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import replicate
@@ -65,7 +65,7 @@ class Conversation:
             )
         self._read = extended(prompt, tokens[:, : int(cache.end) - length])
         self._cache, self._weights = cache, model.weights
-        self.messages = [*messages, {"role": "assistant", "content": split_thought(answer)}]
+        self.messages = [*messages, {"role": "assistant", "content": split_reasoning(answer)}]
         return answer
 
     def _kept(self, content: str | Latents | Sequence[str | Latents]) -> str | list[Any]:
@@ -127,7 +127,7 @@ def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
 def split_content(content: Any, tokenizer: Tokenizer) -> Any:
     """A content as a list of parts where it has any but text: latents, or memory tags in text."""
     if isinstance(content, str):
-        parts = parse_memory(content, tokenizer)
+        parts = parse_context_tags(content, tokenizer)
         return content if all(isinstance(part, str) for part in parts) else parts
     if isinstance(content, Latents):
         return [content]

@@ -20,8 +20,8 @@ from lclm_jax.checkpoint.steps import load_params, read_model_files
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count, expand_home, parse
-from lclm_jax.data.chat.chat import Message, render_chat
-from lclm_jax.data.chat.stop_tokens import find_stops
+from lclm_jax.data.chat.chat import Message, build_chat_record
+from lclm_jax.data.chat.stop_tokens import find_stop_ids
 from lclm_jax.data.loading import pack_pieces, write_piece
 from lclm_jax.data.loading.packing import PieceOffset
 from lclm_jax.data.records import Context, ContextPiece, Given, Plain, Span, cut_windows, lay_out
@@ -83,7 +83,7 @@ class LanguageModel:
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """Ids of the tokens at which generation ends (`data.stops`)."""
-        return find_stops(self.tokenizer)
+        return find_stop_ids(self.tokenizer)
 
     # --- compressing ---
 
@@ -95,7 +95,7 @@ class LanguageModel:
         """
         if not text:
             raise TextError("expected text to compress, got an empty string")
-        return self._compress(self.tokenizer.stream(text), ratio)
+        return self._compress(self.tokenizer.encode_stream(text), ratio)
 
     def compress_tokens(self, tokens: np.ndarray, ratio: int | None = None) -> Latents:
         """`compress` for text that is tokens already; no tokens give one latent (checkpoint format,
@@ -273,7 +273,9 @@ class LanguageModel:
                 message = {**message, "content": [give(part) for part in parts]}
             prepared.append(message)
         extra = {"tools": tools} if tools else {}
-        record = render_chat(prepared, self.tokenizer, generate=True, **extra, **(settings or {}))
+        record = build_chat_record(
+            prepared, self.tokenizer, generate=True, **extra, **(settings or {})
+        )
         return [latents.get(id(span), span) for span in record]
 
     def read(self, records: Sequence[Sequence[Span | Latents]]) -> Prompt:

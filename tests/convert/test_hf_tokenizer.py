@@ -9,8 +9,8 @@ from convert.from_hf import from_hf
 from convert.hf.config import special_ids, write_generation
 from convert.hf.mapping import ConversionError
 from convert.hf.tokenizer import check_shared, compare, without_memory
-from lclm_jax.data.text.definitions import FORM
-from lclm_jax.data.text.tokenizer import MEMORY, PAD, TURN_END, Tokenizer, add_memory
+from lclm_jax.data.text.tokenizer import MEMORY_TOKENS, PAD, TURN_END, Tokenizer, add_memory_tokens
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS
 
 LLAMA_3 = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n\n{{ m['content'] }}<|eot_id|>{% endfor %}"
@@ -84,9 +84,9 @@ def llama(tokenizer, **options) -> Tokenizer:
     first = len(fields["model"]["vocab"])
     names = ("<|begin|>", "<|start|>", "<|eot_id|>", "<|end|>")
     fields["added_tokens"] = [
-        {**FORM, "id": first + i, "content": name} for i, name in enumerate(names)
+        {**CONTROL_TOKEN_FLAGS, "id": first + i, "content": name} for i, name in enumerate(names)
     ]
-    return add_memory(Tokenizer(json.dumps(fields), LLAMA_3, **options))
+    return add_memory_tokens(Tokenizer(json.dumps(fields), LLAMA_3, **options))
 
 
 def test_an_export_has_the_ids_that_were_read(tokenizer, tmp_path):
@@ -117,7 +117,7 @@ def test_an_export_of_another_family_ends_where_its_turns_and_texts_do(tokenizer
 
 
 def test_ids_of_an_export_are_rows_of_its_table(tokenizer):
-    last = tokenizer.rows
+    last = tokenizer.embedding_rows
     read = Tokenizer(
         tokenizer.definition, generation={"eos_token_id": [5, last], "bos_token_id": last}
     )
@@ -134,7 +134,7 @@ def test_transformers_reads_the_special_tokens_of_an_export(tokenizer, tmp_path)
     assert theirs.special_tokens_map == special
     assert theirs.eos_token_id == exported.id("<|eot_id|>")
     assert theirs.pad_token is None
-    assert len(theirs) == exported.rows
-    assert [theirs.convert_tokens_to_ids(name) for name in MEMORY] == list(
-        range(exported.rows - 3, exported.rows)
+    assert len(theirs) == exported.embedding_rows
+    assert [theirs.convert_tokens_to_ids(name) for name in MEMORY_TOKENS] == list(
+        range(exported.embedding_rows - 3, exported.embedding_rows)
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.data.records import Context, Plain
-from lclm_jax.data.rows.parse import tokenise
+from lclm_jax.data.rows.raw_examples import tokenize_example
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
@@ -70,7 +70,9 @@ def test_a_prompt_is_what_training_reads_before_the_answer(model, template, name
     chat = CHATS[name]
     answers = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
     chat = chat[: answers[-1] + 1]
-    trained = [int(t) for x in tokenise({"messages": chat}, model.tokenizer) for t in x.tokens]
+    trained = [
+        int(t) for x in tokenize_example({"messages": chat}, model.tokenizer) for t in x.tokens
+    ]
     asked = prompt(model, chat[:-1])
     assert trained[: len(asked)] == asked
 

@@ -9,7 +9,7 @@ import pytest
 
 from lclm_jax.batch import Places
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
-from lclm_jax.data.chat.chat import render_chat
+from lclm_jax.data.chat.chat import build_chat_record
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Plain, lay_out
 from lclm_jax.model.lclm import LCLM, latent_places, place
@@ -52,7 +52,7 @@ def records(tokenizer):
         {"role": "user", "content": [Context(tokens(5)), tokens(3)]},
         {"role": "assistant", "content": answer},
     ]
-    return [[first, second], [render_chat(chat, tokenizer)]]
+    return [[first, second], [build_chat_record(chat, tokenizer)]]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from lclm_jax.data.prepare import examples, jobs, prepare
 from lclm_jax.data.prepare.jobs import Job, run_job
 from lclm_jax.data.prepare.shards import REJECTIONS, DamagedError, find_shards, hash_file, split_of
 from lclm_jax.data.records import Role
-from lclm_jax.data.rows.parse import tokenise, words_of
+from lclm_jax.data.rows.raw_examples import example_text, tokenize_example
 from lclm_jax.data.text import find_tokenizer as hub
 from lclm_jax.errors import UserError
 
@@ -95,7 +95,7 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
             opened = PreparedSource(prepared, source, split, tokenizer)
             assert len(opened) == told["examples"][split]
             for i in range(0, len(opened), 7):
-                assert split_of(words_of(opened.raw(i))) == split
+                assert split_of(example_text(opened.raw(i))) == split
                 shapes = [(len(one.tokens), one.role) for one in opened.shapes[i]]
                 assert shapes == [(len(one.tokens), one.role) for one in opened[i]] != []
             tokens = sum(
@@ -273,12 +273,12 @@ class PanicException(BaseException):
     "error", [OverflowError, KeyError, RecursionError, AssertionError, PanicException]
 )
 def test_whatever_a_row_raises_is_its_rejection(tmp_path, tokenizer, monkeypatch, error):
-    def tokenise_or_raise(raw, tokenizer):
+    def tokenize_or_raise(raw, tokenizer):
         if "odd" in raw["text"]:
             raise error("something odd")
-        return tokenise(raw, tokenizer)
+        return tokenize_example(raw, tokenizer)
 
-    monkeypatch.setattr(examples, "tokenise", tokenise_or_raise)
+    monkeypatch.setattr(examples, "tokenize_example", tokenize_or_raise)
     rows = [{"text": "words"}, {"text": "odd words"}, {"text": "more words"}]
     source, (refused,) = prepare_one(tmp_path, tokenizer, rows)
     assert source["rejected"] == {"error": 1} and sum(source["examples"].values()) == 2
@@ -291,7 +291,7 @@ def test_a_machine_at_its_end_is_no_rejection(tmp_path, tokenizer, monkeypatch, 
     def fail(raw, tokenizer):
         raise error
 
-    monkeypatch.setattr(examples, "tokenise", fail)
+    monkeypatch.setattr(examples, "tokenize_example", fail)
     with pytest.raises(error):
         prepare_one(tmp_path, tokenizer, [{"text": "words"}])
 
@@ -486,7 +486,7 @@ def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(
 def test_prepared_examples_are_those_of_their_rows(prepared, tokenizer):
     talk = PreparedSource(prepared, "talk", "train", tokenizer)
     for i in range(5):
-        again = tokenise(talk.raw(i), tokenizer)
+        again = tokenize_example(talk.raw(i), tokenizer)
         assert [(one.role, np.asarray(one.tokens).tolist()) for one in again] == [
             (one.role, one.tokens.tolist()) for one in talk[i]
         ]

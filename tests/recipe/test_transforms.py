@@ -21,7 +21,7 @@ from lclm_jax.data.recipe.transforms import (
 )
 from lclm_jax.data.records import Context, Plain, Role, Section
 from lclm_jax.data.records.sections import flatten_sections, split_sections
-from lclm_jax.data.rows.parse import tokenise
+from lclm_jax.data.rows.raw_examples import tokenize_example
 from tests.support.records import ids
 
 
@@ -112,7 +112,7 @@ def test_no_segment_is_too_short_when_the_document_is_long_enough(length, shorte
 @pytest.mark.parametrize("kind", ["text", "code", "long", "math", "latex"])
 def test_reconstruction_asks_for_the_very_tokens_of_its_context(tokenizer, kind):
     data, rng = DataConfig(reconstruction=(5, 40)), np.random.default_rng(2)
-    example = tokenise({"text": "import os\n\nprint(os.name)  # " * 6}, tokenizer)
+    example = tokenize_example({"text": "import os\n\nprint(os.name)  # " * 6}, tokenizer)
     asked = set()
     for _ in range(1200):
         record = reconstruction_record(example, rng, data, tokenizer, kind)
@@ -136,7 +136,7 @@ def test_following_keeps_the_parts_it_is_given(tokenizer):
     raw = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Ben"}]
     }
-    record = sft_record(tokenise(raw, tokenizer), np.random.default_rng(0))
+    record = sft_record(tokenize_example(raw, tokenizer), np.random.default_rng(0))
     texts = [(type(span), tokenizer.decode(span.tokens)) for span in record]
     assert texts == [
         (Plain, "<|im_start|>user\nRead "),
@@ -166,7 +166,7 @@ def test_following_wraps_what_is_not_the_assistants(tokenizer):
         f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages
     )
     rng, whole = np.random.default_rng(3), 0
-    example = tokenise({"messages": messages}, tokenizer)
+    example = tokenize_example({"messages": messages}, tokenizer)
     for _ in range(100):
         record = sft_record(example, rng)
         assert tokenizer.decode(np.concatenate([span.tokens for span in record])) == rendered
@@ -327,7 +327,9 @@ def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
             {"role": "assistant", "content": "Because. " * 300},
         ]
     }
-    example = tokenise(text if kind in ("interleaved", "reconstruction") else chat, tokenizer)
+    example = tokenize_example(
+        text if kind in ("interleaved", "reconstruction") else chat, tokenizer
+    )
     tokens, table = flatten_sections(example)
     for seed in range(30):
         data = DataConfig(shortest_segment=16)
@@ -350,7 +352,7 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
     raw = {
         "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]
     }
-    example, rng, wrapped = tokenise(raw, tokenizer), np.random.default_rng(0), 0
+    example, rng, wrapped = tokenize_example(raw, tokenizer), np.random.default_rng(0), 0
     thought = next(section.tokens for section in example if section.role is Role.ANALYSIS)
     for _ in range(400):
         record = reasoning_record(example, rng)
@@ -451,7 +453,7 @@ def test_a_ratio_the_model_lacks_is_one_of_its_own():
 
 
 def test_chats_are_no_documents(tokenizer):
-    chat = tokenise(
+    chat = tokenize_example(
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         tokenizer,
     )

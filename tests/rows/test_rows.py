@@ -7,8 +7,13 @@ import pytest
 
 from lclm_jax.data.records import Role
 from lclm_jax.data.records.sections import flatten_sections
-from lclm_jax.data.rows import fields as fields_module
-from lclm_jax.data.rows.parse import RowError, read_examples, tokenise, words_of
+from lclm_jax.data.rows import checks
+from lclm_jax.data.rows.raw_examples import (
+    RowError,
+    example_text,
+    read_raw_examples,
+    tokenize_example,
+)
 from lclm_jax.data.text.tokenizer import Tokenizer
 
 DEEP = json.loads('{"a": ' * 500 + "1" + "}" * 500)
@@ -16,7 +21,7 @@ TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "B
 
 
 def examples(fields, kind, tokenizer, longest=10_000):
-    return list(read_examples(fields, kind, tokenizer, longest))
+    return list(read_raw_examples(fields, kind, tokenizer, longest))
 
 
 @pytest.mark.parametrize("name", ["text", "content", "document", "code"])
@@ -134,7 +139,7 @@ TOOL = {"name": "f", "description": "d", "parameters": {}}
 def test_fields_of_public_datasets_reach_the_model(tokenizer, fields, expected):
     (raw,) = examples(fields, "chat", tokenizer)
     assert raw == {"messages": expected}
-    assert len(flatten_sections(tokenise(raw, tokenizer))[0])
+    assert len(flatten_sections(tokenize_example(raw, tokenizer))[0])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_fields_of_public_datasets_reach_the_model(tokenizer, fields, expected):
 def test_tools_in_either_spelling_reach_the_model(tokenizer, fields):
     (raw,) = examples(fields | {"messages": TALK}, "chat", tokenizer)
     assert raw["tools"] == [{"type": "function", "function": TOOL}]
-    assert '"description": "d"' in words_of(raw)
+    assert '"description": "d"' in example_text(raw)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,7 @@ def test_a_message_of_weight_0_is_read_and_not_trained_on(tokenizer, flag):
     messages = [TALK[0], {"role": "assistant", "content": "Dan"} | flag, TALK[0], TALK[1]]
     (raw,) = examples({"messages": messages}, "chat", tokenizer)
     assert raw["messages"][1] == {"role": "assistant", "content": "Dan", "trained": False}
-    sections = tokenise(raw, tokenizer)
+    sections = tokenize_example(raw, tokenizer)
     answers = [tokenizer.decode(one.tokens) for one in sections if one.role is Role.ANSWER]
     assert answers == ["Ben<|im_end|>"]
     assert "Dan<|im_end|>" in "".join(tokenizer.decode(one.tokens) for one in sections)
@@ -176,10 +181,12 @@ def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
     )
     assert raw["messages"][0]["content"] == content
     contexts = [
-        (one.role, one.ratio) for one in tokenise(raw, tokenizer) if one.role is Role.CONTEXT
+        (one.role, one.ratio)
+        for one in tokenize_example(raw, tokenizer)
+        if one.role is Role.CONTEXT
     ]
     assert contexts == [(Role.CONTEXT, 8)]
-    assert "Ben likes figs." in words_of(raw)
+    assert "Ben likes figs." in example_text(raw)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
     (raw,) = examples({"messages": [TALK[0], {"role": "assistant"} | answer]}, "chat", tokenizer)
     thought = [
         tokenizer.decode(one.tokens).strip()
-        for one in tokenise(raw, tokenizer)
+        for one in tokenize_example(raw, tokenizer)
         if one.role is Role.ANALYSIS
     ]
     assert thought == ["It is Ben."]
@@ -310,8 +317,8 @@ def test_packed_rows_have_turns_and_memory_written_out(tokenizer):
     document = "<|memory_start|>Once upon<|memory_end|> a time."
     (raw,) = examples({"text": document}, "packed", tokenizer)
     assert raw == {"spans": [{"context": "Once upon"}, {"text": " a time."}]}
-    assert [one.role for one in tokenise(raw, tokenizer)] == [Role.CONTEXT, Role.ANSWER]
-    assert words_of(raw) == "Once upon a time."
+    assert [one.role for one in tokenize_example(raw, tokenizer)] == [Role.CONTEXT, Role.ANSWER]
+    assert example_text(raw) == "Once upon a time."
 
 
 def test_questions_with_answers_become_traces(tokenizer):
@@ -344,7 +351,7 @@ def test_a_packed_row_gives_what_it_can_before_the_error_of_the_rest(tokenizer):
     good = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nBen<|im_end|>\n"
     found = []
     with pytest.raises(RowError, match="1 of 3 examples of the row, first: expected turns alone"):
-        for raw in read_examples(
+        for raw in read_raw_examples(
             {"packed": [good, f"Stray {good}", [good]]}, "packed", tokenizer, 1000
         ):
             found.append(raw)
@@ -357,7 +364,7 @@ def test_bytes_that_hold_utf8_are_text(tokenizer):
 
 @pytest.mark.parametrize("letter", ["a", " ", "\n", "語"])
 def test_a_word_that_would_fill_the_memory_is_refused(tokenizer, monkeypatch, letter):
-    monkeypatch.setattr(fields_module, "LONGEST_RUN", 1000)
+    monkeypatch.setattr(checks, "MAX_UNSPLIT_CHARACTERS", 1000)
     with pytest.raises(RowError, match="too long: expected a space within every 1000 characters"):
         examples({"text": f"Some words {letter * 3000} more"}, "text", tokenizer, 50_000)
     text = f"{letter * 900}. " * 9
@@ -366,7 +373,7 @@ def test_a_word_that_would_fill_the_memory_is_refused(tokenizer, monkeypatch, le
 
 def test_a_tokenizer_without_words_takes_no_longer_text_than_a_word(tokenizer, monkeypatch):
     whole = json.loads(tokenizer.definition) | {"pre_tokenizer": None}
-    monkeypatch.setattr("lclm_jax.data.rows.parse.LONGEST_RUN", 1000)
+    monkeypatch.setattr("lclm_jax.data.rows.raw_examples.MAX_UNSPLIT_CHARACTERS", 1000)
     with pytest.raises(RowError, match="too long: .* a tokenizer that takes a text for one word"):
         examples({"text": "words " * 500}, "text", Tokenizer(json.dumps(whole)))
     assert examples({"text": "words " * 500}, "text", tokenizer)

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 
 from lclm_jax.data.records import Role
 from lclm_jax.data.records.sections import flatten_sections
-from lclm_jax.data.rows import fields as names
-from lclm_jax.data.rows.messages import CALLS, CONTENT, ROLE, ROLES
-from lclm_jax.data.rows.parse import RowError, read_examples, tokenise, words_of
+from lclm_jax.data.rows import field_names as names
+from lclm_jax.data.rows.dataset_messages import CALLS, CONTENT, ROLE, ROLES
+from lclm_jax.data.rows.raw_examples import (
+    RowError,
+    example_text,
+    read_raw_examples,
+    tokenize_example,
+)
 from lclm_jax.data.text.tokenizer import TextError
 
 pytestmark = pytest.mark.fuzz
@@ -77,7 +82,7 @@ MESSAGES = st.lists(
     max_size=4,
 )
 ROWS = st.dictionaries(
-    st.one_of(st.sampled_from(sorted(names.KNOWN)), st.text(max_size=4)),
+    st.one_of(st.sampled_from(sorted(names.KNOWN_FIELDS)), st.text(max_size=4)),
     st.one_of(WORDS, MESSAGES, VALUES),
     max_size=5,
 )
@@ -96,7 +101,7 @@ CHATS = st.builds(
         max_size=4,
     ),
     st.dictionaries(
-        st.sampled_from(sorted(names.BESIDE_CHAT)), st.one_of(WORDS, VALUES), max_size=2
+        st.sampled_from(sorted(names.CHAT_SIDE_FIELDS)), st.one_of(WORDS, VALUES), max_size=2
     ),
 )
 PACKED = st.lists(
@@ -114,8 +119,8 @@ PACKED = st.lists(
 def example_of(row, kind, tokenizer):
     """The examples of a row with their sections; None where it is refused."""
     try:
-        raws = list(read_examples(row, kind, tokenizer, 10_000))
-        return [(raw, tokenise(raw, tokenizer)) for raw in raws]
+        raws = list(read_raw_examples(row, kind, tokenizer, 10_000))
+        return [(raw, tokenize_example(raw, tokenizer)) for raw in raws]
     except RowError as error:
         assert error.reason and error.detail
     except TextError as error:
@@ -127,7 +132,7 @@ def example_of(row, kind, tokenizer):
 @given(row=st.one_of(ROWS, CHATS), kind=st.sampled_from(["text", "chat", "expand", "packed"]))
 def test_a_row_of_any_shape_is_examples_or_a_named_error(tokenizer, row, kind):
     for raw, sections in example_of(row, kind, tokenizer) or []:
-        assert words_of(raw).strip()
+        assert example_text(raw).strip()
         tokens, table = flatten_sections(sections)
         assert len(tokens) == table[:, 0].sum() > 0
 
@@ -137,7 +142,9 @@ def words_in(value):
     if isinstance(value, str):
         return set(value.split())
     if isinstance(value, dict):
-        value = [value[name] for name in (*CONTENT, "context", *names.THOUGHTS) if name in value]
+        value = [
+            value[name] for name in (*CONTENT, "context", *names.REASONING_FIELDS) if name in value
+        ]
     return set().union(*map(words_in, value)) if isinstance(value, list) else set()
 
 
@@ -148,12 +155,12 @@ def test_no_word_of_a_field_beside_a_chat_is_lost(tokenizer, row):
     if found is None:
         return
     ((raw, _),) = found
-    said = words_of(raw)
+    said = example_text(raw)
     # A text may be the whole chat written out again, in a form of its own.
-    used = names.FIELDS_OF_KIND["chat"] - {"text", "label", "split_group", *names.TOOLS}
+    used = names.FIELDS_BY_KIND["chat"] - {"text", "label", "split_group", *names.TOOL_FIELDS}
     for name in used & row.keys():
         value = row[name]
-        is_json = isinstance(value, str) and name in (*names.CHAT, "history")
+        is_json = isinstance(value, str) and name in (*names.CHAT_FIELDS, "history")
         assert is_json or all(word in said for word in words_in(value)), name
 
 
@@ -163,7 +170,7 @@ def test_no_word_of_a_packed_text_is_lost(tokenizer, text):
     found = example_of({"text": text}, "packed", tokenizer)
     if found is None:
         return
-    said = "".join(words_of(raw) for raw, _ in found)
+    said = "".join(example_text(raw) for raw, _ in found)
     for word in ("words", "Who?", "Ben", "é"):
         assert said.count(word) == text.count(word)
 
@@ -180,5 +187,5 @@ def test_a_message_of_weight_0_has_no_token_that_is_trained_on(tokenizer, row):
     )
     weights = [one.get("trained", True) for one in raw["messages"] if one["role"] == "assistant"]
     assert trained.count("<|im_end|>") >= sum(weights) > 0
-    if "<|im_end|>" not in words_of(raw):
+    if "<|im_end|>" not in example_text(raw):
         assert trained.count("<|im_end|>") == sum(weights)

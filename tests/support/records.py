@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.prepare.shards import MANIFEST, SPLITS, ShardWriter, shard_path
 from lclm_jax.data.records import Context, Plain
-from lclm_jax.data.rows.parse import tokenise
+from lclm_jax.data.rows.raw_examples import tokenize_example
 from lclm_jax.data.text.tokenizer import MemoryTokens
 
 MARKER = 99
@@ -67,7 +67,7 @@ def write_sources(directory, tokenizer, rows, splits=SPLITS):
         for split in splits:
             writer = ShardWriter(shard_path(directory, name, split))
             for raw in raws:
-                writer.add(raw, tokenise(raw, tokenizer))
+                writer.add(raw, tokenize_example(raw, tokenizer))
             shards.append({"split": split} | writer.close())
         sources[name] = {"kind": kind, "shards": shards}
     manifest = {"sources": sources, "tokenizer": {"fingerprint": tokenizer.fingerprint}}

@@ -47,7 +47,7 @@ def test_needle_tasks_put_the_facts_in_the_context_and_the_question_after_it():
 
 
 def test_a_trained_tokenizer_has_the_size_asked_for(tokenizer):
-    assert tokenizer.size == 512
+    assert tokenizer.vocab_size == 512
     assert tokenizer.encode("import os").max() < 512 - 6
 
 
@@ -63,10 +63,14 @@ def test_a_trained_tokenizer_ends_with_its_control_tokens_in_order():
         "<|memory_end|>",
         "<|memory|>",
     ]
-    assert [tokenizer.id(name) for name in names] == list(range(tokenizer.size - 6, tokenizer.size))
+    assert [tokenizer.id(name) for name in names] == list(
+        range(tokenizer.vocab_size - 6, tokenizer.vocab_size)
+    )
     assert list(tokenizer.control) == names
     assert dataclasses.astuple(tokenizer.memory) == (
-        *range(tokenizer.size - 3, tokenizer.size),
-        tokenizer.size - 6,
+        *range(tokenizer.vocab_size - 3, tokenizer.vocab_size),
+        tokenizer.vocab_size - 6,
     )
-    assert tokenizer.encode("zß7").max() < tokenizer.size - 6, "a text of unseen letters is bytes"
+    assert tokenizer.encode("zß7").max() < tokenizer.vocab_size - 6, (
+        "a text of unseen letters is bytes"
+    )

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from lclm_jax.data.prepare.shards import split_of
-from lclm_jax.data.rows.parse import words_of
+from lclm_jax.data.rows.raw_examples import example_text
 from lclm_jax.data.synthetic import pairs
 
 WORDS = ["amber", "kestrel", "stone", "river", "paper", "window", "cedar", "harbour"]
@@ -101,7 +101,7 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
             for files in (everything, held)
         )
         assert kept == [
-            row for row in rows if split_of(row.get("split_group") or words_of(row)) == "held"
+            row for row in rows if split_of(row.get("split_group") or example_text(row)) == "held"
         ]
         assert 0 < len(kept) < len(rows) / 10, name
     assert (tmp_path / "all" / "tokenizer").exists() and not (

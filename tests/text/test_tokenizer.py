@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.chat.chat import CHATML, parse_memory, render_chat
+from lclm_jax.data.chat.chat import CHATML, build_chat_record, parse_context_tags
 from lclm_jax.data.records import Context, Given, Plain, lay_out
 from lclm_jax.data.synthetic.corpus import CONTROL
 from lclm_jax.data.text.tokenizer import (
@@ -104,8 +104,8 @@ def test_save_and_load_round_trip(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "new" / "folder")
     loaded = Tokenizer.load(tmp_path / "new" / "folder")
     assert (loaded.definition, loaded.template) == (tokenizer.definition, CHATML)
-    assert (loaded.size, loaded.memory, loaded.control) == (
-        tokenizer.size,
+    assert (loaded.vocab_size, loaded.memory, loaded.control) == (
+        tokenizer.vocab_size,
         tokenizer.memory,
         tokenizer.control,
     )
@@ -141,12 +141,12 @@ def test_an_unknown_control_token_is_answered_with_those_there_are(tokenizer):
 def test_a_chat_gives_the_tokens_of_its_rendered_string(tokenizer, hugging_face):
     rendered = hugging_face.apply_chat_template(CONVERSATION, tokenize=False)
     expected = hugging_face.encode(rendered, add_special_tokens=False)
-    assert tokens_of(render_chat(CONVERSATION, tokenizer)) == expected
+    assert tokens_of(build_chat_record(CONVERSATION, tokenizer)) == expected
     assert tokenizer.decode(expected) == rendered
 
 
 def test_loss_falls_on_what_the_assistant_says_and_on_the_end_of_its_turn(tokenizer, model_config):
-    record = render_chat(CONVERSATION, tokenizer)
+    record = build_chat_record(CONVERSATION, tokenizer)
     end = tokenizer.id(TURN_END)
     expected = [*tokenizer.encode("Ben does.\n\n"), end, *tokenizer.encode("Cy"), end]
     assert trained_tokens(record) == expected
@@ -156,7 +156,7 @@ def test_loss_falls_on_what_the_assistant_says_and_on_the_end_of_its_turn(tokeni
 
 
 def test_an_empty_answer_trains_the_end_of_the_turn(tokenizer):
-    record = render_chat(
+    record = build_chat_record(
         [{"role": "user", "content": "Hush."}, {"role": "assistant", "content": ""}], tokenizer
     )
     assert trained_tokens(record) == [tokenizer.id(TURN_END)]
@@ -164,8 +164,8 @@ def test_an_empty_answer_trains_the_end_of_the_turn(tokenizer):
 
 def test_a_prompt_for_generation_is_a_prefix_of_the_full_chat(tokenizer):
     for said in (1, 3):
-        start = tokens_of(render_chat(CONVERSATION[: said + 1], tokenizer, generate=True))
-        full = tokens_of(render_chat(CONVERSATION[: said + 2], tokenizer))
+        start = tokens_of(build_chat_record(CONVERSATION[: said + 1], tokenizer, generate=True))
+        full = tokens_of(build_chat_record(CONVERSATION[: said + 2], tokenizer))
         assert full[: len(start)] == start
         assert tokenizer.decode(start).endswith("<|im_start|>assistant\n")
         assert (
@@ -177,7 +177,7 @@ def test_a_prompt_for_generation_is_a_prefix_of_the_full_chat(tokenizer):
 @pytest.mark.parametrize("content", [INJECTION, ["Read this: ", INJECTION]])
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_a_message_that_spells_out_a_turn_stays_one_message(tokenizer, role, content):
-    record = render_chat([{"role": role, "content": content}], tokenizer)
+    record = build_chat_record([{"role": role, "content": content}], tokenizer)
     control = [token for token in tokens_of(record) if token in tokenizer.control.values()]
     assert control == [tokenizer.id(TURN_START), tokenizer.id(TURN_END)]
     assert (
@@ -193,7 +193,7 @@ def test_contexts_and_latents_stand_where_they_were_in_the_message(tokenizer):
         np.array([7, 8], np.int32),
         " now",
     ]
-    record = render_chat(
+    record = build_chat_record(
         [{"role": "user", "content": content}, {"role": "assistant", "content": "No"}], tokenizer
     )
     assert [type(span) for span in record] == [Plain, Context, Given, Plain, Plain, Plain]
@@ -210,7 +210,7 @@ def test_contexts_and_latents_stand_where_they_were_in_the_message(tokenizer):
 
 def test_a_context_in_the_assistants_turn_splits_its_loss(tokenizer):
     content = ["Since ", Context(tokenizer.encode("figs are ripe")), ", Ben"]
-    record = render_chat([{"role": "assistant", "content": content}], tokenizer)
+    record = build_chat_record([{"role": "assistant", "content": content}], tokenizer)
     expected = [*tokenizer.encode("Since "), *tokenizer.encode(", Ben"), tokenizer.id(TURN_END)]
     assert trained_tokens(record) == expected
     assert [type(span) for span in record] == [Plain, Plain, Context, Plain, Plain]
@@ -222,26 +222,26 @@ def test_the_tokenizers_own_template_decides_the_form(tokenizer):
         "{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     )
     other = Tokenizer(tokenizer.definition, template)
-    record = render_chat(
+    record = build_chat_record(
         [{"role": "user", "content": "Figs?"}, {"role": "assistant", "content": "Ben"}], other
     )
     assert other.decode(tokens_of(record)) == "[user] Figs?[assistant] Ben<|endoftext|>"
     # The prompt for generation ends after the question, so the model writes all that follows.
-    asked = render_chat([{"role": "user", "content": "Figs?"}], other, generate=True)
+    asked = build_chat_record([{"role": "user", "content": "Figs?"}], other, generate=True)
     assert other.decode(tokens_of(asked)) == "[user] Figs?"
     assert trained_tokens(record) == [*other.encode("[assistant] Ben"), other.id(PAD)]
 
 
 def test_without_a_template_a_chat_is_chatml(tokenizer):
     bare = Tokenizer(tokenizer.definition)
-    assert tokens_of(render_chat(CONVERSATION, bare)) == tokens_of(
-        render_chat(CONVERSATION, tokenizer)
+    assert tokens_of(build_chat_record(CONVERSATION, bare)) == tokens_of(
+        build_chat_record(CONVERSATION, tokenizer)
     )
 
 
 def test_a_chat_needs_a_message(tokenizer):
     with pytest.raises(TextError, match="at least one message"):
-        render_chat([], tokenizer)
+        build_chat_record([], tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_chat_needs_a_message(tokenizer):
     ],
 )
 def test_memory_tags_mark_what_is_compressed(tokenizer, text, parts):
-    found = parse_memory(text, tokenizer)
+    found = parse_context_tags(text, tokenizer)
     assert [
         (tokenizer.decode(part.tokens),) if isinstance(part, Context) else part for part in found
     ] == parts
@@ -292,12 +292,12 @@ def test_memory_tags_mark_what_is_compressed(tokenizer, text, parts):
 )
 def test_wrong_memory_tags_are_explained(tokenizer, text, message):
     with pytest.raises(TextError, match=re.escape(message)):
-        parse_memory(text, tokenizer)
+        parse_context_tags(text, tokenizer)
 
 
 def test_tags_in_a_part_of_a_list_are_only_characters(tokenizer):
     typed = f"{MEMORY_START}secret{MEMORY_END}"
-    record = render_chat([{"role": "user", "content": ["Look: ", typed]}], tokenizer)
+    record = build_chat_record([{"role": "user", "content": ["Look: ", typed]}], tokenizer)
     assert not any(isinstance(span, Context) for span in record)
     assert f"Look: {typed}<|im_end|>" in tokenizer.decode(tokens_of(record))
     assert not set(tokens_of(record)) & {tokenizer.id(MEMORY_START), tokenizer.id(MEMORY_END)}

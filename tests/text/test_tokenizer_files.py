@@ -10,9 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data.chat.chat import CHATML
-from lclm_jax.data.chat.stop_tokens import find_stops, find_turn_end
-from lclm_jax.data.text.definitions import FORM
-from lclm_jax.data.text.tokenizer import PAD, TURN_END, TURN_START, TextError, Tokenizer, add_memory
+from lclm_jax.data.chat.stop_tokens import find_stop_ids, find_turn_end_id
+from lclm_jax.data.text.tokenizer import (
+    PAD,
+    TURN_END,
+    TURN_START,
+    TextError,
+    Tokenizer,
+    add_memory_tokens,
+)
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS
 
 NAMES = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end|>")
 LLAMA_3 = (
@@ -69,7 +76,8 @@ def with_tokens(tokenizer, names=NAMES, **form) -> str:
     """The definition with more added tokens."""
     fields = json.loads(tokenizer.definition)
     added = [
-        {**FORM, **form, "id": tokenizer.rows + i, "content": name} for i, name in enumerate(names)
+        {**CONTROL_TOKEN_FLAGS, **form, "id": tokenizer.embedding_rows + i, "content": name}
+        for i, name in enumerate(names)
     ]
     return json.dumps({**fields, "added_tokens": fields["added_tokens"] + added})
 
@@ -78,7 +86,9 @@ def without_chatml(tokenizer) -> str:
     """The definition with Llama 3's control tokens alone."""
     fields = json.loads(tokenizer.definition)
     first = len(fields["model"]["vocab"])
-    added = [{**FORM, "id": first + i, "content": name} for i, name in enumerate(NAMES)]
+    added = [
+        {**CONTROL_TOKEN_FLAGS, "id": first + i, "content": name} for i, name in enumerate(NAMES)
+    ]
     return json.dumps({**fields, "added_tokens": added})
 
 
@@ -164,7 +174,7 @@ def test_a_special_token_that_is_only_an_entry_of_the_vocabulary_is_no_text(toke
     loaded = Tokenizer.load(tmp_path)
     assert loaded.control == {"</s>": 1}
     assert loaded.encode("the </s> the").tolist() == [0, 2, 0]
-    assert loaded.encode_marked([("the </s>", True)])[0].tolist() == [0, 1]
+    assert loaded.encode_with_control([("the </s>", True)])[0].tolist() == [0, 1]
 
 
 # --- stops ---
@@ -200,8 +210,10 @@ def test_a_generation_config_comes_before_the_models_own(tokenizer, tmp_path):
 
 
 def test_stops_are_rows_of_the_table(tokenizer):
-    generation = {"eos_token_id": [tokenizer.rows, -1, 4]}
-    more = Tokenizer(tokenizer.definition, stops=[3, tokenizer.rows], generation=generation)
+    generation = {"eos_token_id": [tokenizer.embedding_rows, -1, 4]}
+    more = Tokenizer(
+        tokenizer.definition, stops=[3, tokenizer.embedding_rows], generation=generation
+    )
     assert set(more.stops) == {3, 4, tokenizer.id(PAD), tokenizer.id(TURN_END)}
 
 
@@ -209,22 +221,22 @@ def test_the_special_eos_token_is_a_stop_in_a_family_without_chatml(tokenizer):
     special = {"eos_token": "<|end|>", "bos_token": NAMES[0]}
     llama = Tokenizer(without_chatml(tokenizer), LLAMA_3, special)
     assert llama.stops == (llama.id("<|end|>"),)
-    assert find_turn_end(llama) == llama.id("<|eot_id|>")
-    assert find_stops(llama) == (llama.id("<|end|>"), llama.id("<|eot_id|>"))
+    assert find_turn_end_id(llama) == llama.id("<|eot_id|>")
+    assert find_stop_ids(llama) == (llama.id("<|end|>"), llama.id("<|eot_id|>"))
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages[0].content }}"])
 def test_a_template_without_an_end_of_turn_adds_no_stop(tokenizer, template):
     plain = Tokenizer(without_chatml(tokenizer), template)
-    assert find_turn_end(plain) is None
-    assert find_stops(plain) == plain.stops == ()
+    assert find_turn_end_id(plain) is None
+    assert find_stop_ids(plain) == plain.stops == ()
 
 
 def test_chatml_ends_turns_as_ever(tokenizer):
     for template in (None, CHATML):
         chatml = Tokenizer(tokenizer.definition, template)
-        assert find_turn_end(chatml) == tokenizer.id(TURN_END)
-        assert find_stops(chatml) == (tokenizer.id(TURN_END), tokenizer.id(PAD))
+        assert find_turn_end_id(chatml) == tokenizer.id(TURN_END)
+        assert find_stop_ids(chatml) == (tokenizer.id(TURN_END), tokenizer.id(PAD))
 
 
 # --- fingerprints ---
@@ -267,8 +279,8 @@ def test_a_tokenizer_with_memory_tokens_keeps_all_else(tokenizer):
     generation = {"eos_token_id": 5}
     templates = {"default": LLAMA_3, "rag": "{{ documents }}"}
     llama = Tokenizer(without_chatml(tokenizer), templates, special, [6], generation)
-    whole = add_memory(llama)
-    assert whole.rows == llama.rows + 3
+    whole = add_memory_tokens(llama)
+    assert whole.embedding_rows == llama.embedding_rows + 3
     assert (whole.templates, whole.special, whole.stops) == (templates, special, llama.stops)
     assert whole.generation == generation
 
@@ -353,7 +365,10 @@ def test_definitions_are_read_or_refused(kind):
         "Unigram": {"type": "Unigram", "vocab": [[name, -1.0] for name in vocab], "unk_id": 0},
         "WordLevel": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
     }[kind]
-    added = [{**FORM, "id": 4, "content": "<s>"}, {**FORM, "id": 5, "content": "</s>"}]
+    added = [
+        {**CONTROL_TOKEN_FLAGS, "id": 4, "content": "<s>"},
+        {**CONTROL_TOKEN_FLAGS, "id": 5, "content": "</s>"},
+    ]
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     whole = {"version": "1.0", "added_tokens": added, "pre_tokenizer": space, "model": model}
     paths = [path for path in places(whole) if path]
@@ -370,7 +385,7 @@ def test_definitions_are_read_or_refused(kind):
         try:
             read = Tokenizer(json.dumps(fields))
             tokens = read.encode(text)
-            read.encode_marked([(text, False), (text, True)])
+            read.encode_with_control([(text, False), (text, True)])
         except TextError:
             return
         assert not set(tokens.tolist()) & set(read.control.values())

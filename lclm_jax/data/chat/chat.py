@@ -2,7 +2,7 @@
 
 The template renders the words themselves (see `messages` and `templates`), so it may trim, cut or
 compare them. Only its own text can bring in a control token, whatever words, names and tools
-spell. `parse_memory` makes the parts of a content from text with memory tags.
+spell. `parse_context_tags` makes the parts of a content from text with memory tags.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lclm_jax.data.chat.assistant_turns import Run, Turn, check_complete, find_turns, list_runs
 from lclm_jax.data.chat.messages import (
     Analysis,
     Message,
@@ -23,16 +24,23 @@ from lclm_jax.data.chat.messages import (
     trace_json,
     trace_message,
 )
+from lclm_jax.data.chat.sourced_str import SourcedStr
 from lclm_jax.data.chat.templates import render
-from lclm_jax.data.chat.traced import Traced
-from lclm_jax.data.chat.turns import Run, Turn, check_complete, find_turns, list_runs
 from lclm_jax.data.records import Context, Given, Plain, Role, Section, Span
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
 
 Labelled = tuple[
     str, bool, Role | Section | Given
 ]  # text, may have control tokens, role or filling
-__all__ = ["CHATML", "Analysis", "Message", "Part", "parse_memory", "read_chat", "render_chat"]
+__all__ = [
+    "CHATML",
+    "Analysis",
+    "Message",
+    "Part",
+    "build_chat_record",
+    "parse_context_tags",
+    "tokenize_normalized_chat",
+]
 
 # ChatML; tools are described to the model and called as Qwen's models do it. A line end right after a tag is not rendered.
 CHATML = (
@@ -51,19 +59,20 @@ CHATML = (
 )
 
 
-def parse_memory(text: str, tokenizer: Tokenizer) -> list[Part]:
+def parse_context_tags(text: str, tokenizer: Tokenizer) -> list[Part]:
     """Text with `<|memory_start|>...<|memory_end|>` around what is to be compressed, as parts.
 
     Call it on text you wrote; text from elsewhere goes in as a part of its own, where tags are only characters.
     Raises TextError when tags are unbalanced, nested or hold nothing.
     """
     return [
-        Context(tokenizer.encode(piece)) if held else piece for piece, held in split_memory(text)
+        Context(tokenizer.encode(piece)) if held else piece
+        for piece, held in split_context_tags(text)
     ]
 
 
-def split_memory(text: str) -> list[tuple[str, bool]]:
-    """The text between memory tags and whether it is to be compressed. Raises what `parse_memory` does."""
+def split_context_tags(text: str) -> list[tuple[str, bool]]:
+    """The text between memory tags and whether it is to be compressed. Raises what `parse_context_tags` does."""
     found: list[tuple[str, bool]] = []
     held: str | None = None  # text since a start tag
     for piece in re.split(f"({re.escape(MEMORY_START)}|{re.escape(MEMORY_END)})", text):
@@ -95,7 +104,7 @@ def split_memory(text: str) -> list[tuple[str, bool]]:
     return found
 
 
-def render_chat(
+def build_chat_record(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     generate: bool = False,
@@ -104,10 +113,10 @@ def render_chat(
 ) -> list[Span]:
     """The chat as a record, with loss on what the assistant writes up to the end of its turn.
 
-    With `generate` it ends where the assistant begins. Raises what `read_raw_chat` does.
+    With `generate` it ends where the assistant begins. Raises what `tokenize_chat` does.
     """
     spans: list[Span] = []
-    for section in read_raw_chat(messages, tokenizer, tools, generate, **settings):
+    for section in tokenize_chat(messages, tokenizer, tools, generate, **settings):
         if isinstance(section, Given):
             spans.append(section)
             continue
@@ -124,20 +133,20 @@ def render_chat(
     return spans
 
 
-def read_raw_chat(
+def tokenize_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
     generate: bool = False,
     **settings: Any,
 ) -> list[Section | Given]:
-    """`read_chat` of messages as people and datasets write them: arguments of tool calls may be
+    """`tokenize_normalized_chat` of messages as people and datasets write them: arguments of tool calls may be
     JSON text, and thoughts are kept whether the template reads them or not."""
     normal = normalise(messages, tokenizer, choose_template(tokenizer, tools))
-    return read_chat(normal, tokenizer, tools, generate, **settings)
+    return tokenize_normalized_chat(normal, tokenizer, tools, generate, **settings)
 
 
-def read_chat(
+def tokenize_normalized_chat(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
@@ -216,7 +225,7 @@ def _trained(role: Role) -> bool:
 
 
 def _encode(
-    rendered: Traced, runs: Sequence[tuple[Run, Role]], tokenizer: Tokenizer
+    rendered: SourcedStr, runs: Sequence[tuple[Run, Role]], tokenizer: Tokenizer
 ) -> list[Section | Given]:
     """Encodes a rendered chat as one text; holes become what they stand for.
 
@@ -253,7 +262,7 @@ def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterat
     """Sections of the tokens of texts joined to one, each labelled with its role or filling."""
     if not section:
         return
-    tokens, offsets = tokenizer.encode_marked([(text, marked) for text, marked, _ in section])
+    tokens, offsets = tokenizer.encode_with_control([(text, marked) for text, marked, _ in section])
     ends = np.cumsum([len(text) for text, _, _ in section])
     most = len(section) - 1
     first = np.minimum(np.searchsorted(ends, offsets[:, 0], "right"), most)

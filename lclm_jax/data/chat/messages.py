@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from lclm_jax.data.chat.sourced_str import SourcedStr, join
 from lclm_jax.data.chat.templates import render
-from lclm_jax.data.chat.traced import Traced, join
 from lclm_jax.data.records import Context, Given, Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # fields, in transformers' order
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # fields, in transformers' order
 MARKERS = (
     ("<think>", "</think>"),
     ("<analysis>", "</analysis>"),
@@ -68,7 +68,7 @@ def normalise(messages: Sequence[Message], tokenizer: Tokenizer, template: str) 
     message where the template reads one, else they stand before the content, between markers.
     Raises TextError for a broken call.
     """
-    reads = any(name in template for name in THOUGHTS)
+    reads = any(name in template for name in REASONING_FIELDS)
     return [_normalise(message, tokenizer, reads) for message in messages]
 
 
@@ -79,7 +79,7 @@ def _normalise(message: Message, tokenizer: Tokenizer, reads_thoughts: bool) -> 
     calls, content = message.get("tool_calls"), message.get("content")
     if calls:
         normal["tool_calls"] = [_normalise_call(call) for call in calls]
-    thought = next((message[name] for name in THOUGHTS if message.get(name)), None)
+    thought = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
     parts = read_parts(content, tokenizer)
     if (
         reads_thoughts
@@ -87,7 +87,7 @@ def _normalise(message: Message, tokenizer: Tokenizer, reads_thoughts: bool) -> 
         and isinstance(next(iter(parts), 0), Analysis)
     ):
         analysis, *parts = parts
-        normal[THOUGHTS[0]] = analysis.text.strip("\n")
+        normal[REASONING_FIELDS[0]] = analysis.text.strip("\n")
         normal["content"] = _without_line_ends(parts)
     elif isinstance(thought, str) and not reads_thoughts:
         before, after = MARKERS[0]
@@ -128,12 +128,12 @@ def trace_message(i: int, message: Message, template: str, tokenizer: Tokenizer)
             f"a role is one word such as user, got {role!r}; put what was said into content"
         )
     fields = {name: value for name, value in message.items() if value is not None}
-    thought = next((fields[name] for name in THOUGHTS if name in fields), None)
+    thought = next((fields[name] for name in REASONING_FIELDS if name in fields), None)
     if thought is not None:
         fields = {"thinking": thought, **fields, "reasoning_content": thought}
     answers = role == "assistant"
     fixed = Words(i, Role.FIXED, spoken=False)
-    sources = {name: Words(i, Role.ANALYSIS) for name in THOUGHTS if answers}
+    sources = {name: Words(i, Role.ANALYSIS) for name in REASONING_FIELDS if answers}
     if answers:
         sources["tool_calls"] = Words(i, Role.ANSWER)
     traced = {
@@ -141,7 +141,7 @@ def trace_message(i: int, message: Message, template: str, tokenizer: Tokenizer)
         for name, value in fields.items()
         if name not in ("role", "content", "trained")
     }
-    traced["role"] = role if role in ROLES else Traced(role, fixed)
+    traced["role"] = role if role in ROLES else SourcedStr(role, fixed)
     if "content" in fields:
         traced["content"] = _trace_content(i, answers, fields["content"], template, tokenizer)
     return traced
@@ -150,7 +150,7 @@ def trace_message(i: int, message: Message, template: str, tokenizer: Tokenizer)
 def trace_json(value: Any, source: Words, name: str) -> Any:
     """JSON in traced strings of one source. Raises TextError for a value that is not JSON."""
     if isinstance(value, str):
-        return Traced(value, source)
+        return SourcedStr(value, source)
     if isinstance(value, Mapping):
         items = ((str(key), item) for key, item in value.items())
         return {trace_json(k, source, name): trace_json(v, source, name) for k, v in items}
@@ -163,10 +163,10 @@ def trace_json(value: Any, source: Words, name: str) -> Any:
 
 def _trace_content(
     i: int, answers: bool, content: Any, template: str, tokenizer: Tokenizer
-) -> Traced | list[Any]:
+) -> SourcedStr | list[Any]:
     parts = read_parts(content, tokenizer)
     if answers and isinstance(content, str):
-        parts = split_thought(content)
+        parts = split_reasoning(content)
     typed = _is_typed(content)
     # Text beside other parts was put into a list to stay plain.
     prompt = Role.PROMPT if isinstance(content, str) or typed else Role.FIXED
@@ -176,14 +176,14 @@ def _trace_content(
     return join(traced)
 
 
-def _trace_part(i: int, part: Part, role: Role) -> Traced:
+def _trace_part(i: int, part: Part, role: Role) -> SourcedStr:
     if isinstance(part, str):
-        return Traced(part, Words(i, role))
+        return SourcedStr(part, Words(i, role))
     if isinstance(part, Analysis):
         marker, thought = Words(i, Role.ANSWER, marker=True), Words(i, Role.ANALYSIS)
-        text = Traced(part.text, thought)
-        return join([Traced(part.before, marker), text, Traced(part.after, marker)])
-    return Traced(HOLE, Words(i, Role.CONTEXT if isinstance(part, Context) else role, part))
+        text = SourcedStr(part.text, thought)
+        return join([SourcedStr(part.before, marker), text, SourcedStr(part.after, marker)])
+    return SourcedStr(HOLE, Words(i, Role.CONTEXT if isinstance(part, Context) else role, part))
 
 
 def read_parts(content: Any, tokenizer: Tokenizer) -> list[Part]:
@@ -235,7 +235,7 @@ def _reads_parts(template: str) -> bool:
     return "words" in text and "'type'" not in text
 
 
-def split_thought(content: str) -> list[Part]:
+def split_reasoning(content: str) -> list[Part]:
     """What the assistant writes; a thought that it begins with is a part of its own."""
     for before, after in MARKERS:
         head, found, rest = content.partition(before)

@@ -21,7 +21,15 @@ from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lclm_jax.data.chat.traced import FAILURES, Traced, join, mark, pieces, replace_marks, trace
+from lclm_jax.data.chat.sourced_str import (
+    FAILURES,
+    SourcedStr,
+    join,
+    mark,
+    pieces,
+    replace_marks,
+    trace,
+)
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.errors import UserError
 
@@ -65,8 +73,8 @@ class Budget:
 _budget: ContextVar[Budget] = ContextVar("budget")
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], **settings: Any) -> Traced:
-    """The text of a chat, whose strings are `Traced`; settings are what else the template reads.
+def render(template: str, messages: Sequence[Mapping[str, Any]], **settings: Any) -> SourcedStr:
+    """The text of a chat, whose strings are `SourcedStr`; settings are what else the template reads.
 
     Text between `{% generation %}` tags has sources of the class Generated.
     Raises TextError for a template that is broken, refuses the chat, or does not end.
@@ -121,9 +129,9 @@ class _Generation(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
 
-    def _mark(self, caller: Callable[[], str]) -> Traced:
+    def _mark(self, caller: Callable[[], str]) -> SourcedStr:
         text = join([caller()])
-        return join([Traced(piece, Generated(source)) for piece, source in pieces(text)])
+        return join([SourcedStr(piece, Generated(source)) for piece, source in pieces(text)])
 
 
 class _CodeGenerator(CodeGenerator):
@@ -154,7 +162,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters |= {"tojson": _to_json, "_items_of_loop": _items_of_loop}
 
     @staticmethod
-    def concat(parts: Any) -> Traced:
+    def concat(parts: Any) -> SourcedStr:
         found = []
         for part in parts:
             _budget.get().spend(0, len(part))
@@ -191,7 +199,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return call(__context, getattr(text, name), *args, **kwargs)
 
         _budget.get().spend(1, _growth(name, (owner, *args), kwargs))
-        if isinstance(owner, Traced) and name in vars(Traced):
+        if isinstance(owner, SourcedStr) and name in vars(SourcedStr):
             return _measured(method(owner, *args, **kwargs))
         return _measured(trace(method, owner, *args, **kwargs))
 
@@ -281,7 +289,7 @@ def _to_json(
     indent: Any = None,
     separators: Any = None,
     sort_keys: bool = False,
-) -> Traced:
+) -> SourcedStr:
     """JSON as transformers writes it; every string in it, in quotes, keeps its source."""
 
     def dump(value: Any) -> str:
@@ -291,7 +299,7 @@ def _to_json(
     if indent:
         spaces = indent if isinstance(indent, int) else len(indent)
         _budget.get().spend(1, spaces * len(json.dumps(value)))
-    found: list[Traced] = []
+    found: list[SourcedStr] = []
     marked = dump(mark(_sorted(value) if sort_keys else value, found))
     if ensure_ascii:
         marked = marked.replace("\\ue000", "\ue000").replace("\\ue001", "\ue001")

@@ -20,7 +20,7 @@ from lclm_jax.data.inputs.libraries import require
 from lclm_jax.data.inputs.parquet import ParquetRows, UnreadableRow
 from lclm_jax.data.inputs.pickles import PickleError, load_plain
 from lclm_jax.data.inputs.units import Unit, find_texts, open_records
-from lclm_jax.data.rows.fields import KNOWN
+from lclm_jax.data.rows.field_names import KNOWN_FIELDS
 from lclm_jax.errors import UserError
 
 LONGEST = 256 << 20  # bytes of a line or of a text file
@@ -43,7 +43,7 @@ class Rejection:
     file: str
     number: int
     # Of few words: encoding, json, csv, corrupt, pickle, empty, too long, those of
-    # `lclm_jax.data.inputs.formats.UnreadError` and of `lclm_jax.data.rows.fields.RowError`; or error, for any
+    # `lclm_jax.data.inputs.formats.UnreadError` and of `lclm_jax.data.rows.row_errors.RowError`; or error, for any
     # other exception.
     reason: str
     detail: str  # what was expected and what came
@@ -243,7 +243,7 @@ def _unpickle(
     name: str, number: int, fields: dict[str, Any], ignored: tuple[str, ...]
 ) -> Row | Rejection:
     """A row whose cells may be pickled; a pickled dict that is alone is the row."""
-    needed = KNOWN.intersection(fields) or fields
+    needed = KNOWN_FIELDS.intersection(fields) or fields
     packed, read = [], dict(fields)
     for key, cell in fields.items():
         if isinstance(cell, bytes) and cell[:1] == b"\x80":

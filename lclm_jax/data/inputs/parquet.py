@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.data.inputs.libraries import require
-from lclm_jax.data.rows.fields import KNOWN
+from lclm_jax.data.rows.field_names import KNOWN_FIELDS
 
 BATCH = 64 << 20  # bytes that a batch of rows may take when all its values are the longest
 MAX_ROWS = 256  # of a batch
@@ -59,7 +59,7 @@ class ParquetRows:
             if twice:
                 raise ValueError(f"two columns are called {', '.join(twice)}")
             self.ignored = [name for name in names if name not in read]
-            needed = KNOWN.intersection(read) or frozenset(read)
+            needed = KNOWN_FIELDS.intersection(read) or frozenset(read)
             groups = range(file.num_row_groups)
             self.number = sum(
                 file.metadata.row_group(i).num_rows for i in groups[: self.groups.start]

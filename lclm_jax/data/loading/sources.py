@@ -21,7 +21,7 @@ from lclm_jax.data.prepare.shards import (
 )
 from lclm_jax.data.records import Section
 from lclm_jax.data.records.sections import flatten_sections, split_sections
-from lclm_jax.data.rows.parse import Raw, tokenise
+from lclm_jax.data.rows.raw_examples import RawExample, tokenize_example
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.files.checksums import FileChecksum
 from lclm_jax.files.reading import read_json
@@ -111,7 +111,7 @@ class PreparedSource:
 
     def __getitem__(self, i: int) -> list[Section]:
         raw, sections = self._read(int(i))
-        return sections if self.same_tokenizer else tokenise(raw, self.tokenizer)
+        return sections if self.same_tokenizer else tokenize_example(raw, self.tokenizer)
 
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}, {len(self)} examples)"
@@ -121,7 +121,7 @@ class PreparedSource:
         """The same examples with ranges in place of tokens."""
         return ExampleShapes(self)
 
-    def raw(self, i: int) -> Raw:
+    def raw(self, i: int) -> RawExample:
         """Return example i as it was before it was tokenised."""
         return self._read(int(i))[0]
 
@@ -131,7 +131,7 @@ class PreparedSource:
         first = int(self._ends[shard - 1]) if shard else 0
         return f"{self.shards[shard].name}:{i - first}"
 
-    def _read(self, i: int) -> tuple[Raw, list[Section]]:
+    def _read(self, i: int) -> tuple[RawExample, list[Section]]:
         try:
             packed = self._records[i]
             raw, sections = unpack(packed)

@@ -7,8 +7,16 @@ from typing import Any
 from lclm_jax.data.inputs.files import Rejection, Row
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.records import Section
-from lclm_jax.data.rows.fields import SPLIT_GROUP, is_blank, raise_first
-from lclm_jax.data.rows.parse import Raw, RowError, read_examples, tokenise, words_of
+from lclm_jax.data.rows.cells import is_blank
+from lclm_jax.data.rows.field_names import SPLIT_GROUP_FIELD
+from lclm_jax.data.rows.raw_examples import (
+    RawExample,
+    RowError,
+    example_text,
+    read_raw_examples,
+    tokenize_example,
+)
+from lclm_jax.data.rows.row_errors import raise_first_error
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
 MAX_DETAIL = 500  # characters of a rejection's detail
@@ -26,7 +34,7 @@ class Example:
             on as plain text.
     """
 
-    raw: Raw
+    raw: RawExample
     sections: list[Section]
     split: str
     spells_control: bool
@@ -64,13 +72,13 @@ def _read_row(
 
     The row's `split_group`, if it has one, decides the split; otherwise each example's own text.
     """
-    group = fields.get(SPLIT_GROUP)
+    group = fields.get(SPLIT_GROUP_FIELD)
     count, problems = 0, []
     try:
-        for raw in read_examples(fields, kind, tokenizer, longest):
+        for raw in read_raw_examples(fields, kind, tokenizer, longest):
             count += 1
             try:
-                sections = tokenise(raw, tokenizer)
+                sections = tokenize_example(raw, tokenizer)
             except TextError as error:
                 problems.append(RowError("chat", str(error)))
                 continue
@@ -78,12 +86,12 @@ def _read_row(
                 problems.append(RowError("empty", "expected words, got none"))
                 continue
 
-            words = words_of(raw)
+            words = example_text(raw)
             split = split_of(words if is_blank(group) else str(group))
             yield Example(raw, sections, split, spells_control(words, tokenizer))
     except RowError as error:
         problems.append(error)
-    raise_first(problems, count)
+    raise_first_error(problems, count)
 
 
 def spells_control(text: str, tokenizer: Tokenizer) -> bool:

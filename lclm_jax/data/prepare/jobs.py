@@ -18,7 +18,7 @@ from lclm_jax.data.inputs.files import Rejection, Row, read_unit, unread_files
 from lclm_jax.data.inputs.units import Unit, find_texts
 from lclm_jax.data.prepare.examples import read_examples_of
 from lclm_jax.data.prepare.shards import SPLITS, ShardWriter, index_path, shard_path
-from lclm_jax.data.rows.fields import fields_of, ignored_fields
+from lclm_jax.data.rows.field_names import list_ignored_fields, usable_fields
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import write_whole
@@ -186,7 +186,7 @@ def run_job(job: Job, tokenizer: Path) -> dict[str, Any]:
 def _write_examples(job: Job, tokenizer: Tokenizer, writers: Mapping[str, ShardWriter]) -> _Counts:
     """Read the rows of a job into its shards, until too many have been refused."""
     counts = _Counts()
-    for row in read_unit(job.unit, fields_of(job.source.kind)):
+    for row in read_unit(job.unit, usable_fields(job.source.kind)):
         counts.rows += 1
         if isinstance(row, Rejection):
             counts.rejections.append(row)
@@ -204,7 +204,7 @@ def _write_row(
     writers: Mapping[str, ShardWriter],
     counts: _Counts,
 ):
-    counts.ignored.update([*row.ignored, *ignored_fields(row.fields, job.source.kind)])
+    counts.ignored.update([*row.ignored, *list_ignored_fields(row.fields, job.source.kind)])
     for example in read_examples_of(row, job.source.kind, job.longest, tokenizer):
         if isinstance(example, Rejection):
             counts.rejections.append(example)

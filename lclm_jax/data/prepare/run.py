@@ -166,7 +166,7 @@ def _make_manifest(
     return {
         "version": VERSION,
         "recipe": to_dict(recipe),
-        "tokenizer": {"fingerprint": tokenizer.fingerprint, "entries": tokenizer.size},
+        "tokenizer": {"fingerprint": tokenizer.fingerprint, "entries": tokenizer.vocab_size},
         "held_out": HELD_OUT_EVERY,
         "libraries": {name: version(name) for name in LIBRARIES},
         "sources": sources,

@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from lclm_jax.data.records import Section
 from lclm_jax.data.records.sections import flatten_sections, split_sections
-from lclm_jax.data.rows.parse import Raw
+from lclm_jax.data.rows.raw_examples import RawExample
 from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import UNFINISHED, publish, unfinished_file
 from lclm_jax.files.checksums import hash_file
@@ -66,7 +66,7 @@ def split_of(text: str) -> str:
     return "held" if is_held_out else "train"
 
 
-def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
+def pack(raw: RawExample, tokens: np.ndarray, table: np.ndarray) -> bytes:
     """Return an example as a record.
 
     Args:
@@ -82,7 +82,7 @@ def pack(raw: Raw, tokens: np.ndarray, table: np.ndarray) -> bytes:
     return bytes(msgpack.packb(fields) or b"")
 
 
-def unpack(packed: bytes) -> tuple[Raw, list[Section]]:
+def unpack(packed: bytes) -> tuple[RawExample, list[Section]]:
     """Return the text and the sections of a record."""
     fields: dict[str, Any] = msgpack.unpackb(packed)
     tokens = np.frombuffer(fields["tokens"], "<i4")
@@ -99,7 +99,7 @@ class ShardWriter:
         self.starts, self.tables = [0], [np.zeros((0, 3), np.int32)]
         self.checksums: list[int] = []
 
-    def add(self, raw: Raw, sections: Sequence[Section]):
+    def add(self, raw: RawExample, sections: Sequence[Section]):
         """Append an example."""
         tokens, table = flatten_sections(sections)
         packed = pack(raw, tokens, table)

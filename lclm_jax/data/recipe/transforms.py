@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lclm_jax.config import CompressionConfig, ConfigError, DataConfig
-from lclm_jax.data.chat.chat import render_chat
+from lclm_jax.data.chat.chat import build_chat_record
 from lclm_jax.data.records import Context, Given, Plain, Role, Section, Span, Tokens
 from lclm_jax.data.text.tokenizer import Tokenizer
 
@@ -135,7 +135,7 @@ def _reconstruction_chat(tokenizer: Tokenizer, request: str) -> tuple[Span, ...]
         {"role": "user", "content": [Given(1), request]},
         {"role": "assistant", "content": [Given(1)]},
     ]
-    return tuple(render_chat(messages, tokenizer))
+    return tuple(build_chat_record(messages, tokenizer))
 
 
 @lru_cache

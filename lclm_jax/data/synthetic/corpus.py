@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from lclm_jax.data.chat.chat import CHATML
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
-from lclm_jax.data.rows.parse import words_of
+from lclm_jax.data.rows.raw_examples import example_text
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,
     MEMORY_SLOT,
@@ -74,7 +74,9 @@ def write_corpus(
     }
     asking = read_requests("text")[:requests]
     learned = [module for path, module in modules if split_of(path) == "train"]
-    learned += [words_of(row) for row in rows["tasks"] if split_of(words_of(row)) == "train"]
+    learned += [
+        example_text(row) for row in rows["tasks"] if split_of(example_text(row)) == "train"
+    ]
     facts = [row["text"] for row in rows["haystacks"] if split_of(row["text"]) == "train"]
     learned += [f"{text}\n{asking[i % len(asking)]}" for i, text in enumerate(facts)]
     for _ in progress(range(1), "training tokenizer"):

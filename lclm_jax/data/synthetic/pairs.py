@@ -17,7 +17,7 @@ from typing import Any
 
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
-from lclm_jax.data.rows.parse import words_of
+from lclm_jax.data.rows.raw_examples import example_text
 from lclm_jax.data.synthetic import corpus
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress
@@ -96,14 +96,14 @@ def _trained_texts(docs: Iterable[Row]) -> list[str]:
 
 def _split_of_row(row: Row) -> str:
     """The split that preparation gives a row."""
-    return split_of(row.get("split_group") or words_of(row))
+    return split_of(row.get("split_group") or example_text(row))
 
 
 def _texts_of_tokenizer(rows: dict[str, list[Row]]) -> list[str]:
     texts = _trained_texts(rows["docs"])
     chosen = random.Random(0).sample(range(COUNTS[""]), SHOWN)
     for name, count in (("pairs", SHOWN), ("lookups", SHOWN // 10), ("reorderings", SHOWN // 10)):
-        texts += [words_of(rows[name][i]) for i in chosen[:count]]
+        texts += [example_text(rows[name][i]) for i in chosen[:count]]
     return texts + [read_requests("text")[0]] * (SHOWN // 10)
 
 

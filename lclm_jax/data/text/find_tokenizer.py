@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from lclm_jax.data.text.tokenizer import Tokenizer, add_memory
+from lclm_jax.data.text.tokenizer import Tokenizer, add_memory_tokens
 from lclm_jax.data.text.tokenizer_files import (
     GENERATION,
     MODEL,
@@ -34,8 +34,8 @@ def find_tokenizer(name: str) -> Tokenizer:
     there is none.
     """
     if Path(name).is_dir():
-        return add_memory(Tokenizer.load(name))
-    return add_memory(_download(name))
+        return add_memory_tokens(Tokenizer.load(name))
+    return add_memory_tokens(_download(name))
 
 
 def _download(name: str) -> Tokenizer:

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 from tokenizers.decoders import ByteLevel
 
-from lclm_jax.data.text import definitions, tokenizer_files
-from lclm_jax.data.text.cuts import can_cut, cut_text
-from lclm_jax.data.text.definitions import FORM
-from lclm_jax.data.text.marked_text import MarkedEncoder, spells
-from lclm_jax.data.text.plain_text import Encoder
+from lclm_jax.data.text import tokenizer_files, tokenizer_json
+from lclm_jax.data.text.control_encoder import ControlEncoder, spells
+from lclm_jax.data.text.split_points import can_split, split_text
+from lclm_jax.data.text.text_encoder import Encoder
 from lclm_jax.data.text.tokenizer_files import DEFAULT
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS
 from lclm_jax.errors import TextError as TextError
 from lclm_jax.files.atomic import write_whole
 
 MEMORY_START, MEMORY_END, MEMORY_SLOT = "<|memory_start|>", "<|memory_end|>", "<|memory|>"
-MEMORY = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
+MEMORY_TOKENS = (MEMORY_START, MEMORY_END, MEMORY_SLOT)  # in the published order of their ids
 TURN_START, TURN_END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 PIECE = 32_768  # characters a core tokenises at once: about 20 ms
 SPELLINGS = ("{0}", " {0}", "{0} ", "a{0}b", "a {0} b", "{0}{0}", "\n{0}\n", "{0}.")  # in texts
@@ -68,34 +68,34 @@ class Tokenizer:
         stops: Sequence[int] = (),
         generation: Mapping[str, Any] | None = None,
     ):
-        fields = definitions.parse(definition)
-        self._whole = definitions.build(definition)
-        self.rows = definitions.count_rows(fields)
-        if definitions.misnumbered(fields, self._whole):
-            fields = definitions.renumber(fields)
+        fields = tokenizer_json.parse(definition)
+        self._whole = tokenizer_json.build(definition)
+        self.embedding_rows = tokenizer_json.count_embedding_rows(fields)
+        if tokenizer_json.misnumbered(fields, self._whole):
+            fields = tokenizer_json.renumber(fields)
             definition = json.dumps(fields, ensure_ascii=False)
-            self._whole = definitions.build(definition)
+            self._whole = tokenizer_json.build(definition)
         self.definition = definition
         if template is None or isinstance(template, str):
             template = {} if template is None else {DEFAULT: template}
         self.templates = dict(template)
         self.template = self.templates.get(DEFAULT)
-        self.generation = tokenizer_files.keep_entries(generation or {}, self.rows)
+        self.generation = tokenizer_files.keep_entries(generation or {}, self.embedding_rows)
         self._more_stops = tuple(stops)
         added = fields["added_tokens"]
         names = {token["content"]: token["id"] for token in added}
         implied = {"eos_token": TURN_END, "pad_token": PAD}
         implied = {role: name for role, name in implied.items() if name in names}
         self.special = implied if special is None else dict(special)
-        reserved = {t["content"]: t["id"] for t in added if definitions.is_control(t)}
-        unknown = definitions.unknown_token(fields) or ""
+        reserved = {t["content"]: t["id"] for t in added if tokenizer_json.is_control(t)}
+        unknown = tokenizer_json.unknown_token(fields) or ""
         harmless = "unk" in unknown.lower() and names.get(unknown) not in self._ends(names)
         self.control = {name: i for name, i in reserved.items() if name != unknown or not harmless}
         self._reserved, self._unknown = reserved, unknown if harmless else ""
         words = [token for token in added if token["content"] not in reserved]
         dropped = self.control.get(unknown)
         self._text = Encoder.of(fields, reserved, words, dropped)
-        self._can_cut = can_cut(fields, words)
+        self._can_cut = can_split(fields, words)
         self._check()
 
     def _ends(self, names: Mapping[str, int]) -> set[int]:
@@ -139,10 +139,10 @@ class Tokenizer:
         templates = tokenizer_files.read_templates(directory, settings)
         generation = tokenizer_files.read_generation(directory)
         try:
-            fields = definitions.parse(definition)
+            fields = tokenizer_json.parse(definition)
             special = tokenizer_files.read_special(directory, settings, fields.get("padding"))
             names = [*special.values(), *tokenizer_files.more_special(settings)]
-            definition = definitions.with_added(definition, fields, names)
+            definition = tokenizer_json.with_added(definition, fields, names)
             return cls(definition, templates, special, generation=generation)
         except TextError as error:
             raise TextError(f"{file}: {error}") from error
@@ -176,7 +176,7 @@ class Tokenizer:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @cached_property
-    def size(self) -> int:
+    def vocab_size(self) -> int:
         return self._whole.get_vocab_size(with_added_tokens=True)
 
     @cached_property
@@ -192,7 +192,7 @@ class Tokenizer:
         names = (self.special.get("eos_token"), TURN_END, PAD)
         named = (self._whole.token_to_id(name) for name in names if name)
         ids = dict.fromkeys([*listed, *(number for number in named if number is not None)])
-        return tuple(number for number in ids if number < self.rows)
+        return tuple(number for number in ids if number < self.embedding_rows)
 
     def id(self, name: str) -> int:
         """Id of a control token. Raises KeyError naming those there are."""
@@ -207,9 +207,9 @@ class Tokenizer:
 
         Raises TextError for a text that the tokenizer cannot encode.
         """
-        return np.concatenate(list(self.stream(text)))
+        return np.concatenate(list(self.encode_stream(text)))
 
-    def stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
+    def encode_stream(self, text: str, piece: int = PIECE) -> Iterator[np.ndarray]:
         """`encode` in consecutive parts, at least one, made on all cores ahead of their reader.
 
         A part stands for `piece` characters and those up to the next cut known to change no token
@@ -218,7 +218,7 @@ class Tokenizer:
         if len(text) <= piece or not self._can_cut:
             yield from self.encode_batch([text])
             return
-        pieces = cut_text(text, piece)
+        pieces = split_text(text, piece)
         batches = iter(lambda: list(islice(pieces, os.cpu_count() or 1)), [])
         under_way: deque[Future[list[np.ndarray]]] = deque()
         with ThreadPoolExecutor(AHEAD, "tokens") as threads:
@@ -229,7 +229,7 @@ class Tokenizer:
             while under_way:
                 yield from under_way.popleft().result()
 
-    def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """`encode`, and the characters [n, 2] each token stands for: from, up to."""
         return self._text.encode(text)
 
@@ -237,7 +237,9 @@ class Tokenizer:
         """`encode` of many texts on all cores."""
         return self._text.encode_batch(texts)
 
-    def encode_marked(self, pieces: Sequence[tuple[str, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_with_control(
+        self, pieces: Sequence[tuple[str, bool]]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [n] of pieces joined to one text, and the characters [n, 2] of it each stands for.
 
         Control tokens that are spelled in marked pieces (True) alone become control tokens; those
@@ -253,9 +255,9 @@ class Tokenizer:
         return tokens, offsets
 
     @cached_property
-    def _marked(self) -> MarkedEncoder:
+    def _marked(self) -> ControlEncoder:
         dropped = self._text.dropped
-        return MarkedEncoder(self._whole, self.definition, self._reserved, dropped)
+        return ControlEncoder(self._whole, self.definition, self._reserved, dropped)
 
     def decode(self, tokens: Sequence[int] | np.ndarray, control: bool = True) -> str:
         """Text of tokens; special control tokens by name or, without `control`, left out."""
@@ -280,18 +282,14 @@ def _listed(ids: int | Sequence[int] | None) -> Sequence[int]:
     return () if ids is None else [ids] if isinstance(ids, int) else ids
 
 
-def rows(tokenizer: Tokenizer) -> int:
-    """Rows that a table needs to have one for every entry."""
-    return tokenizer.rows
-
-
-def add_memory(tokenizer: Tokenizer) -> Tokenizer:
+def add_memory_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with the memory tokens it lacks after all its entries."""
-    absent = [name for name in MEMORY if name not in tokenizer.control]
+    absent = [name for name in MEMORY_TOKENS if name not in tokenizer.control]
     if not absent:
         return tokenizer
     fields = json.loads(tokenizer.definition)
     fields["added_tokens"] += [
-        {"id": tokenizer.rows + i, "content": name, **FORM} for i, name in enumerate(absent)
+        {"id": tokenizer.embedding_rows + i, "content": name, **CONTROL_TOKEN_FLAGS}
+        for i, name in enumerate(absent)
     ]
     return tokenizer.with_definition(json.dumps(fields, ensure_ascii=False))

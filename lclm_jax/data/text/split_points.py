@@ -1,7 +1,7 @@
 r"""Where a long text may be cut so that its pieces have the tokens of the whole.
 
 A model tokenises every pre-token by itself, so a cut is safe where the two sides, normalized and
-split apart, give the pre-tokens they give together. `can_cut` accepts the pipelines of byte-level
+split apart, give the pre-tokens they give together. `can_split` accepts the pipelines of byte-level
 BPE (GPT-2, Llama 3, Qwen, GPT-4o), whose patterns are choices among ALTERNATIVES. There, CUT is
 safe:
 
@@ -39,7 +39,7 @@ ALTERNATIVES = PUNCTUATION | {  # with CONTRACTIONS, the one group with bars of 
 }
 
 
-def can_cut(definition: Mapping[str, Any], words: Sequence[Mapping[str, Any]] = ()) -> bool:
+def can_split(definition: Mapping[str, Any], words: Sequence[Mapping[str, Any]] = ()) -> bool:
     """Whether CUT is known to be safe for a `tokenizer.json` whose added tokens are these words."""
     if not all(_is_beside_cuts(word) for word in words):
         return False
@@ -71,7 +71,7 @@ def _is_beside_cuts(word: Mapping[str, Any]) -> bool:
     return not (word["rstrip"] or word["single_word"] or CUT.search(word["content"]))
 
 
-def cut_text(text: str, size: int) -> Iterator[str]:
+def split_text(text: str, size: int) -> Iterator[str]:
     """Consecutive pieces of at least `size` characters, but for the last: up to the next CUT."""
     start = 0
     while cut := CUT.search(text, start + size):

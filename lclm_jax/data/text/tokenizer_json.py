@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.errors import TextError
 
-Fields = dict[str, Any]  # of a tokenizer.json
+TokenizerJson = dict[str, Any]  # of a tokenizer.json
 
 MAX_FREE_IDS = 65_536  # numbers without an entry that are filled up
-FORM = {  # of a control token
+CONTROL_TOKEN_FLAGS = {  # of a control token
     "single_word": False,
     "lstrip": False,
     "rstrip": False,
@@ -32,7 +32,7 @@ FORM = {  # of a control token
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse(definition: str) -> Fields:
+def parse(definition: str) -> TokenizerJson:
     """The fields of a `tokenizer.json`. Raises TextError where it is none."""
     try:
         fields = json.loads(definition)
@@ -55,7 +55,7 @@ def refusals(expected: str, texts: Sequence[str] = ()) -> Iterator[None]:
         raise TextError(f"expected {expected}, got {reason}") from error
 
 
-def build(definition: str | Fields) -> FastTokenizer:
+def build(definition: str | TokenizerJson) -> FastTokenizer:
     """The library's tokenizer, which neither cuts nor pads what it encodes.
 
     Raises TextError where the library refuses it.
@@ -79,7 +79,7 @@ def is_control(token: Mapping[str, Any]) -> bool:
     return is_markup(name) or (token["special"] and len(name) > 1)
 
 
-def vocabulary(fields: Fields) -> dict[str, int]:
+def vocabulary(fields: TokenizerJson) -> dict[str, int]:
     """The model's entries and their ids."""
     vocab = fields["model"]["vocab"]
     if isinstance(vocab, dict):
@@ -87,7 +87,7 @@ def vocabulary(fields: Fields) -> dict[str, int]:
     return {piece: number for number, (piece, _) in enumerate(vocab)}
 
 
-def count_rows(fields: Fields) -> int:
+def count_embedding_rows(fields: TokenizerJson) -> int:
     """Rows of a table that has one for every id.
 
     Raises TextError where most of them would have no entry.
@@ -103,34 +103,37 @@ def count_rows(fields: Fields) -> int:
     return rows
 
 
-def unknown_token(fields: Fields) -> str | None:
+def unknown_token(fields: TokenizerJson) -> str | None:
     """The entry that the model gives for characters its vocabulary lacks."""
     model = fields["model"]
     number = model.get("unk_id")
     return model["vocab"][number][0] if number is not None else model.get("unk_token")
 
 
-def with_added(definition: str, fields: Fields, names: Collection[str]) -> str:
+def with_added(definition: str, fields: TokenizerJson, names: Collection[str]) -> str:
     """The definition of these fields in which entries of these names are added tokens, as
     transformers makes those that the files beside it call special."""
     vocab, added = vocabulary(fields), {token["content"] for token in fields["added_tokens"]}
     absent = [name for name in dict.fromkeys(names) if name in vocab and name not in added]
     if not absent:
         return definition
-    more = [{**FORM, "id": vocab[n], "content": n, "special": is_markup(n)} for n in absent]
+    more = [
+        {**CONTROL_TOKEN_FLAGS, "id": vocab[n], "content": n, "special": is_markup(n)}
+        for n in absent
+    ]
     return json.dumps({**fields, "added_tokens": fields["added_tokens"] + more}, ensure_ascii=False)
 
 
 # --- ids ---
 
 
-def misnumbered(fields: Fields, fast: FastTokenizer) -> list[str]:
+def misnumbered(fields: TokenizerJson, fast: FastTokenizer) -> list[str]:
     """The added tokens that the library gives other ids than the file does."""
     added = fields["added_tokens"]
     return [one["content"] for one in added if fast.token_to_id(one["content"]) != one["id"]]
 
 
-def renumber(fields: Fields) -> Fields:
+def renumber(fields: TokenizerJson) -> TokenizerJson:
     """The definition as the library reads it with the ids of the file.
 
     The library numbers added tokens one after the other. So ids without an entry get one, as
@@ -142,7 +145,7 @@ def renumber(fields: Fields) -> Fields:
     entries = vocab | {one["content"]: one["id"] for one in added}
     taken = set(entries.values())
     fill = [
-        {"id": number, "content": f"<|reserved_token_{number}|>", **FORM}
+        {"id": number, "content": f"<|reserved_token_{number}|>", **CONTROL_TOKEN_FLAGS}
         for number in range(max(taken))
         if number not in taken
     ]

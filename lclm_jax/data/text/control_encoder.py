@@ -13,8 +13,8 @@ from itertools import count
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from lclm_jax.data.text import definitions
-from lclm_jax.data.text.plain_text import Encoder
+from lclm_jax.data.text import tokenizer_json
+from lclm_jax.data.text.text_encoder import Encoder
 
 Span = tuple[int, int, str]  # from, up to, and the control token spelled there
 
@@ -43,14 +43,14 @@ def spells(
     return False
 
 
-class MarkedEncoder:
+class ControlEncoder:
     """The second tokenizer, for the control tokens of these `names`."""
 
     def __init__(
         self, fast: FastTokenizer, definition: str, names: Collection[str], dropped: int | None
     ):
         self._normalizer = fast.normalizer
-        self._fields = definitions.parse(definition)
+        self._fields = tokenizer_json.parse(definition)
         self._dropped = dropped
         added = {token["content"]: token for token in self._fields["added_tokens"]}
         self._control = {name: added[name] for name in names}

@@ -4,21 +4,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lclm_jax.data.chat.chat import split_memory
-from lclm_jax.data.rows.chats import check_chat
-from lclm_jax.data.rows.fields import (
-    ANSWER,
-    DOCUMENT,
-    Raw,
-    RowError,
-    list_fields,
-    raise_first,
-    refuse_depth,
-    refuse_length,
-    refuse_runs,
-    refuse_surrogates,
+from lclm_jax.data.chat.chat import split_context_tags
+from lclm_jax.data.rows.cells import JsonObject
+from lclm_jax.data.rows.chat_rows import check_chat_example
+from lclm_jax.data.rows.checks import (
+    check_depth,
+    check_length,
+    check_split_points,
+    check_surrogates,
 )
-from lclm_jax.data.rows.messages import read_role
+from lclm_jax.data.rows.dataset_messages import read_role
+from lclm_jax.data.rows.field_names import ANSWER_FIELDS, DOCUMENT_FIELDS
+from lclm_jax.data.rows.row_errors import RowError, describe_fields, raise_first_error
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,
     MEMORY_SLOT,
@@ -32,12 +29,12 @@ from lclm_jax.data.text.tokenizer import (
 MARK = re.compile(rf"({re.escape(TURN_START)}|{re.escape(TURN_END)})")
 
 
-def read_packed(fields: Mapping[str, Any], longest: int) -> Iterator[Raw]:
+def read_packed_row(fields: Mapping[str, Any], longest: int) -> Iterator[JsonObject]:
     """The examples of a row, alone or in lists; those that can be used come first.
 
     Raises RowError after them where others cannot be used, or where there are none.
     """
-    refuse_depth(fields)
+    check_depth(fields)
     count, problems = 0, []
     for text in _texts(fields):
         count += 1
@@ -50,9 +47,9 @@ def read_packed(fields: Mapping[str, Any], longest: int) -> Iterator[Raw]:
     if not count:
         raise RowError(
             "fields",
-            f"expected text with turns or memory tags, or lists of such, got {list_fields(fields)}",
+            f"expected text with turns or memory tags, or lists of such, got {describe_fields(fields)}",
         )
-    raise_first(problems, count)
+    raise_first_error(problems, count)
 
 
 def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
@@ -65,7 +62,7 @@ def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
     elif isinstance(value, Mapping):
         texts, answers = (
             [value[name] for name in names if isinstance(value.get(name), str) and value[name]]
-            for names in ((*DOCUMENT, "prompt"), ANSWER)
+            for names in ((*DOCUMENT_FIELDS, "prompt"), ANSWER_FIELDS)
         )
         if len(texts) > 1 or len(answers) > 1 or not {"role", "from"}.isdisjoint(value):
             yield value
@@ -75,12 +72,12 @@ def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
             yield from _texts([part for part in value.values() if not isinstance(part, str)])
 
 
-def _example(text: str | Mapping[str, Any], longest: int) -> Raw:
+def _example(text: str | Mapping[str, Any], longest: int) -> JsonObject:
     if not isinstance(text, str):
-        raise RowError("fields", f"expected one text, and one answer, got {list_fields(text)}")
-    refuse_length(len(text), longest)
-    refuse_surrogates(text)
-    refuse_runs(text)
+        raise RowError("fields", f"expected one text, and one answer, got {describe_fields(text)}")
+    check_length(len(text), longest)
+    check_surrogates(text)
+    check_split_points(text)
     if not text.strip():
         raise RowError("empty", "expected words, got none")
     if MEMORY_SLOT in text:
@@ -94,17 +91,18 @@ def _example(text: str | Mapping[str, Any], longest: int) -> Raw:
         messages = [{"role": role, "content": _content(content)} for role, content in _turns(text)]
     except TextError as error:
         raise RowError("memory tags", str(error)) from error
-    return check_chat({"messages": messages}, longest)
+    return check_chat_example({"messages": messages}, longest)
 
 
-def _content(text: str) -> str | list[Raw]:
+def _content(text: str) -> str | list[JsonObject]:
     parts = _parts(text)
     return parts if any("context" in part for part in parts) else text
 
 
-def _parts(text: str) -> list[Raw]:
+def _parts(text: str) -> list[JsonObject]:
     return [
-        {"context" if is_context else "text": piece} for piece, is_context in split_memory(text)
+        {"context" if is_context else "text": piece}
+        for piece, is_context in split_context_tags(text)
     ]
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lclm_jax.data.chat.messages import Analysis, Message, Words, read_parts
+from lclm_jax.data.chat.sourced_str import SourcedStr, pieces
 from lclm_jax.data.chat.templates import Generated, render
-from lclm_jax.data.chat.traced import Traced, pieces
 from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
@@ -36,7 +36,7 @@ class Turn:
     message: int | None
 
 
-def list_runs(rendered: Traced) -> list[Run]:
+def list_runs(rendered: SourcedStr) -> list[Run]:
     """The runs of a rendered chat in order."""
     runs, start = [], 0
     for text, source in pieces(rendered):
@@ -69,7 +69,7 @@ def check_complete(runs: Sequence[Run], messages: Sequence[Message], tokenizer: 
 
 
 def find_turns(
-    rendered: Traced,
+    rendered: SourcedStr,
     runs: Sequence[Run],
     messages: Sequence[Message],
     tokenizer: Tokenizer,
@@ -80,7 +80,10 @@ def find_turns(
     if any(run.generated for run in runs):
         return list(_marked_turns(runs))
     bounds = _bounds(runs)
-    opening, ending = generation_prompt(tokenizer, template), turn_end(tokenizer, template)
+    opening, ending = (
+        generation_prompt(tokenizer, template),
+        find_turn_end_token(tokenizer, template),
+    )
     turns, before = [], 0  # `before`: where the message before ends
     for i, message in enumerate(messages):
         first, last = bounds.get(i, (None, before))
@@ -95,7 +98,7 @@ def find_turns(
 
 
 def _turn_start(
-    rendered: Traced,
+    rendered: SourcedStr,
     before: int,
     first: int | None,
     after: int,
@@ -117,7 +120,12 @@ def _turn_start(
 
 
 def _turn_stop(
-    rendered: Traced, last: int, after: int, opening: str, ending: str | None, tokenizer: Tokenizer
+    rendered: SourcedStr,
+    last: int,
+    after: int,
+    opening: str,
+    ending: str | None,
+    tokenizer: Tokenizer,
 ) -> int:
     """Where a turn ends whose last word ends at `last`: after the token that ends it."""
     chunk = _plain(rendered[last:after])
@@ -165,12 +173,12 @@ def generation_prompt(tokenizer: Tokenizer, template: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def turn_end(tokenizer: Tokenizer, template: str) -> str | None:
+def find_turn_end_token(tokenizer: Tokenizer, template: str) -> str | None:
     """The control token that ends what the assistant writes, as seen in a short chat."""
     answer = Words(1, Role.ANSWER)
     chat = [
         {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": Traced("Hi", answer)},
+        {"role": "assistant", "content": SourcedStr("Hi", answer)},
     ]
     try:
         rendered = render(template, chat, **tokenizer.special, add_generation_prompt=False)

@@ -34,7 +34,7 @@ QUOTED = 5  # words of a line that name it
 ANSWERED = 12  # words asked for, at most
 
 
-def make_trace(
+def build_expand_chat(
     text: str, tokenizer: Tokenizer, question: str | None = None, answer: str | None = None
 ) -> dict[str, Any] | None:
     """A chat over the chunks of `text`, the same whenever it is made; None when the text has one
@@ -79,7 +79,7 @@ def make_trace(
 
 def _bounds(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
     """First and last character of every chunk of CHUNK tokens; a character is never cut."""
-    _, offsets = tokenizer.encode_offsets(text)
+    _, offsets = tokenizer.encode_with_offsets(text)
     starts = [0, *(int(offsets[i, 0]) for i in range(CHUNK, len(offsets), CHUNK)), len(text)]
     return [(start, stop) for start, stop in pairwise(starts) if start < stop]
 

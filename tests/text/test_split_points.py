@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.data.synthetic.corpus import CONTROL, SPLIT
 from lclm_jax.data.text import find_tokenizer as hub
-from lclm_jax.data.text.cuts import CUT, LOWER, UPPER, can_cut
+from lclm_jax.data.text.split_points import CUT, LOWER, UPPER, can_split
 from lclm_jax.data.text.tokenizer import AHEAD, Tokenizer
 
 LLAMA3 = SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -138,9 +138,9 @@ def build(parts, model) -> Tokenizer:
 
 
 def check(tokenizer, text, piece=1) -> int:
-    """How many parts there are; `encode_offsets` never cuts."""
-    parts = list(tokenizer.stream(text, piece))
-    assert np.concatenate(parts).tolist() == tokenizer.encode_offsets(text)[0].tolist()
+    """How many parts there are; `encode_with_offsets` never cuts."""
+    parts = list(tokenizer.encode_stream(text, piece))
+    assert np.concatenate(parts).tolist() == tokenizer.encode_with_offsets(text)[0].tolist()
     return len(parts)
 
 
@@ -204,7 +204,7 @@ WORD = {"content": "<word>", "rstrip": False, "lstrip": False, "single_word": Fa
     [({}, True), ({"use_regex": True}, True), ({"use_regex": False}, False)],
 )
 def test_byte_level_splits_by_gpt2s_pattern_unless_it_says_otherwise(level, safe):
-    assert can_cut({"pre_tokenizer": BYTES | level}) is safe
+    assert can_split({"pre_tokenizer": BYTES | level}) is safe
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_byte_level_splits_by_gpt2s_pattern_unless_it_says_otherwise(level, safe
 )
 def test_a_cut_is_safe_beside_added_words_that_lie_between_cuts(word, safe):
     definition = {"pre_tokenizer": BYTES}
-    assert can_cut(definition, [WORD | word]) is safe
-    assert can_cut(definition, [WORD, WORD | word]) is safe
+    assert can_split(definition, [WORD | word]) is safe
+    assert can_split(definition, [WORD, WORD | word]) is safe
 
 
 def test_a_space_to_the_library_is_one_to_python():
@@ -239,7 +239,7 @@ def test_qwens_tokens_of_source_text_and_prose():
     qwen = Tokenizer(file.read_text(encoding="utf-8"))
     assert check(qwen, PROSE, 500) > 100
     assert check(qwen, "我们读了一本书，很长。\n「它没有空格，」她说。\n" * 50, 50) > 10
-    assert qwen.encode(PROSE).tolist() == qwen.encode_offsets(PROSE)[0].tolist()
+    assert qwen.encode(PROSE).tolist() == qwen.encode_with_offsets(PROSE)[0].tolist()
 
 
 def test_a_reader_is_kept_ahead_of_by_a_few_batches(tokenizer, monkeypatch):
@@ -251,7 +251,7 @@ def test_a_reader_is_kept_ahead_of_by_a_few_batches(tokenizer, monkeypatch):
         lambda self, texts: made.extend(texts) or encode_batch(self, texts),
     )
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    parts = tokenizer.stream("word " * 100, 5)
+    parts = tokenizer.encode_stream("word " * 100, 5)
     assert made == []
     assert len(list(islice(parts, 3))) == 3
     assert len(made) <= 2 * (AHEAD + 2)

@@ -11,16 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lclm_jax.data.chat.messages import ROLES, THOUGHTS
-from lclm_jax.data.rows.fields import (
-    REFUSED,
-    Raw,
-    RowError,
-    as_text,
-    from_json,
-    is_blank,
-    show,
-)
+from lclm_jax.data.chat.messages import REASONING_FIELDS, ROLES
+from lclm_jax.data.rows.cells import JsonObject, decode_text, is_blank, parse_json
+from lclm_jax.data.rows.field_names import REFUSED_FIELDS
+from lclm_jax.data.rows.row_errors import RowError, abbreviate
 
 ROLE = ("role", "from")
 CONTENT = ("content", "value", "text")
@@ -49,17 +43,17 @@ TRAINED = (
 FLAGS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 PART_TYPES = (None, "text", "context", "input_text", "output_text")
 MAX_RATIO = 1 << 20  # tokens per latent
-# Fields with words for the model that a message cannot hold.
-REFUSED_IN_MESSAGE = (*REFUSED, "context", "history", "tools", "functions", "train_detail")
+# TokenizerJson with words for the model that a message cannot hold.
+REFUSED_IN_MESSAGE = (*REFUSED_FIELDS, "context", "history", "tools", "functions", "train_detail")
 
 
-def read_messages(value: Any, name: str) -> list[Raw]:
+def read_messages(value: Any, name: str) -> list[JsonObject]:
     """The messages in a field of a row: a list, an object of lists, or either as JSON text.
 
     Raises RowError with reason "chat", "empty", "fields" or "encoding".
     """
     if isinstance(value, str):
-        value = from_json(name, value)
+        value = parse_json(name, value)
     if isinstance(value, Mapping):
         value = _transpose(value, name)
     if not isinstance(value, (list, tuple)):
@@ -69,7 +63,7 @@ def read_messages(value: Any, name: str) -> list[Raw]:
     return [message for message in messages if message["role"] != "system" or message["content"]]
 
 
-def _transpose(columns: Mapping[str, Any], name: str) -> list[Raw]:
+def _transpose(columns: Mapping[str, Any], name: str) -> list[JsonObject]:
     """The objects of an object of lists, as `datasets` writes a sequence of objects."""
     lists = {key: value for key, value in columns.items() if value is not None}
     if not all(isinstance(value, (list, tuple)) for value in lists.values()):
@@ -79,7 +73,7 @@ def _transpose(columns: Mapping[str, Any], name: str) -> list[Raw]:
     return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
 
 
-def read_message(message: Any) -> Raw:
+def read_message(message: Any) -> JsonObject:
     """A message with its names normalised. Raises RowError as `read_messages` does."""
     if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
         raise RowError(
@@ -88,15 +82,15 @@ def read_message(message: Any) -> Raw:
     fields = {name: value for name, value in message.items() if value is not None}
     spelled = _take(fields, ROLE)
     role = read_role(spelled)
-    read: Raw = {"role": role, **_take_content(fields, spelled)}
-    reasoning = _take(fields, THOUGHTS)
+    read: JsonObject = {"role": role, **_take_content(fields, spelled)}
+    reasoning = _take(fields, REASONING_FIELDS)
     if not is_blank(reasoning):
         if role != "assistant":
             raise RowError("chat", f"expected reasoning of an assistant alone, got it of {role}")
-        read["reasoning_content"] = as_text("reasoning_content", reasoning)
+        read["reasoning_content"] = decode_text("reasoning_content", reasoning)
     for name in ("name", "tool_call_id"):
         if not is_blank(fields.get(name)):
-            read[name] = as_text(name, fields.pop(name))
+            read[name] = decode_text(name, fields.pop(name))
     if not _take_trained(fields) and role == "assistant":
         read["trained"] = False
     if role not in ("system", "tool") and not _has_words(read):
@@ -104,7 +98,7 @@ def read_message(message: Any) -> Raw:
     return read | _others(fields, role)
 
 
-def _take_content(fields: Raw, role: Any) -> Raw:
+def _take_content(fields: JsonObject, role: Any) -> JsonObject:
     """Removes what a message says and returns `content`, and `tool_calls` where there are any."""
     content = _content(_take(fields, CONTENT))
     calls = [call for name in CALLS for call in _calls(fields.pop(name, []))]
@@ -114,7 +108,7 @@ def _take_content(fields: Raw, role: Any) -> Raw:
     if not is_blank(refusal):  # what the assistant says instead of an answer
         if content:
             raise RowError("chat", "expected content or a refusal, got a message with both")
-        content = as_text("refusal", refusal)
+        content = decode_text("refusal", refusal)
     return {"content": content, "tool_calls": calls} if calls else {"content": content}
 
 
@@ -123,7 +117,7 @@ def read_role(role: Any) -> str:
     lower = _lower(role)
     known = "assistant" if lower in CALLING_ROLES else SPELLINGS.get(lower, role)
     if not isinstance(known, str) or not known.isidentifier():
-        raise RowError("chat", f"expected a role such as user, got {show(role)}")
+        raise RowError("chat", f"expected a role such as user, got {abbreviate(role)}")
     return known
 
 
@@ -131,7 +125,7 @@ def _lower(role: Any) -> str:
     return role.strip().lower().replace("-", "_").replace(" ", "_") if type(role) is str else ""
 
 
-def _take(fields: Raw, names: Sequence[str]) -> Any:
+def _take(fields: JsonObject, names: Sequence[str]) -> Any:
     """Removes the fields of these names and returns their value. Raises RowError for two values."""
     values = [fields.pop(name) for name in names if name in fields]
     if any(value != values[0] for value in values):
@@ -139,7 +133,7 @@ def _take(fields: Raw, names: Sequence[str]) -> Any:
     return values[0] if values else None
 
 
-def _has_words(message: Raw) -> bool:
+def _has_words(message: JsonObject) -> bool:
     content = message["content"]
     return bool(
         message.get("tool_calls")
@@ -148,11 +142,11 @@ def _has_words(message: Raw) -> bool:
     )
 
 
-def _content(content: Any) -> str | list[Raw] | None:
+def _content(content: Any) -> str | list[JsonObject] | None:
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, bytes):
-        return as_text("content", content)
+        return decode_text("content", content)
     if not isinstance(content, (list, tuple)):
         raise RowError(
             "chat",
@@ -162,7 +156,7 @@ def _content(content: Any) -> str | list[Raw] | None:
     return [part for part in parts if part] or None
 
 
-def _part(part: Any) -> Raw:
+def _part(part: Any) -> JsonObject:
     """A part of a content; nothing for an empty text."""
     words = ("text", "context")
     fields = (
@@ -177,12 +171,14 @@ def _part(part: Any) -> Raw:
     name = next(iter(fields), None)
     if kind not in PART_TYPES or name not in words or len(fields) > 1:
         raise RowError(
-            "chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {show(part)}'
+            "chat", f'expected a part {{"text": ...}} or {{"context": ...}}, got {abbreviate(part)}'
         )
-    text = as_text(name, fields[name])
+    text = decode_text(name, fields[name])
     if name == "text":
         if ratio is not None:
-            raise RowError("chat", f"expected a ratio beside a context alone, got {show(ratio)}")
+            raise RowError(
+                "chat", f"expected a ratio beside a context alone, got {abbreviate(ratio)}"
+            )
         return {"text": text} if text else {}
     if not text.strip():
         raise RowError("empty", "expected words in a context, got none")
@@ -194,16 +190,16 @@ def _ratio(ratio: Any) -> int:
     if type(whole) is not int or not 1 <= whole <= MAX_RATIO:
         raise RowError(
             "chat",
-            f"expected a ratio of 1 to {MAX_RATIO} tokens per latent, got {show(ratio)}",
+            f"expected a ratio of 1 to {MAX_RATIO} tokens per latent, got {abbreviate(ratio)}",
         )
     return whole
 
 
-def _calls(calls: Any) -> list[Raw]:
+def _calls(calls: Any) -> list[JsonObject]:
     if is_blank(calls):
         return []
     if isinstance(calls, str):
-        calls = from_json("tool_calls", calls)
+        calls = parse_json("tool_calls", calls)
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, (list, tuple)):
@@ -211,15 +207,17 @@ def _calls(calls: Any) -> list[Raw]:
     return [_call(call) for call in calls if call is not None]
 
 
-def _call(call: Any) -> Raw:
+def _call(call: Any) -> JsonObject:
     if isinstance(call, str):
-        call = from_json("tool_calls", call)
+        call = parse_json("tool_calls", call)
     fields = dict(call) if isinstance(call, Mapping) else {}
     function = fields.pop("function", None)
     if function is None:
         function, fields = fields, {name: fields.pop(name, None) for name in ("id", "type")}
     if not isinstance(function, Mapping):
-        raise RowError("chat", f"expected a call's function as an object, got {show(function)}")
+        raise RowError(
+            "chat", f"expected a call's function as an object, got {abbreviate(function)}"
+        )
     strange = {name for name in fields if not is_blank(fields[name])} - {"id", "type", "index"}
     strange |= {name for name in function if not is_blank(function[name])} - {
         *("name", "arguments", "parameters", "index")
@@ -232,32 +230,38 @@ def _call(call: Any) -> Raw:
         or fields.get("type") not in (*(None, "", "function"),)
     ):
         raise RowError(
-            "chat", f"expected a call of a function with name and arguments, got {show(call)}"
+            "chat", f"expected a call of a function with name and arguments, got {abbreviate(call)}"
         )
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        arguments = from_json("a call's arguments", arguments.strip() or "{}")
+        arguments = parse_json("a call's arguments", arguments.strip() or "{}")
     if is_blank(arguments):
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise RowError("chat", f"expected a call's arguments as an object, got {show(arguments)}")
-    identity = {} if is_blank(fields.get("id")) else {"id": as_text("a call's id", fields["id"])}
+        raise RowError(
+            "chat", f"expected a call's arguments as an object, got {abbreviate(arguments)}"
+        )
+    identity = (
+        {} if is_blank(fields.get("id")) else {"id": decode_text("a call's id", fields["id"])}
+    )
     named = {"name": name, "arguments": dict(arguments)}
     return identity | {"type": "function", "function": named}
 
 
-def _take_trained(fields: Raw) -> bool:
+def _take_trained(fields: JsonObject) -> bool:
     """Removes the flags for training and returns what they say: True where there is none."""
     flags = {name: fields.pop(name) for name in TRAINED if name in fields}
-    spelled = (value if isinstance(value, str) else show(value) for value in flags.values())
+    spelled = (value if isinstance(value, str) else abbreviate(value) for value in flags.values())
     read = {FLAGS.get(text.strip().lower()) for text in spelled}
     if None in read or len(read) > 1:
-        raise RowError("chat", f"expected one of 0 and 1 as a message's weight, got {show(flags)}")
+        raise RowError(
+            "chat", f"expected one of 0 and 1 as a message's weight, got {abbreviate(flags)}"
+        )
     return read != {False}
 
 
-def _others(fields: Raw, role: str) -> Raw:
-    """Fields that a template may read. Raises RowError for words that would reach no model."""
+def _others(fields: JsonObject, role: str) -> JsonObject:
+    """TokenizerJson that a template may read. Raises RowError for words that would reach no model."""
     given = {name: value for name, value in fields.items() if not is_blank(value)}
     refused = [name for name in given if name in REFUSED_IN_MESSAGE]
     if refused:
@@ -274,5 +278,5 @@ def _as_json(value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return show(value)
+        return abbreviate(value)
     return value

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.text import plain_text as encoder
-from lclm_jax.data.text.definitions import FORM, MAX_FREE_IDS
-from lclm_jax.data.text.tokenizer import MEMORY, TextError, Tokenizer, add_memory
+from lclm_jax.data.text import text_encoder as encoder
+from lclm_jax.data.text.tokenizer import MEMORY_TOKENS, TextError, Tokenizer, add_memory_tokens
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS, MAX_FREE_IDS
 
 WORDS = ("CAPEX", "    ", "Zoë")
 
@@ -17,7 +17,9 @@ WORDS = ("CAPEX", "    ", "Zoë")
 def word_level(vocab, added):
     """A tokenizer.json of words, its added tokens given by their ids."""
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
-    tokens = [{**FORM, "id": number, "content": name} for name, number in added.items()]
+    tokens = [
+        {**CONTROL_TOKEN_FLAGS, "id": number, "content": name} for name, number in added.items()
+    ]
     return json.dumps(
         {
             "version": "1.0",
@@ -36,7 +38,9 @@ def unigram(added):
 
 def byte_level(tokenizer, added):
     fields = json.loads(tokenizer.definition)
-    tokens = [{**FORM, "id": number, "content": name} for name, number in added.items()]
+    tokens = [
+        {**CONTROL_TOKEN_FLAGS, "id": number, "content": name} for name, number in added.items()
+    ]
     return json.dumps({**fields, "added_tokens": tokens})
 
 
@@ -50,8 +54,8 @@ def check_ids(tokenizer, directory, added):
         assert tokenizer.id(name) == number
         assert tokenizer.decode([number]) == name
         assert theirs.convert_tokens_to_ids(name) == number
-        assert tokenizer.encode_marked([(name, True)])[0].tolist() == [number]
-    assert tokenizer.rows == len(theirs) == tokenizer.size
+        assert tokenizer.encode_with_control([(name, True)])[0].tolist() == [number]
+    assert tokenizer.embedding_rows == len(theirs) == tokenizer.vocab_size
     assert Tokenizer.load(directory).definition == tokenizer.definition
 
 
@@ -75,8 +79,8 @@ def test_ids_with_free_numbers_between_are_kept(tokenizer, tmp_path, kind):
     }[kind]
     sparse = Tokenizer(definition)
     check_ids(sparse, tmp_path / "sparse", added)
-    whole = add_memory(sparse)
-    expected = {name: sparse.rows + i for i, name in enumerate(MEMORY)}
+    whole = add_memory_tokens(sparse)
+    expected = {name: sparse.embedding_rows + i for i, name in enumerate(MEMORY_TOKENS)}
     check_ids(whole, tmp_path / "whole", added | expected)
     assert not set(whole.encode("<s> a <|end|> </s>").tolist()) & set(whole.control.values())
 
@@ -112,8 +116,11 @@ def test_numbers_without_holes_leave_the_definition_as_it_is(tokenizer):
 @pytest.fixture(scope="module")
 def wordy(tokenizer):
     fields = json.loads(tokenizer.definition)
-    form = {**FORM, "special": False}
-    added = [{**form, "id": tokenizer.rows + i, "content": name} for i, name in enumerate(WORDS)]
+    form = {**CONTROL_TOKEN_FLAGS, "special": False}
+    added = [
+        {**form, "id": tokenizer.embedding_rows + i, "content": name}
+        for i, name in enumerate(WORDS)
+    ]
     return Tokenizer(json.dumps({**fields, "added_tokens": fields["added_tokens"] + added}))
 
 
@@ -135,7 +142,11 @@ def test_characters_called_special_are_still_text(tokenizer, tmp_path, name):
 
     fields = json.loads(tokenizer.definition)
     vocab = fields["model"]["vocab"]
-    added = {**FORM, "content": name, "id": vocab.get(name, tokenizer.rows)}
+    added = {
+        **CONTROL_TOKEN_FLAGS,
+        "content": name,
+        "id": vocab.get(name, tokenizer.embedding_rows),
+    }
     fields["added_tokens"].append(added)
     special = Tokenizer(json.dumps(fields), special={"pad_token": name})
     special.save(tmp_path)
@@ -147,17 +158,17 @@ def test_characters_called_special_are_still_text(tokenizer, tmp_path, name):
 
 def test_text_with_words_is_still_cut(wordy):
     text = "Zoë and CAPEX    are    Zoë.\n" * 50
-    parts = list(wordy.stream(text, 7))
+    parts = list(wordy.encode_stream(text, 7))
     assert len(parts) > 50
-    assert [i for part in parts for i in part] == wordy.encode_offsets(text)[0].tolist()
+    assert [i for part in parts for i in part] == wordy.encode_with_offsets(text)[0].tolist()
 
 
 def test_half_a_surrogate_pair_is_no_text(tokenizer):
-    for encode in (tokenizer.encode, tokenizer.encode_offsets):
+    for encode in (tokenizer.encode, tokenizer.encode_with_offsets):
         with pytest.raises(TextError, match=r"got half a surrogate pair, '\\ud83d'"):
             encode("ab\ud83d")
     with pytest.raises(TextError, match="half a surrogate pair"):
-        tokenizer.encode_marked([("ab\ud83d", False)])
+        tokenizer.encode_with_control([("ab\ud83d", False)])
 
 
 @pytest.mark.fuzz
@@ -190,7 +201,7 @@ def test_a_model_without_an_unknown_token_refuses_the_text_alone():
 
 def test_text_that_spells_control_tokens_stays_text_beside_a_template(tokenizer):
     turn = [("<|im_start|>user\n", True), ("a <|im_end|>", False), ("<|im_end|>\n", True)]
-    tokens, offsets = tokenizer.encode_marked(turn)
+    tokens, offsets = tokenizer.encode_with_control(turn)
     start, end = tokenizer.id("<|im_start|>"), tokenizer.id("<|im_end|>")
     assert [int(i) for i in tokens if i in tokenizer.control.values()] == [start, end]
     assert tokenizer.decode(tokens) == "".join(text for text, _ in turn)
@@ -200,16 +211,18 @@ def test_text_that_spells_control_tokens_stays_text_beside_a_template(tokenizer)
 def test_a_control_token_may_span_marked_pieces_and_no_others(tokenizer):
     whole = [("<|im_", True), ("end|>", True)]
     half = [("<|im_", True), ("end|>", False)]
-    assert tokenizer.encode_marked(whole)[0].tolist() == [tokenizer.id("<|im_end|>")]
-    assert tokenizer.encode_marked(half)[0].tolist() == tokenizer.encode("<|im_end|>").tolist()
-    assert tokenizer.encode_marked([])[0].tolist() == []
+    assert tokenizer.encode_with_control(whole)[0].tolist() == [tokenizer.id("<|im_end|>")]
+    assert (
+        tokenizer.encode_with_control(half)[0].tolist() == tokenizer.encode("<|im_end|>").tolist()
+    )
+    assert tokenizer.encode_with_control([])[0].tolist() == []
 
 
 def test_text_that_spells_the_stand_ins_stays_text(tokenizer):
     marked = tokenizer._marked
     spelled = " ".join(marked._stand_ins(marked._unused("")).values())
     pieces = [("<|im_start|>", True), (f"<|im_end|> {spelled}", False)]
-    tokens, _ = tokenizer.encode_marked(pieces)
+    tokens, _ = tokenizer.encode_with_control(pieces)
     assert [i for i in tokens if i in tokenizer.control.values()] == [tokenizer.id("<|im_start|>")]
     assert tokenizer.decode(tokens) == "".join(text for text, _ in pieces)
 
@@ -228,4 +241,4 @@ def test_an_unknown_token_that_ends_texts_is_left_out(tmp_path):
     fields["model"]["unk_token"] = "<unk>"
     both = Tokenizer(json.dumps(fields), special={"eos_token": "<unk>"})
     assert both.encode("a b a").tolist() == [2, 2]
-    assert both.encode_offsets("a b a")[1].tolist() == [[0, 1], [4, 5]]
+    assert both.encode_with_offsets("a b a")[1].tolist() == [[0, 1], [4, 5]]

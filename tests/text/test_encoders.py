@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from lclm_jax.data.text.definitions import FORM
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS
 
 EXAMPLES = int(os.environ.get("LCLM_FUZZ", "50"))
 FLAGS = {
@@ -29,7 +29,11 @@ FLAGS = {
 }
 CONTROL = list(FLAGS)
 WORDS = {"CAPEX": {}, "    ": {}, "Zoë": {"normalized": True}, "\n\n": {}, " x": {"lstrip": True}}
-ALONE = {**FORM, "content": "<|one|>", "single_word": True}  # where letters stand beside it, text
+ALONE = {
+    **CONTROL_TOKEN_FLAGS,
+    "content": "<|one|>",
+    "single_word": True,
+}  # where letters stand beside it, text
 PROSE = (
     "The quick brown fox jumps over the lazy dog. Ada likes pears; Ben likes figs! "
     "Naïve Grüße 東京 <s> a </s> b [INST] <|im_end|> im_end s|> "
@@ -40,9 +44,11 @@ def with_added(fields, control=CONTROL, words=False):
     """The definition with control tokens, under the ids they have in the vocabulary, and words."""
     vocab = fields["model"]["vocab"]
     known = vocab if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
-    tokens = [{**FORM, **FLAGS[name], "content": name} for name in control]
+    tokens = [{**CONTROL_TOKEN_FLAGS, **FLAGS[name], "content": name} for name in control]
     tokens += [
-        {**FORM, **WORDS[name], "content": name, "special": False} for name in WORDS if words
+        {**CONTROL_TOKEN_FLAGS, **WORDS[name], "content": name, "special": False}
+        for name in WORDS
+        if words
     ]
     new = [token["content"] for token in tokens if token["content"] not in known]
     ids = known | {name: max(known.values()) + 1 + i for i, name in enumerate(new)}
@@ -167,10 +173,10 @@ def test_plain_text_has_no_control_token(kind):
 
     @fuzz(TEXTS)
     def holds(text):
-        tokens, _ = tokenizer.encode_offsets(text)
+        tokens, _ = tokenizer.encode_with_offsets(text)
         assert not control_of(tokenizer, tokens)
         assert tokenizer.encode(text).tolist() == tokens.tolist()
-        assert np.concatenate(list(tokenizer.stream(text, 1))).tolist() == tokens.tolist()
+        assert np.concatenate(list(tokenizer.encode_stream(text, 1))).tolist() == tokens.tolist()
 
     holds()
     for name in tokenizer.control:
@@ -221,7 +227,7 @@ def test_control_tokens_lie_in_marked_characters(kind):
     def holds(pieces):
         text = "".join(piece for piece, _ in pieces)
         marked = [mark for piece, mark in pieces for _ in piece]
-        tokens, offsets = tokenizer.encode_marked(pieces)
+        tokens, offsets = tokenizer.encode_with_control(pieces)
         assert len(tokens) == len(offsets)
         for token, (start, stop) in zip(tokens.tolist(), offsets.tolist(), strict=True):
             if token in tokenizer.control.values():

@@ -1,6 +1,6 @@
 """Strings whose characters know where they come from, whatever a chat template does to them.
 
-A `Traced` string carries runs: a number of characters and their source, None for the template's
+A `SourcedStr` string carries runs: a number of characters and their source, None for the template's
 own text. Slices, sums, splits and stripped copies keep the runs; `trace` finds them again in what
 any other function makes of such strings.
 """
@@ -22,7 +22,7 @@ _MARK = "\ue000{}\ue001"  # stands for an argument of a function
 _MARKS = re.compile("\ue000([0-9]+)\ue001")
 
 
-class Traced(str):
+class SourcedStr(str):
     """A string with the source of each of its characters. It compares and hashes as a string."""
 
     _runs: tuple[Run, ...]
@@ -32,69 +32,69 @@ class Traced(str):
         new._runs = ((len(text), source),) if runs is None else merge_runs(runs)
         return new
 
-    def __str__(self) -> "Traced":
+    def __str__(self) -> "SourcedStr":
         return self  # so that str(x) keeps the runs
 
-    def __iter__(self) -> Iterator["Traced"]:
+    def __iter__(self) -> Iterator["SourcedStr"]:
         for text, source in pieces(self):
             for character in text:
-                yield Traced(character, source)
+                yield SourcedStr(character, source)
 
-    def __getitem__(self, key: Any) -> "Traced":
+    def __getitem__(self, key: Any) -> "SourcedStr":
         text = str.__getitem__(self, key)
         if not isinstance(key, slice):
             key = slice(key, key + 1 or None)
         start, stop, step = key.indices(len(self))
         if step == 1:
-            return Traced(text, runs=_cut(self._runs, start, stop))
+            return SourcedStr(text, runs=_cut(self._runs, start, stop))
         sources = [source for length, source in self._runs for _ in range(length)]
-        return Traced(text, runs=((1, source) for source in sources[key]))
+        return SourcedStr(text, runs=((1, source) for source in sources[key]))
 
-    def __add__(self, other: Any) -> "Traced":
+    def __add__(self, other: Any) -> "SourcedStr":
         return join([self, other]) if isinstance(other, str) else NotImplemented
 
-    def __radd__(self, other: Any) -> "Traced":
+    def __radd__(self, other: Any) -> "SourcedStr":
         return join([other, self]) if isinstance(other, str) else NotImplemented
 
-    def __mul__(self, count: Any) -> "Traced":
-        return Traced(str.__mul__(self, count), runs=self._runs * max(count, 0))
+    def __mul__(self, count: Any) -> "SourcedStr":
+        return SourcedStr(str.__mul__(self, count), runs=self._runs * max(count, 0))
 
-    def __rmul__(self, count: Any) -> "Traced":
+    def __rmul__(self, count: Any) -> "SourcedStr":
         return self * count
 
-    def lstrip(self, characters: str | None = None, /) -> "Traced":
+    def lstrip(self, characters: str | None = None, /) -> "SourcedStr":
         return self[len(self) - len(str.lstrip(self, characters)) :]
 
-    def rstrip(self, characters: str | None = None, /) -> "Traced":
+    def rstrip(self, characters: str | None = None, /) -> "SourcedStr":
         return self[: len(str.rstrip(self, characters))]
 
-    def strip(self, characters: str | None = None, /) -> "Traced":
+    def strip(self, characters: str | None = None, /) -> "SourcedStr":
         return self.lstrip(characters).rstrip(characters)
 
-    def removeprefix(self, prefix: str, /) -> "Traced":
+    def removeprefix(self, prefix: str, /) -> "SourcedStr":
         return self[len(self) - len(str.removeprefix(self, prefix)) :]
 
-    def removesuffix(self, suffix: str, /) -> "Traced":
+    def removesuffix(self, suffix: str, /) -> "SourcedStr":
         return self[: len(str.removesuffix(self, suffix))]
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list["SourcedStr"]:
         return self._find_all(str.split(self, sep, maxsplit), len(sep or ""))
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list["Traced"]:
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list["SourcedStr"]:
         return self._find_all(str.rsplit(self, sep, maxsplit), len(sep or ""))
 
-    def splitlines(self, keepends: bool = False) -> list["Traced"]:
+    def splitlines(self, keepends: bool = False) -> list["SourcedStr"]:
         whole = self._find_all(str.splitlines(self, True))
         lengths = map(len, str.splitlines(self, keepends))
         return [line[:length] for line, length in zip(whole, lengths, strict=True)]
 
-    def partition(self, sep: str, /) -> tuple["Traced", ...]:
+    def partition(self, sep: str, /) -> tuple["SourcedStr", ...]:
         return tuple(self._find_all(str.partition(self, sep)))
 
-    def rpartition(self, sep: str, /) -> tuple["Traced", ...]:
+    def rpartition(self, sep: str, /) -> tuple["SourcedStr", ...]:
         return tuple(self._find_all(str.rpartition(self, sep)))
 
-    def _find_all(self, parts: Iterable[str], gap: int = 0) -> list["Traced"]:
+    def _find_all(self, parts: Iterable[str], gap: int = 0) -> list["SourcedStr"]:
         """The same parts of this string, which come in this order, `gap` characters apart."""
         found, start = [], 0
         for part in parts:
@@ -103,47 +103,49 @@ class Traced(str):
             start += len(part) + gap
         return found
 
-    def replace(self, old: str, new: str, count: int = -1, /) -> "Traced":
+    def replace(self, old: str, new: str, count: int = -1, /) -> "SourcedStr":
         if not old:  # `new` between all characters
             return trace(lambda text: str.replace(text, old, new, count), self)
         between = self.split(old, count) if count else [self]
         return join([part for piece in between for part in (new, piece)][1:])
 
-    def upper(self) -> "Traced":
+    def upper(self) -> "SourcedStr":
         return self._map(str.upper)
 
-    def lower(self) -> "Traced":
+    def lower(self) -> "SourcedStr":
         return self._map(str.lower)
 
-    def casefold(self) -> "Traced":
+    def casefold(self) -> "SourcedStr":
         return self._map(str.casefold)
 
-    def swapcase(self) -> "Traced":
+    def swapcase(self) -> "SourcedStr":
         return self._map(str.swapcase)
 
-    def title(self) -> "Traced":
+    def title(self) -> "SourcedStr":
         return self._map(str.title)
 
-    def capitalize(self) -> "Traced":
+    def capitalize(self) -> "SourcedStr":
         return self._map(str.capitalize)
 
-    def _map(self, change: Callable[[str], str]) -> "Traced":
+    def _map(self, change: Callable[[str], str]) -> "SourcedStr":
         """The string with other letters, which are as many but for a few such as ß."""
         text = change(self)
         same = len(text) == len(self)
-        return Traced(text, runs=self._runs) if same else Traced(text, _first_source([self]))
+        return (
+            SourcedStr(text, runs=self._runs) if same else SourcedStr(text, _first_source([self]))
+        )
 
 
-def join(parts: Iterable[str]) -> Traced:
+def join(parts: Iterable[str]) -> SourcedStr:
     """Concatenates strings, traced or not."""
     parts = list(parts)
     runs: list[Run] = []
     for part in parts:
-        runs += part._runs if isinstance(part, Traced) else [(len(part), None)]
-    return Traced("".join(parts), runs=runs)
+        runs += part._runs if isinstance(part, SourcedStr) else [(len(part), None)]
+    return SourcedStr("".join(parts), runs=runs)
 
 
-def pieces(text: Traced) -> Iterator[tuple[str, Any]]:
+def pieces(text: SourcedStr) -> Iterator[tuple[str, Any]]:
     """The plain text of every run, and its source."""
     start = 0
     for length, source in text._runs:
@@ -161,7 +163,7 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     result = function(*args, **kwargs)
     if not isinstance(result, str):
         return result
-    found: list[Traced] = []
+    found: list[SourcedStr] = []
     marked_args, marked_kwargs = mark(args, found), mark(kwargs, found)
     if not found:
         return result
@@ -172,12 +174,12 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     rebuilt = replace_marks(str(marked), found)
     if rebuilt == result:
         return rebuilt
-    if isinstance(result, Traced) and all(source is not None for _, source in result._runs):
+    if isinstance(result, SourcedStr) and all(source is not None for _, source in result._runs):
         return result
-    return Traced("".join([result]), _first_source(found))
+    return SourcedStr("".join([result]), _first_source(found))
 
 
-def replace_marks(text: str, found: list[Traced]) -> Traced:
+def replace_marks(text: str, found: list[SourcedStr]) -> SourcedStr:
     """Puts strings in the place of their marks."""
     pieces = _MARKS.split(text)
     known = len(found)
@@ -187,9 +189,9 @@ def replace_marks(text: str, found: list[Traced]) -> Traced:
     )
 
 
-def mark(value: Any, found: list[Traced]) -> Any:
+def mark(value: Any, found: list[SourcedStr]) -> Any:
     """A value with a mark for every traced string in it, which is added to `found`."""
-    if isinstance(value, Traced):
+    if isinstance(value, SourcedStr):
         found.append(value)
         return _MARK.format(len(found) - 1)
     if isinstance(value, dict):
@@ -218,6 +220,6 @@ def _cut(runs: Iterable[Run], start: int, stop: int) -> Iterator[Run]:
             yield min(end, stop) - max(first, start), source
 
 
-def _first_source(found: Iterable[Traced]) -> Any:
+def _first_source(found: Iterable[SourcedStr]) -> Any:
     sources = (source for text in found for _, source in text._runs if source is not None)
     return next(sources, None)

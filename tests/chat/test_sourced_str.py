@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lclm_jax.data.chat.sourced_str import SourcedStr, join, pieces, trace
 from lclm_jax.data.chat.templates import render
-from lclm_jax.data.chat.traced import Traced, join, pieces, trace
 
 pytestmark = [pytest.mark.image, pytest.mark.fuzz]
 
@@ -39,8 +39,8 @@ class Letter:
         self.letter = letter
 
 
-def traced(text: str) -> Traced:
-    return join(Traced(letter, Letter(letter)) for letter in text)
+def traced(text: str) -> SourcedStr:
+    return join(SourcedStr(letter, Letter(letter)) for letter in text)
 
 
 def check(found, expected):
@@ -51,7 +51,7 @@ def check(found, expected):
             check(one, other)
         return
     assert found == expected
-    assert isinstance(found, Traced)
+    assert isinstance(found, SourcedStr)
     assert "".join(text for text, _ in pieces(found)) == expected
     for text, source in pieces(found):
         assert source is None or set(text) <= {source.letter}
@@ -77,7 +77,7 @@ def test_a_replacement_is_the_templates(text, old, new, count):
 def test_sums_keep_the_sources_of_both_sides(text, other):
     check(other + traced(text) + other, other + text + other)
     check(traced(text) + traced(other), text + other)
-    assert [source for _, source in pieces(other + Traced("a", 1) + other) if source] == [1]
+    assert [source for _, source in pieces(other + SourcedStr("a", 1) + other) if source] == [1]
 
 
 CHANGES = ("upper", "lower", "title", "capitalize", "swapcase", "casefold", "center(20)")
@@ -96,7 +96,7 @@ def test_what_a_template_makes_of_words_is_never_its_own_text(text, change):
     source = object()
     template = "{{ '<' ~ (x" + change + ") ~ '>' }}"
     plain = render(template, [], x=text)
-    found = render(template, [], x=Traced(text, source))
+    found = render(template, [], x=SourcedStr(text, source))
     assert found == plain
     own = "".join(part for part, its_source in pieces(found) if its_source is None)
     assert not set(own) & set("abABxXßİé")  # letters of the words
@@ -108,7 +108,9 @@ def test_what_a_template_makes_of_words_is_never_its_own_text(text, change):
 def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
     template = f"{{{{ x | tojson(ensure_ascii={ascii_only}, indent={indent}) }}}}"
     sources = [object() for _ in texts]
-    value = {"items": [Traced(text, source) for text, source in zip(texts, sources, strict=True)]}
+    value = {
+        "items": [SourcedStr(text, source) for text, source in zip(texts, sources, strict=True)]
+    }
     found = render(template, [], x=value)
     assert found == json.dumps({"items": texts}, ensure_ascii=ascii_only, indent=indent)
     quoted = [(part, source) for part, source in pieces(found) if source is not None]
@@ -123,6 +125,6 @@ def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
 @EXAMPLES
 @given(TEXT, TEXT, st.sampled_from(["%s, %s", "%r %s", "%5s|%-9s", "%.2s%s"]))
 def test_formats_are_traced(text, other, form):
-    found = trace(lambda *x: form % x, Traced(text, "first"), Traced(other, "second"))
+    found = trace(lambda *x: form % x, SourcedStr(text, "first"), SourcedStr(other, "second"))
     assert found == form % (text, other)
-    assert isinstance(found, Traced)
+    assert isinstance(found, SourcedStr)

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from lclm_jax.data.text.definitions import FORM, Fields, build, count_rows, refusals
+from lclm_jax.data.text.tokenizer_json import (
+    CONTROL_TOKEN_FLAGS,
+    TokenizerJson,
+    build,
+    count_embedding_rows,
+    refusals,
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Encoder:
     @classmethod
     def of(
         cls,
-        fields: Fields,
+        fields: TokenizerJson,
         reserved: Collection[str],
         matched: Sequence[Mapping[str, Any]],
         dropped: int | None = None,
@@ -36,8 +42,11 @@ class Encoder:
         if not matched:
             return cls(build(bare), None, dropped)
         vocab = bare["model"]["vocab"]
-        size = count_rows(fields)
-        hidden = [{**FORM, "id": 0, "content": f"\ufdd0{n}\ufdd1"} for n in range(len(vocab), size)]
+        size = count_embedding_rows(fields)
+        hidden = [
+            {**CONTROL_TOKEN_FLAGS, "id": 0, "content": f"\ufdd0{n}\ufdd1"}
+            for n in range(len(vocab), size)
+        ]
         found = [{**one, "special": False} for one in matched]
         fast = build({**bare, "added_tokens": [*hidden, *found]})
         fast.encode_special_tokens = True  # as text, that is: hidden ones are not looked for
@@ -68,7 +77,7 @@ class Encoder:
         return numbers if self.ids is None else self.ids[numbers]
 
 
-def without_entries(model: Fields, names: Collection[str]) -> Fields:
+def without_entries(model: TokenizerJson, names: Collection[str]) -> TokenizerJson:
     """The model without entries of these names, and with all other entries as they were.
 
     The unknown token, which a model cannot do without, loses its spelling only: the empty string,

@@ -3,7 +3,7 @@
 A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
 `{"text": str}`, `{"messages": [...], "tools": [...]}`,
 `{"spans": [{"context": str} | {"text": str}, ...]}`. Messages are those of
-`lclm_jax.data.rows.messages`. In examples of earlier versions a content may also hold parts
+`lclm_jax.data.rows.dataset_messages`. In examples of earlier versions a content may also hold parts
 `{"analysis", "before", "after"}`.
 """
 
@@ -12,49 +12,47 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from lclm_jax.data.chat.chat import read_raw_chat
+from lclm_jax.data.chat.chat import tokenize_chat
 from lclm_jax.data.records import Role, Section
-from lclm_jax.data.rows.chats import read_conversation
-from lclm_jax.data.rows.expand import make_trace
-from lclm_jax.data.rows.fields import (
-    DOCUMENT,
-    LONGEST_RUN,
-    Raw,
-    RowError,
-    as_text,
-    is_blank,
-    list_fields,
-    refuse_length,
-    refuse_runs,
-    refuse_surrogates,
-    refuse_tags,
+from lclm_jax.data.rows.cells import decode_text, is_blank
+from lclm_jax.data.rows.chat_rows import read_chat_row
+from lclm_jax.data.rows.checks import (
+    MAX_UNSPLIT_CHARACTERS,
+    check_length,
+    check_memory_tags,
+    check_split_points,
+    check_surrogates,
 )
-from lclm_jax.data.rows.tagged import read_packed
+from lclm_jax.data.rows.expand_chat import build_expand_chat
+from lclm_jax.data.rows.field_names import DOCUMENT_FIELDS
+from lclm_jax.data.rows.packed_rows import read_packed_row
+from lclm_jax.data.rows.row_errors import RowError, describe_fields
 from lclm_jax.data.text.tokenizer import Tokenizer
 
-__all__ = ["Raw", "RowError", "read_examples", "tokenise", "words_of"]
+RawExample = dict[str, Any]
+__all__ = ["RawExample", "RowError", "example_text", "read_raw_examples", "tokenize_example"]
 
 
-def read_examples(
+def read_raw_examples(
     fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, longest: int
-) -> Iterator[Raw]:
+) -> Iterator[RawExample]:
     """The raw examples in a row of a source of this kind (see `lclm_jax.config.Source`).
 
     There is one, but for packed rows, whose usable examples come before the error of others.
     Raises RowError.
     """
     if kind == "packed":
-        yield from read_packed(fields, longest)
+        yield from read_packed_row(fields, longest)
     elif kind == "chat":
-        yield read_conversation(fields, longest)
+        yield read_chat_row(fields, longest)
     elif kind == "expand":
         text = _document(fields, longest, tokenizer)
-        yield make_trace(text, tokenizer, *_question(fields)) or _no_trace(fields)
+        yield build_expand_chat(text, tokenizer, *_question(fields)) or _no_trace(fields)
     else:
         yield {"text": _document(fields, longest, tokenizer)}
 
 
-def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Section]:
+def tokenize_example(raw: RawExample, tokenizer: Tokenizer) -> list[Section]:
     """The sections of an example. Raises TextError for a chat that cannot be rendered."""
     if "text" in raw:
         return [Section(tokenizer.encode(raw["text"]), Role.DOCUMENT)]
@@ -65,11 +63,11 @@ def tokenise(raw: Raw, tokenizer: Tokenizer) -> list[Section]:
             else Section(tokenizer.encode(span["text"]), Role.ANSWER)
             for span in raw["spans"]
         ]
-    rendered = read_raw_chat(raw["messages"], tokenizer, raw.get("tools") or ())
+    rendered = tokenize_chat(raw["messages"], tokenizer, raw.get("tools") or ())
     return [part for part in rendered if isinstance(part, Section)]
 
 
-def words_of(raw: Raw) -> str:
+def example_text(raw: RawExample) -> str:
     """Everything that an example says: its hash decides its split, a tokenizer is trained on it."""
     if "text" in raw:
         return raw["text"]
@@ -95,7 +93,7 @@ def words_of(raw: Raw) -> str:
     return "\n".join(words)
 
 
-def _split_markers(role: str, content: str) -> list[Raw]:
+def _split_markers(role: str, content: str) -> list[RawExample]:
     """The texts around and between an assistant's markers of thoughts: markers are no words."""
     for name in ("think", "analysis", "thinking", "reasoning") if role == "assistant" else ():
         before, _, rest = content.partition(f"<{name}>")
@@ -106,23 +104,26 @@ def _split_markers(role: str, content: str) -> list[Raw]:
 
 
 def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> str:
-    given = {name: fields[name] for name in DOCUMENT if isinstance(fields.get(name), (str, bytes))}
+    given = {
+        name: fields[name] for name in DOCUMENT_FIELDS if isinstance(fields.get(name), (str, bytes))
+    }
     if not given:
         raise RowError(
-            "fields", f"expected text in one of {', '.join(DOCUMENT)}, got {list_fields(fields)}"
+            "fields",
+            f"expected text in one of {', '.join(DOCUMENT_FIELDS)}, got {describe_fields(fields)}",
         )
-    texts = (as_text(name, value) for name, value in given.items())
+    texts = (decode_text(name, value) for name, value in given.items())
     text = next((text for text in texts if text.strip()), None)
     if text is None:
         raise RowError("empty", f"expected words in {' or '.join(given)}, got none")
-    refuse_length(len(text), longest)
-    refuse_surrogates(text)
-    refuse_tags(text)
-    refuse_runs(text)
-    if len(text) > 2 * LONGEST_RUN and not _splits(tokenizer.definition):
+    check_length(len(text), longest)
+    check_surrogates(text)
+    check_memory_tags(text)
+    check_split_points(text)
+    if len(text) > 2 * MAX_UNSPLIT_CHARACTERS and not _splits(tokenizer.definition):
         raise RowError(
             "too long",
-            f"expected at most {2 * LONGEST_RUN} characters for a tokenizer that takes a text "
+            f"expected at most {2 * MAX_UNSPLIT_CHARACTERS} characters for a tokenizer that takes a text "
             f"for one word, got {len(text)}; split the document",
         )
     return text
@@ -140,12 +141,12 @@ def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if isinstance(answer, list) and answer:
         answer = answer[0]
     return (
-        None if is_blank(question) else as_text("question", question),
-        None if is_blank(answer) else as_text("answer", answer),
+        None if is_blank(question) else decode_text("question", question),
+        None if is_blank(answer) else decode_text("answer", answer),
     )
 
 
-def _no_trace(fields: Mapping[str, Any]) -> Raw:
+def _no_trace(fields: Mapping[str, Any]) -> RawExample:
     expected = (
         "the answer written in it" if fields.get("question") else "a line that can be asked for"
     )
