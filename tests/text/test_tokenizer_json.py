@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.data.text import text_encoder as encoder
 from lclm_jax.data.text.tokenizer import MEMORY_TOKENS, TextError, Tokenizer, add_memory_tokens
-from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS, MAX_FREE_IDS
+from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS, MAX_UNUSED_IDS
 
 WORDS = ("CAPEX", "    ", "Zoë")
 
@@ -98,7 +98,7 @@ def test_ids_with_free_numbers_between_are_kept(tokenizer, tmp_path, kind):
             word_level({"<unk>": 0}, {"<s>": 5, "</s>": 5}),
             "gives '</s>' an id that another entry has",
         ),
-        (word_level({"<unk>": 0}, {"<s>": 10**9}), f"expected at most {MAX_FREE_IDS}"),
+        (word_level({"<unk>": 0}, {"<s>": 10**9}), f"expected at most {MAX_UNUSED_IDS}"),
     ],
 )
 def test_ids_that_cannot_be_kept_are_refused(definition, message):

@@ -50,7 +50,7 @@ class ControlEncoder:
         self, fast: FastTokenizer, definition: str, names: Collection[str], dropped: int | None
     ):
         self._normalizer = fast.normalizer
-        self._fields = tokenizer_json.parse(definition)
+        self._fields = tokenizer_json.parse_tokenizer_json(definition)
         self._dropped = dropped
         added = {token["content"]: token for token in self._fields["added_tokens"]}
         self._control = {name: added[name] for name in names}

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from lclm_jax.data.text.tokenizer_json import (
     CONTROL_TOKEN_FLAGS,
     TokenizerJson,
-    build,
+    build_library_tokenizer,
     count_embedding_rows,
-    refusals,
+    library_errors_as_text_errors,
 )
 
 
@@ -40,7 +40,7 @@ class Encoder:
         """
         bare = {**fields, "model": without_entries(fields["model"], reserved), "added_tokens": []}
         if not matched:
-            return cls(build(bare), None, dropped)
+            return cls(build_library_tokenizer(bare), None, dropped)
         vocab = bare["model"]["vocab"]
         size = count_embedding_rows(fields)
         hidden = [
@@ -48,7 +48,7 @@ class Encoder:
             for n in range(len(vocab), size)
         ]
         found = [{**one, "special": False} for one in matched]
-        fast = build({**bare, "added_tokens": [*hidden, *found]})
+        fast = build_library_tokenizer({**bare, "added_tokens": [*hidden, *found]})
         fast.encode_special_tokens = True  # as text, that is: hidden ones are not looked for
         ids = np.arange(size + len(found), dtype=np.int32)
         for one in found:
@@ -57,7 +57,7 @@ class Encoder:
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [n] and the characters [n, 2] each stands for: from, up to."""
-        with refusals("a text that can be encoded", [text]):
+        with library_errors_as_text_errors("a text that can be encoded", [text]):
             encoded = self.fast.encode(text, add_special_tokens=False)
         numbers = np.array(encoded.ids, np.int32)
         offsets = np.array(encoded.offsets, np.int64).reshape(-1, 2)
@@ -66,7 +66,7 @@ class Encoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of many texts, on all cores."""
-        with refusals("a text that can be encoded", texts):
+        with library_errors_as_text_errors("a text that can be encoded", texts):
             encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._tokens(np.array(one.ids, np.int32)) for one in encoded]
 

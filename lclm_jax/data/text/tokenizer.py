@@ -68,13 +68,13 @@ class Tokenizer:
         stops: Sequence[int] = (),
         generation: Mapping[str, Any] | None = None,
     ):
-        fields = tokenizer_json.parse(definition)
-        self._whole = tokenizer_json.build(definition)
+        fields = tokenizer_json.parse_tokenizer_json(definition)
+        self._whole = tokenizer_json.build_library_tokenizer(definition)
         self.embedding_rows = tokenizer_json.count_embedding_rows(fields)
-        if tokenizer_json.misnumbered(fields, self._whole):
-            fields = tokenizer_json.renumber(fields)
+        if tokenizer_json.find_misnumbered(fields, self._whole):
+            fields = tokenizer_json.keep_file_ids(fields)
             definition = json.dumps(fields, ensure_ascii=False)
-            self._whole = tokenizer_json.build(definition)
+            self._whole = tokenizer_json.build_library_tokenizer(definition)
         self.definition = definition
         if template is None or isinstance(template, str):
             template = {} if template is None else {DEFAULT: template}
@@ -87,8 +87,8 @@ class Tokenizer:
         implied = {"eos_token": TURN_END, "pad_token": PAD}
         implied = {role: name for role, name in implied.items() if name in names}
         self.special = implied if special is None else dict(special)
-        reserved = {t["content"]: t["id"] for t in added if tokenizer_json.is_control(t)}
-        unknown = tokenizer_json.unknown_token(fields) or ""
+        reserved = {t["content"]: t["id"] for t in added if tokenizer_json.is_control_token(t)}
+        unknown = tokenizer_json.find_unknown_token(fields) or ""
         harmless = "unk" in unknown.lower() and names.get(unknown) not in self._ends(names)
         self.control = {name: i for name, i in reserved.items() if name != unknown or not harmless}
         self._reserved, self._unknown = reserved, unknown if harmless else ""
@@ -139,10 +139,10 @@ class Tokenizer:
         templates = tokenizer_files.read_templates(directory, settings)
         generation = tokenizer_files.read_generation(directory)
         try:
-            fields = tokenizer_json.parse(definition)
+            fields = tokenizer_json.parse_tokenizer_json(definition)
             special = tokenizer_files.read_special(directory, settings, fields.get("padding"))
             names = [*special.values(), *tokenizer_files.more_special(settings)]
-            definition = tokenizer_json.with_added(definition, fields, names)
+            definition = tokenizer_json.add_special_tokens(definition, fields, names)
             return cls(definition, templates, special, generation=generation)
         except TextError as error:
             raise TextError(f"{file}: {error}") from error

@@ -1,12 +1,11 @@
-"""Definitions of tokenizers: the fields of a `tokenizer.json`, and which of its entries may come
-from text.
+"""The fields of a `tokenizer.json`, and which of its added tokens are control tokens.
 
-Added tokens are of two kinds. *Control tokens* are special or spelled as markup (`<...>`, `[...]`):
-only chat templates and tags may bring them in. All others are *words*: part of how text is encoded,
-as are single characters and spaces that somebody called special.
+Added tokens are of two kinds. *Control tokens* are special tokens or are spelled as markup
+(`<...>`, `[...]`): only chat templates and tags may produce them. All others are *added words*,
+which are part of how text is encoded; so are single characters and spaces marked as special.
 
-The model's unknown token is no control token as long as that is all it is: a text with characters
-that the vocabulary lacks has it. Where it also ends texts or turns, it is one.
+The model's unknown token is not a control token as long as it has no other use, since text with
+characters outside the vocabulary contains it. If it also ends texts or turns, it is one.
 """
 
 import json
@@ -15,14 +14,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from lclm_jax.errors import TextError
 
-TokenizerJson = dict[str, Any]  # of a tokenizer.json
+TokenizerJson = dict[str, Any]
 
-MAX_FREE_IDS = 65_536  # numbers without an entry that are filled up
-CONTROL_TOKEN_FLAGS = {  # of a control token
+MAX_UNUSED_IDS = 65_536
+CONTROL_TOKEN_FLAGS = {
     "single_word": False,
     "lstrip": False,
     "rstrip": False,
@@ -30,133 +29,161 @@ CONTROL_TOKEN_FLAGS = {  # of a control token
     "special": True,
 }
 SURROGATE = re.compile("[\ud800-\udfff]")
+MARKUP_BRACKETS = (("<", ">"), ("[", "]"))
 
 
-def parse(definition: str) -> TokenizerJson:
-    """The fields of a `tokenizer.json`. Raises TextError where it is none."""
+def parse_tokenizer_json(definition: str) -> TokenizerJson:
+    """Return the fields of a `tokenizer.json`; raises TextError for any other text."""
     try:
         fields = json.loads(definition)
     except (json.JSONDecodeError, RecursionError) as error:
         raise TextError(f"expected a tokenizer.json, got no JSON: {error}") from error
+
     model = fields.get("model") if isinstance(fields, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)):
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, (dict, list)):
         raise TextError("expected a tokenizer.json with a model that has a vocab, got another file")
+
     return {**fields, "added_tokens": fields.get("added_tokens") or []}
 
 
 @contextmanager
-def refusals(expected: str, texts: Sequence[str] = ()) -> Iterator[None]:
-    """Raises TextError where the tokenizers library refuses a tokenizer or one of these texts."""
+def library_errors_as_text_errors(expected: str, texts: Sequence[str] = ()) -> Iterator[None]:
+    """Raise TextError where the tokenizers library refuses a tokenizer or one of the texts."""
     try:
         yield
-    except Exception as error:  # the class that the library raises
-        halves = filter(None, map(SURROGATE.search, texts))
-        reason = next((f"half a surrogate pair, {half[0]!a}" for half in halves), str(error))
+    except Exception as error:  # the library raises no narrower class
+        reason = str(error)
+        for text in texts:
+            if surrogate := SURROGATE.search(text):
+                reason = f"half a surrogate pair, {surrogate[0]!a}"
+                break
         raise TextError(f"expected {expected}, got {reason}") from error
 
 
-def build(definition: str | TokenizerJson) -> FastTokenizer:
-    """The library's tokenizer, which neither cuts nor pads what it encodes.
+def build_library_tokenizer(definition: str | TokenizerJson) -> LibraryTokenizer:
+    """Return the library's tokenizer, with truncation and padding turned off.
 
-    Raises TextError where the library refuses it.
+    Raises TextError where the library refuses the definition.
     """
     text = definition if isinstance(definition, str) else json.dumps(definition)
-    with refusals("a tokenizer.json that the tokenizers library can read"):
-        fast = FastTokenizer.from_str(text)
-    fast.no_truncation()
-    fast.no_padding()
-    return fast
+    with library_errors_as_text_errors("a tokenizer.json that the tokenizers library can read"):
+        tokenizer = LibraryTokenizer.from_str(text)
+
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def is_markup(name: str) -> bool:
-    """Whether a token is spelled as markup, in angle or square brackets."""
-    return len(name) > 2 and (name[0], name[-1]) in (("<", ">"), ("[", "]"))
+    """Return whether a token is spelled in angle or square brackets.
+
+    >>> [is_markup(name) for name in ("<think>", "[INST]", "<>", "!")]
+    [True, True, False, False]
+    """
+    return len(name) > 2 and (name[0], name[-1]) in MARKUP_BRACKETS
 
 
-def is_control(token: Mapping[str, Any]) -> bool:
-    """Whether an added token is a control token, or the unknown token."""
+def is_control_token(token: Mapping[str, Any]) -> bool:
+    """Return whether an added token is a control token or the unknown token."""
     name = token["content"].strip()
     return is_markup(name) or (token["special"] and len(name) > 1)
 
 
-def vocabulary(fields: TokenizerJson) -> dict[str, int]:
-    """The model's entries and their ids."""
+def get_vocabulary(fields: TokenizerJson) -> dict[str, int]:
+    """Return the ids of the model's own entries, by their text."""
     vocab = fields["model"]["vocab"]
     if isinstance(vocab, dict):
         return vocab
     return {piece: number for number, (piece, _) in enumerate(vocab)}
 
 
-def count_embedding_rows(fields: TokenizerJson) -> int:
-    """Rows of a table that has one for every id.
+def get_added_ids(fields: TokenizerJson) -> dict[str, int]:
+    """Return the ids of the added tokens, by their text."""
+    return {token["content"]: token["id"] for token in fields["added_tokens"]}
 
-    Raises TextError where most of them would have no entry.
+
+def count_embedding_rows(fields: TokenizerJson) -> int:
+    """Return the number of embedding rows needed to cover every token id.
+
+    Raises TextError where more than MAX_UNUSED_IDS of the rows would have no token.
     """
-    vocab, added = vocabulary(fields), {one["content"]: one["id"] for one in fields["added_tokens"]}
-    rows = max(max(vocab.values(), default=-1), *added.values(), -1) + 1
-    free = rows - len(vocab) - sum(name not in vocab for name in added)
-    if free > MAX_FREE_IDS:
+    vocab = get_vocabulary(fields)
+    added = get_added_ids(fields)
+    rows = max([-1, *vocab.values(), *added.values()]) + 1
+
+    names = vocab.keys() | added.keys()
+    unused = rows - len(names)
+    if unused > MAX_UNUSED_IDS:
         raise TextError(
-            f"the ids of the tokenizer leave {free} numbers free, expected at most {MAX_FREE_IDS}; "
+            f"the ids of the tokenizer leave {unused} numbers unused, "
+            f"expected at most {MAX_UNUSED_IDS}; "
             "number its added tokens from the end of its vocabulary"
         )
     return rows
 
 
-def unknown_token(fields: TokenizerJson) -> str | None:
-    """The entry that the model gives for characters its vocabulary lacks."""
+def find_unknown_token(fields: TokenizerJson) -> str | None:
+    """Return the entry that stands for characters outside the model's vocabulary."""
     model = fields["model"]
     number = model.get("unk_id")
-    return model["vocab"][number][0] if number is not None else model.get("unk_token")
+    if number is None:
+        return model.get("unk_token")
+    return model["vocab"][number][0]
 
 
-def with_added(definition: str, fields: TokenizerJson, names: Collection[str]) -> str:
-    """The definition of these fields in which entries of these names are added tokens, as
-    transformers makes those that the files beside it call special."""
-    vocab, added = vocabulary(fields), {token["content"] for token in fields["added_tokens"]}
+def add_special_tokens(definition: str, fields: TokenizerJson, names: Collection[str]) -> str:
+    """Return the definition with the vocabulary entries of these names as added tokens.
+
+    transformers does the same for tokens that `tokenizer_config.json` calls special.
+    """
+    vocab = get_vocabulary(fields)
+    added = get_added_ids(fields)
     absent = [name for name in dict.fromkeys(names) if name in vocab and name not in added]
     if not absent:
         return definition
-    more = [
-        {**CONTROL_TOKEN_FLAGS, "id": vocab[n], "content": n, "special": is_markup(n)}
-        for n in absent
+
+    tokens = [
+        {**CONTROL_TOKEN_FLAGS, "id": vocab[name], "content": name, "special": is_markup(name)}
+        for name in absent
     ]
-    return json.dumps({**fields, "added_tokens": fields["added_tokens"] + more}, ensure_ascii=False)
+    extended = {**fields, "added_tokens": fields["added_tokens"] + tokens}
+    return json.dumps(extended, ensure_ascii=False)
 
 
 # --- ids ---
 
 
-def misnumbered(fields: TokenizerJson, fast: FastTokenizer) -> list[str]:
-    """The added tokens that the library gives other ids than the file does."""
-    added = fields["added_tokens"]
-    return [one["content"] for one in added if fast.token_to_id(one["content"]) != one["id"]]
+def find_misnumbered(fields: TokenizerJson, tokenizer: LibraryTokenizer) -> list[str]:
+    """Return the added tokens whose id in the library is not that of the file."""
+    tokens = [(token["content"], token["id"]) for token in fields["added_tokens"]]
+    return [name for name, number in tokens if tokenizer.token_to_id(name) != number]
 
 
-def renumber(fields: TokenizerJson) -> TokenizerJson:
-    """The definition as the library reads it with the ids of the file.
+def keep_file_ids(fields: TokenizerJson) -> TokenizerJson:
+    """Return the definition changed so that the library reads the ids of the file.
 
-    The library numbers added tokens one after the other. So ids without an entry get one, as
-    transformers does for vocabularies of tiktoken; ids that lie below the size of a vocabulary are
-    written into that. Raises TextError where the ids cannot be kept.
+    The library numbers added tokens consecutively. So unused ids get a reserved token, as
+    transformers does for tiktoken vocabularies, and added tokens whose id is below the size of
+    the vocabulary are written into the vocabulary.
+
+    Raises TextError where the ids cannot be kept.
     """
-    vocab = vocabulary(fields)
-    added = fields["added_tokens"]
-    entries = vocab | {one["content"]: one["id"] for one in added}
-    taken = set(entries.values())
-    fill = [
-        {"id": number, "content": f"<|reserved_token_{number}|>", **CONTROL_TOKEN_FLAGS}
-        for number in range(max(taken))
-        if number not in taken
-    ]
-    filled = {**fields, "added_tokens": sorted([*added, *fill], key=lambda one: one["id"])}
-    wrong = misnumbered(filled, build(filled))
+    vocab = get_vocabulary(fields)
+    entries = vocab | get_added_ids(fields)
+    used_ids = set(entries.values())
+    tokens = [*fields["added_tokens"], *_reserved_tokens(used_ids)]
+    tokens.sort(key=lambda token: token["id"])
+
+    filled = {**fields, "added_tokens": tokens}
+    wrong = find_misnumbered(filled, build_library_tokenizer(filled))
     if wrong and isinstance(fields["model"]["vocab"], dict):
-        ids = {one["content"]: one["id"] for one in filled["added_tokens"]}
+        ids = get_added_ids(filled)
         wrong = [name for name, number in ids.items() if vocab.get(name, number) != number]
         filled["model"] = {**fields["model"], "vocab": ids | vocab}
-    if wrong or len(taken) < len(entries):
-        name = wrong[0] if wrong else _twice(entries)
+
+    if wrong or len(used_ids) < len(entries):
+        name = wrong[0] if wrong else _find_duplicate(entries)
         raise TextError(
             f"the tokenizer gives {name!r} an id that another entry has, or has it twice; "
             "number its added tokens from the end of its vocabulary"
@@ -164,7 +191,16 @@ def renumber(fields: TokenizerJson) -> TokenizerJson:
     return filled
 
 
-def _twice(entries: Mapping[str, int]) -> str:
-    """An entry, the last of those there are, whose id another has too."""
-    names = {number: name for name, number in reversed(entries.items())}
-    return next(name for name, number in reversed(entries.items()) if names[number] != name)
+def _reserved_tokens(used_ids: Collection[int]) -> list[dict[str, Any]]:
+    """Return an added token for every unused id below the largest."""
+    return [
+        {"id": number, "content": f"<|reserved_token_{number}|>", **CONTROL_TOKEN_FLAGS}
+        for number in range(max(used_ids))
+        if number not in used_ids
+    ]
+
+
+def _find_duplicate(entries: Mapping[str, int]) -> str:
+    """Return the last entry whose id an earlier entry has, too."""
+    first_names = {number: name for name, number in reversed(entries.items())}
+    return next(name for name, number in reversed(entries.items()) if first_names[number] != name)
