@@ -94,8 +94,9 @@ def _turns(given: JsonObject) -> tuple[list[JsonObject], str]:
         refused = [name for name in REFUSED_FIELDS if name in given]
         raise RowError(
             "fields",
-            f"expected messages in one of {', '.join(CHAT_FIELDS)}, or one of {', '.join(QUESTION_FIELDS)} with "
-            f"one of {', '.join(ANSWER_FIELDS)}, got {', '.join(refused) or describe_fields(given)}",
+            f"expected messages in one of {', '.join(CHAT_FIELDS)}, "
+            f"or one of {', '.join(QUESTION_FIELDS)} with one of {', '.join(ANSWER_FIELDS)}, "
+            f"got {', '.join(refused) or describe_fields(given)}",
         )
     asked = _question(given, question)
     said = given.pop(answer)

@@ -261,7 +261,10 @@ def _take_trained(fields: JsonObject) -> bool:
 
 
 def _others(fields: JsonObject, role: str) -> JsonObject:
-    """TokenizerJson that a template may read. Raises RowError for words that would reach no model."""
+    """Return the fields that a template may read.
+
+    Raises RowError for words that would not reach the model.
+    """
     given = {name: value for name, value in fields.items() if not is_blank(value)}
     refused = [name for name in given if name in REFUSED_IN_MESSAGE]
     if refused:

@@ -47,7 +47,8 @@ def read_packed_row(fields: Mapping[str, Any], longest: int) -> Iterator[JsonObj
     if not count:
         raise RowError(
             "fields",
-            f"expected text with turns or memory tags, or lists of such, got {describe_fields(fields)}",
+            "expected text with turns or memory tags, or lists of such, "
+            f"got {describe_fields(fields)}",
         )
     raise_first_error(problems, count)
 

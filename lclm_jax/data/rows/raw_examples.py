@@ -123,8 +123,8 @@ def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> 
     if len(text) > 2 * MAX_UNSPLIT_CHARACTERS and not _splits(tokenizer.definition):
         raise RowError(
             "too long",
-            f"expected at most {2 * MAX_UNSPLIT_CHARACTERS} characters for a tokenizer that takes a text "
-            f"for one word, got {len(text)}; split the document",
+            f"expected at most {2 * MAX_UNSPLIT_CHARACTERS} characters for a tokenizer that takes "
+            f"a text for one word, got {len(text)}; split the document",
         )
     return text
 
