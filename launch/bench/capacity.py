@@ -1,10 +1,10 @@
-"""Compiles the published recipe for the slices people rent and names figures that have grown.
+"""Compiles the published recipe for common slices and reports figures that have grown.
 
     python -m launch.bench.capacity
 
 Each program is a `launch.capacity` command of its own; finished ones (DIRECTORY/NAME.json) are
-reused. Memory, products or bytes that grew by more than --growth over tests/data/capacity.json end
-with exit status 1; --accept writes the new figures there, docs/capacity.md and its picture.
+reused. Memory, FLOPs or bytes that grew by more than --growth over tests/data/capacity.json are an
+error; --accept writes the new figures there, and docs/capacity.md with its pictures.
 """
 
 import json
@@ -30,38 +30,40 @@ from lclm_jax.reports.capacity_table import write_report
 CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
 BASELINE = Path("tests/data/capacity.json")
-WATCHED = ("peak_bytes", "temp_bytes", "matmul_flops", "moved_bytes", "collective_bytes")
-SLACK = 16 * 2**20  # bytes a figure may grow by whatever its size
+WATCHED_FIGURES = ("peak_bytes", "temp_bytes", "matmul_flops", "moved_bytes", "collective_bytes")
+SLACK_BYTES = 16 * 2**20  # growth that is allowed whatever the figure
 CONTEXTS = [2**power for power in range(12, 21, 2)]
-PODS = {
+# Copies of the model (mesh.data), by slice.
+MODEL_COPIES = {
     "v5p:1x1x1": 1,
     "v5p:2x2x2": 1,
     "v5p:4x4x4": 1,
     "v5p:8x8x8": 1,
     "v5p:16x16x16": 16,
-}  # copies of the model
-ROWS_OF_A_CHIP = 4
+}
+ROWS_PER_CHIP = 4
 
 
 class GrownError(UserError):
-    """Figures that are worse than those in tests/data/capacity.json."""
+    """Figures that exceed those in tests/data/capacity.json."""
 
 
 @dataclass(frozen=True)
-class Fitting:
+class CapacityRun:
     """One run of `launch.capacity`."""
 
     name: str
     arguments: tuple[str, ...]
-    theme: str  # section of the report
+    topic: str  # section of the report
 
     @property
     def gpu(self) -> bool:
-        return any(one.startswith("h") for one in self.arguments)
+        """True if the slice is one of GPUs."""
+        return any(argument.startswith("h") for argument in self.arguments)
 
 
-def fittings() -> list[Fitting]:
-    """Everything in the report, the dearest last."""
+def capacity_runs() -> list[CapacityRun]:
+    """Return all runs of the report, the most expensive last."""
     serving = [
         *(("v6e:1x1", job, 16) for job in ("compress", "prefill", "decode")),
         ("v6e:1x1", "decode", 8),
@@ -75,18 +77,18 @@ def fittings() -> list[Fitting]:
         *(("h100:1", job, 16) for job in ("compress", "prefill")),
         ("h100:1", "decode", 16),
     ]
-    found = []
-    for where, job, ratio in serving:
-        asked = (
+    runs = []
+    for target, job, ratio in serving:
+        arguments = (
             "--job",
             job,
             "--context",
             str(2**20),
             *settings(f"model.compression.ratio={ratio}"),
         )
-        found.append(Fitting(f"{job}-{ratio}x-{where}", (where, *asked), "serving"))
-    found += [
-        Fitting(
+        runs.append(CapacityRun(f"{job}-{ratio}x-{target}", (target, *arguments), "serving"))
+    runs += [
+        CapacityRun(
             f"decode-{context}",
             ("v6e:1x1", "--job", "decode", "--context", str(context)),
             "contexts",
@@ -103,18 +105,21 @@ def fittings() -> list[Fitting]:
         "h100:8": ("h100:8", *settings("data.rows=8")),
         "h100:8-half-latents": ("h100:8", *settings("data.rows=8", "data.windows=128")),
     }
-    found += [
-        Fitting(f"train-{name}", arguments, "training") for name, arguments in training.items()
+    runs += [
+        CapacityRun(f"train-{name}", arguments, "training") for name, arguments in training.items()
     ]
-    for where, copies in PODS.items():
-        rows = ROWS_OF_A_CHIP * parse_slice(where).chips
+    for target, copies in MODEL_COPIES.items():
+        rows = ROWS_PER_CHIP * parse_slice(target).chips
         changed = [f"data.rows={rows}", *([f"mesh.data={copies}"] if copies > 1 else [])]
-        found.append(Fitting(f"train-{rows}-rows-{where}", (where, *settings(*changed)), "chips"))
-    return found
+        runs.append(
+            CapacityRun(f"train-{rows}-rows-{target}", (target, *settings(*changed)), "chips")
+        )
+    return runs
 
 
 def settings(*assignments: str) -> tuple[str, ...]:
-    return tuple(part for one in assignments for part in ("--set", one))
+    """Return `--set` arguments for these assignments."""
+    return tuple(part for assignment in assignments for part in ("--set", assignment))
 
 
 def main():
@@ -123,98 +128,87 @@ def main():
         "--directory",
         type=path,
         default=Path("runs/capacity"),
-        help="of finished runs (default: %(default)s)",
+        help="for finished runs (default: %(default)s)",
     )
     parser.add_argument(
         "--gpu-python",
         default=".gpu/bin/python",
-        help="of an environment with jax's CUDA plugin (default: %(default)s)",
+        help="Python of an environment with jax's CUDA plugin (default: %(default)s)",
     )
     parser.add_argument(
         "--growth",
         type=setting(NotNegative),
         default=0.02,
-        help="that is let pass, as a share (default: %(default)s)",
+        help="allowed growth, as a share (default: %(default)s)",
     )
     parser.add_argument(
         "--accept",
         action="store_true",
         help="make these figures the baseline and rewrite docs/capacity.md",
     )
-    parser.add_argument(
-        "--only", help="run only those whose name has this in it, and write nothing"
-    )
+    parser.add_argument("--only", help="only runs whose name contains this; writes nothing")
     arguments = parser.parse_args()
-    chosen = [one for one in fittings() if not arguments.only or arguments.only in one.name]
+    chosen = [item for item in capacity_runs() if (arguments.only or "") in item.name]
     figures = {}
-    for one in track(chosen, "fitting", len(chosen)):
-        if one.gpu and not Path(arguments.gpu_python).exists():
+    for item in track(chosen, "compiling", len(chosen)):
+        if item.gpu and not Path(arguments.gpu_python).exists():
             logging.warning(
-                "%s is left out: no %s; make .gpu/installed", one.name, arguments.gpu_python
+                "%s is skipped: no %s; run make .gpu/installed", item.name, arguments.gpu_python
             )
             continue
-        figures[one.name] = fit(
-            one, arguments.directory, arguments.gpu_python if one.gpu else sys.executable
-        )
+        python = arguments.gpu_python if item.gpu else sys.executable
+        figures[item.name] = measure(item, arguments.directory, python)
     before = read_json(BASELINE) if BASELINE.exists() else {}
-    grown = compare(before, figures, arguments.growth)
+    grown = find_growth(before, figures, arguments.growth)
     if arguments.accept and not arguments.only:
         accept(figures)
     elif grown:
         raise GrownError(
-            "worse than tests/data/capacity.json; mend it, or say --accept:\n  "
+            "figures exceed tests/data/capacity.json; fix the cause or pass --accept:\n  "
             + "\n  ".join(grown)
         )
 
 
-def fit(one: Fitting, directory: Path, python: str) -> Figures:
-    """The figures of a run, made unless they are there."""
-    found = directory / f"{one.name}.json"
-    if not found.exists():
+def measure(item: CapacityRun, directory: Path, python: str) -> Figures:
+    """Return the figures of a run, from its file if it has finished before."""
+    file = directory / f"{item.name}.json"
+    if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        log, environment = found.with_suffix(".log"), os.environ | {"JAX_PLATFORMS": "cpu"}
-        with unfinished_file(found) as unfinished:
-            command = [python, "-m", "launch.capacity", "--json", str(unfinished), *told(one)]
+        log, environment = file.with_suffix(".log"), os.environ | {"JAX_PLATFORMS": "cpu"}
+        with unfinished_file(file) as unfinished:
+            command = [python, "-m", "launch.capacity", "--json", str(unfinished)]
+            command += ["--config", CONFIG, "--slice", *item.arguments]
             with log.open("w", encoding="utf-8") as output:
                 status = subprocess.run(
                     command, stdout=output, stderr=output, env=environment
                 ).returncode
             if status not in (0, 3):
                 raise UserError(f"{shlex.join(command)} ended with status {status}; see {log}")
-    return read_json(found)
+    return read_json(file)
 
 
-def told(one: Fitting) -> list[str]:
-    """Arguments of `launch.capacity`."""
-    return ["--config", CONFIG, "--slice", *one.arguments]
-
-
-def compare(before: dict[str, Figures], after: dict[str, Figures], growth: float) -> list[str]:
-    """What has grown, a line each."""
+def find_growth(before: dict[str, Figures], after: dict[str, Figures], growth: float) -> list[str]:
+    """Return a line for every figure that grew beyond the allowed share."""
     lines = []
     for name in before.keys() & after.keys():
-        for key in WATCHED:
+        for key in WATCHED_FIGURES:
             old, new = before[name].get(key), after[name].get(key)
-            if old is not None and new is not None and new > old * (1 + growth) + SLACK:
+            if old is not None and new is not None and new > old * (1 + growth) + SLACK_BYTES:
                 lines.append(f"{name}: {key} {new:.4g}, was {old:.4g}")
         if before[name]["fits"] and not after[name]["fits"]:
-            lines.append(f"{name} does not fit any more")
+            lines.append(f"{name} no longer fits")
     return lines
 
 
 def accept(figures: dict[str, Figures]):
-    """Makes these the figures in docs/."""
+    """Make these figures the baseline, and write the report on them."""
     BASELINE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    found = [
-        (one.theme, shlex.join(one.arguments), figures[one.name])
-        for one in fittings()
-        if one.name in figures
-    ]
-    themes = {
-        theme: [(command, told) for its, command, told in found if its == theme]
-        for theme, _, _ in found
-    }
-    write_report(DOCS, themes, published().model)
+    topics: dict[str, list[tuple[str, Figures]]] = {}
+    for item in capacity_runs():
+        if item.name in figures:
+            result = shlex.join(item.arguments), figures[item.name]
+            topics.setdefault(item.topic, []).append(result)
+    write_report(DOCS, topics, published().model)
 
 
 if __name__ == "__main__":

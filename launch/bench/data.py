@@ -105,7 +105,7 @@ def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float
     """Rows a second that keep a slice busy."""
     return (
         where.chips
-        * where.chip.flops
+        * where.chip.peak_flops
         * mfu
         / training_flops(config.model, config.data.positions, windows).total
     )

@@ -119,7 +119,7 @@ def needed_flops(work: Work) -> dict[str, float]:
         return sum((layer_flops(config, length) for length in lengths), Flops())
 
     forward = read_all(encoder, batch.windows.segments) + read_all(decoder, batch.segments)
-    forward += adapter_flops(model, int((batch.slots >= 0).sum())) + head.times(
+    forward += adapter_flops(model, int((batch.slots >= 0).sum())) + head.scale(
         float(batch.weights.sum())
     )
     windows, latents, length = (
@@ -129,12 +129,12 @@ def needed_flops(work: Work) -> dict[str, float]:
     )
     encode = layer_flops(encoder, model.compression.window)
     first = (
-        encode.times(windows) + adapter_flops(model, latents) + layer_flops(decoder, length) + head
+        encode.scale(windows) + adapter_flops(model, latents) + layer_flops(decoder, length) + head
     )
     after = length + work.answer - 1
     longer, shorter = layer_flops(decoder, after), layer_flops(decoder, length)
-    answer = longer + shorter.times(-1.0) + head.times(work.answer - 1)
-    steps = {"train step": forward.times(3), "encode": encode.times(work.windows.tokens.shape[1])}
+    answer = longer + shorter.scale(-1.0) + head.scale(work.answer - 1)
+    steps = {"train step": forward.scale(3), "encode": encode.scale(work.windows.tokens.shape[1])}
     steps |= {"first token": first, "decode": answer}
     steps |= {"plain text": layer_flops(decoder, len(work.text)) + head}
     return {name: flops.total for name, flops in steps.items()}

@@ -1,24 +1,25 @@
-"""Matrix products of a traced program."""
+"""FLOPs of the matrix products in a traced program."""
 
 import math
 from collections import Counter
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from lclm_jax.capacity.walk import Cached, tally
+from lclm_jax.capacity.jaxpr import CacheRead, sum_work
 
 
-def matmul_flops(jaxpr: Jaxpr, cached: Cached | None = None) -> Counter[str]:
-    """FLOPs of every dot_general on all devices, by source; a multiply-add is two.
+def matmul_flops(jaxpr: Jaxpr, cache: CacheRead | None = None) -> Counter[str]:
+    """Count the FLOPs of every dot_general on all devices, by source; a multiply-add is two.
 
-    Products inside kernels (Pallas) are not counted. See `tally` for conditionals and loops.
+    Products inside Pallas kernels are not counted. See `sum_work` for conditionals and loops.
     """
-    return tally(jaxpr, lambda _: _flops, cached)
+    return sum_work(jaxpr, lambda _: _dot_flops, cache)
 
 
-def _flops(equation: JaxprEqn) -> int:
+def _dot_flops(equation: JaxprEqn) -> int:
     if equation.primitive.name != "dot_general":
         return 0
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    left_shape = equation.invars[0].aval.shape
+    out_shape = equation.outvars[0].aval.shape
+    return 2 * math.prod(out_shape) * math.prod(left_shape[axis] for axis in contracted)

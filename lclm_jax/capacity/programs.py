@@ -1,5 +1,4 @@
-"""The programs that are fitted: the very functions that train and serve, traced on shapes and
-shardings alone."""
+"""Programs whose capacity is measured: the functions that train and serve, on abstract arrays."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from jax.extend.core import Literal as Constant
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lclm_jax.batch import empty_batch, empty_windows
-from lclm_jax.capacity.walk import Cached
+from lclm_jax.capacity.jaxpr import CacheRead
 from lclm_jax.config import Config, ModelConfig, StageConfig, TransformerConfig
 from lclm_jax.costs.chips import Slice
 from lclm_jax.costs.work import Flops, adapter_flops, layer_flops, training_flops
@@ -48,174 +47,200 @@ Job = Literal["train", "compress", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class Call:
-    """A jitted function and its abstract arguments, which say how they are sharded."""
+class AbstractCall:
+    """A jitted function and its abstract arguments, which carry their shardings."""
 
     function: Any
     arguments: tuple[Any, ...]
-    settings: dict[str, Any]  # static
+    static_arguments: dict[str, Any]
 
     def trace(self) -> jax.stages.Traced:
-        """Its jaxpr; the mesh must be in scope."""
-        return self.function.trace(*self.arguments, **self.settings)
+        """Trace the function; the mesh must be in scope."""
+        return self.function.trace(*self.arguments, **self.static_arguments)
 
     @property
     def cache_length(self) -> int:
         """Positions of the cache among the arguments; 0 without one."""
-        return next((x.length for x in self.arguments if isinstance(x, Cache)), 0)
+        caches = [argument for argument in self.arguments if isinstance(argument, Cache)]
+        return caches[0].length if caches else 0
 
     def argument_bytes(self, traced: jax.stages.Traced) -> int:
-        """What the arguments take on each device, without those that the program never reads."""
+        """Return the bytes of the arguments on each device, without those that are never read."""
         jaxpr = traced.jaxpr.jaxpr
-        read = {x for eqn in jaxpr.eqns for x in eqn.invars if not isinstance(x, Constant)}
+        read = {
+            variable
+            for equation in jaxpr.eqns
+            for variable in equation.invars
+            if not isinstance(variable, Constant)
+        }
         leaves = zip(jax.tree.leaves(self.arguments), jaxpr.invars, strict=True)
-        return sum(_bytes_of_a_chip(x) for x, variable in leaves if variable in read)
+        return sum(_shard_bytes(leaf) for leaf, variable in leaves if variable in read)
 
 
-def _bytes_of_a_chip(x: jax.ShapeDtypeStruct) -> int:
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+def _shard_bytes(array: jax.ShapeDtypeStruct) -> int:
+    return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One call of a job, of the several that a context may need."""
+class CallSize:
+    """Size of one of the calls that a job makes."""
 
     length: int  # positions that the program is compiled for
-    flops: Flops  # that the model asks for, recomputation and padding excluded
-    cached: int = 0  # positions of the cache that it follows
-    filled: int = 0  # positions that are no pads
+    flops: Flops  # of the model, without recomputation and padding
+    cached: int = 0  # positions that are in the cache already
+    filled: int = 0  # positions without padding
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program on one slice."""
+    """One job of a model on one slice."""
 
     config: Config
-    stage: StageConfig  # trained in, where the job is `train`
-    where: Slice
+    stage: StageConfig  # to train; other jobs ignore it
+    target: Slice
     job: Job = "train"
-    context: int = 1_000_000  # tokens that are served, compressed
-    budget: int | None = None  # decoder positions the stage reads in all; None: those of its steps
+    context: int = 1_000_000  # tokens to compress, of jobs that serve
+    budget: int | None = None  # decoder positions of the whole stage; None: those of its steps
 
     def mesh(self, devices: Sequence[Any]) -> Mesh:
+        """Return the mesh of the config over these devices."""
         return make_mesh(self.config.mesh, devices)
 
-    def call(self, mesh: Mesh, turn: Turn | None = None) -> Call:
-        """What is compiled for a turn, by default the dearest."""
+    def call(self, mesh: Mesh, size: CallSize | None = None) -> AbstractCall:
+        """Return the function to compile for a call, by default the largest."""
         model = self.config.model
         if self.job == "train":
             return train_call(self.config, self.stage, mesh)
         if self.job == "compress":
             return compress_call(model, mesh)
         if self.job == "prefill":
-            return prefill_call(model, mesh, self.context, turn or self.dearest)
+            return prefill_call(model, mesh, self.context, size or self.largest_call)
         return decode_call(model, mesh, self.context)
 
-    def turns(self) -> list[Turn]:
-        """Calls that serve the whole context; of the other jobs one."""
-        model, data = self.config.model, self.config.data
-        decoder, head = model.decoder, Flops(2.0 * model.decoder.width * model.decoder.vocab)
+    def calls(self) -> list[CallSize]:
+        """Return the calls that train on a batch, read the whole context, or decode a token."""
         if self.job == "train":
-            windows, parts = (
-                self.stage.windows or data.windows,
-                trained_parts(self.config, self.stage),
-            )
-            row = training_flops(model, data.positions, windows, parts)
-            return [Turn(data.positions, row.times(data.rows))]
+            return [self._train_size()]
         if self.job == "compress":
-            windows = -(-self.context // model.compression.window)
-            one = layer_flops(model.encoder, model.window_length).times(WINDOWS_AT_ONCE)
-            if not model.adapter.attention:  # else it is a program of its own
-                latents = WINDOWS_AT_ONCE * model.compression.latents_per_window
-                one += adapter_flops(model, latents)
-            length = WINDOWS_AT_ONCE * model.compression.window
-            return [Turn(length, one)] * -(-windows // WINDOWS_AT_ONCE)
-        spans = plan_chunks(sample_prompt(model, self.context), model)
+            return self._compress_sizes()
+
+        model = self.config.model
+        chunks = plan_chunks(sample_prompt(model, self.context), model)
         if self.job == "decode":
-            length = spans[-1].stop
-            return [Turn(1, chunk_flops(decoder, 1, length) + head, length, 1)]
-        counts = [span.stop - span.first for span in spans]
+            return [_chunk_size(model, length=1, count=1, cached=chunks[-1].stop)]
         return [
-            Turn(span.length, chunk_flops(decoder, count, span.first) + head, span.first, count)
-            for span, count in zip(spans, counts, strict=True)
+            _chunk_size(model, chunk.length, chunk.stop - chunk.first, chunk.first)
+            for chunk in chunks
         ]
 
+    def _train_size(self) -> CallSize:
+        data = self.config.data
+        windows = self.stage.windows or data.windows
+        parts = trained_parts(self.config, self.stage)
+        row = training_flops(self.config.model, data.positions, windows, parts)
+        return CallSize(data.positions, row.scale(data.rows))
+
+    def _compress_sizes(self) -> list[CallSize]:
+        model = self.config.model
+        flops = layer_flops(model.encoder, model.window_length).scale(WINDOWS_AT_ONCE)
+        if not model.adapter.attention:  # with attention the adapter is a program of its own
+            latents = WINDOWS_AT_ONCE * model.compression.latents_per_window
+            flops += adapter_flops(model, latents)
+
+        windows = -(-self.context // model.compression.window)
+        calls = -(-windows // WINDOWS_AT_ONCE)
+        return [CallSize(WINDOWS_AT_ONCE * model.compression.window, flops)] * calls
+
     @property
-    def dearest(self) -> Turn:
-        """The longest turn, the last of several."""
-        return max(self.turns(), key=lambda turn: (turn.length, turn.cached))
+    def largest_call(self) -> CallSize:
+        """The longest call, and the last one of several."""
+        return max(self.calls(), key=lambda size: (size.length, size.cached))
 
     def model_flops(self) -> Flops:
-        """What the model asks for in the dearest call on all devices."""
-        return self.dearest.flops
+        """Return the model FLOPs of the largest call on all devices."""
+        return self.largest_call.flops
 
-    def cached(self, turn: Turn, length: int) -> Cached | None:
-        """What attention reads of a cache of this length on the busiest chip; the mesh must be in
-        scope. Kernels of TPUs read one of a few prefixes."""
+    def cache_read(self, size: CallSize, length: int) -> CacheRead | None:
+        """Return the part of a cache of this length that attention reads on the busiest chip.
+
+        None without a cache. TPU kernels read one of a few prefixes. The mesh must be in scope.
+        """
         if not length:
             return None
-        own = length // splits("length")
-        used, lengths = min(turn.cached, own), [own]
-        if self.where.chip.kind == "tpu":
-            lengths = prefix_lengths(own)
-            used = next(length for length in lengths if length >= used)
-        return Cached(frozenset(lengths), used, self.config.model.decoder.layers)
+        own_length = length // splits("length")
+        positions, lengths = min(size.cached, own_length), [own_length]
+        if self.target.chip.kind == "tpu":
+            lengths = prefix_lengths(own_length)
+            positions = next(prefix for prefix in lengths if prefix >= positions)
+        return CacheRead(frozenset(lengths), positions, self.config.model.decoder.layers)
 
-    def kernel_flops(self, turn: Turn, length: int) -> float:
-        """FLOPs of attention in a turn where kernels compute it; the mesh must be in scope.
+    def kernel_flops(self, size: CallSize, length: int) -> float:
+        """Return the attention FLOPs of a call in which kernels compute it.
 
-        Training makes the scores again: once for the gradients, and once in a layer that is read
-        again as a whole.
+        Training computes the scores again for the gradients, and once more in layers that are
+        recomputed as a whole. The mesh must be in scope.
         """
         if self.job == "train":
-            return turn.flops.attention * (9 / 6 if self.config.model.remat == "full" else 7 / 6)
-        if not (cached := self.cached(turn, length)):
-            return turn.flops.attention
-        read = cached.positions * splits("length")
-        return chunk_flops(self.config.model.decoder, turn.length, read).attention
+            factor = 9 / 6 if self.config.model.remat == "full" else 7 / 6
+            return size.flops.attention * factor
+
+        cache = self.cache_read(size, length)
+        if cache is None:
+            return size.flops.attention
+        read = cache.positions * splits("length")
+        return chunk_flops(self.config.model.decoder, size.length, read).attention
+
+
+def _chunk_size(model: ModelConfig, length: int, count: int, cached: int) -> CallSize:
+    """Return the size of a decoder call over `count` tokens, padded to `length`."""
+    head = Flops(2.0 * model.decoder.width * model.decoder.vocab)
+    flops = chunk_flops(model.decoder, count, cached) + head
+    return CallSize(length, flops, cached, count)
 
 
 def chunk_flops(config: TransformerConfig, count: int, cached: int) -> Flops:
-    """One forward pass over `count` causal positions that follow `cached` others."""
+    """Count the forward FLOPs of `count` causal positions that follow `cached` others."""
     pairs = count * (cached + count / 2)
     attention = 4.0 * config.layers * pairs * config.heads * config.head_dim
     return Flops(count * layer_flops(config, 1).products, attention)
 
 
-def serve(program: Program) -> Program:
-    """The same program on the mesh that serves best."""
-    mesh = serving_mesh(program.config.model, program.where.chips)
+def with_serving_mesh(program: Program) -> Program:
+    """Return the program on the mesh that `serving_mesh` chooses for its slice."""
+    mesh = serving_mesh(program.config.model, program.target.chips)
     return replace(program, config=replace(program.config, mesh=mesh))
 
 
-def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> Call:
-    """A step of a stage on a global batch.
+def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> AbstractCall:
+    """Return a training step of a stage on a global batch.
 
-    Raises ConfigError, as training does, where the mesh in scope does not divide it.
+    Raises ConfigError, as training does, where the mesh in scope does not divide the batch.
     """
     check_batches(config)
-    room = row_budget(config, stage)
-    windows = empty_windows(1, room.windows, room.window_length, room.window_latents)
-    rows, where = config.data.rows, batch_sharding(mesh)
-    row = empty_batch(1, room.positions, windows)
-    batch = jax.tree.map(lambda x: _shape((rows, *x.shape[1:]), x.dtype, where), row)
+    budget = row_budget(config, stage)
+    windows = empty_windows(1, budget.windows, budget.window_length, budget.window_latents)
+    row = empty_batch(1, budget.positions, windows)
+    rows, sharding = config.data.rows, batch_sharding(mesh)
+    batch = jax.tree.map(lambda x: _abstract((rows, *x.shape[1:]), x.dtype, sharding), row)
     step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
-    return Call(step, (abstract_state(config, stage, mesh), batch), {})
+    return AbstractCall(step, (abstract_state(config, stage, mesh), batch), {})
 
 
-def compress_call(config: ModelConfig, mesh: Mesh) -> Call:
-    """The encoder over as many windows as `LanguageModel.compress` reads at once."""
+def compress_call(config: ModelConfig, mesh: Mesh) -> AbstractCall:
+    """Return the encoder on the windows that `LanguageModel.compress` reads at once."""
     parts = splits("windows")
     count = -(-WINDOWS_AT_ONCE // parts) * parts
     latents = config.compression.latents_per_window
     windows = empty_windows(1, count, config.window_length, latents)
     params = abstract_params(config, mesh, config.dtype)
-    return Call(encode_windows, (params, _everywhere(windows, mesh)), {"config": config})
+    return AbstractCall(encode_windows, (params, _replicate(windows, mesh)), {"config": config})
 
 
 def sample_prompt(config: ModelConfig, context: int) -> Prompt:
-    """The latents of a context of so many tokens between tags, and a question: with the tags, ROOM
-    positions more."""
+    """Return a prompt: latents of a context of this many tokens, then ROOM more positions.
+
+    These are for the tags around the latents and a question.
+    """
     size = config.compression.latents_per_window
     latents = count_latents(context, config)
     slots = np.full((1, latents + ROOM), -1, np.int32)
@@ -225,46 +250,50 @@ def sample_prompt(config: ModelConfig, context: int) -> Prompt:
     return Prompt(np.zeros_like(slots), slots, length, [block] * -(-latents // size))
 
 
-def prefill_call(config: ModelConfig, mesh: Mesh, context: int, turn: Turn) -> Call:
-    """The decoder reads one chunk of a `sample_prompt`."""
+def prefill_call(config: ModelConfig, mesh: Mesh, context: int, size: CallSize) -> AbstractCall:
+    """Return the decoder on one chunk of a `sample_prompt`."""
     prompt = sample_prompt(config, context)
-    span = next(span for span in plan_chunks(prompt, config) if span.first == turn.cached)
-    chunk = make_chunk(prompt, span, config)
+    planned = next(chunk for chunk in plan_chunks(prompt, config) if chunk.first == size.cached)
+    chunk = make_chunk(prompt, planned, config)
     params = abstract_params(config, mesh, config.dtype)
-    logits = _shape((1, config.decoder.vocab), jnp.float32, replicated(mesh))
+    logits = _abstract((1, config.decoder.vocab), jnp.float32, replicated(mesh))
     cache = _on_mesh(abstract_cache(config, params, context), mesh)
-    return Call(read_chunk, (params, _everywhere(chunk, mesh), logits, cache), {"config": config})
+    return AbstractCall(
+        read_chunk, (params, _replicate(chunk, mesh), logits, cache), {"config": config}
+    )
 
 
-def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> Call:
-    """One more token after a `sample_prompt`."""
+def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> AbstractCall:
+    """Return the decoder on one more token after a `sample_prompt`."""
     params = abstract_params(config, mesh, config.dtype)
-    one = _shape((1,), jnp.int32, replicated(mesh))
+    scalar = _abstract((1,), jnp.int32, replicated(mesh))
     cache = _on_mesh(abstract_cache(config, params, context), mesh)
-    return Call(decode_step, (params, one, one, cache), {"config": config})
+    return AbstractCall(decode_step, (params, scalar, scalar, cache), {"config": config})
 
 
 def abstract_cache(config: ModelConfig, params: Any, context: int) -> Cache:
-    """The shapes of the cache that `generate.prefill` allocates for a `sample_prompt`."""
-    spans: list[PlannedChunk] = plan_chunks(sample_prompt(config, context), config)
-    needed = positions_needed(spans, ROOM)
+    """Return the shapes of the cache that `prefill` allocates for a `sample_prompt`."""
+    chunks: list[PlannedChunk] = plan_chunks(sample_prompt(config, context), config)
+    needed = positions_needed(chunks, ROOM)
     return jax.eval_shape(lambda params: allocate_cache(params, config, 1, needed), params)
 
 
 def _on_mesh(cache: Cache, mesh: Mesh) -> Cache:
-    split = partial(_on, where=NamedSharding(mesh, to_spec(CACHE_AXES)))
-    rest = _everywhere(cache, mesh)
+    split = partial(_with_sharding, sharding=NamedSharding(mesh, to_spec(CACHE_AXES)))
+    rest = _replicate(cache, mesh)
     return rest.replace(keys=split(cache.keys), values=split(cache.values))
 
 
-def _everywhere(tree: Any, mesh: Mesh) -> Any:
-    """Shapes of arrays that every device has whole."""
-    return jax.tree.map(partial(_on, where=NamedSharding(mesh, PartitionSpec())), tree)
+def _replicate(tree: Any, mesh: Mesh) -> Any:
+    """Replicate abstract arrays on every device."""
+    return jax.tree.map(
+        partial(_with_sharding, sharding=NamedSharding(mesh, PartitionSpec())), tree
+    )
 
 
-def _on(x: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return _shape(x.shape, x.dtype, where)
+def _with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return _abstract(x.shape, x.dtype, sharding)
 
 
-def _shape(shape: tuple[int, ...], dtype: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
+def _abstract(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)

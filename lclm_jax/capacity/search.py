@@ -1,4 +1,7 @@
-"""Which mesh, micro-batches and remat suit a slice: choices in the order of a rough guess, the best of them compiled."""
+"""Search for the mesh, micro-batches and remat that suit a slice.
+
+A rough guess from sizes alone puts the candidates in order; the most promising are compiled.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,66 +10,72 @@ from typing import Any
 
 import jax
 
-from lclm_jax.capacity.measure import FSDP_BYTES, Figures, measure
+from lclm_jax.capacity.measure import FSDP_BYTES, Figures, measure_program
 from lclm_jax.capacity.programs import Program
 from lclm_jax.capacity.topology import slice_devices
-from lclm_jax.config import ConfigError, MeshConfig
+from lclm_jax.config import Config, ConfigError, MeshConfig, TransformerConfig
 from lclm_jax.model.params import count_parameters
 from lclm_jax.progress import progress_bar
 
-STATE_BYTES = 12  # a trained parameter: float32 master and two moments
-REMATS = {
-    "full": 4 / 3,
-    "attention": 1.3,
-    "dots": 1.05,
-}  # FLOPs of a step over the model's, roughly
-PATIENCE = 4
+STATE_BYTES = 12  # per trained parameter: float32 weight and two moments
+REMAT_FLOPS = {"full": 4 / 3, "attention": 1.3, "dots": 1.05}  # of a step, over the model's
+MAX_COMPILED_PER_TRY = 4  # the guess of what fits is rough, and a failed compilation is short
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A program, and a guess of what it takes: good enough to say what to try first, and no figure to show."""
+class Candidate:
+    """A program with a guess of its time and memory, only good enough to order candidates."""
 
     program: Program
     seconds: float
-    bytes: float
+    bytes: float  # of one chip
 
 
-def search(program: Program, tries: int, mfu: float) -> list[Figures]:
-    """Figures of choices that fit, `tries` of them if there are, and of those compiled on the way that do not; see `rank`.
+def search_programs(program: Program, tries: int, mfu: float) -> list[Figures]:
+    """Return figures of up to `tries` programs that fit, and of those compiled that do not.
 
-    The program as it is given comes first, then the most promising. The guess of what fits is rough, and a compiler that gives
-    up does so soon: up to `PATIENCE` times as many are compiled.
+    The program as given comes first, then the most promising candidates; up to
+    MAX_COMPILED_PER_TRY times `tries` are compiled. The result is ordered by `rank`.
     """
-    devices, tried = slice_devices(program.where), []
+    devices = slice_devices(program.target)
+    memory = program.target.chip.memory_bytes
     ordered = sorted(
-        choices(program),
-        key=lambda one: (one.bytes > program.where.chip.memory, one.seconds, one.bytes),
+        candidates(program),
+        key=lambda candidate: (candidate.bytes > memory, candidate.seconds, candidate.bytes),
     )
-    distinct = dict.fromkeys(
-        [*_as_given(program, devices), *(choice.program for choice in ordered)]
-    )
+    programs = [*_with_explicit_mesh(program, devices)]
+    programs += [candidate.program for candidate in ordered]
+    possible = (item for item in dict.fromkeys(programs) if is_possible(item, devices))
+
+    results: list[Figures] = []
     with progress_bar("compiling", tries) as show:
-        for one in islice((one for one in distinct if holds(one, devices)), PATIENCE * tries):
-            tried.append(measure(one, mfu))
-            fitting = sum(figures["fits"] for figures in tried)
-            show(fitting, f"{len(tried)} compiled")
+        for item in islice(possible, MAX_COMPILED_PER_TRY * tries):
+            results.append(measure_program(item, mfu))
+            fitting = sum(figures["fits"] for figures in results)
+            show(fitting, f"{len(results)} compiled")
             if fitting == tries:
                 break
-    return rank(tried)
+    return rank(results)
 
 
-def _as_given(program: Program, devices: Sequence[Any]) -> list[Program]:
-    """The program with its mesh written out, so that it can be told from the choices; none where the slice has no such mesh."""
+def _with_explicit_mesh(program: Program, devices: Sequence[Any]) -> list[Program]:
+    """Return the program with its mesh spelled out, so that it equals a candidate with that mesh.
+
+    Empty where the slice has no such mesh.
+    """
     try:
         shape = program.mesh(devices).shape
     except ConfigError:
         return []
-    return [replace(program, config=replace(program.config, mesh=MeshConfig(**shape)))]
+    return [_with_mesh(program, MeshConfig(**shape))]
 
 
-def holds(program: Program, devices: Sequence[Any]) -> bool:
-    """Whether the slice has the mesh, and the mesh divides the batch and every parameter."""
+def _with_mesh(program: Program, mesh: MeshConfig) -> Program:
+    return replace(program, config=replace(program.config, mesh=mesh))
+
+
+def is_possible(program: Program, devices: Sequence[Any]) -> bool:
+    """Return True if the slice has the mesh, and the mesh divides the batch and the parameters."""
     try:
         mesh = program.mesh(devices)
         with jax.set_mesh(mesh):
@@ -76,91 +85,103 @@ def holds(program: Program, devices: Sequence[Any]) -> bool:
     return True
 
 
-def rank(tried: Sequence[Figures]) -> list[Figures]:
+def rank(results: Sequence[Figures]) -> list[Figures]:
+    """Order figures: those that fit first, then by time without overlap, then by memory."""
     return sorted(
-        tried,
-        key=lambda figures: (not figures["fits"], sum_of_times(figures), figures["peak_bytes"]),
+        results,
+        key=lambda figures: (
+            not figures["fits"],
+            seconds_without_overlap(figures),
+            figures["peak_bytes"],
+        ),
     )
 
 
-def sum_of_times(figures: Figures) -> float:
-    """Seconds of a call in which nothing overlaps."""
+def seconds_without_overlap(figures: Figures) -> float:
+    """Return the seconds of a call in which nothing overlaps."""
     return figures["estimate"]["call_seconds"][1]
 
 
-def choices(program: Program) -> Iterator[Choice]:
-    """Every way to split the batch and the heads over the slice that divides evenly; some no slice may hold (see `holds`)."""
-    model, chips = program.config.model, program.where.chips
-    flops = program.model_flops().total / chips
+def candidates(program: Program) -> Iterator[Candidate]:
+    """Yield every even split of batch and heads over the slice; see `is_possible` for the rest."""
+    chips = program.target.chips
+    model_flops = program.model_flops().total / chips
+
     for data, tensor, context in product(_divisors(chips), repeat=3):
-        if data % program.where.count or chips % (data * tensor * context):
+        crosses_slices_evenly = data % program.target.count == 0
+        if not crosses_slices_evenly or chips % (data * tensor * context):
             continue
-        if (
-            model.decoder.kv_heads % tensor
-            or model.encoder.kv_heads % tensor
-            or model.decoder.mlp % tensor
-        ):
+        if not _divides_model(tensor, program.config):
             continue
-        mesh = MeshConfig(
-            data=data, fsdp=chips // data // tensor // context, context=context, tensor=tensor
-        )
+        fsdp = chips // data // tensor // context
+        mesh = MeshConfig(data=data, fsdp=fsdp, context=context, tensor=tensor)
+
         if program.job == "train":
-            yield from _training(program, mesh, flops)
-        elif mesh.fsdp == mesh.data == 1:
-            yield Choice(
-                replace(program, config=replace(program.config, mesh=mesh)), tensor, 0
-            )  # fewer, larger messages first
+            yield from _training_candidates(program, mesh, model_flops)
+        elif fsdp == data == 1:
+            # Fewer, larger messages first.
+            yield Candidate(_with_mesh(program, mesh), tensor, 0)
 
 
-def _training(program: Program, mesh: MeshConfig, flops: float) -> Iterator[Choice]:
-    config, parts = program.config, mesh.data * mesh.fsdp
-    for micro, remat in product(_divisors(config.data.rows // parts), REMATS):
-        model, run = replace(config.model, remat=remat), replace(config.run, micro_batches=micro)
-        yield _guess(
-            replace(program, config=replace(config, mesh=mesh, model=model, run=run)), flops
-        )
+def _divides_model(tensor: int, config: Config) -> bool:
+    encoder, decoder = config.model.encoder, config.model.decoder
+    sizes = (decoder.kv_heads, encoder.kv_heads, decoder.mlp)
+    return all(size % tensor == 0 for size in sizes)
 
 
-def _guess(program: Program, flops: float) -> Choice:
-    """Seconds of computing and sending, and bytes of a chip, from sizes alone; `flops` are the model's on a chip."""
-    config, mesh, chip = program.config, program.config.mesh, program.where.chip
+def _training_candidates(
+    program: Program, mesh: MeshConfig, model_flops: float
+) -> Iterator[Candidate]:
+    config = program.config
+    rows = config.data.rows // (mesh.data * mesh.fsdp)
+    for micro_batches, remat in product(_divisors(rows), REMAT_FLOPS):
+        model = replace(config.model, remat=remat)
+        run = replace(config.run, micro_batches=micro_batches)
+        changed = replace(config, mesh=mesh, model=model, run=run)
+        yield _guess(replace(program, config=changed), model_flops)
+
+
+def _guess(program: Program, model_flops: float) -> Candidate:
+    """Guess seconds and memory of a training step; `model_flops` are those of one chip."""
+    config, mesh, chip = program.config, program.config.mesh, program.target.chip
     parameters = count_parameters(config.model)
-    tower, micro = config.model.decoder, config.run.micro_batches
-    tokens = (
-        config.data.rows * config.data.positions / (mesh.data * mesh.fsdp * mesh.context)
-    )  # of a chip, in a step
-    remat, attended = config.model.remat, tower.heads * tower.head_dim
-    sent = FSDP_BYTES * micro * parameters / mesh.tensor
-    if (
-        mesh.tensor > 1
-    ):  # sums of activations after attention and after the MLP, forward, again, and backward
-        sent += tower.layers * (4 if remat == "dots" else 6) * 2 * tokens * tower.width
-    if (
-        mesh.context > 1
-    ):  # keys and values of whole sequences, forward and again, their gradients back
-        sent += (
-            tower.layers
-            * 4
-            * 2
-            * tokens
-            * mesh.context
-            * tower.kv_heads
-            * tower.head_dim
-            / mesh.tensor
-        )
-    inner = (
-        2 * (attended + tower.kv_heads * tower.head_dim) + 2 * tower.mlp
-    )  # queries, attended, keys, values, gate, up
-    kept = {  # of a token in every layer
-        "full": tower.width,
-        "attention": tower.width + attended / mesh.tensor,
-        "dots": 2 * tower.width + inner / mesh.tensor,
-    }[remat]
-    held = (
-        STATE_BYTES * parameters * mesh.data / program.where.chips
-        + 2 * tower.layers * tokens / micro * kept
-    )
-    return Choice(program, flops * REMATS[remat] / chip.flops + sent / chip.link_speed, held)
+    batch_parts = mesh.data * mesh.fsdp * mesh.context
+    tokens = config.data.rows * config.data.positions / batch_parts  # of a chip, in a step
+
+    compute_seconds = model_flops * REMAT_FLOPS[config.model.remat] / chip.peak_flops
+    sent = FSDP_BYTES * config.run.micro_batches * parameters / mesh.tensor
+    sent += _activation_bytes_sent(config, tokens)
+
+    state = STATE_BYTES * parameters * mesh.data / program.target.chips
+    kept = _values_kept(config.model.decoder, config.model.remat, mesh.tensor)
+    activations = 2 * config.model.decoder.layers * tokens / config.run.micro_batches * kept
+    return Candidate(program, compute_seconds + sent / chip.link_bandwidth, state + activations)
+
+
+def _activation_bytes_sent(config: Config, tokens: float) -> float:
+    """Guess the bytes of bf16 activations that a chip sends in a step."""
+    mesh, decoder, sent = config.mesh, config.model.decoder, 0.0
+    if mesh.tensor > 1:
+        # Sums after attention and after the MLP: forward, recomputed and backward.
+        sums = 4 if config.model.remat == "dots" else 6
+        sent += decoder.layers * sums * 2 * tokens * decoder.width
+    if mesh.context > 1:
+        # Keys and values of whole sequences, forward and recomputed, and their gradients.
+        kv_width = decoder.kv_heads * decoder.head_dim
+        sent += decoder.layers * 4 * 2 * tokens * mesh.context * kv_width / mesh.tensor
+    return sent
+
+
+def _values_kept(tower: TransformerConfig, remat: str, tensor: int) -> float:
+    """Count the values that a layer keeps of each token for the backward pass."""
+    attended = tower.heads * tower.head_dim
+    if remat == "full":
+        return tower.width
+    if remat == "attention":
+        return tower.width + attended / tensor
+    # Queries, attention output, keys, values, gate and up projection.
+    inner = 2 * (attended + tower.kv_heads * tower.head_dim) + 2 * tower.mlp
+    return 2 * tower.width + inner / tensor
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""Devices of a slice that is not here, for compilers that need none: libtpu for TPUs, jax's CUDA plugin for GPUs."""
+"""Devices of a slice that is not present, for compilers that need no hardware.
+
+libtpu compiles for TPUs, jax's CUDA plugin for GPUs.
+"""
 
 import os
 from contextlib import suppress
@@ -11,7 +14,8 @@ from jax.experimental import topologies
 from lclm_jax.costs.chips import Slice
 from lclm_jax.errors import UserError
 
-# Of libtpu: no lock file, no question to a metadata server, and no warnings that this machine is none of a slice.
+# Keep libtpu from taking its lock file, querying a metadata server, and warning that this machine
+# is not part of a slice.
 TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -19,7 +23,7 @@ TPU_ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
 }
 
-# Of both Hopper cards, as NVIDIA's programming guide and data sheets have them (compute capability 9.0, SXM).
+# Both Hopper cards, from NVIDIA's programming guide and data sheets (compute capability 9.0, SXM).
 HOPPER = """
 gpu_device_info {{
   cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
@@ -48,7 +52,8 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
-CARDS = {
+# Name and device memory in bytes, by chip.
+HOPPER_CARDS = {
     "h100": ("NVIDIA H100 80GB HBM3", 84942979072),
     "h200": ("NVIDIA H200 141GB HBM3e", 151397597184),
 }
@@ -58,61 +63,65 @@ TPU_HELP = (
     "multiples of 4, up to 16x16 for v5e and v6e and 16x16x16 for v5p"
 )
 GPU_HELP = (
-    "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', in Python 3.12 for the kernels of "
-    "attention, and JAX_PLATFORMS=cpu where there is no card"
+    "GPUs need jax's CUDA plugin, in an environment of its own: pip install -e '.[gpu]', with "
+    "Python 3.12 for attention kernels, and JAX_PLATFORMS=cpu on a machine without a GPU"
 )
 
 
 class TopologyError(UserError):
-    """A slice for which there is no compiler here, or that the compiler does not know."""
+    """A slice that no compiler here supports, or a program it compiled that cannot be read."""
 
 
-def slice_devices(where: Slice) -> list[Any]:
-    """The devices of a slice: they can be put in a mesh and compiled for, and hold nothing. Raises TopologyError."""
-    gpu = where.chip.kind == "gpu"
+def slice_devices(target: Slice) -> list[Any]:
+    """Return the devices of a slice, for a mesh to compile for; they cannot hold arrays.
+
+    Raises TopologyError where the compiler is missing or does not know the slice.
+    """
+    gpu = target.chip.kind == "gpu"
+    options = _gpu_options(target) if gpu else _tpu_options(target)
     try:
-        devices = list(
-            topologies.get_topology_desc(**(_gpus(where) if gpu else _tpus(where))).devices
-        )
-    except (
-        RuntimeError
-    ) as error:  # no compiler, one without topologies, or a slice it does not know
+        devices = list(topologies.get_topology_desc(**options).devices)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        help_text = GPU_HELP if gpu else TPU_HELP
+        raise TopologyError(f"cannot compile for {target}: {reason}. {help_text}") from error
+
+    # A chip with two cores may count as two devices.
+    if len(devices) != target.chips:
         raise TopologyError(
-            f"cannot compile for {where}: {str(error).partition(chr(10))[0]}. {GPU_HELP if gpu else TPU_HELP}"
-        ) from error
-    if len(devices) != where.chips:  # cores, of a chip that has two
-        raise TopologyError(
-            f"expected {where.chips} devices of {where}, the compiler knows {len(devices)}"
+            f"expected {target.chips} devices of {target}, the compiler has {len(devices)}"
         )
     return devices
 
 
-def _tpus(where: Slice) -> dict[str, Any]:
+def _tpu_options(target: Slice) -> dict[str, Any]:
     os.environ.update(TPU_ENVIRONMENT)
-    per_host = tuple(min(2, side) for side in (*where.shape, 1)[:2])
-    smaller = {} if per_host == (2, 2) else {"chips_per_host_bounds": (*per_host, 1)}  # than a host
-    several = {"num_slices": where.count} if where.count > 1 else {}
-    return {"platform": "tpu", "topology_name": where.name, **smaller, **several}
+    options: dict[str, Any] = {"platform": "tpu", "topology_name": target.name}
+    chips_per_host = tuple(min(2, side) for side in (*target.shape, 1)[:2])
+    if chips_per_host != (2, 2):  # a slice smaller than a host
+        options["chips_per_host_bounds"] = (*chips_per_host, 1)
+    if target.count > 1:
+        options["num_slices"] = target.count
+    return options
 
 
-def _gpus(where: Slice) -> dict[str, Any]:
-    name, memory = CARDS[where.chip.name]
-    card = HOPPER.format(name=name, memory=memory, bandwidth=int(where.chip.memory_speed))
-    nodes = f"1x{where.hosts}x{where.chips // where.hosts}"
+def _gpu_options(target: Slice) -> dict[str, Any]:
+    name, memory = HOPPER_CARDS[target.chip.name]
+    bandwidth = int(target.chip.memory_bandwidth)
     return {
         "platform": "cuda",
-        "topology_name": where.chip.name,
-        "topology": nodes,
-        "target_config": card,
+        "topology_name": target.chip.name,
+        "topology": f"1x{target.hosts}x{target.chips // target.hosts}",
+        "target_config": HOPPER.format(name=name, memory=memory, bandwidth=bandwidth),
     }
 
 
-def compiler(where: Slice) -> str:
-    """Names and versions of what compiles for a slice, as figures of it should say."""
-    gpu = where.chip.kind == "gpu"
+def compiler_versions(target: Slice) -> str:
+    """Name the packages that compile for a slice, with their versions."""
+    gpu = target.chip.kind == "gpu"
     packages = ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "tokamax") if gpu else ("libtpu",)
-    found = [f"jax {jax.__version__}"]
+    versions = [f"jax {jax.__version__}"]
     for package in packages:
         with suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return ", ".join(found)
+            versions.append(f"{package} {version(package)}")
+    return ", ".join(versions)

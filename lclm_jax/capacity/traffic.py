@@ -1,7 +1,7 @@
 """Bytes that a traced program moves between a chip and its memory.
 
-Elementwise work and reductions are assumed fused into the matrix products, kernels, gathers and
-updates beside them, each of which reads its operands and writes its result once.
+Elementwise work and reductions are assumed to be fused into the neighbouring matrix products,
+kernels, gathers and updates. Each of these reads its operands and writes its result once.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from lclm_jax.capacity.walk import KERNELS, Cached, Weigh, bodies, tally
+from lclm_jax.capacity.jaxpr import KERNELS, CacheRead, Cost, inner_jaxprs, sum_work
 
 VIEWS = (
     "reshape",
@@ -22,54 +22,58 @@ VIEWS = (
     "convert_element_type",
 )
 SLICES = ("slice", "dynamic_slice")
-UPDATES = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}  # the operand that is written
-BLOCKS = ("cond", "while", "scan")  # what they are handed lies in memory
+UPDATED_OPERAND = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
+CONTROL_FLOW = ("cond", "while", "scan")  # their operands must lie in memory
 
 
-def moved_bytes(jaxpr: Jaxpr, cached: Cached | None = None) -> Counter[str]:
-    """Bytes read and written on all devices, by source.
+def moved_bytes(jaxpr: Jaxpr, cache: CacheRead | None = None) -> Counter[str]:
+    """Count the bytes read and written on all devices, by source.
 
-    Kernels (Pallas) read their operands once, and of a cache only what is in use. A slice that
-    only products read is no copy; one that a kernel, a loop or a conditional is handed is.
+    Pallas kernels read their operands once, and only the part of a cache that is in use. A slice
+    counts as a copy if a kernel, a loop or a conditional takes it, not if only products read it.
     """
-    return tally(jaxpr, partial(_rule, cached), cached)
+    return sum_work(jaxpr, partial(_cost, cache), cache)
 
 
-def _rule(cached: Cached | None, jaxpr: Jaxpr) -> Weigh:
-    copied = _handed_over(jaxpr)
+def _cost(cache: CacheRead | None, jaxpr: Jaxpr) -> Cost:
+    materialized = _materialized(jaxpr)
 
-    def weigh(equation: JaxprEqn) -> int:
-        kind, out = equation.primitive.name, equation.outvars
+    def cost(equation: JaxprEqn) -> int:
+        kind, operands, results = equation.primitive.name, equation.invars, equation.outvars
         if kind in KERNELS:
-            return sum(_size(x, cached) for x in [*equation.invars, *out])
+            return sum(_bytes(x, cache) for x in [*operands, *results])
         if kind == "dot_general":
-            return sum(map(_size, [*equation.invars, *out]))
-        if kind == "gather" or (kind in SLICES and out[0] in copied):
-            return 2 * _size(out[0])
-        if kind in UPDATES:
-            return 2 * _size(equation.invars[UPDATES[kind]])
+            return sum(_bytes(x) for x in [*operands, *results])
+        if kind == "gather" or (kind in SLICES and results[0] in materialized):
+            return 2 * _bytes(results[0])
+        if kind in UPDATED_OPERAND:
+            return 2 * _bytes(operands[UPDATED_OPERAND[kind]])
         return 0
 
-    return weigh
+    return cost
 
 
-def _handed_over(jaxpr: Jaxpr) -> set[Var]:
-    """Arrays that a kernel, a loop or a conditional is handed as they are, or seen another way."""
-    found: set[Var] = set()
+def _materialized(jaxpr: Jaxpr) -> set[Var]:
+    """Return the arrays that a kernel, loop or conditional takes, directly or through views."""
+    arrays: set[Var] = set()
     for equation in reversed(jaxpr.eqns):
-        kind = equation.primitive.name
-        if kind in (*KERNELS, *BLOCKS) or (kind in VIEWS and equation.outvars[0] in found):
-            found.update(x for x in equation.invars if isinstance(x, Var))
+        kind, operands = equation.primitive.name, equation.invars
+        is_view = kind in VIEWS and equation.outvars[0] in arrays
+        if kind in KERNELS or kind in CONTROL_FLOW or is_view:
+            arrays.update(x for x in operands if isinstance(x, Var))
             continue
-        for inner in bodies(equation):
-            if len(inner.invars) == len(equation.invars):
-                inside = _handed_over(inner)
-                pairs = zip(equation.invars, inner.invars, strict=True)
-                found.update(x for x, y in pairs if y in inside and isinstance(x, Var))
-    return found
+
+        for inner in inner_jaxprs(equation):
+            if len(inner.invars) != len(operands):
+                continue
+            inside = _materialized(inner)
+            pairs = zip(operands, inner.invars, strict=True)
+            arrays.update(x for x, y in pairs if y in inside and isinstance(x, Var))
+    return arrays
 
 
-def _size(x: Any, cached: Cached | None = None) -> int:
+def _bytes(x: Any, cache: CacheRead | None = None) -> int:
     shape = getattr(x.aval, "shape", ())
     dtype = getattr(x.aval, "dtype", None)
-    return math.prod(cached.shape(shape) if cached else shape) * getattr(dtype, "itemsize", 0)
+    read = cache.read_shape(shape) if cache else shape
+    return math.prod(read) * getattr(dtype, "itemsize", 0)

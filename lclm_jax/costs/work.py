@@ -1,4 +1,7 @@
-"""What reading a context and training on a row cost: decoder positions, cache bytes and FLOPs, counted from shapes."""
+"""FLOPs, decoder positions and cache bytes of a model, counted from its shapes.
+
+FLOPs count a multiply-add as two, and only matrix products and attention.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,127 +9,133 @@ from dataclasses import dataclass
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.data.records import count_latents
 
+PARTS = ("encoder", "adapter", "decoder")  # in the order of the forward pass
+
 
 @dataclass(frozen=True)
 class Cost:
-    """Reading one context. FLOPs count a multiply-add as two; matrix products and attention only."""
+    """Cost of reading one context."""
 
-    positions: int  # the decoder's
-    cache_bytes: int  # keys and values of those positions
+    positions: int  # of the decoder
+    cache_bytes: int  # keys and values of these positions
     encoder_flops: float
     adapter_flops: float
     decoder_flops: float
 
     @property
     def flops(self) -> float:
+        """FLOPs of all parts."""
         return self.encoder_flops + self.adapter_flops + self.decoder_flops
-
-
-def layer_weights(config: TransformerConfig) -> int:
-    """Matrix entries of one layer."""
-    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    return attention + 3 * config.width * config.mlp
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Work of a pass: products with weights, and attention, in which a causal query meets half of the keys."""
+    """FLOPs of a pass: products with weights, and attention.
+
+    In causal attention a query meets half of the keys.
+    """
 
     products: float = 0.0
     attention: float = 0.0
 
     @property
     def total(self) -> float:
+        """FLOPs of products and attention."""
         return self.products + self.attention
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.products + other.products, self.attention + other.attention)
 
-    def times(self, products: float, attention: float | None = None) -> "Flops":
-        """So often; attention as often as products unless it is told apart."""
-        return Flops(
-            products * self.products,
-            (products if attention is None else attention) * self.attention,
-        )
+    def scale(self, products: float, attention: float | None = None) -> "Flops":
+        """Scale both counts by `products`, or attention by a factor of its own."""
+        attention_factor = products if attention is None else attention
+        return Flops(products * self.products, attention_factor * self.attention)
+
+
+def layer_weights(config: TransformerConfig) -> int:
+    """Count the matrix entries of one layer."""
+    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
+    return attention + 3 * config.width * config.mlp
 
 
 def layer_flops(config: TransformerConfig, length: int) -> Flops:
-    """One forward pass of all layers over one sequence."""
+    """Count the forward FLOPs of all layers over one sequence."""
     pairs = length * length / 2 if config.causal else length * length
     products = 2 * length * layer_weights(config)
-    return Flops(products, 4 * pairs * config.heads * config.head_dim).times(config.layers)
+    attention = 4 * pairs * config.heads * config.head_dim
+    return Flops(products, attention).scale(config.layers)
 
 
 def adapter_flops(config: ModelConfig, latents: int) -> Flops:
-    """One forward pass over the latents of one context."""
-    products = Flops(
-        2.0 * latents * config.decoder.width * (config.adapter_inputs + config.decoder.width)
-    )
-    return (
-        products + layer_flops(config.adapter_layers, latents)
-        if config.adapter.attention
-        else products
-    )
-
-
-def read_flops(config: TransformerConfig, length: int) -> float:
-    """Forward FLOPs of all layers over one sequence."""
-    return layer_flops(config, length).total
+    """Count the forward FLOPs of the adapter over the latents of one context."""
+    width = config.decoder.width
+    products = Flops(2.0 * latents * width * (config.adapter_inputs + width))
+    if not config.adapter.attention:
+        return products
+    return products + layer_flops(config.adapter_layers, latents)
 
 
 def cache_bytes(config: TransformerConfig, positions: int, itemsize: int) -> int:
+    """Count the bytes of keys and values of these positions in all layers."""
     return 2 * config.layers * config.kv_heads * config.head_dim * positions * itemsize
 
 
 def uncompressed_cost(tokens: int, config: ModelConfig) -> Cost:
-    """The decoder reads the text itself."""
-    itemsize = 2 if config.dtype == "bfloat16" else 4
+    """Return the cost of a decoder that reads the text itself."""
     return Cost(
-        tokens,
-        cache_bytes(config.decoder, tokens, itemsize),
-        0.0,
-        0.0,
-        read_flops(config.decoder, tokens),
+        positions=tokens,
+        cache_bytes=cache_bytes(config.decoder, tokens, _itemsize(config)),
+        encoder_flops=0.0,
+        adapter_flops=0.0,
+        decoder_flops=layer_flops(config.decoder, tokens).total,
     )
 
 
 def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
-    """The encoder reads windows of the text, the decoder their latents and two tags."""
-    itemsize = 2 if config.dtype == "bfloat16" else 4
-    full, rest = divmod(tokens, config.compression.window)
-    extra = config.window_length - config.compression.window
-    encoder = full * read_flops(config.encoder, config.window_length)
+    """Return the cost of compression: the decoder reads the latents between two tags."""
+    full_windows, rest = divmod(tokens, config.compression.window)
+    encoder = full_windows * layer_flops(config.encoder, config.window_length).total
     if rest:
-        encoder += read_flops(config.encoder, rest + extra)
+        overhead = config.window_length - config.compression.window
+        encoder += layer_flops(config.encoder, rest + overhead).total
+
     latents = count_latents(tokens, config)
-    adapter = adapter_flops(config, latents).total
     positions = latents + 2
-    decoder = read_flops(config.decoder, positions)
     return Cost(
-        positions, cache_bytes(config.decoder, positions, itemsize), encoder, adapter, decoder
+        positions=positions,
+        cache_bytes=cache_bytes(config.decoder, positions, _itemsize(config)),
+        encoder_flops=encoder,
+        adapter_flops=adapter_flops(config, latents).total,
+        decoder_flops=layer_flops(config.decoder, positions).total,
     )
 
 
-def training_flops(
-    config: ModelConfig,
-    positions: int,
-    windows: int,
-    trained: Collection[str] = ("encoder", "adapter", "decoder"),
-) -> Flops:
-    """Model FLOPs of one row, forward and backward: 6 for each trained weight and token it meets, and causal attention.
+def _itemsize(config: ModelConfig) -> int:
+    return 2 if config.dtype == "bfloat16" else 4
 
-    A frozen part needs no gradients of its weights, and none at all when nothing before it is trained. What is recomputed in
-    the backward pass is not counted, and no saving for examples that do not see each other is made.
+
+def training_flops(
+    config: ModelConfig, positions: int, windows: int, trained: Collection[str] = PARTS
+) -> Flops:
+    """Count the model FLOPs of one row, forward and backward.
+
+    That is 6 per trained weight and token, plus causal attention. A frozen part needs no gradients
+    of its weights, and none of its activations unless a part before it is trained. Recomputation
+    in the backward pass is not counted. All positions of a row count as one example.
     """
     latents = windows * config.compression.window // config.compression.ratio
     head = Flops(2.0 * positions * config.decoder.width * config.decoder.vocab)
-    parts = {
-        "encoder": layer_flops(config.encoder, config.window_length).times(windows),
+    forward = {
+        "encoder": layer_flops(config.encoder, config.window_length).scale(windows),
         "adapter": adapter_flops(config, latents),
         "decoder": layer_flops(config.decoder, positions) + head,
     }
-    total, reached = Flops(), False  # by a gradient
-    for part, forward in parts.items():
-        reached |= part in trained
-        total += forward.times(1 + reached + (part in trained), 1 + 2 * reached)
+
+    total = Flops()
+    has_gradient = False
+    for part in PARTS:
+        is_trained = part in trained
+        has_gradient |= is_trained
+        passes = 1 + has_gradient + is_trained  # forward, activations, weights
+        total += forward[part].scale(passes, 1 + 2 * has_gradient)
     return total

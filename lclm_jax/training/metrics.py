@@ -44,7 +44,7 @@ class Recorder:
         ).total
         self.flops = config.data.rows * row / jax.device_count()  # of a step and device
         chip = find_chip(jax.devices()[0].device_kind)
-        self.peak = chip.flops if chip else None
+        self.peak = chip.peak_flops if chip else None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

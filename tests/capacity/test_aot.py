@@ -1,6 +1,7 @@
-"""Programs of full size, compiled for slices that are not here: seconds each, left out where libtpu is missing.
+"""Programs of full size, compiled for slices that are not present; skipped without libtpu.
 
-The training step takes minutes: `make capacity-report` compiles it, and fails where it grew.
+Each takes seconds. The training step takes minutes: `make capacity-report` compiles it, and fails
+if its figures grew.
 """
 
 import importlib.util
@@ -25,11 +26,11 @@ MILLION = ("--set", "model.compression.ratio=16", "--context", "1048576")
 
 
 @pytest.fixture
-def fit(tmp_path):
-    """`fit(slice, job, *arguments)` is the exit status and the figures of launch.capacity, without this process's flags."""
+def measure(tmp_path):
+    """`measure(slice, job, *arguments)` is the exit status and the figures of launch.capacity, without this process's flags."""
 
-    def run(where, job, *arguments):
-        figures = tmp_path / "fit.json"
+    def run(target, job, *arguments):
+        figures = tmp_path / "figures.json"
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         command = [
             sys.executable,
@@ -38,7 +39,7 @@ def fit(tmp_path):
             "--config",
             "configs/lclm_0p6b_4b_16x.py",
             "--slice",
-            where,
+            target,
             "--job",
             job,
         ]
@@ -55,33 +56,33 @@ def fit(tmp_path):
     return run
 
 
-def test_a_million_tokens_on_one_v6e(fit):
+def test_a_million_tokens_on_one_v6e(measure):
     """The cache is neither copied nor gathered; for a kernel, that of one layer is."""
-    status, decode = fit("v6e:1x1", "decode", *MILLION)
+    status, decode = measure("v6e:1x1", "decode", *MILLION)
     assert status == 0 and decode["temp_bytes"] < 0.25 * GIB and decode["peak_bytes"] < 17 * GIB
-    status, prefill = fit("v6e:1x1", "prefill", *MILLION)
+    status, prefill = measure("v6e:1x1", "prefill", *MILLION)
     assert status == 0 and prefill["temp_bytes"] < 1.4 * GIB and prefill["peak_bytes"] < 18.5 * GIB
     assert prefill["cache"] == decode["cache"] == 2**16 + 2304 and prefill["chunk"] == 4096
-    status, compress = fit("v6e:1x1", "compress")
+    status, compress = measure("v6e:1x1", "compress")
     assert status == 0 and compress["peak_bytes"] < 1.5 * GIB
 
 
 @pytest.mark.parametrize("mesh", ["tensor=4", "context=4"])
-def test_a_million_tokens_on_four_v5e(fit, mesh):
-    status, figures = fit(
+def test_a_million_tokens_on_four_v5e(measure, mesh):
+    status, figures = measure(
         "v5e:2x2", "decode", *MILLION, "--set", "mesh.fsdp=1", "--set", f"mesh.{mesh}"
     )
     assert status == 0 and figures["peak_bytes"] < 4.5 * GIB
     assert figures["collective_bytes"] < 0.01 * GIB, "a token's activations, never a cache"
 
 
-def test_a_million_tokens_do_not_fit_one_v5e(fit):
-    status, figures = fit("v5e:1x1", "decode", *MILLION)
+def test_a_million_tokens_do_not_fit_one_v5e(measure):
+    status, figures = measure("v5e:1x1", "decode", *MILLION)
     assert status == 3 and not figures["fits"]
     assert figures["peak_bytes"] > figures["hbm_bytes"]
 
 
-def test_a_training_step_of_a_miniature(fit):
+def test_a_training_step_of_a_miniature(measure):
     """Weights are gathered in bfloat16 and gradients reduced once; a miniature's activations weigh more than a model's."""
     tower = {"width": 512, "layers": 2, "kv_heads": 4, "heads": 4, "mlp": 1024, "vocab": 8192}
     towers = [
@@ -90,7 +91,7 @@ def test_a_training_step_of_a_miniature(fit):
         for key, value in tower.items()
     ]
     batch = ["data.rows=16", "data.positions=2048", "data.windows=2"]
-    status, figures = fit(
+    status, figures = measure(
         "v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one))
     )
     assert status == 0 and figures["matmul_flops"] <= 1.2 * figures["model_flops"]

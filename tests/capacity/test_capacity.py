@@ -1,4 +1,7 @@
-"""Fitting: products counted by source, the figures of real programs, the command with a chip that is this machine's."""
+"""Capacity: FLOPs and bytes by source, figures of real programs, and the command.
+
+The command compiles for this machine's devices in place of a TPU slice.
+"""
 
 import dataclasses
 import json
@@ -10,18 +13,18 @@ import jax.numpy as jnp
 import pytest
 
 from configs.lclm_0p6b_4b_16x import config as published
-from launch import capacity as fit
+from launch import capacity as capacity_command
 from lclm_jax.batch import Places
-from lclm_jax.capacity import measure as measuring
-from lclm_jax.capacity import search as searching
+from lclm_jax.capacity import measure as measure_module
+from lclm_jax.capacity import search as search_module
 from lclm_jax.capacity.flops import matmul_flops
+from lclm_jax.capacity.jaxpr import CacheRead
 from lclm_jax.capacity.programs import Program, trained_parts
-from lclm_jax.capacity.search import choices, rank
+from lclm_jax.capacity.search import candidates, rank
 from lclm_jax.capacity.topology import TopologyError, slice_devices
 from lclm_jax.capacity.traffic import moved_bytes
-from lclm_jax.capacity.walk import Cached
 from lclm_jax.config import MeshConfig
-from lclm_jax.costs import chips as hardware
+from lclm_jax.costs import chips as chips_module
 from lclm_jax.costs.chips import CHIPS, parse_slice
 from lclm_jax.distributed.sharding import make_mesh, serving_mesh
 from lclm_jax.inference.generation import cache_size
@@ -123,15 +126,15 @@ def test_a_loop_of_unknown_length_covers_what_it_cuts():
 
     shapes, block = ((4, 16), (80, 16), ()), 2 * 4 * 16 * 8
     assert products(read, *shapes).total() == 10 * block
-    half = Cached(frozenset({80}), 40, 3)
+    half = CacheRead(frozenset({80}), 40, 3)
     assert matmul_flops(traced(read, *shapes), half).total() == 5 * block
 
 
 def test_of_a_stacked_cache_one_layer_is_read():
-    cached = Cached(frozenset({512, 1024}), 600, 3)
-    assert cached.shape((3, 1, 2, 1024, 128)) == (1, 2, 600, 128)
-    assert cached.shape((1, 2, 512, 128)) == (1, 2, 512, 128)
-    assert cached.shape((3, 1, 2, 256, 128)) == (3, 1, 2, 256, 128)
+    cached = CacheRead(frozenset({512, 1024}), 600, 3)
+    assert cached.read_shape((3, 1, 2, 1024, 128)) == (1, 2, 600, 128)
+    assert cached.read_shape((1, 2, 512, 128)) == (1, 2, 512, 128)
+    assert cached.read_shape((3, 1, 2, 256, 128)) == (3, 1, 2, 256, 128)
 
 
 def test_scores_in_memory_cost_more_time_than_their_products():
@@ -146,28 +149,28 @@ def test_scores_in_memory_cost_more_time_than_their_products():
         return run.trace(q, k, k, row, row).jaxpr.jaxpr
 
     chip, blocked, kernel = CHIPS["h100"], read(gpu.attend_blocked), read(tpu.attend_splash)
-    computing = matmul_flops(blocked).total() / chip.flops
-    assert moved_bytes(blocked).total() / chip.memory_speed > 3 * computing
+    computing = matmul_flops(blocked).total() / chip.peak_flops
+    assert moved_bytes(blocked).total() / chip.memory_bandwidth > 3 * computing
     assert not matmul_flops(kernel)
-    assert moved_bytes(kernel).total() / chip.memory_speed < 0.1 * computing
+    assert moved_bytes(kernel).total() / chip.memory_bandwidth < 0.1 * computing
 
 
 def test_turns_are_those_of_a_real_prompt():
     program = Program(published(), published().stages[2], parse_slice("v6e:1x1"), "prefill", 2**20)
-    turns, mesh = program.turns(), make_mesh(MeshConfig())
-    assert sum(turn.filled for turn in turns) == 2**16 + 1024
-    assert {turn.length for turn in turns} == set(CHUNKS)
-    assert program.dearest.length == max(CHUNKS) and program.dearest.cached == 15 * 4096
-    whole = sum(turn.flops.attention for turn in turns)
+    calls, mesh = program.calls(), make_mesh(MeshConfig())
+    assert sum(size.filled for size in calls) == 2**16 + 1024
+    assert {size.length for size in calls} == set(CHUNKS)
+    assert program.largest_call.length == max(CHUNKS) and program.largest_call.cached == 15 * 4096
+    whole = sum(size.flops.attention for size in calls)
     assert whole == pytest.approx(4 * 36 * 32 * 128 * (2**16 + 1024) ** 2 / 2)
     with jax.set_mesh(mesh):
         size = 2**16 + 2048 + 256
         assert program.call(mesh).cache_length == cache_size(1, 2**16 + 2048) == size
         eighth = -(-size // (8 * TILE)) * TILE
-        assert program.cached(turns[1], size).positions == eighth
-        assert program.cached(program.dearest, size).positions == size
+        assert program.cache_read(calls[1], size).positions == eighth
+        assert program.cache_read(program.largest_call, size).positions == size
     compress = dataclasses.replace(program, job="compress")
-    assert len(compress.turns()) == 2**20 // 1024 // 16
+    assert len(compress.calls()) == 2**20 // 1024 // 16
 
 
 def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
@@ -204,7 +207,7 @@ def test_serving_splits_heads_first():
 
 def test_choices_divide_evenly_and_are_all_different():
     program = Program(published(), published().stages[2], PODS)
-    found = list(choices(program))
+    found = list(candidates(program))
     assert len(
         {
             (one.program.config.mesh, one.program.config.run, one.program.config.model)
@@ -216,7 +219,7 @@ def test_choices_divide_evenly_and_are_all_different():
         assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 64
         assert 256 % (mesh.data * mesh.fsdp * run.micro_batches) == 0
     assert {one.program.config.model.remat for one in found} == {"full", "attention", "dots"}
-    serving = list(choices(dataclasses.replace(program, job="decode")))
+    serving = list(candidates(dataclasses.replace(program, job="decode")))
     assert {(one.program.config.mesh.context, one.program.config.mesh.tensor) for one in serving} == {
         (64, 1), (32, 2), (16, 4), (8, 8)
     }  # fmt: skip
@@ -248,10 +251,10 @@ def test_what_fits_is_ranked_by_time():
     ],
 )
 def test_what_the_compiler_needed(message):
-    told = measuring._exhausted(message, 2**30)
+    memory = measure_module._exhausted_memory(message, 2**30)
     assert (
-        told["peak_bytes"] == int(16.34 * 2**30)
-        and told["temp_bytes"] + told["argument_bytes"] == told["peak_bytes"]
+        memory["peak_bytes"] == int(16.34 * 2**30)
+        and memory["temp_bytes"] + memory["argument_bytes"] == memory["peak_bytes"]
     )
 
 
@@ -262,16 +265,16 @@ def test_a_program_that_the_jax_here_cannot_read():
 
     with pytest.raises(
         TopologyError,
-        match=r"jax 1, libtpu 2 cannot read what was made: INTERNAL.*install a newer jax",
+        match=r"jax 1, libtpu 2 cannot read the result: INTERNAL.*install a newer jax",
     ):
-        measuring._read(Newer(), "jax 1, libtpu 2")
+        measure_module._read_hlo(Newer(), "jax 1, libtpu 2")
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Slices of v5e are this machine's eight devices."""
-    for module in (measuring, searching):
-        monkeypatch.setattr(module, "slice_devices", lambda where: jax.devices()[: where.chips])
+    for module in (measure_module, search_module):
+        monkeypatch.setattr(module, "slice_devices", lambda target: jax.devices()[: target.chips])
 
 
 @pytest.fixture
@@ -293,8 +296,10 @@ KEYS = {
 
 
 def test_the_command(here, small, tmp_path, command, capsys):
-    output, page = tmp_path / "out" / "fit.json", tmp_path / "fit.html"
-    run = partial(command, fit, "--config", small, "--json", output, "--html", page, "--slice")
+    output, page = tmp_path / "out" / "figures.json", tmp_path / "page.html"
+    run = partial(
+        command, capacity_command, "--config", small, "--json", output, "--html", page, "--slice"
+    )
     assert run("v5e:2x4", "--set", "mesh.fsdp=8") == 0
     figures = json.loads(output.read_text(encoding="utf-8"))
     assert figures.keys() >= KEYS and figures["fits"] and figures["mesh"]["fsdp"] == 8
@@ -317,11 +322,11 @@ def test_the_command(here, small, tmp_path, command, capsys):
 
 
 def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, command):
-    output, found = tmp_path / "fit.json", []
+    output, found = tmp_path / "figures.json", []
     for rows in (8, 16):
         assert (
             command(
-                fit,
+                capacity_command,
                 "--config",
                 small,
                 "--slice",
@@ -340,21 +345,21 @@ def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, comman
 
 
 def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypatch):
-    tiny = dataclasses.replace(hardware.CHIPS["v5e"], memory=1e5)
-    monkeypatch.setitem(hardware.CHIPS, "v5e", tiny)
-    output = tmp_path / "fit.json"
-    assert command(fit, "--config", small, "--slice", "v5e:1x1", "--json", output) == 3
+    tiny = dataclasses.replace(chips_module.CHIPS["v5e"], memory_bytes=1e5)
+    monkeypatch.setitem(chips_module.CHIPS, "v5e", tiny)
+    output = tmp_path / "figures.json"
+    assert command(capacity_command, "--config", small, "--slice", "v5e:1x1", "--json", output) == 3
     assert not json.loads(output.read_text(encoding="utf-8"))["fits"]
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "a slice of more chips than 1" in printed
 
 
 def test_search(here, small, tmp_path, command, capsys):
-    output = tmp_path / "fit.json"
+    output = tmp_path / "figures.json"
     changed = ("--set", "data.positions=256", "--search", "--tries", 3)
     assert (
         command(
-            fit,
+            capacity_command,
             "--config",
             small,
             "--slice",
@@ -374,7 +379,7 @@ def test_search(here, small, tmp_path, command, capsys):
 
 def test_search_begins_with_what_is_given(here, small, tmp_path, command):
     """Which fits, and is compiled once."""
-    output = tmp_path / "fit.json"
+    output = tmp_path / "figures.json"
     changed = (
         "--set",
         "mesh.fsdp=2",
@@ -386,7 +391,12 @@ def test_search_begins_with_what_is_given(here, small, tmp_path, command):
         "--tries",
         1,
     )
-    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--json", output, *changed) == 0
+    assert (
+        command(
+            capacity_command, "--config", small, "--slice", "v5e:2x2", "--json", output, *changed
+        )
+        == 0
+    )
     (found,) = json.loads(output.read_text(encoding="utf-8"))
     assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]
 
@@ -403,12 +413,20 @@ def test_a_slice_without_its_compiler(name, remedy, monkeypatch):
 
 def test_search_leaves_out_what_does_not_divide_the_model(here, small, tmp_path, command):
     """A width of 20 has four parts, not eight: copies of the model are left."""
-    output = tmp_path / "fit.json"
+    output = tmp_path / "figures.json"
     changed = ("--set", "model.encoder.width=20", "--search", "--tries", 1)
-    assert command(fit, "--config", small, "--slice", "v5e:2x4", "--json", output, *changed) == 0
+    assert (
+        command(
+            capacity_command, "--config", small, "--slice", "v5e:2x4", "--json", output, *changed
+        )
+        == 0
+    )
     assert json.loads(output.read_text(encoding="utf-8"))[0]["mesh"]["data"] == 2
 
 
 def test_a_stage_that_is_not_there(small, command, capsys):
-    assert command(fit, "--config", small, "--slice", "v5e:2x2", "--stage", "nothing") == 2
+    assert (
+        command(capacity_command, "--config", small, "--slice", "v5e:2x2", "--stage", "nothing")
+        == 2
+    )
     assert "expected a stage of adapter, all, got --stage nothing" in capsys.readouterr().err

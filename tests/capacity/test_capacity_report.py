@@ -1,4 +1,4 @@
-"""The report of fits: what has grown is named, what is done is not done again, and the page says what was found."""
+"""The capacity report: growth is reported, finished runs are reused, the page has all figures."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.lclm_0p6b_4b_16x import config as published
-from launch.bench import capacity as fit_report
-from launch.bench.capacity import Fitting, compare, fit, fittings
+from launch.bench import capacity as capacity_report
+from launch.bench.capacity import CapacityRun, capacity_runs, find_growth, measure
 from lclm_jax.errors import UserError
 from lclm_jax.reports.capacity_table import markdown, write_report
 
@@ -18,25 +18,27 @@ FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flo
 @pytest.mark.parametrize("key", sorted(FIGURES.keys() - {"fits"}))
 def test_what_grew_is_named(key):
     grown = {"train": FIGURES | {key: FIGURES[key] * 1.03}}
-    assert [line.split()[:2] for line in compare({"train": FIGURES}, grown, 0.02)] == [
+    assert [line.split()[:2] for line in find_growth({"train": FIGURES}, grown, 0.02)] == [
         ["train:", key]
     ]
-    assert not compare({"train": FIGURES}, grown, 0.04) and not compare(
+    assert not find_growth({"train": FIGURES}, grown, 0.04) and not find_growth(
         grown, {"train": FIGURES}, 0.02
     )
 
 
-def test_what_fits_no_more_is_named():
+def test_what_no_longer_fits_is_named():
     refused = FIGURES | {"fits": False, "collective_bytes": None}
-    assert compare({"train": FIGURES}, {"train": refused}, 0.02) == ["train does not fit any more"]
-    assert not compare({"train": refused}, {"train": refused}, 0.02)
+    assert find_growth({"train": FIGURES}, {"train": refused}, 0.02) == ["train no longer fits"]
+    assert not find_growth({"train": refused}, {"train": refused}, 0.02)
 
 
 def test_runs_have_names_of_their_own():
-    names = [one.name for one in fittings()]
+    names = [one.name for one in capacity_runs()]
     assert len(set(names)) == len(names)
-    assert {one.theme for one in fittings()} == {"training", "serving", "contexts", "chips"}
-    assert {one.name for one in fittings() if one.gpu} == {name for name in names if "h100" in name}
+    assert {one.topic for one in capacity_runs()} == {"training", "serving", "contexts", "chips"}
+    assert {one.name for one in capacity_runs() if one.gpu} == {
+        name for name in names if "h100" in name
+    }
 
 
 def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
@@ -50,16 +52,16 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
                 json.dumps(FIGURES), encoding="utf-8"
             )
 
-    monkeypatch.setattr(fit_report.subprocess, "run", Done)
-    one = Fitting("small", ("v5e:1x1",), "serving")
-    assert fit(one, tmp_path, "python") == fit(one, tmp_path, "python") == FIGURES
+    monkeypatch.setattr(capacity_report.subprocess, "run", Done)
+    one = CapacityRun("small", ("v5e:1x1",), "serving")
+    assert measure(one, tmp_path, "python") == measure(one, tmp_path, "python") == FIGURES
     assert len(calls) == 1 and calls[0][-3:] == [
         "configs/lclm_0p6b_4b_16x.py",
         "--slice",
         "v5e:1x1",
     ]
     with pytest.raises(UserError, match=r"--slice v5e:2x2 ended with status 1; see .*other\.log"):
-        fit(Fitting("other", ("v5e:2x2",), "serving"), tmp_path, "python")
+        measure(CapacityRun("other", ("v5e:2x2",), "serving"), tmp_path, "python")
     assert not (tmp_path / "other.json").exists()
 
 
