@@ -14,8 +14,8 @@ from configs.models.shapes import QWEN3_4B_INSTRUCT_2507, QWEN3_EMBEDDING_0P6B, 
 from lclm_jax.config import (
     CompressionConfig,
     Config,
-    Group,
     ModelConfig,
+    ParameterGroup,
     Recipe,
     RunConfig,
     StageConfig,
@@ -33,7 +33,7 @@ def stage(
     """A stage that reads `tokens` decoder positions; rates of adapter, encoder and decoder, None where frozen."""
     names = ("adapter", "encoder", "decoder")
     groups = tuple(
-        Group(f"{part}/.*", rate, 0.0 if part == "decoder" else 0.01)
+        ParameterGroup(f"{part}/.*", rate, 0.0 if part == "decoder" else 0.01)
         for part, rate in zip(names, rates, strict=True)
     )
     return StageConfig(
@@ -43,7 +43,7 @@ def stage(
         recipe.streams,
         warmup,
         directory=recipe.name,
-        windows=windows,
+        row_windows=windows,
     )
 
 
@@ -61,5 +61,5 @@ def config() -> Config:
             stage("decoder", 100.08e9, 1000, (6e-5, 6e-5, 1e-5), pretraining),
             stage("sft", 21.32e9, 500, (3e-5, 3e-5, 3e-5), fine_tuning, FINE_TUNING_WINDOWS),
         ),
-        run=RunConfig(directory="runs/lclm_0p6b_4b_16x", begin="runs/base", keep_every=5000),
+        run=RunConfig(directory="runs/lclm_0p6b_4b_16x", init_from="runs/base", keep_every=5000),
     )

@@ -10,7 +10,7 @@ the adapter. DATA holds what configs/recipes/pretraining.py prepares.
 
 from configs import recipes
 from configs.models.shapes import QWEN3_0P6B, QWEN3_EMBEDDING_0P6B, with_memory_tokens
-from lclm_jax.config import CompressionConfig, Config, Group, ModelConfig, StageConfig
+from lclm_jax.config import CompressionConfig, Config, ModelConfig, ParameterGroup, StageConfig
 
 
 def config() -> Config:
@@ -25,10 +25,13 @@ def config() -> Config:
             StageConfig(
                 "scratch",
                 steps=10_000,
-                groups=(Group("adapter/.*", 1e-3, 0.01), Group("(encoder|decoder)/.*", 3e-4, 0.1)),
+                groups=(
+                    ParameterGroup("adapter/.*", 1e-3, 0.01),
+                    ParameterGroup("(encoder|decoder)/.*", 3e-4, 0.1),
+                ),
                 streams=pretraining.streams,
-                warmup=500,
-                final_rate=3e-5,
+                warmup_steps=500,
+                final_learning_rate=3e-5,
                 directory=pretraining.name,
             ),
         ),

@@ -24,9 +24,9 @@ from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
-    Group,
     MeshConfig,
     ModelConfig,
+    ParameterGroup,
     Recipe,
     RunConfig,
     Source,
@@ -59,23 +59,43 @@ def tower(layers: int) -> TransformerConfig:
 
 def language(steps: int, streams: tuple[Stream, ...]) -> StageConfig:
     """A stage in which the decoder learns to copy in plain text."""
-    groups = (Group("decoder/.*", 2.5e-3, decay=0.0), Group("(adapter|encoder)/.*", None))
+    groups = (
+        ParameterGroup("decoder/.*", 2.5e-3, weight_decay=0.0),
+        ParameterGroup("(adapter|encoder)/.*", None),
+    )
     return StageConfig(
-        "language", steps, groups, streams, warmup=50, final_rate=2.5e-3, compress=False
+        "language",
+        steps,
+        groups,
+        streams,
+        warmup_steps=50,
+        final_learning_rate=2.5e-3,
+        compress=False,
     )
 
 
 def together(
-    name: str, steps: int, streams: tuple[Stream, ...], final_rate: float = 2e-3, **more: Any
+    name: str,
+    steps: int,
+    streams: tuple[Stream, ...],
+    final_learning_rate: float = 2e-3,
+    **more: Any,
 ) -> StageConfig:
     """A stage that trains all parts; at one rate, so that it may be made longer without another course, or down to another."""
     groups = (
-        Group("adapter/.*", 2e-3),
-        Group("encoder/.*", 2e-3),
-        Group("decoder/.*", 2e-3, decay=0.0),
+        ParameterGroup("adapter/.*", 2e-3),
+        ParameterGroup("encoder/.*", 2e-3),
+        ParameterGroup("decoder/.*", 2e-3, weight_decay=0.0),
     )
     return StageConfig(
-        name, steps, groups, streams, warmup=50, final_rate=final_rate, windows=4, **more
+        name,
+        steps,
+        groups,
+        streams,
+        warmup_steps=50,
+        final_learning_rate=final_learning_rate,
+        row_windows=4,
+        **more,
     )
 
 
@@ -125,29 +145,32 @@ def config() -> Config:
         ),
         data=DataConfig(
             directory="runs/small/data",
-            rows=8,
-            positions=256,
-            windows=3,
-            lookahead=64,
-            reconstruction=(32, 64),
-            requests=1,
-            shortest_segment=8,
+            batch_rows=8,
+            row_positions=256,
+            row_windows=3,
+            packing_lookahead=64,
+            reconstruction_length=(32, 64),
+            request_wordings=1,
+            min_segment_length=8,
         ),
         stages=(
             language(1500, LANGUAGE),
             StageConfig(
                 "adapter",
                 steps=120,
-                groups=(Group("(adapter|encoder)/.*", 3e-3), Group("decoder/.*", None)),
+                groups=(
+                    ParameterGroup("(adapter|encoder)/.*", 3e-3),
+                    ParameterGroup("decoder/.*", None),
+                ),
                 streams=COMPRESSED,
-                warmup=20,
-                final_rate=3e-3,
+                warmup_steps=20,
+                final_learning_rate=3e-3,
                 encoder_from_decoder=True,
-                windows=4,
+                row_windows=4,
             ),
             together("joint", 4500, COMPRESSED),
             together("questions", 1500, QUESTIONED),
-            together("anneal", 1000, QUESTIONED, final_rate=1e-5),
+            together("anneal", 1000, QUESTIONED, final_learning_rate=1e-5),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         run=RunConfig(directory="runs/small", save_every=200, loss_chunk=1024),

@@ -33,7 +33,7 @@ def config() -> Config:
         stages=(
             language(500, STREAMS),
             together("joint", 3200, STREAMS, encoder_from_decoder=True),
-            together("anneal", 800, STREAMS, final_rate=1e-5),
+            together("anneal", 800, STREAMS, final_learning_rate=1e-5),
         ),
         run=replace(small.run, directory="runs/small_ratios"),
     )

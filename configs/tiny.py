@@ -13,9 +13,9 @@ from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
-    Group,
     MeshConfig,
     ModelConfig,
+    ParameterGroup,
     Recipe,
     RunConfig,
     Source,
@@ -39,11 +39,13 @@ def tower(layers: int) -> TransformerConfig:
     )
 
 
-def trained(adapter: float, encoder: float | None, decoder: float | None) -> tuple[Group, ...]:
+def trained(
+    adapter: float, encoder: float | None, decoder: float | None
+) -> tuple[ParameterGroup, ...]:
     return (
-        Group("adapter/.*", adapter),
-        Group("encoder/.*", encoder),
-        Group("decoder/.*", decoder, decay=0.0),
+        ParameterGroup("adapter/.*", adapter),
+        ParameterGroup("encoder/.*", encoder),
+        ParameterGroup("decoder/.*", decoder, weight_decay=0.0),
     )
 
 
@@ -82,23 +84,26 @@ def config() -> Config:
         ),
         data=DataConfig(
             directory="runs/tiny/data",
-            rows=16,
-            positions=120,
-            windows=3,
-            lookahead=64,
-            passage=(40, 80),
-            reconstruction=(32, 32),
-            requests=1,
-            shortest_segment=8,
+            batch_rows=16,
+            row_positions=120,
+            row_windows=3,
+            packing_lookahead=64,
+            crop_length=(40, 80),
+            reconstruction_length=(32, 32),
+            request_wordings=1,
+            min_segment_length=8,
         ),
         stages=(
             StageConfig(
                 "language",
                 steps=120,
-                groups=(Group("decoder/.*", 4e-3), Group("(adapter|encoder)/.*", None)),
+                groups=(
+                    ParameterGroup("decoder/.*", 4e-3),
+                    ParameterGroup("(adapter|encoder)/.*", None),
+                ),
                 streams=PRETRAINING,
-                warmup=20,
-                final_rate=1e-3,
+                warmup_steps=20,
+                final_learning_rate=1e-3,
                 compress=False,
             ),
             StageConfig(
@@ -106,15 +111,22 @@ def config() -> Config:
                 25,
                 trained(4e-3, None, None),
                 PRETRAINING,
-                warmup=5,
-                final_rate=1e-3,
+                warmup_steps=5,
+                final_learning_rate=1e-3,
                 encoder_from_decoder=True,
             ),
             StageConfig(
-                "encoder", 50, trained(4e-3, 4e-3, None), PRETRAINING, warmup=10, final_rate=1e-3
+                "encoder",
+                50,
+                trained(4e-3, 4e-3, None),
+                PRETRAINING,
+                warmup_steps=10,
+                final_learning_rate=1e-3,
             ),
-            StageConfig("decoder", 850, trained(2.5e-3, 2.5e-3, 2.5e-3), PRETRAINING, warmup=20),
-            StageConfig("sft", 110, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup=10),
+            StageConfig(
+                "decoder", 850, trained(2.5e-3, 2.5e-3, 2.5e-3), PRETRAINING, warmup_steps=20
+            ),
+            StageConfig("sft", 110, trained(1e-3, 1e-3, 1e-3), FINE_TUNING, warmup_steps=10),
         ),
         mesh=MeshConfig(data=-1, fsdp=1),
         run=RunConfig(
@@ -131,7 +143,7 @@ def prepare(config: Config):
     """Writes this machine's own text as input files and prepares them; what is there already is reused."""
     directory = Path(config.data.directory)
     inputs = write_corpus(
-        directory / "input", config.model.decoder.vocab, TASKS, config.data.requests, track
+        directory / "input", config.model.decoder.vocab, TASKS, config.data.request_wordings, track
     )
     prepare_sources(
         recipe(),

@@ -44,7 +44,7 @@ def main():
         help="directory with tokenizer.json, or a hub repository (default: the recipe's)",
     )
     parser.add_argument("--workers", type=setting(Size), help="processes (default: one a core)")
-    add_set_argument(parser, "change a setting of the recipe, as most_rejected=50")
+    add_set_argument(parser, "change a setting of the recipe, as max_rejected_rows=50")
     arguments = parser.parse_args()
 
     recipe = load_recipe(arguments.recipe, arguments.set)

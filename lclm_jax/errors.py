@@ -23,8 +23,9 @@ class FileError(UserError, ValueError):
 # Messages of other libraries that a setting or the machine causes: pattern -> remedy.
 REMEDIES = {
     r"RESOURCE_EXHAUSTED|Out of memory": (
-        "the device's memory is full; lower data.rows, data.positions, data.windows or "
-        "run.loss_chunk, raise run.micro_batches, set model.remat=full, or use more devices"
+        "the device's memory is full; lower data.batch_rows, data.row_positions, "
+        "data.row_windows or run.loss_chunk, raise run.micro_batches, set model.remat=full, "
+        "or use more devices"
     ),
     r"Unable to initialize backend|Unknown backend": (
         "no such devices here; set or unset JAX_PLATFORMS"

@@ -31,9 +31,9 @@ from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
-    Group,
     MeshConfig,
     ModelConfig,
+    ParameterGroup,
     RunConfig,
     StageConfig,
     Stream,
@@ -155,24 +155,28 @@ def config_once(model_config, sources) -> Config:
         Stream("interleaved", "docs", 0.3),
         Stream("sft", "tasks", 0.2),
     )
-    frozen = (Group("adapter/.*", 1e-3), Group("encoder/.*", None), Group("decoder/.*", None))
-    everything = (Group("adapter/.*", 1e-3), Group("(encoder|decoder)/.*", 1e-3))
+    frozen = (
+        ParameterGroup("adapter/.*", 1e-3),
+        ParameterGroup("encoder/.*", None),
+        ParameterGroup("decoder/.*", None),
+    )
+    everything = (ParameterGroup("adapter/.*", 1e-3), ParameterGroup("(encoder|decoder)/.*", 1e-3))
     return Config(
         model=model_config,
         stages=(
-            StageConfig("adapter", 4, frozen, streams, warmup=1),
-            StageConfig("all", 4, everything, streams, warmup=1),
+            StageConfig("adapter", 4, frozen, streams, warmup_steps=1),
+            StageConfig("all", 4, everything, streams, warmup_steps=1),
         ),
         data=DataConfig(
             directory=str(sources),
-            rows=8,
-            positions=96,
-            windows=4,
-            lookahead=40,
-            requests=1,
-            passage=(24, 60),
-            reconstruction=(8, 24),
-            shortest_segment=8,
+            batch_rows=8,
+            row_positions=96,
+            row_windows=4,
+            packing_lookahead=40,
+            request_wordings=1,
+            crop_length=(24, 60),
+            reconstruction_length=(8, 24),
+            min_segment_length=8,
         ),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
         run=RunConfig(save_every=2, log_every=1, validate_every=0, loss_chunk=256),

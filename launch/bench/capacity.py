@@ -95,22 +95,22 @@ def capacity_runs() -> list[CapacityRun]:
         )
         for context in CONTEXTS
     ]
-    half = settings("data.rows=128", "data.windows=128")
+    half = settings("data.batch_rows=128", "data.row_windows=128")
     training = {
         "v5p:4x4x4": ("v5p:4x4x4",),
         "v5p:4x4x4-half-latents": ("v5p:4x4x4", *half),
         "2-slices-v5p:4x4x4": ("v5p:4x4x4", "--slices", "2", *settings("mesh.data=2")),
         "v5e:16x16": ("v5e:16x16",),
         "v6e:8x8": ("v6e:8x8",),
-        "h100:8": ("h100:8", *settings("data.rows=8")),
-        "h100:8-half-latents": ("h100:8", *settings("data.rows=8", "data.windows=128")),
+        "h100:8": ("h100:8", *settings("data.batch_rows=8")),
+        "h100:8-half-latents": ("h100:8", *settings("data.batch_rows=8", "data.row_windows=128")),
     }
     runs += [
         CapacityRun(f"train-{name}", arguments, "training") for name, arguments in training.items()
     ]
     for target, copies in MODEL_COPIES.items():
         rows = ROWS_PER_CHIP * parse_slice(target).chips
-        changed = [f"data.rows={rows}", *([f"mesh.data={copies}"] if copies > 1 else [])]
+        changed = [f"data.batch_rows={rows}", *([f"mesh.data={copies}"] if copies > 1 else [])]
         runs.append(
             CapacityRun(f"train-{rows}-rows-{target}", (target, *settings(*changed)), "chips")
         )

@@ -86,11 +86,11 @@ def bench(
     packing = pack_rows(data, 4 * arguments.rows, track)
     windows = packing["suggested_windows"]
     fills = packing["tried_windows"][str(windows)]
-    data = replace(data, stage=replace(data.stage, windows=windows))
+    data = replace(data, stage=replace(data.stage, row_windows=windows))
     loading = load_rows(PackedIterator(PackedBatches(data.mix_streams())), arguments.rows)
     sys.stdout.write(
         f"\n{recipe.name}: prepared at {tokens / prepared:,.0f} tokens a second and core, {tokens:,} in all; "
-        f"{config.data.positions} positions and {windows} windows a row are {fills['positions_fill']:.1%} and "
+        f"{config.data.row_positions} positions and {windows} windows a row are {fills['positions_fill']:.1%} and "
         f"{fills['windows_fill']:.1%} full over {packing['rows']} rows\n"
     )
     needed = rows_needed(config, windows, arguments.slice, arguments.mfu)
@@ -107,7 +107,7 @@ def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float
         where.chips
         * where.chip.peak_flops
         * mfu
-        / training_flops(config.model, config.data.positions, windows).total
+        / training_flops(config.model, config.data.row_positions, windows).total
     )
 
 

@@ -225,8 +225,8 @@ class Training:
         groups = [
             {
                 "params": getattr(self.model, group.pattern.split("/")[0]).parameters(),
-                "lr": group.rate,
-                "weight_decay": group.decay,
+                "lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
             }
             for group in stage.groups
         ]

@@ -9,8 +9,8 @@ from lclm_jax.batch import Batch, Windows
 from lclm_jax.config import (
     CompressionConfig,
     Config,
-    Group,
     ModelConfig,
+    ParameterGroup,
     RunConfig,
     StageConfig,
     TransformerConfig,
@@ -88,8 +88,8 @@ def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
         ]
         for before, trained, context in EXAMPLES
     ]
-    rates = tuple(Group(f"{part}/.*", 1e-4) for part in ("encoder", "adapter", "decoder"))
-    stage = StageConfig("bench", steps=1000, groups=rates, streams=(), warmup=1)
+    rates = tuple(ParameterGroup(f"{part}/.*", 1e-4) for part in ("encoder", "adapter", "decoder"))
+    stage = StageConfig("bench", steps=1000, groups=rates, streams=(), warmup_steps=1)
     full: list[Span] = [Context(tokens(WINDOWS_AT_ONCE * window))]
     prompt: list[Span] = [Context(tokens(sizes.context * window)), Plain(tokens(sizes.question))]
     return Work(

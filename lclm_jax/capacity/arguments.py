@@ -94,7 +94,7 @@ def find_stage(config: Config, name: str | None) -> StageConfig:
 
 
 def _stage_cost(stage: StageConfig) -> tuple[int, int]:
-    return sum(group.rate is not None for group in stage.groups), stage.steps
+    return sum(group.learning_rate is not None for group in stage.groups), stage.steps
 
 
 def _stage_positions(arguments: argparse.Namespace) -> int:
@@ -105,7 +105,7 @@ def _stage_positions(arguments: argparse.Namespace) -> int:
     changes = [assignment for assignment in arguments.set if assignment.startswith("stages.")]
     config = load_experiment(arguments.config, changes).config
     steps = find_stage(config, arguments.stage).steps
-    return steps * config.data.rows * config.data.positions
+    return steps * config.data.batch_rows * config.data.row_positions
 
 
 def measure_requested(program: Program, arguments: argparse.Namespace) -> list[Figures]:
@@ -118,7 +118,7 @@ def measure_requested(program: Program, arguments: argparse.Namespace) -> list[F
     results = search_programs(program, arguments.tries, arguments.mfu)
     if not results:
         raise ConfigError(
-            f"no mesh of {program.target} divides {program.config.data.rows} rows and the model; "
-            "set data.rows"
+            f"no mesh of {program.target} divides {program.config.data.batch_rows} rows and the "
+            "model; set data.batch_rows"
         )
     return results

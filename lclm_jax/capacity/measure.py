@@ -126,9 +126,9 @@ def describe(program: Program, mesh: dict[str, int], cache_length: int) -> Figur
     if program.job == "train":
         return figures | {
             "stage": program.stage.name,
-            "rows": config.data.rows,
-            "positions": config.data.positions,
-            "windows": program.stage.windows or config.data.windows,
+            "rows": config.data.batch_rows,
+            "positions": config.data.row_positions,
+            "windows": program.stage.row_windows or config.data.row_windows,
             "micro_batches": config.run.micro_batches,
             "remat": config.model.remat,
             "ratio": config.model.compression.ratio,

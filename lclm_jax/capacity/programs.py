@@ -135,10 +135,10 @@ class Program:
 
     def _train_size(self) -> CallSize:
         data = self.config.data
-        windows = self.stage.windows or data.windows
+        windows = self.stage.row_windows or data.row_windows
         parts = trained_parts(self.config, self.stage)
-        row = training_flops(self.config.model, data.positions, windows, parts)
-        return CallSize(data.positions, row.scale(data.rows))
+        row = training_flops(self.config.model, data.row_positions, windows, parts)
+        return CallSize(data.row_positions, row.scale(data.batch_rows))
 
     def _compress_sizes(self) -> list[CallSize]:
         model = self.config.model
@@ -220,7 +220,7 @@ def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> AbstractCall:
     budget = row_budget(config, stage)
     windows = empty_windows(1, budget.windows, budget.window_length, budget.window_latents)
     row = empty_batch(1, budget.positions, windows)
-    rows, sharding = config.data.rows, batch_sharding(mesh)
+    rows, sharding = config.data.batch_rows, batch_sharding(mesh)
     batch = jax.tree.map(lambda x: _abstract((rows, *x.shape[1:]), x.dtype, sharding), row)
     step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
     return AbstractCall(step, (abstract_state(config, stage, mesh), batch), {})

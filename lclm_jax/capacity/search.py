@@ -133,7 +133,7 @@ def _training_candidates(
     program: Program, mesh: MeshConfig, model_flops: float
 ) -> Iterator[Candidate]:
     config = program.config
-    rows = config.data.rows // (mesh.data * mesh.fsdp)
+    rows = config.data.batch_rows // (mesh.data * mesh.fsdp)
     for micro_batches, remat in product(_divisors(rows), REMAT_FLOPS):
         model = replace(config.model, remat=remat)
         run = replace(config.run, micro_batches=micro_batches)
@@ -146,7 +146,9 @@ def _guess(program: Program, model_flops: float) -> Candidate:
     config, mesh, chip = program.config, program.config.mesh, program.target.chip
     parameters = count_parameters(config.model)
     batch_parts = mesh.data * mesh.fsdp * mesh.context
-    tokens = config.data.rows * config.data.positions / batch_parts  # of a chip, in a step
+    tokens = (
+        config.data.batch_rows * config.data.row_positions / batch_parts
+    )  # of a chip, in a step
 
     compute_seconds = model_flops * REMAT_FLOPS[config.model.remat] / chip.peak_flops
     sent = FSDP_BYTES * config.run.micro_batches * parameters / mesh.tensor

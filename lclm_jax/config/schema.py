@@ -173,21 +173,21 @@ class DataConfig(Settings):
     """The input of every stage: where prepared examples lie, how they are cut, and the two budgets of a packed row."""
 
     directory: Directory = "runs/data"  # what launch.prepare wrote
-    rows: Size = 256  # rows in a global batch
-    positions: Size = 16384  # decoder positions of a row, after compression
+    batch_rows: Size = 256  # rows in a global batch
+    row_positions: Size = 16384  # decoder positions of a row, after compression
     # Encoder windows of a row; launch.inspect_data suggests how many, and a stage may have its own number.
-    windows: Size = 14
-    lookahead: Size = 1000  # examples the packer chooses from
+    row_windows: Size = 14
+    packing_lookahead: Size = 1000  # examples the packer chooses from
     # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
     # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
     spare_latents: NotNegative = 0.125
     # Crops documents to a random length between these; None: whole, as in the paper.
-    passage: Interval | None = None
-    reconstruction: Interval | None = None  # the same for a passage to be reconstructed
-    requests: Size = 100  # how many of the wordings that ask for a passage are used
-    shortest_segment: Size = 128  # tokens of the shortest alternating segment (paper, C.4)
+    crop_length: Interval | None = None
+    reconstruction_length: Interval | None = None  # the same for a passage to be reconstructed
+    request_wordings: Size = 100  # how many of the wordings that ask for a passage are used
+    min_segment_length: Size = 128  # tokens of the shortest alternating segment (paper, C.4)
     # Trainable tokens of a document too long for half of it to be trained on (paper, C.4).
-    trainable: Size = 8192
+    max_trained_tokens: Size = 8192
     # How often a context gets each of the model's ratios; none: each as often.
     ratio_weights: tuple[NotNegative, ...] = ()
     seed: Seed = 0
@@ -219,8 +219,8 @@ class Recipe(Settings):
     streams: tuple["Stream", ...]
     # A directory with tokenizer.json, or a hub repository.
     tokenizer: Directory = "Qwen/Qwen3-4B-Instruct-2507"
-    longest: Size = 50_000_000  # characters of a document; a longer one is refused
-    most_rejected: Count = 1000  # rows of a source that may be refused before preparation stops
+    max_document_chars: Size = 50_000_000  # characters of a document; a longer one is refused
+    max_rejected_rows: Count = 1000  # rows of a source that may be refused before preparation stops
 
     def __post_init__(self):
         super().__post_init__()
@@ -244,12 +244,12 @@ class Recipe(Settings):
 
 
 @dataclass(frozen=True)
-class Group(Settings):
-    """How the parameters whose path matches `pattern` are trained; `rate=None` freezes them."""
+class ParameterGroup(Settings):
+    """How the parameters whose path matches `pattern` are trained; `learning_rate=None` freezes them."""
 
     pattern: Pattern
-    rate: NotNegative | None
-    decay: NotNegative = 0.01
+    learning_rate: NotNegative | None
+    weight_decay: NotNegative = 0.01
 
 
 @dataclass(frozen=True)
@@ -271,14 +271,16 @@ class StageConfig(Settings):
 
     name: FileName
     steps: Size
-    groups: tuple[Group, ...]
+    groups: tuple[ParameterGroup, ...]
     streams: tuple[Stream, ...]
-    warmup: Count = 250  # the step that reaches the full rate; at most half of the steps are taken
-    final_rate: NotNegative = 1e-6  # of the last step
+    warmup_steps: Count = (
+        250  # the step that reaches the full rate; at most half of the steps are taken
+    )
+    final_learning_rate: NotNegative = 1e-6  # of the last step
     # The encoder starts this stage as a copy of the decoder's first layers.
     encoder_from_decoder: bool = False
     directory: Location = ""  # where in data.directory its sources lie
-    windows: Size | None = None  # encoder windows of a row, if not data.windows
+    row_windows: Size | None = None  # encoder windows of a row, if not data.row_windows
     # False trains the decoder on the same examples with every context as plain text.
     compress: bool = True
 
@@ -304,7 +306,7 @@ class RunConfig(Settings):
 
     directory: Directory = "runs/lclm"
     # The checkpoint whose parameters the first stage begins with; None: random ones.
-    begin: Directory | None = None
+    init_from: Directory | None = None
     save_every: Size = 500  # steps
     keep: Size = 2  # newest checkpoints to keep, beside the last of every stage
     keep_every: Size | None = None  # and those of steps that are a multiple of it
@@ -312,9 +314,9 @@ class RunConfig(Settings):
     # Steps between looks at held-out examples, also taken after a stage's last step; 0: never.
     validate_every: Count = 500
     validation_examples: Size = 64  # of every stream
-    most_skipped: Size = 10  # steps in a row that are not finite until training stops
+    max_skipped_steps: Size = 10  # steps in a row that are not finite until training stops
     # Seconds a step may take, with all that comes between two, until the run is ended; None: any.
-    patience: Positive | None = 3600.0
+    step_timeout: Positive | None = 3600.0
     tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
     # The project of Weights & Biases to send the log to, too.
     wandb: Annotated[str, NotEmpty()] | None = None

@@ -18,6 +18,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
+from lclm_jax.config.renamed import current_names
 from lclm_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -156,11 +157,12 @@ def field_hints(kind: type) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Builds `kind` from nested dicts.
+    """Build `kind` from nested dicts; names from before a renaming are read, too.
 
     Raises ConfigError for a key that is unknown or missing and for a bad value.
     """
     hints = field_hints(kind)
+    values = current_names(kind, values, path)
     for key in values:
         check_key(key, hints, path)
     required = [

@@ -9,10 +9,18 @@ import types
 import typing
 from typing import Annotated, Any, Literal, TypeVar
 
+from lclm_jax.config.renamed import current_name, current_names
 from lclm_jax.config.settings import check_key, field_hints, from_dict, parse
 from lclm_jax.errors import ConfigError
 
-__all__ = ["differences", "from_dict", "override", "read_value", "to_dict"]
+__all__ = [
+    "differences",
+    "from_dict",
+    "override",
+    "read_value",
+    "to_dict",
+    "with_current_names",
+]
 T = TypeVar("T")
 
 
@@ -21,11 +29,36 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def with_current_names(kind: type, values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested dicts of `kind`, complete or not, with today's names of renamed settings.
+
+    Unlike `from_dict` it checks no values and adds no defaults.
+    """
+    hints = field_hints(kind)
+    current = current_names(kind, values, path)
+    return {
+        name: _rename_inside(hints.get(name), value, f"{path}{name}.")
+        for name, value in current.items()
+    }
+
+
+def _rename_inside(hint: Any, value: Any, path: str) -> Any:
+    """Rename settings in the dataclass, or the list of them, that a field's annotation names."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
+        element = typing.get_args(hint)[0]
+        return [_rename_inside(element, item, f"{path}{i}.") for i, item in enumerate(value)]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return with_current_names(hint, value, path)
+    return value
+
+
 def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
     """[old, new] of every setting that differs between two configs as nested dicts, by its path; elements of lists by name.
 
-    >>> differences({"data": {"rows": 8}}, {"data": {"rows": 16}})
-    {'data.rows': [8, 16]}
+    >>> differences({"data": {"batch_rows": 8}}, {"data": {"batch_rows": 16}})
+    {'data.batch_rows': [8, 16]}
     """
     if (
         isinstance(old, list)
@@ -49,7 +82,7 @@ def override(config: T, *assignments: str) -> T:
     Elements of a tuple are named by their `name` field or index. All changes are made before
     fields are checked against each other.
 
-    >>> override(Config(...), "stages.adapter.steps=10", "data.rows=8")
+    >>> override(Config(...), "stages.adapter.steps=10", "data.batch_rows=8")
 
     Raises ConfigError that names the nearest key where there is no such field, and for a value of
     another type or out of range.
@@ -83,6 +116,7 @@ def _assign(values: Any, config: Any, path: str, text: str):
 def _index(node: Any, key: str, path: str) -> Any:
     """Finds the element `key` of a dataclass or of a tuple of dataclasses: its name or its index."""
     if dataclasses.is_dataclass(node):
+        key = current_name(type(node), key, path)
         check_key(key, field_hints(type(node)), path)
         return key
     groups = isinstance(node, tuple) and node and all(map(dataclasses.is_dataclass, node))

@@ -218,25 +218,30 @@ def global_batch(own: Tree, sharding: NamedSharding, rows: int) -> Tree:
 def check_batches(config: Config):
     """Raises ConfigError unless the mesh in scope divides the batches of every stage, and names the settings."""
     data, parts = config.data, config.run.micro_batches
-    rows = data.rows // parts
+    rows = data.batch_rows // parts
     mesh = ", ".join(
         f"{axis}={size}" for axis, size in jax.sharding.get_abstract_mesh().shape.items()
     )
-    if data.rows % (parts * splits("batch")):
+    if data.batch_rows % (parts * splits("batch")):
         raise ConfigError(
-            f"data.rows must divide over mesh.data * mesh.fsdp, in each of run.micro_batches; got data.rows={data.rows}, "
-            f"run.micro_batches={parts} on the mesh {mesh}; set data.rows to a multiple of {parts * splits('batch')}"
+            "data.batch_rows must divide over mesh.data * mesh.fsdp, in each of run.micro_batches; "
+            f"got data.batch_rows={data.batch_rows}, run.micro_batches={parts} on the mesh {mesh}; "
+            f"set data.batch_rows to a multiple of {parts * splits('batch')}"
         )
-    if data.positions % splits("length"):
+    if data.row_positions % splits("length"):
         raise ConfigError(
-            f"data.positions must divide over mesh.context, got data.positions={data.positions} on the mesh {mesh}"
+            f"data.row_positions must divide over mesh.context, got data.row_positions={data.row_positions} on the mesh {mesh}"
         )
     for stage in config.stages:
-        windows = stage.windows or data.windows
+        windows = stage.row_windows or data.row_windows
         if rows * windows % splits("windows"):
-            name = "data.windows" if stage.windows is None else f"stages.{stage.name}.windows"
+            name = (
+                "data.row_windows"
+                if stage.row_windows is None
+                else f"stages.{stage.name}.row_windows"
+            )
             raise ConfigError(
                 f"windows must divide over mesh.data * mesh.fsdp * mesh.context; stage {stage.name} reads {rows} rows at once of "
-                f"{windows} windows on the mesh {mesh}; set data.rows or {name} so that their product is a multiple of "
+                f"{windows} windows on the mesh {mesh}; set data.batch_rows or {name} so that their product is a multiple of "
                 f"{splits('windows') * parts}"
             )

@@ -53,7 +53,7 @@ def reconstruction_accuracy(
     """
     held, cut = (
         PreparedSource(directory, source, "held", model.tokenizer),
-        replace(data, reconstruction=lengths),
+        replace(data, reconstruction_length=lengths),
     )
     records = _records(
         held,

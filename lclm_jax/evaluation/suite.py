@@ -109,12 +109,12 @@ def _measure(model: LanguageModel, config: Config, tests: Tests) -> dict[str, An
 
 def _default_lengths(config: Config) -> tuple[tuple[int, int], ...]:
     """Return half the shortest passage that was trained on, and the trained range, in tokens."""
-    if config.data.reconstruction is None:
+    if config.data.reconstruction_length is None:
         raise ConfigError(
-            "expected passages of bounded length, got data.reconstruction=None; set it, or name "
+            "expected passages of bounded length, got data.reconstruction_length=None; set it, or name "
             "the lengths of the evaluation"
         )
-    shortest, longest = config.data.reconstruction
+    shortest, longest = config.data.reconstruction_length
     return (shortest // 2, shortest // 2), (shortest, longest)
 
 

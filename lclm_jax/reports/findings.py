@@ -112,7 +112,7 @@ def training_seconds(stages: Sequence[Stage], data: Figures) -> float:
         for line in stage.lines:
             each, pace = finite(line.get("step_seconds")), finite(line.get("positions_per_second"))
             if each is None and pace:
-                each = data["rows"] * data["positions"] / pace
+                each = data["batch_rows"] * data["row_positions"] / pace
             seconds += (line["step"] - before) * (each or 0.0)
             before = line["step"]
     return seconds

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.config import Config
+from lclm_jax.config.values import with_current_names
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.reports import course, findings, history, plots
 from lclm_jax.reports.findings import Figures, ReportError, interval, percent, span
@@ -38,6 +40,7 @@ def write_report(run_directory: str | Path) -> Path:
         raise ReportError(
             f"{directory} is not a run: it has no config.json; give the directory that training wrote to"
         )
+    config = with_current_names(Config, config)
     run = history.read_history(directory, config)
     evaluation = _read(directory / "evaluation.json")
     measured = (_reconstruction, _ratios, _questions, _cost, _samples) if evaluation else ()

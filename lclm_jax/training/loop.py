@@ -142,7 +142,7 @@ def _open_examples(
     config = run.config
     data = StageData(config, stage, run.tokenizer)
     mixture = data.mix_streams()
-    rows = own_rows(batch_sharding(run.mesh), config.data.rows)
+    rows = own_rows(batch_sharding(run.mesh), config.data.batch_rows)
     batches = iter(prefetch_batches(mixture, rows))
     if position is not None:
         check_sources(position.get("sources"), mixture.fingerprints, str(data.directory))
@@ -171,7 +171,7 @@ def _run_stage(
             run.alive()
             with recorder.waiting():
                 before = batches.get_state()
-                batch = global_batch(next(batches), batch_sharding(mesh), config.data.rows)
+                batch = global_batch(next(batches), batch_sharding(mesh), config.data.batch_rows)
             if step_function is None:
                 with recorder.outside():
                     step_function = _compile(run, stage, state, batch)
@@ -183,7 +183,7 @@ def _run_stage(
                 run.journal.event("profiled", stage, step, directory=str(trace))
             run.checkpoints.check()
             last, stopping = step == stage.steps, run.stop.agreed(mesh)
-            if recorder.failing >= config.run.most_skipped:
+            if recorder.failing >= config.run.max_skipped_steps:
                 recorder.flush()
                 raise _not_finite(run, stage, step, state, batches, recorder)
             if validate and not stopping and (last or step % config.run.validate_every == 0):
@@ -254,7 +254,7 @@ def _open(config: Config) -> Iterator[Run]:
             open_journal(directory, config) as journal,
             Checkpoints(directory, config.run.keep, config.run.keep_every, ends) as checkpoints,
             stop_requests() as stop,
-            watchdog(config.run.patience) as alive,
+            watchdog(config.run.step_timeout) as alive,
         ):
             yield Run(
                 config, directory, tokenizer, mesh, journal, checkpoints, stop, alive, damaged
@@ -325,10 +325,10 @@ def _chosen(config: Config, only: str | None, position: Position | None) -> tupl
         raise ConfigError(f"expected one of the stages {listed}, got {only!r}")
     wanted = names.index(only) if only in names else int(only)
     if position is None:
-        if wanted and config.run.begin is None:
+        if wanted and config.run.init_from is None:
             raise ConfigError(
                 f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is empty; "
-                "run the stages before it, or set run.begin to a checkpoint to begin with"
+                "run the stages before it, or set run.init_from to a checkpoint to begin with"
             )
         return (config.stages[wanted],)
     done = position["stage_step"] >= config.stages[current].steps
@@ -342,13 +342,13 @@ def _chosen(config: Config, only: str | None, position: Position | None) -> tupl
 
 def _first_params(run: Run) -> Params:
     """Random parameters, or those of the checkpoint that the config names. Raises ConfigError for one of another tokenizer."""
-    config, begin = run.config, run.config.run.begin
+    config, begin = run.config, run.config.run.init_from
     if begin is None:
         return init_params(config.model, run.mesh, config.run.seed)
     _, tokenizer = read_model_files(begin)
     if tokenizer.definition != run.tokenizer.definition:
         raise ConfigError(
-            f"expected {begin} (run.begin) and {config.data.directory} (data.directory) to have one tokenizer, got two; "
+            f"expected {begin} (run.init_from) and {config.data.directory} (data.directory) to have one tokenizer, got two; "
             "prepare the data with the checkpoint's (--tokenizer)"
         )
     return load_params(begin, abstract_params(config.model, run.mesh))
@@ -398,7 +398,7 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
 
 def _going_on(state: TrainState, config: Config) -> TrainState:
     """The state with which a run that stopped because nothing was finite tries again."""
-    gave_up = int(state.failing) >= config.run.most_skipped
+    gave_up = int(state.failing) >= config.run.max_skipped_steps
     return state.replace(failing=jax.numpy.zeros_like(state.failing)) if gave_up else state
 
 
@@ -427,10 +427,10 @@ def _not_finite(
         "stopped",
         stage,
         step,
-        reason=f"{run.config.run.most_skipped} steps in a row were not finite",
+        reason=f"{run.config.run.max_skipped_steps} steps in a row were not finite",
     )
     return NotFinite(
-        f"{run.config.run.most_skipped} steps in a row up to step {step} of stage {stage.name} had a loss or gradients that are "
-        f"not finite (run.most_skipped); saved as they were, with the first of the batches in {file}. "
+        f"{run.config.run.max_skipped_steps} steps in a row up to step {step} of stage {stage.name} had a loss "
+        f"or gradients that are not finite (run.max_skipped_steps); saved as they were, with the first of the batches in {file}. "
         f"Look into it by python -m launch.replay {run.directory}"
     )

@@ -38,11 +38,11 @@ class Recorder:
             str, dict[str, int]
         ] = {}  # examples that fit no row, by stream and reason, since the stage began
         self.since, self.waited = time.perf_counter(), 0.0  # of the step that begins
-        windows = stage.windows or config.data.windows
+        windows = stage.row_windows or config.data.row_windows
         row = training_flops(
-            config.model, config.data.positions, windows, trained_parts(config, stage)
+            config.model, config.data.row_positions, windows, trained_parts(config, stage)
         ).total
-        self.flops = config.data.rows * row / jax.device_count()  # of a step and device
+        self.flops = config.data.batch_rows * row / jax.device_count()  # of a step and device
         chip = find_chip(jax.devices()[0].device_kind)
         self.peak = chip.peak_flops if chip else None
 
@@ -155,7 +155,9 @@ class Recorder:
         line |= {key: float(sums[key]) for key in ("context_tokens", "latents", "decoder_tokens")}
         line |= {
             "step_seconds": seconds,
-            "positions_per_second": self.config.data.rows * self.config.data.positions / seconds,
+            "positions_per_second": self.config.data.batch_rows
+            * self.config.data.row_positions
+            / seconds,
         }
         line["tokens_per_second"] = (line["context_tokens"] + line["decoder_tokens"]) / (
             seconds * len(self.steps)

@@ -9,29 +9,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lclm_jax.config import ConfigError, Group, OptimizerConfig, StageConfig
+from lclm_jax.config import ConfigError, OptimizerConfig, ParameterGroup, StageConfig
 from lclm_jax.model.params import Flat, component, flatten, unflatten
 from lclm_jax.typing import Array, Bool, Params
 
 MEMORY_COMPONENTS = ("encoder", "adapter")  # what a batch without contexts must leave untouched
 
 
-def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, Group]]:
+def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, ParameterGroup]]:
     """Trained parameters by label, "component/number of the group"; frozen ones are in none.
 
     The first matching pattern decides. Raises ConfigError for a parameter no pattern matches, and for a pattern that
     matches nothing.
     """
-    assigned: dict[str, dict[str, Group]] = {}
+    assigned: dict[str, dict[str, ParameterGroup]] = {}
     for path in paths:
         number = next(
             (i for i, group in enumerate(stage.groups) if re.fullmatch(group.pattern, path)), None
         )
         if number is None:
             raise ConfigError(
-                f"stage {stage.name}: no group matches parameter {path}; add a pattern (rate=none freezes it)"
+                f"stage {stage.name}: no group matches parameter {path}; add a pattern (learning_rate=none freezes it)"
             )
-        if stage.groups[number].rate is not None:
+        if stage.groups[number].learning_rate is not None:
             assigned.setdefault(f"{component(path)}/{number}", {})[path] = stage.groups[number]
     unused = [
         group.pattern
@@ -61,13 +61,13 @@ def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
     step. Warm-up takes at most half of the steps; without it step 1 has the full rate, as has a
     stage's only step.
 
-    >>> stage = StageConfig("short", steps=4, warmup=2, final_rate=0.0, groups=(), streams=())
+    >>> stage = StageConfig("short", steps=4, warmup_steps=2, final_learning_rate=0.0, groups=(), streams=())
     >>> [float(schedule(stage, 1.0)(updates)) for updates in range(4)]
     [0.5, 1.0, 0.5, 0.0]
     """
-    warmup = max(1, min(stage.warmup, stage.steps // 2))
+    warmup = max(1, min(stage.warmup_steps, stage.steps // 2))
     steps = max(stage.steps, warmup + 1)
-    final = min(stage.final_rate, rate)
+    final = min(stage.final_learning_rate, rate)
     rate_of_step = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, final)
     return lambda updates: rate_of_step(updates + 1)
 
@@ -79,9 +79,9 @@ def optimizers(
     made = {}
     for label, members in assign_groups(paths, stage).items():
         group = next(iter(members.values()))
-        rate = schedule(stage, group.rate or 0.0)
+        rate = schedule(stage, group.learning_rate or 0.0)
         made[label] = optax.adamw(
-            rate, config.beta1, config.beta2, config.eps, weight_decay=group.decay
+            rate, config.beta1, config.beta2, config.eps, weight_decay=group.weight_decay
         )
     return made
 
@@ -103,7 +103,7 @@ def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> di
     """The rate of the next update by component; of its first group where it has several."""
     rates: dict[str, Array] = {}
     for label in sorted(moments):
-        rate = stage.groups[int(label.partition("/")[2])].rate or 0.0
+        rate = stage.groups[int(label.partition("/")[2])].learning_rate or 0.0
         rates.setdefault(
             component(label),
             jnp.asarray(schedule(stage, rate)(optax.tree.get(moments[label][0], "count"))),

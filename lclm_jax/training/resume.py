@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lclm_jax.config import Config, ConfigError, StageConfig
-from lclm_jax.config.values import differences, from_dict, to_dict
+from lclm_jax.config.values import differences, from_dict, to_dict, with_current_names
 from lclm_jax.training.optim import assign_groups
 
 Position = dict[str, Any]  # stage, stage_step, data, sources, config, code
 # Settings of data that leave the order of examples alone. The content of `directory` is compared
 # by its fingerprint.
-FREE = ("data.directory", "data.rows", "data.lookahead")
-ORDERED = ("streams", "windows", "compress")  # settings of a stage that decide it
+FREE = ("data.directory", "data.batch_rows", "data.packing_lookahead")
+ORDERED = ("streams", "row_windows", "compress")  # settings of a stage that decide it
 
 
 def check_position(config: Config, position: Position, step: int, paths: list[str], where: str):
@@ -55,7 +55,8 @@ def check_position(config: Config, position: Position, step: int, paths: list[st
 
 def changed_settings(old: Mapping[str, Any], config: Config) -> dict[str, list[Any]]:
     """Returns [old, new] of every setting that differs from an earlier config, by its path."""
-    return differences(*(json.loads(json.dumps(values)) for values in (old, to_dict(config))))
+    before = with_current_names(Config, dict(old))
+    return differences(*(json.loads(json.dumps(values)) for values in (before, to_dict(config))))
 
 
 def _config_of(position: Position) -> Config | None:
@@ -103,7 +104,9 @@ def _changed_groups(old: Config, stage: StageConfig, paths: list[str]) -> dict[s
     ]
     if members[0] == members[1]:
         return {}
-    patterns = [[(group.pattern, group.rate) for group in one.groups] for one in (before, stage)]
+    patterns = [
+        [(group.pattern, group.learning_rate) for group in one.groups] for one in (before, stage)
+    ]
     return {f"stages.{stage.name}.groups": patterns}
 
 

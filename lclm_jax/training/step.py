@@ -30,14 +30,14 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of a stage's trained parameters. Metrics are sums and norms, still on device.
 
-    A loss or gradient that is not finite anywhere moves nothing anywhere. After `run.most_skipped` of them in a row nothing
+    A loss or gradient that is not finite anywhere moves nothing anywhere. After `run.max_skipped_steps` of them in a row nothing
     moves any more, so that what made them can be looked at as it was.
     """
     trained, frozen = split_trained(state.params, stage)
     loss, streams, gradients = gradients_of(trained, frozen, batch, config, stage)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    going = state.failing < config.run.most_skipped
+    going = state.failing < config.run.max_skipped_steps
     memory = jnp.any(batch.slots >= 0)
     params, moments = update(
         state.params, state.moments, gradients, stage, config.optimizer, finite & going, memory

@@ -29,7 +29,7 @@ class Validation:
         self.config, self.stage, self.mesh = config, stage, mesh
         data = StageData(config, stage, tokenizer)
         records = held_out_records(data)
-        rows = own_rows(batch_sharding(mesh), config.data.rows)
+        rows = own_rows(batch_sharding(mesh), config.data.batch_rows)
         self.batches = {view: pack(records, see, data, rows) for view, see in VIEWS.items()}
         self._read = jax.jit(
             partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh)
@@ -39,7 +39,7 @@ class Validation:
         figures: Figures = {}
         for view, batches in self.batches.items():
             whole = (
-                global_batch(own, batch_sharding(self.mesh), self.config.data.rows)
+                global_batch(own, batch_sharding(self.mesh), self.config.data.batch_rows)
                 for own in batches
             )
             read = [jax.device_get(self._read(params, batch)) for batch in whole]
@@ -94,6 +94,6 @@ def pack(
         chosen, packer = choose_row([sizes[i] for i in waiting], budget)
         packed.append(PackedRow(budget, [examples[waiting[i]] for i in chosen], packer.offsets))
         waiting = [number for i, number in enumerate(waiting) if i not in chosen]
-    packed += [fill_row(budget, [])] * (-len(packed) % config.data.rows)
-    starts = range(0, len(packed), config.data.rows)
+    packed += [fill_row(budget, [])] * (-len(packed) % config.data.batch_rows)
+    starts = range(0, len(packed), config.data.batch_rows)
     return [assemble([packed[start + row] for row in rows]) for start in starts]

@@ -45,7 +45,7 @@ def _end(seconds: float):
     """Where every thread stands, a message, and the end: a thread that hangs cannot be interrupted in order."""
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
     sys.stderr.write(
-        f"error: no step was finished in {seconds:.0f} s (run.patience); above is where every thread stood. "
+        f"error: no step was finished in {seconds:.0f} s (run.step_timeout); above is where every thread stood. "
         "Start the run again: it continues from its newest checkpoint.\n"
     )
     sys.stderr.flush()

@@ -90,7 +90,7 @@ def test_a_training_step_of_a_miniature(measure):
         for name in ("encoder", "decoder")
         for key, value in tower.items()
     ]
-    batch = ["data.rows=16", "data.positions=2048", "data.windows=2"]
+    batch = ["data.batch_rows=16", "data.row_positions=2048", "data.row_windows=2"]
     status, figures = measure(
         "v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one))
     )

@@ -179,7 +179,7 @@ def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
     Where the decoder is frozen, that once more is a third of its products, else a quarter.
     """
     config = published()
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=8))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_rows=8))
     mesh = make_mesh(MeshConfig())
     for stage in config.stages:
         program = Program(config, stage, PODS)
@@ -334,7 +334,7 @@ def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, comman
                 "--json",
                 output,
                 "--set",
-                f"data.rows={rows}",
+                f"data.batch_rows={rows}",
             )
             == 0
         )
@@ -356,7 +356,7 @@ def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypa
 
 def test_search(here, small, tmp_path, command, capsys):
     output = tmp_path / "figures.json"
-    changed = ("--set", "data.positions=256", "--search", "--tries", 3)
+    changed = ("--set", "data.row_positions=256", "--search", "--tries", 3)
     assert (
         command(
             capacity_command,
@@ -386,7 +386,7 @@ def test_search_begins_with_what_is_given(here, small, tmp_path, command):
         "--set",
         "mesh.context=2",
         "--set",
-        "data.positions=256",
+        "data.row_positions=256",
         "--search",
         "--tries",
         1,

@@ -19,11 +19,13 @@ from lclm_jax.config import (
     ConfigError,
     MeshConfig,
     OptimizerConfig,
+    ParameterGroup,
     RunConfig,
     Stream,
+    renamed,
 )
 from lclm_jax.config.settings import Range, Settings, field_hints
-from lclm_jax.config.values import from_dict, override, to_dict
+from lclm_jax.config.values import from_dict, override, to_dict, with_current_names
 from lclm_jax.evaluation import held_out as evaluate
 from lclm_jax.inference.sampling import Sampling
 
@@ -36,12 +38,20 @@ def test_round_trip():
 @pytest.mark.parametrize(
     ("assignment", "read", "value"),
     [
-        ("data.rows=4", lambda c: c.data.rows, 4),
+        ("data.batch_rows=4", lambda c: c.data.batch_rows, 4),
         ("stages.adapter.steps=7", lambda c: c.stages[1].steps, 7),
         ("stages.1.steps=7", lambda c: c.stages[1].steps, 7),
-        ("stages.adapter.groups.0.rate=1", lambda c: c.stages[1].groups[0].rate, 1.0),
-        ("stages.adapter.groups.0.rate=none", lambda c: c.stages[1].groups[0].rate, None),
-        ("data.passage=8,16", lambda c: c.data.passage, (8, 16)),
+        (
+            "stages.adapter.groups.0.learning_rate=1",
+            lambda c: c.stages[1].groups[0].learning_rate,
+            1.0,
+        ),
+        (
+            "stages.adapter.groups.0.learning_rate=none",
+            lambda c: c.stages[1].groups[0].learning_rate,
+            None,
+        ),
+        ("data.crop_length=8,16", lambda c: c.data.crop_length, (8, 16)),
         ("model.dtype=bfloat16", lambda c: c.model.dtype, "bfloat16"),
         ("model.decoder.tied=false", lambda c: c.model.decoder.tied, False),
         ("run.directory=elsewhere", lambda c: c.run.directory, "elsewhere"),
@@ -49,7 +59,7 @@ def test_round_trip():
         ("run.directory=[a, b]", lambda c: c.run.directory, "[a, b]"),
         ("run.directory=none", lambda c: c.run.directory, "none"),
         ("run.directory=~/runs", lambda c: c.run.directory, str(Path.home() / "runs")),
-        ("run.begin=none", lambda c: c.run.begin, None),
+        ("run.init_from=none", lambda c: c.run.init_from, None),
         ("model.remat=none", lambda c: c.model.remat, "none"),
         ("model.compression.ratios=[8]", lambda c: c.model.compression.ratios, (8,)),
         ("optimizer.clip=none", lambda c: c.optimizer.clip, None),
@@ -62,18 +72,21 @@ def test_override(assignment, read, value):
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("data.row=4", "did you mean data.rows"),
+        ("data.row=4", "did you mean data.batch_rows"),
         ("stage.adapter.steps=4", "did you mean stages"),
         ("stages.adaptor.steps=4", "did you mean stages.adapter"),
-        ("data.rows=many", "data.rows must be an integer, from 1 to 2147483647, got 'many'"),
+        (
+            "data.batch_rows=many",
+            "data.batch_rows must be an integer, from 1 to 2147483647, got 'many'",
+        ),
         ("model.dtype=float8", "must be one of 'float32', 'bfloat16'"),
-        ("data.rows", "expected key=value"),
-        ("data.passage=1,2,3", "takes 2 values"),
-        ("data.rows.more=1", "single value"),
+        ("data.batch_rows", "expected key=value"),
+        ("data.crop_length=1,2,3", "takes 2 values"),
+        ("data.batch_rows.more=1", "single value"),
         ("stages.adapter=1", "name one of them"),
         ("stages.²=1", "unknown setting stages.²"),
         ("stages.=1", "unknown setting stages."),
-        ("data.passage.0=1", "data.passage is a single value"),
+        ("data.crop_length.0=1", "data.crop_length is a single value"),
         ("model.compression.ratios.0=1", "is a single value"),
         ("run.directory=~nobody-has-this-name/x", "no home directory for ~nobody-has-this-name"),
         ("model.encoder.heads=3", "model.encoder: heads must be a multiple of kv_heads"),
@@ -102,16 +115,16 @@ REFUSED = {
     "overlap": (-1, 0.5),
     "ratios": ((0,), 4, "4", (2.0,), None),
     "fsdp": (0, -2, None),
-    "passage": ((0, 4), (8, 4), (4,), (1, 2, 3), "8,16", 8),
+    "crop_length": ((0, 4), (8, 4), (4,), (1, 2, 3), "8,16", 8),
     "spare_latents": (-0.1, math.inf),
     "ratio_weights": ((-1.0,), (0.0, 0.0), (math.nan,)),
     "kind": ("prose", None, 3),
     "name": ("", ".", "..", "a/b", "a\\b", "a\nb", " a", "x" * 201, 3, None),
     "pattern": ("(", "*", None, 3),
-    "rate": (-1e-3, math.nan, "fast"),
+    "learning_rate": (-1e-3, math.nan, "fast"),
     "share": (-0.5, math.inf, None),
     "steps": (0, -1, 1.5, None),
-    "warmup": (-1, None),
+    "warmup_steps": (-1, None),
     "beta1": (-0.1, 1, 1.5, math.nan),
     "eps": (0, -1e-8),
     "clip": (0, -1, math.inf),
@@ -121,7 +134,7 @@ REFUSED = {
     "keep_every": (0, -1),
     "log_every": (0, None),
     "validate_every": (-1, None),
-    "patience": (0, -1, math.nan),
+    "step_timeout": (0, -1, math.nan),
     "wandb": ("", 3),
     "micro_batches": (0, -1),
     "seed": (-1, 2**32, 0.5),
@@ -273,18 +286,20 @@ def test_window_must_be_a_multiple_of_the_ratio():
 def test_published_recipe():
     """Paper, Table 1: rates of adapter, encoder and decoder, decay, warm-up; optimizer and schedule are those of all stages."""
     config = lclm_0p6b_4b_16x.config()
-    rates = {stage.name: tuple(group.rate for group in stage.groups) for stage in config.stages}
+    rates = {
+        stage.name: tuple(group.learning_rate for group in stage.groups) for stage in config.stages
+    }
     assert rates == {
         "adapter": (1e-3, None, None),
         "encoder": (6e-5, 6e-5, None),
         "decoder": (6e-5, 6e-5, 1e-5),
         "sft": (3e-5, 3e-5, 3e-5),
     }
-    assert [stage.warmup for stage in config.stages] == [250, 500, 1000, 500]
-    assert {tuple(group.decay for group in stage.groups) for stage in config.stages} == {
+    assert [stage.warmup_steps for stage in config.stages] == [250, 500, 1000, 500]
+    assert {tuple(group.weight_decay for group in stage.groups) for stage in config.stages} == {
         (0.01, 0.01, 0.0)
     }
-    assert {stage.final_rate for stage in config.stages} == {1e-6}
+    assert {stage.final_learning_rate for stage in config.stages} == {1e-6}
     optimizer = config.optimizer
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip) == (
         0.9,
@@ -293,8 +308,11 @@ def test_published_recipe():
         1.0,
     )
     (scratch,) = scratch_0p6b.config().stages
-    assert [(group.rate, group.decay) for group in scratch.groups] == [(1e-3, 0.01), (3e-4, 0.1)]
-    assert (scratch.steps, scratch.warmup, scratch.final_rate) == (10_000, 500, 3e-5)
+    assert [(group.learning_rate, group.weight_decay) for group in scratch.groups] == [
+        (1e-3, 0.01),
+        (3e-4, 0.1),
+    ]
+    assert (scratch.steps, scratch.warmup_steps, scratch.final_learning_rate) == (10_000, 500, 3e-5)
 
 
 def test_published_sizes():
@@ -302,3 +320,79 @@ def test_published_sizes():
     assert config.model.decoder.vocab == 151672
     assert [stage.steps for stage in config.stages] == [5075, 10151, 23860, 5083]
     assert dataclasses.replace(config.model.compression, ratio=4).latents_per_window == 256
+
+
+OLD_NAMES = {
+    "data": {"rows": 4, "positions": 64, "windows": 2, "lookahead": 8, "passage": [4, 8]},
+    "run": {"begin": "runs/base", "most_skipped": 3, "patience": 60.0},
+}
+
+
+@pytest.fixture
+def renamings(caplog):
+    """Log records of renamed settings, as a process that has logged none yet writes them."""
+    renamed._log_new_name.cache_clear()
+    return caplog
+
+
+def test_a_file_with_old_names_of_settings_reads_and_says_the_new_ones(renamings):
+    values = to_dict(tiny.config())
+    for group, old in OLD_NAMES.items():
+        for name, value in old.items():
+            del values[group][renamed.current_name(type(getattr(tiny.config(), group)), name)]
+            values[group][name] = value
+    stage = values["stages"][1]
+    stage["warmup"] = stage.pop("warmup_steps")
+    stage["groups"] = [{"pattern": ".*", "rate": 0.5, "decay": 0.25}]
+    renamed._log_new_name.cache_clear()
+    renamings.clear()
+    config = from_dict(Config, values)
+    data, run = config.data, config.run
+    assert (data.batch_rows, data.row_positions, data.row_windows) == (4, 64, 2)
+    assert (data.packing_lookahead, data.crop_length) == (8, (4, 8))
+    assert (run.init_from, run.max_skipped_steps, run.step_timeout) == ("runs/base", 3, 60.0)
+    assert config.stages[1].warmup_steps == 5
+    assert config.stages[1].groups == (ParameterGroup(".*", 0.5, 0.25),)
+    assert "setting run.patience is now called run.step_timeout" in renamings.text
+    assert "stages.1.groups.0.rate is now called stages.1.groups.0.learning_rate" in renamings.text
+
+
+def test_old_names_are_read_after_set(renamings):
+    changed = override(tiny.config(), "run.patience=5", "stages.adapter.groups.0.rate=0.5")
+    assert changed.run.step_timeout == 5
+    assert changed.stages[1].groups[0].learning_rate == 0.5
+    assert renamings.messages == [
+        "setting run.patience is now called run.step_timeout",
+        "setting stages.adapter.groups.0.rate is now called stages.adapter.groups.0.learning_rate",
+    ]
+
+
+def test_a_new_name_is_not_logged(renamings):
+    override(tiny.config(), "run.step_timeout=5", "data.batch_rows=4")
+    assert renamings.messages == []
+
+
+def test_an_old_and_a_new_name_of_one_setting_are_refused():
+    values = to_dict(tiny.config())
+    values["run"]["patience"] = 5.0
+    with pytest.raises(
+        ConfigError, match=r"one value of run\.step_timeout, got two: run\.patience"
+    ):
+        from_dict(Config, values)
+
+
+def test_every_renamed_setting_has_a_field_of_its_new_name():
+    kinds = {type(part).__name__: type(part) for part in config_parts()}
+    for name, fields in renamed.RENAMED_SETTINGS.items():
+        today = set(field_hints(kinds[name]))
+        assert set(fields.values()) <= today
+        assert not set(fields) & today
+
+
+def test_names_change_in_incomplete_nested_values():
+    old = {"data": {"rows": 8}, "stages": [{"name": "a", "groups": [{"rate": None}]}], "more": 1}
+    assert with_current_names(Config, old) == {
+        "data": {"batch_rows": 8},
+        "stages": [{"name": "a", "groups": [{"learning_rate": None}]}],
+        "more": 1,
+    }

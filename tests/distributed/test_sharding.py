@@ -194,17 +194,17 @@ def test_rows_of_a_process_and_the_batch_they_make():
     [
         (
             (8, 1, 1, 1),
-            {"rows": 12},
-            r"data\.rows must divide over mesh\.data \* mesh\.fsdp.*data\.rows=12.*multiple of 8",
+            {"batch_rows": 12},
+            r"data\.batch_rows must divide over mesh\.data \* mesh\.fsdp.*data\.batch_rows=12.*multiple of 8",
         ),
         (
             (1, 1, 8, 1),
-            {"positions": 100},
-            r"data\.positions must divide over mesh\.context, got data\.positions=100",
+            {"row_positions": 100},
+            r"data\.row_positions must divide over mesh\.context, got data\.row_positions=100",
         ),
         (
             (1, 2, 4, 1),
-            {"rows": 2, "windows": 3},
+            {"batch_rows": 2, "row_windows": 3},
             r"stage adapter reads 2 rows at once of 3 windows .*multiple of 8",
         ),
     ],

@@ -190,8 +190,8 @@ def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys
             r"prepare\(\) that nothing calls; expected a function experiment\(\)",
         ),
         (
-            "from lclm_jax.config import DataConfig\n\n\ndef config():\n    return DataConfig(rows=0)",
-            r"line 5: DataConfig.rows must be an integer, from 1 to 2147483647, got 0",
+            "from lclm_jax.config import DataConfig\n\n\ndef config():\n    return DataConfig(batch_rows=0)",
+            r"line 5: DataConfig.batch_rows must be an integer, from 1 to 2147483647, got 0",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_an_experiment_has_its_data_and_evaluation(tmp_path):
 
 
 def test_a_recipe_is_read_from_a_recipe_or_an_experiment(tmp_path):
-    assert load_recipe(str(RECIPE), ["longest=5"]).longest == 5
+    assert load_recipe(str(RECIPE), ["max_document_chars=5"]).max_document_chars == 5
     file = tmp_path / "experiment.py"
     file.write_text("from configs.tiny import experiment", encoding="utf-8")
     assert load_recipe(str(file)).name == "tiny"
@@ -312,7 +312,7 @@ def test_a_file_of_json_must_hold_an_object(tmp_path):
         (OSError(30, "Read-only file system", "a"), "a: Read-only file system"),
         (OSError(18, "Invalid link", "a", None, "b"), "a -> b: Invalid link"),
         (MemoryError(), "this machine's memory is full"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"), "lower data.rows"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"), "lower data.batch_rows"),
         (RuntimeError("Unable to initialize backend 'tpu': none"), "set or unset JAX_PLATFORMS"),
         (ValueError("[tensorstore] No space left on device"), "the disk is full"),
         (ModuleNotFoundError("x", name="torch.nn"), "torch is not installed; pip install -e '.[parity]'"),

@@ -19,7 +19,7 @@ from tests.support.records import same, write_sources
 
 def share(config, host, hosts):
     """The rows of one of `hosts`."""
-    rows = config.data.rows // hosts
+    rows = config.data.batch_rows // hosts
     return range(host * rows, (host + 1) * rows)
 
 
@@ -106,7 +106,7 @@ def test_a_state_saved_on_four_hosts_goes_on_with_two(config, tokenizer):
 
 
 def test_too_long_examples_are_counted_by_stream_and_all_others_are_read_once(config, tokenizer):
-    short = replace(config, data=replace(config.data, positions=48))
+    short = replace(config, data=replace(config.data, row_positions=48))
     batches = packed(short, tokenizer)
     emitted = take(batches, 6)
     state, limits = batches.get_state(), row_budget(short, short.stages[0])
@@ -137,7 +137,9 @@ def test_documents_too_short_for_two_segments_are_counted_and_left_out(config, t
     write_sources(tmp_path, tokenizer, {"docs": ("code", texts)})
     stage = replace(config.stages[0], streams=(Stream("interleaved", "docs", 1.0),))
     here = replace(
-        config, stages=(stage,), data=replace(config.data, directory=str(tmp_path), lookahead=6)
+        config,
+        stages=(stage,),
+        data=replace(config.data, directory=str(tmp_path), packing_lookahead=6),
     )
     batches = iter(PackedBatches(mixture_of(here, tokenizer)))
     next(batches)
@@ -211,7 +213,7 @@ def test_streams_have_their_shares_of_the_trained_tokens(config, tokenizer):
 
 
 def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
-    small = replace(config, data=replace(config.data, positions=20))
+    small = replace(config, data=replace(config.data, row_positions=20))
     stage = replace(small.stages[0], streams=(Stream("sft", "tasks", 1.0),))
     with pytest.raises(
         ConfigError, match="none of 20 examples of stream sft/tasks fits a row of 20 positions"
@@ -244,7 +246,7 @@ def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
     whole = replace(
         config,
         stages=(one,),
-        data=replace(config.data, reconstruction=None, positions=4000, windows=100),
+        data=replace(config.data, reconstruction_length=None, row_positions=4000, row_windows=100),
     )
     examples = mixture_of(whole, tokenizer).examples
     passes = [

@@ -179,7 +179,10 @@ def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
         "".join(json.dumps(row) + "\n" for row, _ in BAD) + "{broken\n", encoding="utf-8"
     )
     recipe = Recipe(
-        "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), longest=1000
+        "one",
+        (Source("docs", "text"),),
+        (Stream("interleaved", "docs", 1.0),),
+        max_document_chars=1000,
     )
     manifest = prepare(recipe, {"docs": [str(file)]}, tmp_path / "out", tokenizer, workers=1)
     reasons = [(i, reason) for i, (_, reason) in enumerate(BAD) if reason] + [(len(BAD), "json")]
@@ -221,11 +224,11 @@ def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path,
         '{"text": "fine"}\n' + '{"txt": 1}\n' * 20, encoding="utf-8"
     )
     recipe = Recipe(
-        "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), most_rejected=5
+        "one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),), max_rejected_rows=5
     )
     with pytest.raises(
         UserError,
-        match=r"(?s)rows of source docs were refused, more than recipe.most_rejected=5.*record 1: fields",
+        match=r"(?s)rows of source docs were refused, more than recipe.max_rejected_rows=5.*record 1: fields",
     ):
         prepare(
             recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1
@@ -303,7 +306,7 @@ def test_files_that_are_not_read_are_counted_apart_from_refused_rows(tmp_path, t
     (tmp_path / "in" / "test.jsonl").write_text('{"text": "a test"}\n', encoding="utf-8")
     (tmp_path / "in" / "LICENSE").write_text("You may.", encoding="utf-8")
     rows = [{"text": "words", "url": "x"}, {"text": "more words", "url": None}, {"txt": 1}]
-    source, refused = prepare_one(tmp_path, tokenizer, rows, most_rejected=1)
+    source, refused = prepare_one(tmp_path, tokenizer, rows, max_rejected_rows=1)
     assert source["unread"] == {"not text": 5, "other format": 1, "other split": 1}
     assert source["rejected"] == {"fields": 1} and source["rows"] == 3 and source["files"] == 1
     assert source["ignored_fields"] == {"txt": 1, "url": 1}
@@ -425,9 +428,9 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
     assert "python -m launch.inspect_data" in capsys.readouterr().out
     settings = [f"--set=model.{key}" for key in ("compression.ratio=4", "compression.window=64")]
     settings += [
-        "--set=data.positions=512",
-        "--set=data.windows=5",
-        "--set=data.lookahead=60",
+        "--set=data.row_positions=512",
+        "--set=data.row_windows=5",
+        "--set=data.packing_lookahead=60",
         "--rows",
         20,
     ]

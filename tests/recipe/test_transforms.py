@@ -34,7 +34,7 @@ def lengths_of(record):
 
 
 def test_interleaved_documents_start_wrapped_end_plain_and_lose_nothing():
-    rng, data = np.random.default_rng(0), DataConfig(passage=(300, 5000))
+    rng, data = np.random.default_rng(0), DataConfig(crop_length=(300, 5000))
     for _ in range(100):
         record = interleaved_record(document(6000), rng, data)
         assert [type(span) for span in record] == [Context, Plain] * (len(record) // 2)
@@ -111,7 +111,7 @@ def test_no_segment_is_too_short_when_the_document_is_long_enough(length, shorte
 
 @pytest.mark.parametrize("kind", ["text", "code", "long", "math", "latex"])
 def test_reconstruction_asks_for_the_very_tokens_of_its_context(tokenizer, kind):
-    data, rng = DataConfig(reconstruction=(5, 40)), np.random.default_rng(2)
+    data, rng = DataConfig(reconstruction_length=(5, 40)), np.random.default_rng(2)
     example = tokenize_example({"text": "import os\n\nprint(os.name)  # " * 6}, tokenizer)
     asked = set()
     for _ in range(1200):
@@ -332,7 +332,7 @@ def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
     )
     tokens, table = flatten_sections(example)
     for seed in range(30):
-        data = DataConfig(shortest_segment=16)
+        data = DataConfig(min_segment_length=16)
         one = TRANSFORMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
         other = TRANSFORMS[kind](
             split_sections(range(len(tokens)), table.tolist()),

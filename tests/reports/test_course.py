@@ -43,7 +43,7 @@ EVENTS = [
         records=[f"docs/{n}" for n in range(40)],
     ),
     event("damaged", 4630.0, 40, checkpoint="40", reason=f"params: {SCRIPT}"),
-    event("changed", 4631.0, 20, settings={"data.rows": [8, 16]}),
+    event("changed", 4631.0, 20, settings={"data.batch_rows": [8, 16]}),
     event("resumed", 4640.0, 20, **{"from": 20}),
     event("skipped", 4650.0, 7, stage="all", loss=1.5, gradient_norm=math.inf, records=["code/1"]),
 ]
@@ -189,7 +189,8 @@ def test_what_happened_is_told(followed, unpainted):
     )
     assert "loss 1.5; gradient norm not finite; 1 record: code/1" in page
     assert (
-        "data.rows 8 → 16" in page and "from step 20; 1 h 0 min after the last line before" in page
+        "data.batch_rows 8 → 16" in page
+        and "from step 20; 1 h 0 min after the last line before" in page
     )
     assert "1970-01-01 01:17:20" in page and SCRIPT not in page
     assert "All 7 events" not in page

@@ -29,7 +29,7 @@ CONFIG = {
         "compression": {"ratio": 4, "window": 16, "pooling": "mean", "overlap": 0},
     },
     "stages": [{"name": "adapter", "steps": 40}, {"name": "all", "steps": 60}],
-    "data": {"rows": 8, "positions": 128},
+    "data": {"batch_rows": 8, "row_positions": 128},
 }
 
 

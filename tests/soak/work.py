@@ -10,9 +10,9 @@ from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
-    Group,
     MeshConfig,
     ModelConfig,
+    ParameterGroup,
     Recipe,
     RunConfig,
     Source,
@@ -31,8 +31,12 @@ STREAMS = (
     Stream("interleaved", "docs", 0.3),
     Stream("sft", "tasks", 0.2),
 )
-ADAPTER = (Group("adapter/.*", 1e-3), Group("encoder/.*", None), Group("decoder/.*", None))
-EVERYTHING = (Group("adapter/.*", 1e-3), Group("(encoder|decoder)/.*", 1e-3))
+ADAPTER = (
+    ParameterGroup("adapter/.*", 1e-3),
+    ParameterGroup("encoder/.*", None),
+    ParameterGroup("decoder/.*", None),
+)
+EVERYTHING = (ParameterGroup("adapter/.*", 1e-3), ParameterGroup("(encoder|decoder)/.*", 1e-3))
 
 
 def soak_config(data: Path, directory: Path, steps: int, save_every: int = 7) -> Config:
@@ -48,19 +52,21 @@ def soak_config(data: Path, directory: Path, steps: int, save_every: int = 7) ->
             encoder, decoder, CompressionConfig(ratio=4, window=16), dtype="float32", remat="none"
         ),
         stages=(
-            StageConfig("adapter", steps, ADAPTER, STREAMS, warmup=2),
-            StageConfig("all", steps, EVERYTHING, STREAMS, warmup=2, final_rate=1e-4),
+            StageConfig("adapter", steps, ADAPTER, STREAMS, warmup_steps=2),
+            StageConfig(
+                "all", steps, EVERYTHING, STREAMS, warmup_steps=2, final_learning_rate=1e-4
+            ),
         ),
         data=DataConfig(
             directory=str(data),
-            rows=4,
-            positions=96,
-            windows=4,
-            lookahead=24,
-            requests=1,
-            passage=(24, 60),
-            reconstruction=(8, 24),
-            shortest_segment=8,
+            batch_rows=4,
+            row_positions=96,
+            row_windows=4,
+            packing_lookahead=24,
+            request_wordings=1,
+            crop_length=(24, 60),
+            reconstruction_length=(8, 24),
+            min_segment_length=8,
         ),
         mesh=MeshConfig(data=1, fsdp=1, tensor=1),
         run=RunConfig(

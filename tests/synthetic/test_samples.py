@@ -101,7 +101,10 @@ def test_inputs_are_found_by_the_names_of_their_sources(tmp_path):
 def test_the_commands_run_on_samples(few, command, tmp_path, capsys):
     assert command(launch_samples, "--out", tmp_path / "samples") == 0
     assert "instructions.jsonl" in capsys.readouterr().out
-    settings = [f"--set=data.{key}" for key in ("positions=16384", "lookahead=60", "rows=8")]
+    settings = [
+        f"--set=data.{key}"
+        for key in ("row_positions=16384", "packing_lookahead=60", "batch_rows=8")
+    ]
     assert (
         command(bench_data, tmp_path / "bench", "--rows", 1, "--slice", "v5e:4x4", *settings) == 0
     )

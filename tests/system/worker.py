@@ -85,7 +85,7 @@ def compute(config: Config, directory: Path, shape: tuple[int, ...]):
     stage, tokenizer = config.stages[1], Tokenizer.load(Path(config.data.directory) / "tokenizer")
     mesh = make_mesh(MeshConfig(*shape))
     where, name = batch_sharding(mesh), "-".join(map(str, shape))
-    rows = own_rows(where, config.data.rows)
+    rows = own_rows(where, config.data.batch_rows)
     own = next(iter(PackedBatches(StageData(config, stage, tokenizer).mix_streams(), rows)))
     np.savez(directory / f"{name}.rows{jax.process_index()}.npz", rows=rows, tokens=own.tokens)
     values = unflatten(dict(np.load(directory / "params.npz")))
@@ -103,7 +103,7 @@ def compute(config: Config, directory: Path, shape: tuple[int, ...]):
             out_shardings=replicated(mesh),
         )
         (loss, _), gradients = jax.device_get(
-            run(trained, frozen, global_batch(own, where, config.data.rows))
+            run(trained, frozen, global_batch(own, where, config.data.batch_rows))
         )
     if jax.process_index() == 0:
         np.savez(directory / f"{name}.npz", **gradients, loss=loss)

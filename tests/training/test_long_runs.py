@@ -111,7 +111,7 @@ def test_a_stage_waits_for_the_end_of_the_one_before(config, tmp_path, monkeypat
 
 def test_the_first_stage_begins_with_a_checkpoint(config, tmp_path, noisy, tokenizer):
     save_model(tmp_path / "base", config.model, tokenizer, noisy)
-    begun = moved(config, tmp_path / "run", begin=str(tmp_path / "base"))
+    begun = moved(config, tmp_path / "run", init_from=str(tmp_path / "base"))
     train(begun, "adapter")
     after = flatten(saved(config, tmp_path / "run", 4)["params"])
     for path, x in flatten(noisy).items():
@@ -126,18 +126,20 @@ def test_a_checkpoint_of_another_tokenizer_is_no_beginning(config, tmp_path, noi
         noisy,
     )
     with pytest.raises(
-        ConfigError, match=r"base \(run.begin\) and .* to have one tokenizer, got two"
+        ConfigError, match=r"base \(run.init_from\) and .* to have one tokenizer, got two"
     ):
-        train(moved(config, tmp_path / "run", begin=str(tmp_path / "base")))
+        train(moved(config, tmp_path / "run", init_from=str(tmp_path / "base")))
 
 
 def test_changed_settings_are_told(finished, tmp_path, caplog):
     config, directory = finished
-    longer = replace(config, stages=(*config.stages[:1], replace(config.stages[1], warmup=2)))
+    longer = replace(config, stages=(*config.stages[:1], replace(config.stages[1], warmup_steps=2)))
     train(longer)
     (event,) = events_of(directory, "changed")
-    assert event["settings"] == {"stages.all.warmup": [1, 2]}
-    assert "settings have changed since the checkpoint: stages.all.warmup 1 -> 2" in caplog.text
+    assert event["settings"] == {"stages.all.warmup_steps": [1, 2]}
+    assert (
+        "settings have changed since the checkpoint: stages.all.warmup_steps 1 -> 2" in caplog.text
+    )
 
 
 def test_differences_of_settings():
@@ -154,7 +156,9 @@ def test_attention_in_the_adapter_trains_at_its_rate(config, one_device, kind):
     assert inside
     for stage in published_config().stages:
         groups = assign_groups(paths, stage)
-        assert {groups["adapter/0"][path].rate for path in inside} == {stage.groups[0].rate}
+        assert {groups["adapter/0"][path].learning_rate for path in inside} == {
+            stage.groups[0].learning_rate
+        }
 
 
 def gradients(config, params, batch, mesh):

@@ -16,7 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from lclm_jax.checkpoint.steps import Checkpoints
-from lclm_jax.config import ConfigError, Group, StageConfig
+from lclm_jax.config import ConfigError, ParameterGroup, StageConfig
 from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
 from lclm_jax.model.params import flatten, unflatten
@@ -51,7 +51,7 @@ def config(config, monkeypatch, one_device):
     monkeypatch.setattr(sys.modules["lclm_jax.training.loop"], "make_mesh", lambda _: one_device)
     adapter, everything = config.stages
     run = replace(config.run, keep=9)
-    return replace(config, stages=(adapter, replace(everything, final_rate=1e-3)), run=run)
+    return replace(config, stages=(adapter, replace(everything, final_learning_rate=1e-3)), run=run)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(
         replace(config, stages=config.stages[:1], run=replace(config.run, directory=str(tmp_path)))
     )
     for line in log_of(directory):
-        seconds = config.data.rows * config.data.positions / line["positions_per_second"]
+        seconds = config.data.batch_rows * config.data.row_positions / line["positions_per_second"]
         assert 0.05 / seconds <= line["waiting"] <= 1
         assert line["left_out"] == {config.stages[0].streams[0].name: {"too long": 2}}
     assert f"left out examples of {config.stages[0].streams[0].name}: 2 too long" in caplog.text
@@ -290,8 +290,8 @@ def stage_of(*groups):
 
 
 def test_first_matching_group_decides():
-    table, rest = Group("encoder/table", 1e-4), Group("encoder/.*", 1e-3)
-    assigned = assign_groups(PATHS, stage_of(Group("adapter/.*", None), table, rest))
+    table, rest = ParameterGroup("encoder/table", 1e-4), ParameterGroup("encoder/.*", 1e-3)
+    assigned = assign_groups(PATHS, stage_of(ParameterGroup("adapter/.*", None), table, rest))
     assert assigned == {
         "encoder/1": {"encoder/table": table},
         "encoder/2": {"encoder/layers/mlp/up": rest},
@@ -302,7 +302,7 @@ def test_every_parameter_needs_a_group():
     with pytest.raises(
         ConfigError, match=r"stage warm: no group matches parameter encoder/table; add a pattern"
     ):
-        assign_groups(PATHS, stage_of(Group("adapter/.*", 1e-3)))
+        assign_groups(PATHS, stage_of(ParameterGroup("adapter/.*", 1e-3)))
 
 
 def test_every_pattern_needs_a_parameter():
@@ -310,7 +310,10 @@ def test_every_pattern_needs_a_parameter():
         ConfigError, match=r"stage warm: patterns \['decodr/\.\*'\] match no parameter"
     ):
         assign_groups(
-            PATHS, stage_of(Group("(adapter|encoder)/.*", 1e-3), Group("decodr/.*", None))
+            PATHS,
+            stage_of(
+                ParameterGroup("(adapter|encoder)/.*", 1e-3), ParameterGroup("decodr/.*", None)
+            ),
         )
 
 
@@ -340,7 +343,7 @@ def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, on
         ),
         (
             ["configs/tiny.py", "--set", "data.row=1"],
-            "error: unknown setting data.row: did you mean data.rows?",
+            "error: unknown setting data.row: did you mean data.batch_rows?",
         ),
     ],
 )

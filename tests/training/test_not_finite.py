@@ -42,7 +42,11 @@ def failing(config, tmp_path, poisoned, tokenizer, monkeypatch, one_device):
     monkeypatch.setattr(sys.modules["lclm_jax.training.replay"], "make_mesh", lambda _: one_device)
     save_model(tmp_path / "base", config.model, tokenizer, poisoned[0])
     return moved(
-        config, tmp_path / "run", begin=str(tmp_path / "base"), most_skipped=2, save_every=100
+        config,
+        tmp_path / "run",
+        init_from=str(tmp_path / "base"),
+        max_skipped_steps=2,
+        save_every=100,
     )
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lclm_jax.config import ConfigError, Group, OptimizerConfig, StageConfig
+from lclm_jax.config import ConfigError, OptimizerConfig, ParameterGroup, StageConfig
 from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.optim import (
     assign_groups,
@@ -22,7 +22,7 @@ FINAL = 0.1
 
 def rates(steps: int, warmup: int, rate: float = 1.0) -> list[float]:
     """The rate of every step of a stage."""
-    stage = StageConfig("warm", steps, (), (), warmup=warmup, final_rate=FINAL)
+    stage = StageConfig("warm", steps, (), (), warmup_steps=warmup, final_learning_rate=FINAL)
     return [float(schedule(stage, rate)(updates)) for updates in range(steps)]
 
 
@@ -57,7 +57,9 @@ def test_a_rate_below_the_final_rate_stays():
     assert rates(4, 2, rate=0.0) == [0.0] * 4
 
 
-STAGE = StageConfig("one", 1, (Group("decoder/.*", 0.5, decay=0.0),), (), final_rate=0.0)
+STAGE = StageConfig(
+    "one", 1, (ParameterGroup("decoder/.*", 0.5, weight_decay=0.0),), (), final_learning_rate=0.0
+)
 PARAMS = {"decoder": {"x": np.zeros(2, np.float32)}}
 
 
@@ -95,14 +97,14 @@ def test_a_gradient_within_the_limit_is_left_as_it_is():
 MIXED = StageConfig(
     "mixed",
     steps=8,
-    warmup=2,
-    final_rate=0.01,
+    warmup_steps=2,
+    final_learning_rate=0.01,
     groups=(
-        Group("encoder/table", None),
-        Group("encoder/.*", 0.2, decay=0.0),
-        Group("decoder/bias", 0.3, decay=0.0),
-        Group("decoder/.*", 0.1, decay=0.5),
-        Group("adapter/.*", 0.4, decay=0.0),
+        ParameterGroup("encoder/table", None),
+        ParameterGroup("encoder/.*", 0.2, weight_decay=0.0),
+        ParameterGroup("decoder/bias", 0.3, weight_decay=0.0),
+        ParameterGroup("decoder/.*", 0.1, weight_decay=0.5),
+        ParameterGroup("adapter/.*", 0.4, weight_decay=0.0),
     ),
     streams=(),
 )
@@ -189,7 +191,7 @@ def test_frozen_parameters_have_no_moments_and_no_decay():
 
 
 def test_a_group_of_rate_zero_has_moments_and_stays():
-    still = replace(STAGE, groups=(Group("decoder/.*", 0.0, decay=0.0),))
+    still = replace(STAGE, groups=(ParameterGroup("decoder/.*", 0.0, weight_decay=0.0),))
     moments = init_moments(PARAMS, still, OptimizerConfig())
     assert learning_rates(moments, still) == {"decoder": 0}
     flags = jnp.bool_(True), jnp.bool_(True)
@@ -228,12 +230,12 @@ def test_a_parameter_and_a_pattern_without_the_other_are_named_in_full():
     with pytest.raises(ConfigError) as unmatched:
         assign_groups(["head"], STAGE)
     assert str(unmatched.value) == (
-        "stage one: no group matches parameter head; add a pattern (rate=none freezes it)"
+        "stage one: no group matches parameter head; add a pattern (learning_rate=none freezes it)"
     )
     with pytest.raises(ConfigError) as unused:
         assign_groups(
             [f"decoder/{i}" for i in range(5)],
-            replace(STAGE, groups=(*STAGE.groups, Group("a", 1.0))),
+            replace(STAGE, groups=(*STAGE.groups, ParameterGroup("a", 1.0))),
         )
     assert str(unused.value) == (
         "stage one: patterns ['a'] match no parameter; "

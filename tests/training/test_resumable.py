@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lclm_jax.config import ConfigError, Group, StageConfig
+from lclm_jax.config import ConfigError, ParameterGroup, StageConfig
 from lclm_jax.config.values import override, to_dict
 from lclm_jax.training.resume import check_position, check_sources
 
@@ -29,19 +29,19 @@ def with_stages(config, *stages):
 @pytest.mark.parametrize(
     "setting",
     [
-        "data.rows=16",
-        "data.lookahead=7",
+        "data.batch_rows=16",
+        "data.packing_lookahead=7",
         "data.directory=elsewhere",
         "stages.all.steps=9",
         "stages.all.steps=2",
-        "stages.all.warmup=0",
-        "stages.all.final_rate=1e-5",
-        "stages.adapter.warmup=3",
+        "stages.all.warmup_steps=0",
+        "stages.all.final_learning_rate=1e-5",
+        "stages.adapter.warmup_steps=3",
         "optimizer.beta1=0.5",
         "run.save_every=1",
         "run.keep=1",
         "run.log_every=3",
-        "run.patience=none",
+        "run.step_timeout=none",
         "run.seed=5",
         "run.micro_batches=2",
         "mesh.fsdp=2",
@@ -56,18 +56,18 @@ def test_a_setting_that_leaves_the_examples_alone_may_change(config_once, settin
     ("setting", "named"),
     [
         ("data.seed=3", "data.seed 0 -> 3"),
-        ("data.positions=80", "data.positions 96 -> 80"),
-        ("data.windows=9", "data.windows 4 -> 9"),
+        ("data.row_positions=80", "data.row_positions 96 -> 80"),
+        ("data.row_windows=9", "data.row_windows 4 -> 9"),
         ("data.spare_latents=0.5", "data.spare_latents 0.125 -> 0.5"),
-        ("data.requests=2", "data.requests 1 -> 2"),
-        ("data.passage=none", r"data.passage \[24, 60\] -> None"),
-        ("stages.all.windows=6", "stages.all.windows None -> 6"),
+        ("data.request_wordings=2", "data.request_wordings 1 -> 2"),
+        ("data.crop_length=none", r"data.crop_length \[24, 60\] -> None"),
+        ("stages.all.row_windows=6", "stages.all.row_windows None -> 6"),
         ("stages.all.compress=false", "stages.all.compress True -> False"),
         ("stages.all.streams.0.share=0.9", r"stages.all.streams.0.share 0.5 -> 0.9"),
         ("stages.adapter.steps=2", "stages.adapter.steps 4 -> 2"),
         ("stages.adapter.steps=40", "stages.adapter.steps 4 -> 40"),
         ("stages.all.steps=1", "stages.all.steps 2 -> 1"),
-        ("stages.all.groups.0.rate=none", "stages.all.groups"),
+        ("stages.all.groups.0.learning_rate=none", "stages.all.groups"),
     ],
 )
 def test_a_setting_that_decides_the_examples_or_the_steps_is_named(config_once, setting, named):
@@ -104,7 +104,7 @@ def test_what_comes_after_a_finished_stage_is_free(config_once):
     first, second = config_once.stages
     position = position_of(config_once, "adapter", 4)
     later = with_stages(override(config_once, "data.seed=3"), first, replace(second, name="new"))
-    check(override(later, "data.positions=80"), position, 4)
+    check(override(later, "data.row_positions=80"), position, 4)
     check(with_stages(config_once, first), position, 4)
 
 
@@ -133,7 +133,7 @@ def test_a_setting_that_is_newer_than_the_checkpoint_has_its_default(config_once
 
 def test_groups_written_in_another_way_are_the_same(config_once):
     first, second = config_once.stages
-    groups = (Group("adapter/.+", 5e-4), Group("(encoder|decoder)/.+", 1e-3))
+    groups = (ParameterGroup("adapter/.+", 5e-4), ParameterGroup("(encoder|decoder)/.+", 1e-3))
     check(with_stages(config_once, first, replace(second, groups=groups)), position_of(config_once))
 
 

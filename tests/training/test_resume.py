@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.checkpoint.steps import CheckpointError, Checkpoints
-from lclm_jax.config import ConfigError, Group
+from lclm_jax.config import ConfigError, ParameterGroup
 from lclm_jax.config.values import override
 from lclm_jax.data.prepare.shards import MANIFEST
 from lclm_jax.files.checksums import CHECKSUMS
@@ -99,7 +99,11 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(begun, batches, monkeypatch)
 
 def test_settings_that_may_change_go_on(begun, batches):
     again = begun
-    for setting in ("data.rows=4", "data.lookahead=20", "stages.adapter.warmup=0"):
+    for setting in (
+        "data.batch_rows=4",
+        "data.packing_lookahead=20",
+        "stages.adapter.warmup_steps=0",
+    ):
         again = override(again, setting)
     train(again)
     assert len(batches) == 2 and len(batches[1].tokens) == 4
@@ -141,7 +145,7 @@ def test_a_finished_run_needs_no_data_but_its_tokenizer(begun, batches):
 def test_a_finished_stage_needs_no_moments(begun, batches):
     """It may have trained other parameters than its config says now; the next stage begins."""
     frozen = override(begun, "stages.adapter.steps=2")
-    first = replace(frozen.stages[0], groups=(Group(".*", 1e-3),))
+    first = replace(frozen.stages[0], groups=(ParameterGroup(".*", 1e-3),))
     train(replace(frozen, stages=(first, replace(first, name="next", steps=4))))
     assert len(batches) == 2
     with Checkpoints(begun.run.directory) as checkpoints:

@@ -11,8 +11,8 @@ from lclm_jax.batch import empty_batch, empty_windows
 from lclm_jax.config import (
     Config,
     DataConfig,
-    Group,
     OptimizerConfig,
+    ParameterGroup,
     RunConfig,
     StageConfig,
     Stream,
@@ -24,10 +24,10 @@ from lclm_jax.training.step import gradients_of, objective, train_step
 STAGE = StageConfig(
     "all",
     4,
-    (Group("encoder/.*", None), Group("decoder/.*", 0.1, decay=0.0)),
+    (ParameterGroup("encoder/.*", None), ParameterGroup("decoder/.*", 0.1, weight_decay=0.0)),
     (Stream("interleaved", "docs", 0.5), Stream("interleaved", "code", 0.5)),
-    warmup=2,
-    final_rate=0.0,
+    warmup_steps=2,
+    final_learning_rate=0.0,
 )
 SCORES = np.array([3.0, 1.0, 2.0, -2.0, 0.5], np.float32)
 
@@ -46,7 +46,7 @@ def model(monkeypatch):
 
 @pytest.fixture
 def config(model_config, model):
-    run = RunConfig(most_skipped=2)
+    run = RunConfig(max_skipped_steps=2)
     optimizer = OptimizerConfig(clip=None)
     return Config(model_config, (STAGE,), DataConfig(), optimizer=optimizer, run=run)
 
@@ -163,7 +163,7 @@ def test_the_figures_of_a_step(config, batch):
         (1.0, 1, True, (4, 5, 0)),  # one that is finite ends the row of failures
         (np.nan, 0, False, (4, 6, 1)),
         (np.inf, 1, False, (4, 6, 2)),
-        (1.0, 2, False, (4, 6, 3)),  # after most_skipped of them nothing moves any more
+        (1.0, 2, False, (4, 6, 3)),  # after max_skipped_steps of them nothing moves any more
     ],
 )
 def test_steps_that_are_not_finite_are_counted(config, batch, gain, failing, moves, expected):
@@ -197,7 +197,7 @@ def test_a_finite_loss_with_a_gradient_beyond_float32_moves_nothing(config, batc
 
 @pytest.mark.parametrize(("slots", "moves"), [(-1, False), (0, True)])
 def test_one_latent_in_a_batch_is_enough_to_move_the_encoder(config, batch, slots, moves):
-    everything = replace(STAGE, groups=(Group(".*", 0.1, decay=0.0),))
+    everything = replace(STAGE, groups=(ParameterGroup(".*", 0.1, weight_decay=0.0),))
     alone = batch.replace(slots=np.full_like(batch.slots, -1))
     alone.slots[3, 3] = slots
     params, zero = params_of(), jnp.int32(0)

@@ -40,5 +40,5 @@ def test_the_end_says_where_every_thread_stood():
     assert done.returncode == STOOD_STILL
     assert "in stuck" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
-        "error: no step was finished in 0 s (run.patience)"
+        "error: no step was finished in 0 s (run.step_timeout)"
     )

@@ -126,7 +126,9 @@ def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[...
     """The step of a stage as a program."""
     room = row_budget(config, stage)
     windows = (room.windows, room.window_length, room.window_latents)
-    batch = empty_batch(config.data.rows, room.positions, empty_windows(config.data.rows, *windows))
+    batch = empty_batch(
+        config.data.batch_rows, room.positions, empty_windows(config.data.batch_rows, *windows)
+    )
     step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
     with jax.set_mesh(mesh):
         return step.lower(abstract_state(config, stage, mesh), batch).compile()
@@ -149,7 +151,9 @@ def choose_config(sizes: Sizes, work: Path) -> Config:
         remat="none",
     )
     run = replace(config.run, validation_examples=4)
-    return replace(config, model=model, data=replace(data, rows=2, positions=256), run=run)
+    return replace(
+        config, model=model, data=replace(data, batch_rows=2, row_positions=256), run=run
+    )
 
 
 @dataclass(frozen=True)

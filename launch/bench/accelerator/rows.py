@@ -29,7 +29,7 @@ def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
 
 def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
     """One row of several examples, each text, a context of whole windows, and trained text."""
-    model, positions, windows = config.model, config.data.positions, config.data.windows
+    model, positions, windows = config.model, config.data.row_positions, config.data.row_windows
     rng, window = np.random.default_rng(seed), model.compression.window
 
     def tokens(count: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from lclm_jax.config import (
     CompressionConfig,
     Config,
     DataConfig,
-    Group,
     ModelConfig,
+    ParameterGroup,
     RunConfig,
     StageConfig,
     TransformerConfig,
@@ -27,9 +27,11 @@ class TrainingCase:
     def config(self, positions: int, windows: int) -> Config:
         """A run of one row a step."""
         names = ("encoder", "adapter", "decoder")
-        groups = tuple(Group(f"{x}/.*", 1e-4 if x in self.trained else None) for x in names)
-        stage = StageConfig("bench", steps=1000, groups=groups, streams=(), warmup=1)
-        data = DataConfig(rows=1, positions=positions, windows=windows)
+        groups = tuple(
+            ParameterGroup(f"{x}/.*", 1e-4 if x in self.trained else None) for x in names
+        )
+        stage = StageConfig("bench", steps=1000, groups=groups, streams=(), warmup_steps=1)
+        data = DataConfig(batch_rows=1, row_positions=positions, row_windows=windows)
         return Config(self.model, (stage,), data, run=RunConfig(loss_chunk=min(1024, positions)))
 
 

@@ -81,8 +81,8 @@ def measure(program: Program, case: TrainingCase, remat: str) -> Step:
     predicted = predicted_peak(compiled)
     settings = {
         "remat": remat,
-        "positions": config.data.positions,
-        "windows": config.data.windows,
+        "positions": config.data.row_positions,
+        "windows": config.data.row_windows,
         "examples": int(batch.segments.max()),
         "compile_seconds": program.seconds,
         "predicted_peak_bytes": predicted,
@@ -98,7 +98,7 @@ def measure(program: Program, case: TrainingCase, remat: str) -> Step:
         seconds=middle(seconds),
         steps=len(seconds),
         model_flops=training_flops(
-            config.model, config.data.positions, config.data.windows, case.trained
+            config.model, config.data.row_positions, config.data.row_windows, case.trained
         ).total,
         losses=tuple(losses),
         peak_bytes=peak,

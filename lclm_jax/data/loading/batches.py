@@ -33,7 +33,7 @@ def batch_origins(mixture: Mixture, state: dict[str, Any]) -> list[list[str]]:
     `state` is the iterator's before the batch.
     """
     iterator = _iterator_at(mixture, state)
-    rows = [iterator.plan_row()[0] for _ in range(mixture.data.rows)]
+    rows = [iterator.plan_row()[0] for _ in range(mixture.data.batch_rows)]
     return [[str(mixture.origins[number]) for number in numbers] for numbers in rows]
 
 
@@ -57,8 +57,8 @@ class PackedBatches(grain.IterDataset[Batch]):
     def __init__(self, mixture: Mixture, rows: Sequence[int] | None = None):
         super().__init__()
         self.mixture = mixture
-        self.rows = range(mixture.data.rows) if rows is None else rows
-        hosts = mixture.data.rows // len(self.rows)
+        self.rows = range(mixture.data.batch_rows) if rows is None else rows
+        hosts = mixture.data.batch_rows // len(self.rows)
         if mixture.distinct < hosts:
             raise ConfigError(
                 f"expected at least one example for each of {hosts} hosts, got "
@@ -86,7 +86,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
         self._left_out_in_a_row = 0
 
     def __next__(self) -> Batch:
-        planned = [self.plan_row() for _ in range(self.mixture.data.rows)]
+        planned = [self.plan_row() for _ in range(self.mixture.data.batch_rows)]
         return assemble([self._read_row(*planned[row]) for row in self.batches.rows])
 
     def _read_row(self, numbers: list[int], offsets: list[list[PieceOffset]]) -> PackedRow:
@@ -95,7 +95,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def plan_row(self) -> tuple[list[int], list[list[PieceOffset]]]:
         """Return the numbers of the examples of the next row, and the offsets of their pieces."""
-        while len(self._waiting) < self.mixture.data.lookahead:
+        while len(self._waiting) < self.mixture.data.packing_lookahead:
             self._take(self._next)
             self._next += 1
         sizes = [size for _, size in self._waiting]
@@ -128,7 +128,7 @@ class PackedIterator(grain.DatasetIterator[Batch]):
             f"{MAX_LEFT_OUT_IN_A_ROW} examples in a row were left out, the last one of stream "
             f"{stream} as {reason} for a row of {budget.positions} positions and {budget.windows} "
             f"windows: it has {size.positions} positions and {len(size.pieces)} windows; change "
-            "data.positions, data.windows or data.shortest_segment"
+            "data.row_positions, data.row_windows or data.min_segment_length"
         )
 
     def get_state(self) -> dict[str, Any]:

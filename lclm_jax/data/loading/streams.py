@@ -29,8 +29,8 @@ def stage_directory(config: Config, stage: StageConfig) -> Path:
 
 def row_budget(config: Config, stage: StageConfig) -> RowBudget:
     """Return the capacity of a training row, with the spare latents of `data.spare_latents`."""
-    windows = stage.windows or config.data.windows
-    budget = RowBudget.for_model(config.model, config.data.positions, windows)
+    windows = stage.row_windows or config.data.row_windows
+    budget = RowBudget.for_model(config.model, config.data.row_positions, windows)
     spare = round(budget.window_latents * config.data.spare_latents)
     return replace(budget, window_latents=budget.window_latents + spare)
 
@@ -202,7 +202,7 @@ class StreamReader:
             f"none of {len(sizes)} examples of stream {self.name} fits a row of "
             f"{budget.positions} positions and {budget.windows} windows with a token to train on, "
             f"the smallest takes {smallest.positions} positions and {len(smallest.pieces)} "
-            "windows; raise data.positions or data.windows, or leave the stream out"
+            "windows; raise data.row_positions or data.row_windows, or leave the stream out"
         )
 
 

@@ -43,8 +43,8 @@ def open_prepared(config: Config, directory: str | Path) -> StageData:
         stream for stream in recipe.streams if sources[stream.source]["examples"]["train"]
     )
     own = next((stage for stage in config.stages if stage.directory == recipe.name), None)
-    name, windows = (own.name, own.windows) if own else (recipe.name, None)
-    stage = StageConfig(name, 1, (), streams, windows=windows)
+    name, windows = (own.name, own.row_windows) if own else (recipe.name, None)
+    stage = StageConfig(name, 1, (), streams, row_windows=windows)
     data = replace(config.data, directory=str(directory))
     tokenizer = Tokenizer.load(Path(directory) / "tokenizer")
     return StageData(replace(config, data=data, stages=(stage,)), stage, tokenizer)
@@ -102,14 +102,16 @@ def pack_rows(
     coming = [windows]
     while coming and len(tried) < MAX_WINDOW_COUNTS:
         count = coming[0]
-        sized = replace(stage, stage=replace(stage.stage, windows=count))
+        sized = replace(stage, stage=replace(stage.stage, row_windows=count))
         tried[count] = _measure_fill(sized, rows, progress)
         # Grows a little with the number of windows: fewer examples are too long.
         demand = tried[count].windows_in_demand
         near = (int(np.ceil(demand)), int(demand))
         coming = [count for count in near if count and count not in tried]
     best = max(tried, key=lambda count: tried[count].score)
-    setting = f"stages.{stage.stage.name}.windows" if stage.stage.windows else "data.windows"
+    setting = (
+        f"stages.{stage.stage.name}.row_windows" if stage.stage.row_windows else "data.row_windows"
+    )
     return {
         "rows": rows,
         "positions": stage.budget.positions,

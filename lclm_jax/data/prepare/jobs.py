@@ -36,8 +36,8 @@ class Job:
         unit: the input.
         directory: where the shards are written.
         key: hash of the input and of every setting that changes the output.
-        longest: `recipe.longest`, characters of a document.
-        most_rejected: `recipe.most_rejected`, rejections after which the job stops.
+        longest: `recipe.max_document_chars`, characters of a document.
+        most_rejected: `recipe.max_rejected_rows`, rejections after which the job stops.
     """
 
     source: Source

@@ -54,7 +54,7 @@ def prepare(
 
     Finished data are not written again. Raises ConfigError for inputs that do not match the
     recipe's sources, DirectoryError when another process prepares there, and UserError when more
-    than `recipe.most_rejected` rows of a source are refused; `rejections.jsonl` lists them.
+    than `recipe.max_rejected_rows` rows of a source are refused; `rejections.jsonl` lists them.
     """
     directory = Path(directory)
     names = [source.name for source in recipe.sources]
@@ -121,7 +121,7 @@ def _finished_manifest(
     except (OSError, ValueError, KeyError, UserError):
         return None
     sources = manifest["sources"].values()
-    has_too_many = any(sum(s["rejected"].values()) > recipe.most_rejected for s in sources)
+    has_too_many = any(sum(s["rejected"].values()) > recipe.max_rejected_rows for s in sources)
     return manifest if is_same and not has_too_many else None
 
 
@@ -146,7 +146,7 @@ def _prepare(
             reports[job.report] = report
             source = job.source.name
             rejected[source] += sum(report["rejected"].values())
-            if rejected[source] > recipe.most_rejected:
+            if rejected[source] > recipe.max_rejected_rows:
                 finished_jobs = [job for job in jobs if job.report in reports]
                 write_whole(directory / REJECTIONS, _join_rejections(finished_jobs))
                 raise _too_many_error(source, directory, recipe, rejected[source])
@@ -181,11 +181,11 @@ def plan(
     `fingerprint` is that of the tokenizer.
     """
     units = [unit for pattern in patterns for unit in find_units(pattern)]
-    settings = [VERSION, HELD_OUT_EVERY, asdict(source), fingerprint, recipe.longest]
+    settings = [VERSION, HELD_OUT_EVERY, asdict(source), fingerprint, recipe.max_document_chars]
     jobs = []
     for number, unit in enumerate(units):
         key = _hash_input(unit, settings)
-        limits = recipe.longest, recipe.most_rejected
+        limits = recipe.max_document_chars, recipe.max_rejected_rows
         jobs.append(Job(source, number, unit, directory, key, *limits))
     return jobs
 
@@ -244,6 +244,6 @@ def _too_many_error(source: str, directory: Path, recipe: Recipe, count: int) ->
     )
     return UserError(
         f"{count} rows of source {source} were refused, more than "
-        f"recipe.most_rejected={recipe.most_rejected}; all are in {directory / REJECTIONS}, the "
+        f"recipe.max_rejected_rows={recipe.max_rejected_rows}; all are in {directory / REJECTIONS}, the "
         f"first are\n  {first}"
     )

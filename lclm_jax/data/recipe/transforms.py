@@ -46,12 +46,12 @@ def interleaved_record(
     A document of 1000 tokens becomes [Context of 500, Plain of 500, trained]. A document too short
     for two segments gives an empty record: nothing would be both context and trained on.
     """
-    tokens = crop(_document_tokens(example), rng, data.passage)
-    if len(tokens) < 2 * data.shortest_segment:
+    tokens = crop(_document_tokens(example), rng, data.crop_length)
+    if len(tokens) < 2 * data.min_segment_length:
         return []
     is_long = len(tokens) > LONG_DOCUMENT_TOKENS
-    trainable = data.trainable if is_long else len(tokens) // 2
-    lengths = segment_lengths(len(tokens), trainable, rng, data.shortest_segment)
+    trainable = data.max_trained_tokens if is_long else len(tokens) // 2
+    lengths = segment_lengths(len(tokens), trainable, rng, data.min_segment_length)
     record: list[Span] = []
     start = 0
     for context, plain in zip(*lengths, strict=True):
@@ -118,9 +118,9 @@ def reconstruction_record(
 
     `kind` is the kind of the source, which decides the wording of the request.
     """
-    tokens = crop(_document_tokens(example), rng, data.reconstruction)
+    tokens = crop(_document_tokens(example), rng, data.reconstruction_length)
     requests = read_requests(kind)
-    request = requests[int(rng.integers(min(data.requests, len(requests))))]
+    request = requests[int(rng.integers(min(data.request_wordings, len(requests))))]
     passages: list[Span] = [Context(tokens), Plain(tokens, trained=True)]
     return [
         passages.pop(0) if isinstance(span, Given) else span

@@ -33,7 +33,7 @@ def _children(value: Any) -> Iterator[Any]:
 def check_length(length: int, longest: int):
     """Raise RowError for a row of more than `longest` characters."""
     if length > longest:
-        message = f"expected at most {longest} characters (recipe.longest), got {length}"
+        message = f"expected at most {longest} characters (recipe.max_document_chars), got {length}"
         raise RowError("too long", message)
 
 

@@ -1,0 +1,74 @@
+"""Settings that were renamed: their old names still read, and a log line says the new one.
+
+Checkpoints, run directories and commands of earlier versions hold the old names.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+
+from lclm_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Config dataclass -> old name of a field -> its name today.
+RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "DataConfig": {
+        "rows": "batch_rows",
+        "positions": "row_positions",
+        "windows": "row_windows",
+        "lookahead": "packing_lookahead",
+        "passage": "crop_length",
+        "reconstruction": "reconstruction_length",
+        "requests": "request_wordings",
+        "shortest_segment": "min_segment_length",
+        "trainable": "max_trained_tokens",
+    },
+    "ParameterGroup": {"rate": "learning_rate", "decay": "weight_decay"},
+    "Recipe": {"longest": "max_document_chars", "most_rejected": "max_rejected_rows"},
+    "RunConfig": {
+        "begin": "init_from",
+        "most_skipped": "max_skipped_steps",
+        "patience": "step_timeout",
+    },
+    "StageConfig": {
+        "warmup": "warmup_steps",
+        "final_rate": "final_learning_rate",
+        "windows": "row_windows",
+    },
+}
+
+
+def current_name(kind: type, name: str, path: str = "") -> str:
+    """Return today's name of a field of `kind`, and log it where `name` is an old one.
+
+    `path` is what precedes the field in the message, such as "data.".
+    """
+    new = RENAMED_SETTINGS.get(kind.__name__, {}).get(name)
+    if new is None:
+        return name
+    _log_new_name(f"{path}{name}", f"{path}{new}")
+    return new
+
+
+def current_names(kind: type, values: Mapping[str, object], path: str = "") -> dict[str, object]:
+    """Return the fields of one dataclass under today's names.
+
+    Raises ConfigError where a field is given under its old and its new name.
+    """
+    current: dict[str, object] = {}
+    for key, value in values.items():
+        name = current_name(kind, key, path)
+        if name in current:
+            raise ConfigError(
+                f"expected one value of {path}{name}, got two: {path}{key} is its old name; "
+                "remove one of them"
+            )
+        current[name] = value
+    return current
+
+
+@cache
+def _log_new_name(old: str, new: str):
+    """Log once per process that a setting has a new name."""
+    log.warning("setting %s is now called %s", old, new)
