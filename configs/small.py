@@ -37,17 +37,17 @@ from lclm_jax.config import (
 from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.pairs import NAMES, write_corpus, write_held_out
 from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.experiment import Experiment
 from lclm_jax.progress import track
 
 VOCAB = 1024  # small, so that most parameters are layers
-EVALUATION = Tests(
-    ("docs", "jumbles", "pairs"),
-    lengths=((32, 32), (64, 64)),
-    continued=(),
-    questions="lookups",
-    asked=768,
+EVALUATION = EvaluationConfig(
+    reconstruction_sources=("docs", "jumbles", "pairs"),
+    passage_lengths=((32, 32), (64, 64)),
+    continuation_sources=(),
+    question_source="lookups",
+    question_count=768,
 )
 
 

@@ -13,10 +13,15 @@ from dataclasses import replace
 from configs.small import config as small_config
 from configs.small import language, prepare, prepare_held_out, recipe, together, tower
 from lclm_jax.config import CompressionConfig, Config, Stream
-from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.experiment import Experiment
 
-EVALUATION = Tests(("docs", "jumbles"), lengths=((32, 32), (64, 64)), continued=(), questions=None)
+EVALUATION = EvaluationConfig(
+    reconstruction_sources=("docs", "jumbles"),
+    passage_lengths=((32, 32), (64, 64)),
+    continuation_sources=(),
+    question_source=None,
+)
 STREAMS = (
     Stream("reconstruction", "jumbles_short", 0.2),
     Stream("reconstruction", "docs", 0.4),

@@ -40,9 +40,10 @@ def main():
         model = load(from_hf(arguments.checkpoint, Path(directory) / "converted"))
     experiment.prepare_held_out(experiment.config, model.tokenizer)
 
-    tests = experiment.evaluation
-    tests = replace(tests, asked=min(tests.asked, MAX_QUESTIONS))
-    show_evaluation(evaluate(model, experiment.config, tests, published_config().model))
+    evaluation = experiment.evaluation
+    questions = min(evaluation.question_count, MAX_QUESTIONS)
+    evaluation = replace(evaluation, question_count=questions)
+    show_evaluation(evaluate(model, experiment.config, evaluation, published_config().model))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lclm_jax.config.settings import Directory, parse
 from lclm_jax.config.values import override
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.errors import UserError
-from lclm_jax.evaluation.held_out import Tests
+from lclm_jax.evaluation.evaluator import EvaluationConfig
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Experiment:
     config: Config
     recipe: Recipe | None = None
     prepare: Callable[[Config], None] | None = None
-    evaluation: Tests = Tests()
+    evaluation: EvaluationConfig = EvaluationConfig()
     prepare_held_out: Callable[[Config, Tokenizer], None] | None = None
 
 

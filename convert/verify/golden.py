@@ -24,8 +24,8 @@ from lclm_jax.data.records import Context, Example, split_windows
 from lclm_jax.inference.generation import generate_tokens
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling
-from lclm_jax.model.lclm import LCLM, apply, output_table
-from lclm_jax.model.loss import cross_entropy
+from lclm_jax.model.lclm import LCLM, apply
+from lclm_jax.scoring import token_losses
 from lclm_jax.typing import Params
 
 UNLABELLED = -100  # torch's label of a token without loss
@@ -335,10 +335,7 @@ def loss_and_gradients(params: Params, batch: Batch, config: ModelConfig):
     """Mean loss over labelled positions, and its gradients."""
 
     def objective(params):
-        hidden = apply(config, params, batch)
-        summed, *_ = cross_entropy(
-            hidden, output_table(params, config), batch.targets, batch.weights, 1024
-        )
+        summed, *_ = token_losses(params, batch, config, loss_chunk=1024)
         return summed / jnp.sum(batch.weights)
 
     return jax.value_and_grad(objective)(params)

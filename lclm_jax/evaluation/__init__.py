@@ -1,1 +1,24 @@
-"""Evaluation of trained models on documents they have not seen."""
+"""Evaluation of trained models on documents they have never seen."""
+
+from lclm_jax.evaluation.evaluator import EvaluationConfig, Evaluator
+from lclm_jax.evaluation.results import (
+    Continuation,
+    Evaluation,
+    PassageScore,
+    Questions,
+    Reconstruction,
+    Samples,
+)
+from lclm_jax.evaluation.statistics import Proportion
+
+__all__ = [
+    "Continuation",
+    "Evaluation",
+    "EvaluationConfig",
+    "Evaluator",
+    "PassageScore",
+    "Proportion",
+    "Questions",
+    "Reconstruction",
+    "Samples",
+]

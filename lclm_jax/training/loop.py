@@ -59,7 +59,7 @@ from lclm_jax.training.replay import keep_batch
 from lclm_jax.training.resume import Position, changed_settings, check_position, check_sources
 from lclm_jax.training.state import TrainState, abstract_state, begin_stage
 from lclm_jax.training.step import train_step
-from lclm_jax.training.validation import Validation
+from lclm_jax.training.validation import Validation, scores_to_dict
 from lclm_jax.training.watchdog import watchdog
 from lclm_jax.typing import Params
 from lclm_jax.version import code_version
@@ -157,7 +157,7 @@ def _run_stage(
     recorder = Recorder(config, stage, mixture, run.journal)
     profiler = Profiler(run.directory, is_first())
     validate = (
-        Validation(config, stage, run.tokenizer, mesh)
+        Validation(StageData(config, stage, run.tokenizer), mesh)
         if config.run.validate_every and begun < stage.steps
         else None
     )
@@ -189,7 +189,7 @@ def _run_stage(
             if validate and not stopping and (last or step % config.run.validate_every == 0):
                 recorder.flush()
                 with recorder.outside():
-                    streams = validate(state.params)
+                    streams = scores_to_dict(validate(state.params))
                 run.journal.validation(
                     {"stage": stage.name, "step": step, "time": time.time(), "streams": streams}
                 )

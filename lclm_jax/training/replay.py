@@ -17,8 +17,9 @@ from lclm_jax.config.values import from_dict
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
 from lclm_jax.files.reading import read_json
 from lclm_jax.model.params import abstract_params
+from lclm_jax.scoring import token_losses
 from lclm_jax.training.optim import split_trained
-from lclm_jax.training.step import component_norms, gradients_of, read_losses
+from lclm_jax.training.step import component_norms, gradients_of
 
 SKIPPED = "skipped"  # the directory of such batches
 
@@ -98,7 +99,8 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
         params = load_params(directory, abstract_params(config.model, mesh), told["checkpoint"])
         trained, frozen = split_trained(params, stage)
         batch = jax.device_put(batch, batch_sharding(mesh))
-        nll = np.asarray(jax.jit(partial(read_losses, config=config))(params, batch)[1])
+        losses = partial(token_losses, config=config.model, loss_chunk=config.run.loss_chunk)
+        nll = np.asarray(jax.jit(losses)(params, batch)[1])
         differentiate = jax.jit(partial(_norms, config=config, stage=stage))
         loss, norms = jax.device_get(differentiate(trained, frozen, batch))
         examples = _by_example(nll, batch, told["records"])

@@ -10,12 +10,12 @@ import optax
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config, StageConfig
 from lclm_jax.distributed.sharding import constrain
-from lclm_jax.model.lclm import apply, cast, output_table
-from lclm_jax.model.loss import cross_entropy
+from lclm_jax.model.lclm import cast
 from lclm_jax.model.params import Flat, component, flatten, unflatten
+from lclm_jax.scoring import sum_by_group, token_losses
 from lclm_jax.training.optim import learning_rates, split_trained, update
 from lclm_jax.training.state import TrainState
-from lclm_jax.typing import Array, Params
+from lclm_jax.typing import Array
 
 Metrics = dict[str, Any]
 STREAM_SUMS = (
@@ -111,33 +111,12 @@ def objective(
     trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None
 ):
     """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
-    summed, nll, correct = read_losses(unflatten({**trained, **frozen}), batch, config)
+    params = unflatten({**trained, **frozen})
+    summed, nll, correct = token_losses(params, batch, config.model, config.run.loss_chunk)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total
     return summed / total, (nll, correct)
 
 
-def read_losses(params: Params, batch: Batch, config: Config) -> tuple[Array, Array, Array]:
-    """`cross_entropy` of a batch: the weighted sum [], and by position [B T] the loss and whether the best guess was right.
-
-    In the model's dtype, whatever the parameters'.
-    """
-    params = cast(params, config.model.dtype)
-    hidden = apply(config.model, params, batch)
-    return cross_entropy(
-        hidden,
-        output_table(params, config.model),
-        batch.targets,
-        batch.weights,
-        config.run.loss_chunk,
-    )
-
-
 def stream_sums(batch: Batch, nll: Array, correct: Array, count: int) -> Metrics:
-    """STREAM_SUMS, each [X] by stream."""
-    streams = jax.nn.one_hot(batch.streams, count) * batch.weights[..., None]
-    sums = (
-        jnp.einsum("BT,BTX->X", nll, streams),
-        jnp.einsum("BT,BTX->X", correct, streams),
-        streams.sum((0, 1)),
-    )
-    return dict(zip(STREAM_SUMS, sums, strict=True))
+    """Return STREAM_SUMS, each [count] by stream."""
+    return dict(zip(STREAM_SUMS, sum_by_group(batch, nll, correct, count), strict=True))

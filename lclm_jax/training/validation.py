@@ -1,99 +1,84 @@
-"""What a model in training makes of held-out examples, read as latents, as full text and without their contexts.
+"""Validation during training: held-out examples scored as latents, as full text, and without contexts.
 
-The same examples in every view, packed into batches of the shape that is trained on, so that a pod reads them as it trains.
+Every view has the same examples, packed into batches of the shape that is trained on, so that a pod
+reads them as it reads its training data.
 """
-
-from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
 
-from lclm_jax.batch import Batch
-from lclm_jax.config import Config, StageConfig
-from lclm_jax.data.loading import PackedRow, StageData, StreamReader, assemble, choose_row, fill_row
-from lclm_jax.data.records import VIEWS, Span, lay_out, measure
-from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.distributed.sharding import batch_sharding, global_batch, own_rows, replicated
-from lclm_jax.training.step import STREAM_SUMS, Metrics, read_losses, stream_sums
+from lclm_jax.data.loading import StageData, StreamReader
+from lclm_jax.data.records import VIEWS, Span, measure
+from lclm_jax.distributed.sharding import batch_sharding, own_rows
+from lclm_jax.scoring import Score, Scorer, pack_full_rows
 from lclm_jax.typing import Params
 
-Figures = dict[str, dict[str, dict[str, float]]]  # stream -> view -> loss, accuracy, tokens
+ViewScores = dict[str, dict[str, Score]]  # by stream and view
 
 
 class Validation:
-    """Held-out examples of a stage's streams in batches, and the program that reads them. Needs a mesh in scope when called."""
+    """The held-out examples of a stage's streams, packed in every view, and a program to score them.
 
-    def __init__(
-        self, config: Config, stage: StageConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
-    ):
-        self.config, self.stage, self.mesh = config, stage, mesh
-        data = StageData(config, stage, tokenizer)
-        records = held_out_records(data)
-        rows = own_rows(batch_sharding(mesh), config.data.batch_rows)
-        self.batches = {view: pack(records, see, data, rows) for view, see in VIEWS.items()}
-        self._read = jax.jit(
-            partial(_sums, config=config, count=len(stage.streams)), out_shardings=replicated(mesh)
-        )
-
-    def __call__(self, params: Params) -> Figures:
-        figures: Figures = {}
-        for view, batches in self.batches.items():
-            whole = (
-                global_batch(own, batch_sharding(self.mesh), self.config.data.batch_rows)
-                for own in batches
-            )
-            read = [jax.device_get(self._read(params, batch)) for batch in whole]
-            for number, stream in enumerate(self.stage.streams):
-                nll, correct, tokens = (
-                    sum(float(sums[key][number]) for sums in read) for key in STREAM_SUMS
-                )
-                if tokens:
-                    told = {"loss": nll / tokens, "accuracy": correct / tokens, "tokens": tokens}
-                    figures.setdefault(stream.name, {})[view] = told
-        return figures
-
-
-def _sums(params: Params, batch: Batch, config: Config, count: int) -> Metrics:
-    return stream_sums(batch, *read_losses(params, batch, config)[1:], count)
-
-
-def held_out_records(data: StageData) -> list[tuple[int, list[Span]]]:
-    """(stream, record) of the first held-out examples of every stream that fit into a row in every view.
-
-    Contexts are contexts, even where the stage trains on them as plain text.
+    The mesh must be in scope when it is called.
     """
-    config, budget = data.config, data.budget
+
+    def __init__(self, data: StageData, mesh: jax.sharding.Mesh):
+        config, rows = data.config, data.config.data.batch_rows
+        records = held_out_records(data, config.run.validation_examples)
+        own = own_rows(batch_sharding(mesh), rows)
+        self.streams = [stream.name for stream in data.stage.streams]
+        self.batches = {
+            name: pack_full_rows(
+                [(stream, view(record)) for stream, record in records],
+                config.model,
+                data.tokenizer.memory,
+                data.budget,
+                rows,
+                own,
+            )
+            for name, view in VIEWS.items()
+        }
+        loss_chunk = config.run.loss_chunk
+        self.scorer = Scorer(config.model, len(self.streams), loss_chunk, mesh, rows)
+
+    def __call__(self, params: Params) -> ViewScores:
+        """Return the scores of every stream that has held-out examples, by view."""
+        results: ViewScores = {}
+        for view, batches in self.batches.items():
+            for stream, score in zip(self.streams, self.scorer(params, batches), strict=True):
+                if score.tokens:
+                    results.setdefault(stream, {})[view] = score
+        return results
+
+
+def scores_to_dict(scores: ViewScores) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the scores as a line of the run's journal has them."""
+    return {
+        stream: {view: score.to_dict() for view, score in views.items()}
+        for stream, views in scores.items()
+    }
+
+
+def held_out_records(data: StageData, limit: int) -> list[tuple[int, list[Span]]]:
+    """Return (stream number, record) of the first `limit` held-out examples of every stream.
+
+    Examples that do not fit into a row in every view are passed over. Contexts are compressed,
+    even where the stage trains on them as plain text.
+    """
     records: list[tuple[int, list[Span]]] = []
     for number, stream in enumerate(data.stage.streams):
-        held = data.open_source(stream.source, "held")
-        reader, found = StreamReader(data, number, held).compressing(), 0
-        for i in range(len(held)):
+        source = data.open_source(stream.source, "held")
+        reader = StreamReader(data, number, source).compressing()
+        count = 0
+        for i in range(len(source)):
             record = reader.record(i)
-            sizes = [measure(see(record), config.model) for see in VIEWS.values()] if record else []
-            if sizes and all(budget.fits(size) and size.trained for size in sizes):
+            if record and _fits_in_every_view(record, data):
                 records.append((number, record))
-                found += 1
-            if found == config.run.validation_examples:
+                count += 1
+            if count == limit:
                 break
     return records
 
 
-def pack(
-    records: Sequence[tuple[int, list[Span]]],
-    see: Callable[[Sequence[Span]], Sequence[Span]],
-    data: StageData,
-    rows: Sequence[int],
-) -> list[Batch]:
-    """These rows of as many batches as the records take in a view; the last is filled up with empty rows."""
-    config, budget = data.config, data.budget
-    memory = data.tokenizer.memory
-    examples = [lay_out(see(record), config.model, memory, number) for number, record in records]
-    sizes = [measure(see(record), config.model) for _, record in records]
-    waiting, packed = list(range(len(examples))), []
-    while waiting:
-        chosen, packer = choose_row([sizes[i] for i in waiting], budget)
-        packed.append(PackedRow(budget, [examples[waiting[i]] for i in chosen], packer.offsets))
-        waiting = [number for i, number in enumerate(waiting) if i not in chosen]
-    packed += [fill_row(budget, [])] * (-len(packed) % config.data.batch_rows)
-    starts = range(0, len(packed), config.data.batch_rows)
-    return [assemble([packed[start + row] for row in rows]) for start in starts]
+def _fits_in_every_view(record: list[Span], data: StageData) -> bool:
+    sizes = [measure(view(record), data.config.model) for view in VIEWS.values()]
+    return all(data.budget.fits(size) and size.trained for size in sizes)

@@ -26,7 +26,7 @@ from lclm_jax.config import (
 )
 from lclm_jax.config.settings import Range, Settings, field_hints
 from lclm_jax.config.values import from_dict, override, to_dict, with_current_names
-from lclm_jax.evaluation import held_out as evaluate
+from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.inference.sampling import Sampling
 
 
@@ -149,7 +149,7 @@ def config_parts() -> list[Settings]:
     stage, model = config.stages[0], config.model
     parts = (config, config.data, config.mesh, config.optimizer, config.run, recipe, stage, model)
     small = (model.encoder, model.compression, model.adapter, stage.groups[0], stage.streams[0])
-    return [*parts, *small, recipe.sources[0], evaluate.Tests(), Sampling()]
+    return [*parts, *small, recipe.sources[0], EvaluationConfig(), Sampling()]
 
 
 def test_every_dataclass_of_settings_is_examined():

@@ -15,6 +15,7 @@ FORBIDDEN = {
     "lclm_jax/training": ["lclm_jax/inference", "lclm_jax/evaluation"],
     "lclm_jax/inference": ["lclm_jax/training", "lclm_jax/evaluation"],
     "lclm_jax/evaluation": ["lclm_jax/training"],
+    "lclm_jax/scoring": ["lclm_jax/training", "lclm_jax/inference", "lclm_jax/evaluation"],
     "lclm_jax/reports": ["lclm_jax/training"],
     "configs": ["launch", "convert"],
 }

@@ -27,7 +27,6 @@ NOT_YET = {
     "lclm_jax/data/synthetic",
     "lclm_jax/data/text",
     "lclm_jax/distributed",
-    "lclm_jax/evaluation",
     "lclm_jax/files",
     "lclm_jax/inference",
     "lclm_jax/model",

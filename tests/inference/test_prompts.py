@@ -7,7 +7,6 @@ import pytest
 
 from lclm_jax.batch import Places
 from lclm_jax.data.records import Context, Plain
-from lclm_jax.data.records.spans import Context, Plain
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference import generation as generate
 from lclm_jax.inference import language_model, prompts

@@ -13,7 +13,7 @@ from lclm_jax.checkpoint.steps import save_model
 from lclm_jax.cli import BROKEN_PIPE_STATUS
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError, describe
-from lclm_jax.evaluation import held_out
+from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.experiment import load_experiment, load_recipe
 from lclm_jax.files.reading import read_json
 from tests.support.paths import MODELS, ROOT
@@ -207,7 +207,7 @@ def test_a_file_with_only_a_config_is_an_experiment_without_data():
     experiment = load_experiment(str(SCRATCH), ["stages.scratch.steps=7"])
     assert experiment.config.stages[0].steps == 7
     assert experiment.recipe is None and experiment.prepare is None
-    assert experiment.evaluation == held_out.Tests()
+    assert experiment.evaluation == EvaluationConfig()
 
 
 def test_an_experiment_has_its_data_and_evaluation(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from launch import show
 from lclm_jax.data.synthetic import pairs
-from lclm_jax.evaluation import suite
+from lclm_jax.evaluation import evaluator
 from tests.support.paths import MODELS
 
 
@@ -13,7 +13,7 @@ def shown(monkeypatch, tmp_path, command):
     """What `launch.show` measures of a committed model, on a few of the documents held out from it."""
     monkeypatch.setattr(pairs, "COUNTS", {"": 2000, "_short": 100})
     monkeypatch.setattr(pairs, "SHOWN", 100)
-    monkeypatch.setattr(suite, "MAX_PASSAGES", 16)
+    monkeypatch.setattr(evaluator, "MAX_EXAMPLES", 16)
     monkeypatch.setattr(show, "MAX_QUESTIONS", 32)
     measured = {}
 

@@ -36,10 +36,9 @@ from lclm_jax.data.loading import (
     batch_at,
     batch_origins,
 )
-from lclm_jax.data.records import VIEWS
-from lclm_jax.evaluation.held_out import _score
 from lclm_jax.inference.language_model import load
 from lclm_jax.model.params import flatten, init_params
+from lclm_jax.scoring import Score, score
 from lclm_jax.training.loop import train
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.optim import assign_groups, split_trained
@@ -309,15 +308,14 @@ def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):
     )
 
     model, stage = load(directory), config.stages[1]
-    records = held_out_records(StageData(run, stage, tokenizer))
+    records = held_out_records(StageData(run, stage, tokenizer), 7)
     for number, stream in enumerate(stage.streams):
-        for view, see in VIEWS.items():
-            scores = list(_score(model, [see(record) for at, record in records if at == number]))
+        own = [record for at, record in records if at == number]
+        for view, scores in score(model.weights, own, model.config, tokenizer.memory).items():
             assert len(scores) == 7
-            losses, right = (np.concatenate(parts) for parts in zip(*scores, strict=True))
-            told = lines[-1]["streams"][stream.name][view]
+            total, line = sum(scores, Score()), lines[-1]["streams"][stream.name][view]
             np.testing.assert_allclose(
-                [told["loss"], told["accuracy"]], [losses.mean(), right.mean()], rtol=1e-4
+                [line["loss"], line["accuracy"]], [total.loss, total.accuracy], rtol=1e-4
             )
 
 

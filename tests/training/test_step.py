@@ -32,7 +32,7 @@ STAGE = StageConfig(
 SCORES = np.array([3.0, 1.0, 2.0, -2.0, 0.5], np.float32)
 
 
-def read_losses(params, batch, config):
+def token_losses(params, batch, config, loss_chunk):
     """Stands for the model: the loss of a target is the square of its score times the gain."""
     scores = params["decoder"]["scores"][batch.targets] * params["encoder"]["gain"]
     nll = jnp.where(batch.weights > 0, (scores**2).astype(jnp.float32), 0)
@@ -41,7 +41,7 @@ def read_losses(params, batch, config):
 
 @pytest.fixture
 def model(monkeypatch):
-    monkeypatch.setattr("lclm_jax.training.step.read_losses", read_losses)
+    monkeypatch.setattr("lclm_jax.training.step.token_losses", token_losses)
 
 
 @pytest.fixture
@@ -184,10 +184,10 @@ def test_a_finite_loss_with_a_gradient_beyond_float32_moves_nothing(config, batc
 
     one.defvjp(lambda x: (one(x), x), lambda x, _: (jnp.full_like(x, jnp.inf),))
     monkeypatch.setattr(
-        "lclm_jax.training.step.read_losses",
-        lambda params, batch, config: (
+        "lclm_jax.training.step.token_losses",
+        lambda params, *arguments: (
             one(params["decoder"]["scores"]),
-            *read_losses(params, batch, config)[1:],
+            *token_losses(params, *arguments)[1:],
         ),
     )
     after, metrics = train_step(begin(config, params_of()), batch, config=config, stage=STAGE)

@@ -82,7 +82,7 @@ def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
     shares = (LANGUAGE, 1 - LANGUAGE)
     with jax.set_mesh(mesh):
         for stage, step, some, share in zip(config.stages, steps, batches, shares, strict=True):
-            validate = Validation(config, stage, tokenizer, mesh)
+            validate = Validation(StageData(config, stage, tokenizer), mesh)
             begin = begin_stage(params, config, stage, mesh)
             for leg in train(step, begin, cycle(some), stage.steps, share * total):
                 params = leg.state.params
@@ -186,7 +186,7 @@ def train(
 
 def look(validate: Validation, leg: Leg, stage: StageConfig, spent: float) -> Point:
     """At held-out passages, in every view."""
-    views: dict[str, Any] = validate(leg.state.params)[STREAM]
-    accuracies = [views[view]["accuracy"] for view in ("latents", "text", "nothing")]
+    views = validate(leg.state.params)[STREAM]
+    accuracies = [views[view].accuracy for view in ("latents", "text", "nothing")]
     minutes = (spent + leg.seconds) / 60
-    return Point(minutes, stage.name, leg.step, *accuracies, views["latents"]["loss"])
+    return Point(minutes, stage.name, leg.step, *accuracies, views["latents"].loss)

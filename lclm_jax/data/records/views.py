@@ -29,6 +29,17 @@ def without_contexts(record: Sequence[Span]) -> list[Span]:
     return [span for span in record if not isinstance(span, Context)]
 
 
+def train_first_span(record: Sequence[Span]) -> list[Span]:
+    """Return the record with loss on its first trained span alone."""
+    spans: list[Span] = []
+    has_trained = False
+    for span in record:
+        trained = isinstance(span, Plain) and span.trained
+        spans.append(replace(span, trained=False) if trained and has_trained else span)
+        has_trained = has_trained or trained
+    return spans
+
+
 # The views a model is scored in: contexts as latents, as full text, and left out.
 VIEWS: Mapping[str, View] = {
     "latents": lambda record: record,

@@ -1,0 +1,45 @@
+"""Scores of records: the losses of their trained tokens, record by record and view by view."""
+
+import jax
+import numpy as np
+import pytest
+
+from lclm_jax.data.loading import RowBudget, assemble, fill_row
+from lclm_jax.data.records import VIEWS, Context, Plain, lay_out
+from lclm_jax.model.lclm import LCLM, apply
+from lclm_jax.scoring import Score, score
+from tests.support.records import ids, with_noise
+
+
+def losses_of(params, record, config, memory):
+    """The losses of a record's trained tokens and if each was the best guess, from its logits."""
+    example = lay_out(record, config, memory)
+    budget = RowBudget.for_model(config, len(example), max(1, len(example.pieces)))
+    hidden = apply(config, params, assemble([fill_row(budget, [example])]))
+    logits = apply(config, params, hidden, method=LCLM.logits)[0]
+    trained = example.weights > 0
+    targets = example.targets[trained]
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits))[trained]
+    chosen = log_probabilities[np.arange(len(targets)), targets]
+    return -chosen, log_probabilities.argmax(axis=-1) == targets
+
+
+def test_every_record_is_scored_by_itself_in_every_view(model_config, params, tokenizer):
+    params, memory = with_noise(params), tokenizer.memory
+    records = [
+        [Context(ids(*range(20, 40))), Plain(ids(5, 6, 7), True)],
+        [Plain(ids(9)), Context(ids(*range(50, 55))), Plain(ids(8), True), Plain(ids(3))],
+    ]
+    scores = score(params, records, model_config, memory)
+    assert list(scores) == list(VIEWS)
+    for name, view in VIEWS.items():
+        for record, found in zip(records, scores[name], strict=True):
+            losses, right = losses_of(params, view(record), model_config, memory)
+            assert (found.tokens, found.correct) == (len(losses), right.sum())
+            assert found.nll == pytest.approx(losses.sum(), rel=1e-4)
+
+
+def test_scores_add_up():
+    total = Score(2.0, 1.0, 4.0) + Score(4.0, 2.0, 4.0)
+    assert total.to_dict() == {"loss": 0.75, "accuracy": 0.375, "tokens": 8.0}
+    assert np.isnan(Score().loss) and np.isnan(Score().accuracy)
