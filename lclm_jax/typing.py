@@ -13,7 +13,7 @@
     K  key heads                             Z  blocks that an axis is cut into
     L  layers
 
-Axes that no einsum has are words: `steps`, `stops`, `candidates`.
+Axes that no einsum has are words: `heads` of either kind, `steps`, `stops`, `candidates`, `blocks`.
 """
 
 import os

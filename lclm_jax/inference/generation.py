@@ -182,7 +182,7 @@ def start_decoding(
 @serving_program(static_argnames=("config",), donate_argnames=("state",))
 def decode_block(
     params: Params, state: Decoding, limit: Int[Array, ""], rules: Rules, config: ModelConfig
-) -> tuple[Decoding, Int[Array, "B X"]]:
+) -> tuple[Decoding, Int[Array, "B steps"]]:
     """Reads and chooses up to DECODE_STEPS tokens, until `limit` are chosen in all or every row
     ended."""
 

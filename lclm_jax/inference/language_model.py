@@ -404,7 +404,7 @@ def encode_windows(
 
 @serving_program(static_argnames=("config",))
 def project_blocks(
-    params: Params, blocks: tuple[Float[Array, "P X"], ...], places: Places, config: ModelConfig
+    params: Params, blocks: tuple[Float[Array, "P I"], ...], places: Places, config: ModelConfig
 ) -> tuple[Float[Array, "P D"], ...]:
     """Blocks of latents from blocks of pooled states; `places` [1 M] says which are of a context."""
     vectors = apply(config, params, jnp.concatenate(blocks)[None], places, method=LCLM.project)[0]

@@ -57,7 +57,7 @@ class PlannedChunk:
     first: int
     stop: int
     length: int
-    blocks: Int[np.ndarray, "X"]
+    blocks: Int[np.ndarray, "blocks"]
 
 
 def plan_chunks(prompt: Prompt, config: ModelConfig) -> list[PlannedChunk]:

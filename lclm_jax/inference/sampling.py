@@ -42,7 +42,7 @@ class Rules:
     top_p: Float[Array, ""]
     repetition_penalty: Float[Array, ""]
     min_tokens: Int[Array, ""]
-    stops: Int[Array, "S"]  # -1 where there is none
+    stops: Int[Array, "stops"]  # -1 where there is none
 
     @classmethod
     def of(cls, sampling: Sampling, stops: Sequence[int] = ()) -> "Rules":
@@ -100,7 +100,7 @@ def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:
 
 
 def _lowest_of(
-    ordered: Float[Array, "B C"], total: Float[Array, "B"], rules: Rules
+    ordered: Float[Array, "B candidates"], total: Float[Array, "B"], rules: Rules
 ) -> Float[Array, "B"]:
     """`_lowest` from the best scores in order; `total` is the log of the sum of all."""
     rank = jnp.arange(ordered.shape[-1])
