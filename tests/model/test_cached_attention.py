@@ -1,4 +1,4 @@
-"""Attention after a cache: every back end gives what one softmax over all keys gives."""
+"""Attention after a cache: every back end equals one softmax over all keys."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 128
 
 
 def random_case(tokens: int, length: int, ends: tuple[int, ...], dtype=jnp.float32):
-    """Tokens after caches in which each row has so many; queries, own keys and values, a cache."""
+    """Make queries, their own keys and values, and a cache in which row i has `ends[i]` tokens."""
     rng = np.random.default_rng(tokens)
 
     def random(*shape):
@@ -29,18 +29,18 @@ def random_case(tokens: int, length: int, ends: tuple[int, ...], dtype=jnp.float
 
     q, keys = random(ROWS, tokens, HEADS, WIDTH), random(ROWS, KV_HEADS, length, WIDTH)
     own = random(ROWS, KV_HEADS, tokens, WIDTH), random(ROWS, KV_HEADS, tokens, WIDTH)
-    columns, in_row = np.arange(length)[None], np.array(ends)[:, None]
-    # What lies beyond the end is of an earlier, longer use.
-    used = (columns < in_row) | (columns >= max(ends))
+    columns, counts = np.arange(length)[None], np.array(ends)[:, None]
+    # Positions beyond the end were written by an earlier, longer use.
+    used = (columns < counts) | (columns >= max(ends))
     places = Places(used.astype(np.int32), np.broadcast_to(columns, used.shape).astype(np.int32))
-    positions = in_row + np.arange(tokens)[None]
+    positions = counts + np.arange(tokens)[None]
     queries = Places(np.ones_like(positions, np.int32), positions.astype(np.int32))
     cache = Cache(keys, random(*keys.shape), places, jnp.int32(max(ends)))
     return q, own, queries, cache
 
 
 def expected(q, own, queries: Places, cache: Cache):
-    """One softmax over what is in use of the cache and the tokens themselves."""
+    """Make one softmax over the positions of the cache in use and the tokens themselves."""
     end = int(cache.end)
     places = jax.tree.map(lambda x, y: np.concatenate([x[:, :end], y], 1), cache.places, queries)
     cached = (cache.keys[:, :, :end], cache.values[:, :, :end])
@@ -50,17 +50,17 @@ def expected(q, own, queries: Places, cache: Cache):
 
 def through_splash(q, own, queries, cache, causal):
     keys = partial(read_keys_splash, interpret=True)
-    past = keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end, own=False)
-    here = keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1]), own=True)
-    return merge(past, here)
+    cached = keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end, own=False)
+    new = keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1]), own=True)
+    return merge(cached, new)
 
 
 def through_blocks(q, own, queries, cache, causal):
-    past = read_keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end)
-    return merge(past, read_keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1])))
+    cached = read_keys(q, cache.keys, cache.values, queries, cache.places, causal, cache.end)
+    return merge(cached, read_keys(q, *own, queries, queries, causal, jnp.int32(q.shape[1])))
 
 
-WAYS = {
+BACKENDS = {
     "dispatch": lambda *case: attend_after(*case[:-1], None, case[-1]),
     "blocks": through_blocks,
     "splash": through_splash,
@@ -69,10 +69,10 @@ WAYS = {
 
 @pytest.mark.parametrize("ends", [(0, 0), (7, 7), (300, 41), (640, 640)])
 @pytest.mark.parametrize("tokens", [1, 200, 256])
-@pytest.mark.parametrize("way", WAYS)
-def test_a_chunk_reads_the_cache_and_itself(way, tokens, ends):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_chunk_reads_the_cache_and_itself(backend, tokens, ends):
     case = random_case(tokens, 1024, ends)
-    np.testing.assert_allclose(WAYS[way](*case, True), expected(*case), atol=2e-5)
+    np.testing.assert_allclose(BACKENDS[backend](*case, True), expected(*case), atol=2e-5)
 
 
 @pytest.mark.parametrize("layers", [None, 3])
@@ -82,12 +82,13 @@ def test_the_token_kernel_reads_one_layer_of_a_cache(ends, layers):
     layer, stacked = None, cache
     if layers:
         layer = jnp.int32(1)
-        others = [jnp.full_like(cache.keys, jnp.nan)] * 2
-        keys = jnp.stack([others[0], cache.keys, others[1]])
-        stacked = cache.replace(keys=keys, values=jnp.stack([others[0], cache.values, others[1]]))
-    past = attend_token(q, queries, stacked, layer, interpret=True)
-    found = merge(past, _read_single(q, *own))
-    np.testing.assert_allclose(found, expected(q, own, queries, cache), atol=2e-5)
+        unread = jnp.full_like(cache.keys, jnp.nan)
+        keys = jnp.stack([unread, cache.keys, unread])
+        values = jnp.stack([unread, cache.values, unread])
+        stacked = cache.replace(keys=keys, values=values)
+    part = attend_token(q, queries, stacked, layer, interpret=True)
+    actual = merge(part, _read_single(q, *own))
+    np.testing.assert_allclose(actual, expected(q, own, queries, cache), atol=2e-5)
 
 
 def test_bounds_of_segments():

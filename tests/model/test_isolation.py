@@ -1,4 +1,4 @@
-"""Causality and isolation by gradients: exactly zero where nothing may flow, not zero where it must."""
+"""Causality and isolation by gradients: zero where nothing may flow, not zero where it must."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ CHAT_ROW = 1
 
 
 def pack(rows, config, tokenizer, positions=64, windows=2):
-    """A batch whose rows hold the given records, one list of records a row."""
+    """Return a batch with one row for each list of records."""
     budget = RowBudget.for_model(config, positions, windows)
     return assemble(
         [
@@ -33,7 +33,7 @@ def pack(rows, config, tokenizer, positions=64, windows=2):
 
 @pytest.fixture(scope="module")
 def records(tokenizer):
-    """Two examples for one row, and a chat whose assistant reads a context in the middle of its answer."""
+    """Return two examples for one row, and a chat with a context in the middle of an answer."""
     rng = np.random.default_rng(0)
 
     def tokens(n):
@@ -71,7 +71,7 @@ def change(config: ModelConfig, adapter="mlp", causal=True, qk_norm=True) -> Mod
 
 
 def read_windows(m, windows, noise):
-    """Latents of windows, with noise [B*C W E] on what the encoder reads."""
+    """Return the latents of windows, with noise [A W E] on the encoder's input."""
     places = Places(*(x.reshape(-1, x.shape[-1]) for x in (windows.segments, windows.positions)))
     read, _ = m.encoder(
         m.encoder.embed(windows.tokens.reshape(places.segments.shape)) + noise, places
@@ -104,7 +104,10 @@ def variant(request, model_config):
 
 @pytest.fixture(scope="module")
 def flow(variant, one_device, batch):
-    """What the hidden state of each position [B T] depends on: decoder inputs [B T B T], encoder inputs [B T B C W]."""
+    """Return the inputs that the hidden state of each position [B T] depends on.
+
+    They are marked among the decoder's [B T B T] and the encoder's [B T B C W].
+    """
     model, noisy = LCLM(variant), with_noise(init_params(variant, one_device, seed=0))
     windows = batch.windows
 
@@ -171,7 +174,7 @@ def test_context_reaches_only_what_follows_its_slots(flow, batch, variant):
 
 
 def test_context_inside_an_assistant_turn_is_causal(flow, batch, model_config):
-    """The answer before the context is trained on and must not know it; the answer after it must."""
+    """The answer before the context is trained on and must not depend on it, the rest must."""
     reaches = flow[1][CHAT_ROW, :, CHAT_ROW]  # [T C W]
     weights, slots, groups = (
         batch.weights[CHAT_ROW],
@@ -196,7 +199,7 @@ def test_memory_positions_carry_no_loss(batch, tokenizer):
 
 
 def test_without_qk_norm_the_towers_have_no_such_parameters(model_config, one_device):
-    """The adapter's attention is a whole Qwen3 layer in any model."""
+    """The adapter's attention is a whole Qwen3 layer in every model."""
 
     def normed(qk_norm):
         paths = jax.tree.leaves_with_path(
@@ -210,7 +213,7 @@ def test_without_qk_norm_the_towers_have_no_such_parameters(model_config, one_de
 
 @pytest.fixture(scope="module")
 def long_batch(model_config, tokenizer):
-    """A row with a context of three windows whose last one it shares with two others, one of its own example; and another."""
+    """Return two rows of three windows; in the first, three contexts share the last window."""
     rng = np.random.default_rng(1)
 
     def tokens(n):
@@ -227,7 +230,7 @@ def long_batch(model_config, tokenizer):
 
 
 def latent_flow(config, params, windows):
-    """What each latent [B M] depends on: encoder inputs [B M B C W]."""
+    """Return the encoder inputs that each latent [B M] depends on, as marks [B M B C W]."""
 
     @jax.jit
     def influence(row, latent):
@@ -247,7 +250,7 @@ def latent_flow(config, params, windows):
 
 
 def context_of_tokens(windows):
-    """The context each token is pooled for [B C W], counted per row; 0 is none."""
+    """Return the context that each token is pooled for [B C W], counted per row; 0 is none."""
     owner = np.take_along_axis(windows.latent_segments, np.maximum(windows.groups, 0), axis=-1)
     return np.where(windows.groups >= 0, owner, 0)
 
@@ -257,7 +260,7 @@ def context_of_tokens(windows):
 def test_adapter_attention_joins_all_of_a_context_and_nothing_else(
     adapter, causal, model_config, one_device, long_batch
 ):
-    """Every latent depends on every token of its context, before and after it, in any window; on no other token."""
+    """Latents depend on all tokens of their context, in any window, and on no others."""
     config, windows = change(model_config, adapter, causal), long_batch.windows
     flow = latent_flow(config, with_noise(init_params(config, one_device, seed=0)), windows)
     tokens, latents = (
@@ -289,7 +292,7 @@ def test_without_adapter_attention_windows_of_a_context_stay_apart(
 
 @pytest.fixture(scope="module")
 def overlapping(model_config, tokenizer):
-    """A window filled by two pieces of one context, which hold the same tokens where they overlap, and by another context."""
+    """Return a window with two overlapping pieces of one context, and another context."""
     config = replace(
         model_config, compression=CompressionConfig(ratio=4, window=16, overlap=4, ratios=(8,))
     )
@@ -309,7 +312,7 @@ def overlapping(model_config, tokenizer):
 
 
 def encoder_flow(config, params, tokens, places):
-    """Which positions of a window [W] each of them sees [W W]."""
+    """Return which positions of a window each of them depends on, as marks [W W]."""
 
     @jax.jit
     def influence(query):
@@ -347,7 +350,7 @@ def test_bidirectional_encoder_keeps_what_shares_a_window_apart(
 
 
 def test_latents_see_the_overlap_of_their_own_piece_alone(model_config, noisy, overlapping):
-    """Through the pooling: a latent depends on the neighbours its piece reads, not on the same tokens in the other piece."""
+    """A latent depends on the neighbours in its own piece, not on copies in another piece."""
     config = replace(
         change(model_config, causal=False),
         compression=CompressionConfig(4, 16, overlap=4, ratios=(8,)),

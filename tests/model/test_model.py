@@ -1,4 +1,7 @@
-"""The parts of the model against plain numpy, and what must hold for the whole: sharing windows, remat, axes, sizes."""
+"""Parts of the model against plain numpy, and properties of the whole.
+
+Those are windows that contexts share, rematerialisation, logical axes and sizes.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -32,7 +35,7 @@ HIDDEN = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [6, 60]]], np.f
 
 
 def test_who_sees_whom():
-    """Two examples and a pad in a row; then one query of each after keys in another order."""
+    """Two examples and a pad are in a row; then one query of each reads keys in another order."""
     row = Places(np.array([[1, 1, 1, 2, 2, 0]]), np.array([[0, 1, 2, 0, 1, 0]]))
     blocks = [[1] * 3 + [0] * 3] * 3 + [[0] * 3 + [1, 1, 0]] * 2 + [[0] * 6]
     assert attention_mask(row, row, False)[0].astype(int).tolist() == blocks
@@ -40,8 +43,8 @@ def test_who_sees_whom():
     assert attention_mask(row, row, True)[0].astype(int).tolist() == causal
     queries = Places(np.array([[2, 1]]), np.array([[0, 1]]))
     keys = Places(np.array([[1, 0, 2, 1, 2]]), np.array([[1, 0, 1, 2, 0]]))
-    found = attention_mask(queries, keys, True)[0].astype(int).tolist()
-    assert found == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
+    actual = attention_mask(queries, keys, True)[0].astype(int).tolist()
+    assert actual == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
 
 
 def test_membership():
@@ -97,7 +100,7 @@ def test_place():
 
 
 def test_rotate():
-    """Frequency i turns the pair (x[i], x[i + H/2]); the position counts, not the place in the row."""
+    """Frequency i turns the pair (x[i], x[i + H/2]), by positions rather than columns."""
     rng = np.random.default_rng(0)
     x, positions = rng.normal(size=(1, 3, 2, 6)).astype(np.float32), np.array([[0, 5, 1000]])
     pairs = x[..., :3] + 1j * x[..., 3:]
@@ -107,18 +110,18 @@ def test_rotate():
     )
 
 
-def softmax_attention(q, k, v, seen):
-    """By hand: query t of four heads reads the keys it sees of two heads."""
+def softmax_attention(q, k, v, readable):
+    """Compute attention by hand: query t of four heads reads its readable keys of two heads."""
     expected = np.zeros_like(q)
     for t, n in np.ndindex(q.shape[1:3]):
-        weights = np.exp(k[0, n // 2] @ q[0, t, n] / np.sqrt(q.shape[-1])) * seen[t]
+        weights = np.exp(k[0, n // 2] @ q[0, t, n] / np.sqrt(q.shape[-1])) * readable[t]
         expected[0, t, n] = weights @ v[0, n // 2] / weights.sum()
     return expected
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attend(causal):
-    """To itself, and after a cache whose keys lie in any order."""
+    """Sequences attend to themselves, and to a cache whose keys lie in any order."""
     rng = np.random.default_rng(0)
     q, k, v = (
         rng.normal(size=shape).astype(np.float32)
@@ -128,21 +131,21 @@ def test_attend(causal):
     queries = Places(np.array([[1, 1, 2]]), np.array([[1, 2, 1]]))
     own = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
     places = Places(np.array([[1, 2, 1, 0, 2, 1]]), np.array([[0, 0, 2, 0, 1, 1]]))
-    seen = np.array([[1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])
+    readable = np.array([[1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])
     if not causal:
-        own[0], seen[0] = own[1], seen[1]
+        own[0], readable[0] = own[1], readable[1]
     np.testing.assert_allclose(
         attend(q, k, v, queries, causal), softmax_attention(q, k, v, own), rtol=1e-5, atol=1e-6
     )
     both = [np.concatenate([old, new], axis=2) for old, new in zip(cached, (k, v), strict=True)]
-    expected = softmax_attention(q, *both, np.concatenate([seen, own], axis=1))
+    expected = softmax_attention(q, *both, np.concatenate([readable, own], axis=1))
     cache = Cache(*cached, places, jnp.int32(6))
-    found = attend_after(q, (k, v), queries, cache, None, causal)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = attend_after(q, (k, v), queries, cache, None, causal)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_after_a_cache_in_bfloat16_of_several_rows():
-    """Which XLA for CPUs cannot multiply in every order of dimensions."""
+    """XLA for CPUs cannot multiply bfloat16 in every order of dimensions."""
     rng = np.random.default_rng(0)
     shapes = ((3, 1, 8, 32), (3, 4, 1, 32), (3, 4, 1, 32), (3, 4, 16, 32), (3, 4, 16, 32))
     q, k, v, keys, values = (jnp.array(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
@@ -178,7 +181,7 @@ def test_norm_computes_in_float32():
 
 @pytest.fixture(scope="module")
 def noisy(params):
-    """Residual branches start at zero; with noise on every parameter, each of them matters."""
+    """Add noise to every parameter: residual branches start at zero and would not matter."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
@@ -199,7 +202,7 @@ def compress(model_config, noisy):
 def test_context_alone_equals_context_in_a_shared_window(
     compress, model_config, first, second, seed
 ):
-    """Two contexts of up to three latents side by side in a window of four, when they fit, and each in a window alone."""
+    """Two contexts of up to three latents share a window of four, or have one each."""
     rng = np.random.default_rng(seed)
     ratio, room = model_config.compression.ratio, model_config.compression.latents_per_window
     counts = [-(-first // ratio), -(-second // ratio)]
@@ -243,7 +246,7 @@ def test_rematerialisation_changes_nothing(model_config, noisy):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, platform):
-    """Of a layer only what lies between products is computed again: attention's softmax is not, with `full` it is."""
+    """Only what lies between products is computed again, so not attention's softmax."""
     monkeypatch.setattr("lclm_jax.model.attention.dispatch.platform", lambda: platform)
     tokens = np.arange(12).reshape(2, 6)
     places = Places(np.ones_like(tokens), np.broadcast_to(np.arange(6), tokens.shape))
@@ -256,8 +259,8 @@ def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, 
             ).sum()
 
         names = [
-            one.primitive.name
-            for one in equations(jax.make_jaxpr(jax.grad(loss))(noisy["decoder"]).jaxpr)
+            equation.primitive.name
+            for equation in equations(jax.make_jaxpr(jax.grad(loss))(noisy["decoder"]).jaxpr)
         ]
         return names.count("exp")
 
@@ -265,7 +268,7 @@ def test_remat_dots_keeps_what_attention_gave(model_config, noisy, monkeypatch, 
 
 
 def test_every_parameter_has_logical_axes(model_config):
-    """Untied, so that the head is among them; a name outside the rules would silently mean replicated."""
+    """The head is untied, so it is among them; a name outside the rules would mean replicated."""
     config = replace(model_config, decoder=replace(model_config.decoder, tied=False))
     boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
     leaves = jax.tree.leaves_with_path(
@@ -299,7 +302,7 @@ def test_shapes_have_the_sizes_of_the_models_they_are_named_after(name, size, on
 
 
 def test_published_sizes(one_device):
-    """4.6 billion parameters as shapes only; the adapter's number is the paper's."""
+    """The model has 4.6 billion parameters; the adapter's number is the paper's."""
     abstract = abstract_params(published_config().model, one_device)
     leaves = jax.tree.leaves(abstract)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
@@ -309,7 +312,7 @@ def test_published_sizes(one_device):
 
 @pytest.fixture(scope="module")
 def scored():
-    """(hidden, table, targets, weights) of two rows of twelve positions; at most five of a row have weight."""
+    """Return (hidden, table, targets, weights) of two rows of twelve positions, few with weight."""
     rng = np.random.default_rng(0)
     hidden, table = (
         rng.normal(size=(2, 12, 8)).astype(np.float32),
@@ -333,7 +336,7 @@ def naive_losses(hidden, table, targets, weights):
 
 @partial(jax.jit, static_argnames="chunk")
 def loss_and_gradients(hidden, table, targets, weights, chunk=None):
-    """Sum of weighted losses, [losses, whether right], and gradients; from all logits at once without a chunk."""
+    """Return ((sum, [losses, correct]), gradients), without a chunk from all logits at once."""
 
     def total(hidden, table):
         losses = naive_losses if chunk is None else partial(cross_entropy, chunk=chunk)
@@ -354,7 +357,7 @@ def test_loss_equals_full_logits(scored, chunk):
 
 
 def test_loss_skips_positions_without_weight(scored):
-    """Chunks as long as there are weighted positions: those are all in the first, and what lies behind it is never read."""
+    """The first chunk has all weighted positions; those of the others are never read."""
     hidden, table, targets, weights = scored
     poisoned = np.where(weights[..., None] > 0, hidden, np.nan)
     (_, (nll, _)), gradients = loss_and_gradients(
@@ -366,7 +369,7 @@ def test_loss_skips_positions_without_weight(scored):
 
 @pytest.mark.parametrize(("asked", "products"), [((0, 1), 3), ((0,), 2), ((1,), 2), ((), 1)])
 def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, products):
-    """Each is a product of all positions, the vocabulary and the width."""
+    """Logits and each gradient are a product of all positions, the vocabulary and the width."""
     hidden, table, targets, weights = scored
 
     def total(hidden, table):
@@ -377,15 +380,15 @@ def test_logits_are_made_once_and_gradients_only_where_asked_for(scored, asked, 
 
 
 def test_losses_of_bfloat16_are_float32_sums_of_its_products(scored):
-    """As of the same numbers in float32, to within far less than bfloat16 tells apart."""
+    """They equal those of the same numbers in float32, far within the precision of bfloat16."""
     hidden, table, targets, weights = scored
     rounded = jnp.asarray(4 * hidden, jnp.bfloat16), jnp.asarray(table, jnp.bfloat16)
     exact = [x.astype(jnp.float32) for x in rounded]
-    found = cross_entropy(*rounded, targets, weights, chunk=5)
+    actual = cross_entropy(*rounded, targets, weights, chunk=5)
     expected = naive_losses(*exact, targets, weights)
-    assert {x.dtype for x in found} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    assert {x.dtype for x in actual} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("positions", "chunk", "total"), [(1024, 2, 512), (777, 259, 388)])
@@ -411,7 +414,7 @@ def test_losses_by_position_have_no_gradients_and_say_so(scored):
 
 
 def test_logits_of_a_whole_sequence_never_exist():
-    """No array of the loss or its gradient with a vocabulary axis is as large as [B T V], in any shape."""
+    """No array with a vocabulary axis is as large as [B T V], in the loss or its gradient."""
     b, t, d, v, chunk = 2, 48, 4, 101, 8
 
     def total(hidden, table):
@@ -433,7 +436,7 @@ def test_logits_of_a_whole_sequence_never_exist():
 
 
 def equations(jaxpr: Jaxpr):
-    """Those of a jaxpr and of the jaxprs inside them."""
+    """Yield the equations of a jaxpr and of the jaxprs inside them."""
     for equation in jaxpr.eqns:
         yield equation
         for parameter in jax.tree.leaves(
