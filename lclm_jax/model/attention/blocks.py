@@ -30,15 +30,15 @@ def read_keys(
     Only forward. Each block of queries reads blocks of keys up to the last that any of them may
     read, so the work follows `end` and the causal mask, not the length of the arrays.
     """
-    (b, t, n, h), (kv_heads, s) = q.shape, k.shape[1:3]
+    b, t, n, h = q.shape
+    kv_heads, s = k.shape[1:3]
     size = min(t, QUERIES)
     step = next((step for step in (KEYS, 256, 128) if s % step == 0), s)
     scaled = (q * h**-0.5).astype(q.dtype)
     columns = jnp.arange(s)
 
     def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(b, -1, size, *x.shape[2:]).swapaxes(0, 1)
+        return cut_into_blocks(x, size).swapaxes(0, 1)
 
     def read_block(block: tuple[Array, Places]) -> Part:
         q, queries = block
@@ -53,18 +53,32 @@ def read_keys(
             return _add_keys(sums, q, take(k, axis=2), take(v, axis=2), mask)
 
         shape = q.shape[:3]
-        nothing = (jnp.zeros((*shape, h)), jnp.full(shape, UNREADABLE / 2), jnp.zeros(shape))
-        total, top, weight = jax.lax.fori_loop(0, -(-block_end // step), add_keys, nothing)
+        nothing = (
+            jnp.zeros((*shape, h)),
+            jnp.full(shape, UNREADABLE / 2),
+            jnp.zeros(shape),
+        )
+        stop = -(-block_end // step)
+        total, top, weight = jax.lax.fori_loop(0, stop, add_keys, nothing)
         attended = total / jnp.maximum(weight, TINY)[..., None]
         lse = top + jnp.log(weight)
         attended = attended.reshape(b, n, size, h).transpose(0, 2, 1, 3)
         return attended, lse.reshape(b, n, size).transpose(0, 2, 1)
 
     def join(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(b, -1, *x.shape[3:])[:, :t]
+        joined = x.swapaxes(0, 1).reshape(b, -1, *x.shape[3:])
+        return joined[:, :t]
 
     parts = jax.lax.map(read_block, jax.tree.map(cut, (scaled, queries)))
     return jax.tree.map(join, parts)
+
+
+def cut_into_blocks(x: Array, size: int) -> Array:
+    """Cut the second axis of an array, [B T ...] -> [B Z size ...]; zeros fill the last block."""
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (0, -x.shape[1] % size)
+    padded = jnp.pad(x, widths)
+    return padded.reshape(len(x), -1, size, *x.shape[2:])
 
 
 def _readable_end(queries: Places, keys: Places, columns: Array, causal: bool) -> Array:

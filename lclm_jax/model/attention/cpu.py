@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.batch import Places
+from lclm_jax.model.attention.blocks import UNREADABLE, cut_into_blocks
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
 from lclm_jax.model.masks import attention_mask
 from lclm_jax.typing import Array
@@ -29,19 +30,20 @@ def attend_cpu(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
     """
 
     def attend_rows(q, k, v, queries, keys):
-        (b, t, n, h), kv_heads = q.shape, k.shape[1]
-        size, group = min(t, BLOCK), n // k.shape[1]
+        b, t, n, h = q.shape
+        kv_heads = k.shape[1]
+        group = n // kv_heads
+        size = min(t, BLOCK)
+        cut = partial(cut_into_blocks, size=size)
 
-        def cut(x: Array) -> Array:
-            x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
-            return x.reshape(b, -1, size, *x.shape[2:])
-
-        blocks = jnp.moveaxis(cut(q.reshape(b, t, kv_heads, group, h)), 2, 4)
+        blocks = cut(q.reshape(b, t, kv_heads, group, h))
+        blocks = jnp.moveaxis(blocks, 2, 4)
         blocks = blocks.reshape(b, -1, kv_heads, group * size, h)
         rows = (blocks, k, v, jax.tree.map(cut, queries), keys)
         attended = jax.lax.map(lambda row: _read_row(causal, *row), rows)
         attended = attended.reshape(b, -1, kv_heads, group, size, h)
-        return jnp.moveaxis(attended, 4, 2).reshape(b, -1, n, h)[:, :t]
+        attended = jnp.moveaxis(attended, 4, 2)
+        return attended.reshape(b, -1, n, h)[:, :t]
 
     specs, out = sequence_specs(axes)
     return on_shards(attend_rows, specs, out)(q, k, v, places, places)
@@ -120,7 +122,8 @@ def _range_taker(start: Array, length: int) -> Callable[[Array], Array]:
 
 def _on_range(read: Callable, queries: Places, keys: Places, causal: bool, *inputs):
     """Call `read(start, length, *inputs)` on a range with all keys [S] these queries may read."""
-    size, s = queries.segments.shape[0], keys.segments.shape[0]
+    size = len(queries.segments)
+    s = len(keys.segments)
     doublings = (-(-s // size) - 1).bit_length()
     lengths = [min(s, size << i) for i in range(doublings + 1)]
     if len(lengths) == 1:  # jaxlib 0.11.2 crashes on the empty reduction below
@@ -128,8 +131,10 @@ def _on_range(read: Callable, queries: Places, keys: Places, causal: bool, *inpu
 
     readable = jnp.any(_row_mask(queries, keys, causal), axis=0)
     first = jnp.argmax(readable)
-    end = jnp.where(jnp.any(readable), s - jnp.argmax(readable[::-1]), 0)
-    choice = jnp.sum(jnp.array(lengths[:-1], jnp.int32) < end - first)
+    end = s - jnp.argmax(readable[::-1])
+    end = jnp.where(jnp.any(readable), end, 0)
+    too_short = jnp.array(lengths[:-1], jnp.int32) < end - first
+    choice = jnp.sum(too_short)
 
     def reader(length: int) -> Callable:
         return lambda *inputs: read(jnp.minimum(first, s - length), length, *inputs)
@@ -143,10 +148,11 @@ def _scores(q: Array, k: Array, queries: Places, keys: Places, start: Array, cau
     `k` is the range of keys from `start` on; `keys` are the places of all.
     """
     scores = _einsum("KQH,KSH->KQS", q, k)
-    here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, k.shape[1]), keys)
-    mask = _row_mask(queries, here, causal)
-    by_head = scores.reshape(len(scores), -1, *mask.shape) * q.shape[-1] ** -0.5
-    return jnp.where(mask, by_head, jnp.finfo(jnp.float32).min).reshape(scores.shape)
+    take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=k.shape[1])
+    mask = _row_mask(queries, jax.tree.map(take, keys), causal)
+    by_head = scores.reshape(len(scores), -1, *mask.shape)
+    scaled = by_head * q.shape[-1] ** -0.5
+    return jnp.where(mask, scaled, UNREADABLE).reshape(scores.shape)
 
 
 def _row_mask(queries: Places, keys: Places, causal: bool) -> Array:

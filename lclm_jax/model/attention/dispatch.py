@@ -91,10 +91,9 @@ def _attend_in_parts(
         if axes:  # each device reads its own part of the cache
             end = jnp.clip(cache.end - jax.lax.axis_index(axes) * length, 0, length)
             cache = cache.replace(end=end)
-        cached = _read_cache(q, queries, cache, layer, causal)
-        return merge(merge_shards(cached, axes), _read_own(q, *own, queries, causal)).astype(
-            q.dtype
-        )
+        cached = merge_shards(_read_cache(q, queries, cache, layer, causal), axes)
+        new = _read_own(q, *own, queries, causal)
+        return merge(cached, new).astype(q.dtype)
 
     query_spec = to_spec(("batch", None, "heads", "head_dim"))
     own_spec = to_spec(("batch", "kv_heads", None, "head_dim"))
@@ -139,13 +138,15 @@ def _read_single(q, k, v) -> Part:
         return jnp.repeat(x.swapaxes(1, 2), group, axis=2).astype(jnp.float32)
 
     key, value = repeat_heads(k), repeat_heads(v)
-    return value, jnp.sum(q.astype(jnp.float32) * key, axis=-1) * q.shape[-1] ** -0.5
+    scores = jnp.sum(q.astype(jnp.float32) * key, axis=-1)
+    return value, scores * q.shape[-1] ** -0.5
 
 
 def _attend_jointly(q, own, queries: Places, cache: Cache, causal: bool) -> Array:
     """Make one softmax over the cache and the tokens themselves, with all scores in memory."""
     b, t, n, h = q.shape
-    grouped = (q * h**-0.5).astype(q.dtype).reshape(b, t, own[0].shape[1], -1, h)
+    scaled = (q * h**-0.5).astype(q.dtype)
+    grouped = scaled.reshape(b, t, own[0].shape[1], -1, h)
     einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def scores(keys: Array, mask: Array) -> Array:
@@ -158,7 +159,10 @@ def _attend_jointly(q, own, queries: Places, cache: Cache, causal: bool) -> Arra
     in_use = jnp.arange(cache.length) < cache.end
     cached_scores = scores(cache.keys, attention_mask(queries, cache.places, causal) & in_use)
     own_scores = scores(own[0], attention_mask(queries, queries, causal))
-    shares = jax.nn.softmax(jnp.concatenate([cached_scores, own_scores], axis=-1), axis=-1)
-    cached_shares, own_shares = shares[..., : cache.length], shares[..., cache.length :]
+    all_scores = jnp.concatenate([cached_scores, own_scores], axis=-1)
+    shares = jax.nn.softmax(all_scores, axis=-1)
+    cached_shares = shares[..., : cache.length]
+    own_shares = shares[..., cache.length :]
     attended = gather(cached_shares, cache.values) + gather(own_shares, own[1])
-    return attended.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h).astype(q.dtype)
+    attended = attended.transpose(0, 3, 1, 2, 4)
+    return attended.reshape(b, t, n, h).astype(q.dtype)

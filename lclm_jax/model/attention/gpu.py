@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import device_kind, splits
-from lclm_jax.model.attention.blocks import Part, read_keys
+from lclm_jax.model.attention.blocks import Part, cut_into_blocks, read_keys
 from lclm_jax.model.attention.cache import Cache
 from lclm_jax.model.attention.reference import attend_dense
 from lclm_jax.model.attention.shards import SAVED, RowAxes, on_shards, sequence_specs
@@ -29,7 +29,7 @@ MIN_PREFIX_BLOCKS = 4  # blocks of queries in such a part
 TOKEN_KEYS = 128  # keys that a program of `attend_token` reads at once
 TOKEN_PROGRAMS = 528  # programs that `attend_token` aims for: four for each multiprocessor
 UNREADABLE = -1e30  # score of a key that the token may not read
-LEAST = -1e29  # top score before any key is read, above UNREADABLE so that those weigh nothing
+LEAST = -1e29  # top score before any key is read; above UNREADABLE: such keys weigh nothing
 
 
 def attend_gpu(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
@@ -207,8 +207,10 @@ def attend_token(
     )
     numbers = [jnp.asarray(x, jnp.int32)[None] for x in (layer, cache.end, part_blocks)]
     segments = (queries.segments, cache.places.segments)
-    attended, lse = _merge_parts(*call(*numbers, grouped, keys, values, *segments))
-    return attended[:, :, :group].reshape(b, 1, n, h), lse[:, :, :group].reshape(b, 1, n)
+    attended, lse = call(*numbers, grouped, keys, values, *segments)
+    attended, lse = _merge_parts(attended, lse)
+    attended = attended[:, :, :group].reshape(b, 1, n, h)
+    return attended, lse[:, :, :group].reshape(b, 1, n)
 
 
 def _read_part(
@@ -295,8 +297,7 @@ def _attend_in_blocks(q, k, v, queries: Places, keys: Places, causal: bool) -> A
     k32, v32 = k.astype(jnp.float32), v.astype(jnp.float32)
 
     def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -t % size)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(len(x), -1, size, *x.shape[2:]).swapaxes(0, 1)
+        return cut_into_blocks(x, size).swapaxes(0, 1)
 
     @jax.checkpoint
     def attend_block(block):
@@ -304,5 +305,6 @@ def _attend_in_blocks(q, k, v, queries: Places, keys: Places, causal: bool) -> A
         return attend_dense(q, k32.astype(k.dtype), v32.astype(v.dtype), queries, keys, causal)
 
     attended = jax.lax.map(attend_block, jax.tree.map(cut, (q, queries)))
-    attended = checkpoint_name(attended, SAVED)
-    return attended.swapaxes(0, 1).reshape(len(q), -1, *q.shape[2:])[:, :t]
+    attended = checkpoint_name(attended, SAVED).swapaxes(0, 1)
+    attended = attended.reshape(len(q), -1, *q.shape[2:])
+    return attended[:, :t]

@@ -46,13 +46,12 @@ def attend_splash(
     def attend_rows(kernel, q, k, v, query_segments, key_segments):
         return jax.vmap(kernel)(q, k, v, library.SegmentIds(query_segments, key_segments))
 
-    def pad(x: Array, axis: int) -> Array:
-        return jnp.pad(x, [(0, padded - t if i == axis else 0) for i in range(x.ndim)])
-
+    pad = partial(_pad, amount=padded - t)
     (query, key, _, query_places, key_places), _ = sequence_specs(axes)
     heads_first = PartitionSpec(query[0], query[2], query[1], None)
     segments = pad(places.segments, 1)
-    inputs = (pad(_scale(q).swapaxes(1, 2), 2), pad(k, 2), pad(v, 2), segments, segments)
+    scaled = _scale(q).swapaxes(1, 2)
+    inputs = (pad(scaled, 2), pad(k, 2), pad(v, 2), segments, segments)
     mesh = jax.sharding.get_abstract_mesh()
     kernel_spec = None
     if not mesh.empty:
@@ -81,26 +80,26 @@ def read_keys_splash(
     On one device: call it inside a `shard_map`.
     """
     t, s = q.shape[1], k.shape[2]
-    padded = -t % TILE
-    scaled = jnp.pad(_scale(q).swapaxes(1, 2), ((0, 0), (0, 0), (0, padded), (0, 0)))
-    query_segments = jnp.pad(queries.segments, ((0, 0), (0, padded)))
+    pad = partial(_pad, amount=-t % TILE)
+    scaled = pad(_scale(q).swapaxes(1, 2), 2)
+    query_segments = pad(queries.segments, 1)
     key_segments = jnp.where(jnp.arange(s) < end, keys.segments, 0)
     if own:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded), (0, 0))) for x in (k, v))
-        key_segments = jnp.pad(key_segments, ((0, 0), (0, padded)))
-        part = _read(scaled, k, v, query_segments, key_segments, causal, interpret)
+        key_segments = pad(key_segments, 1)
+        inputs = (scaled, pad(k, 2), pad(v, 2), query_segments, key_segments)
+        part = _read(*inputs, causal, interpret)
     else:
         lengths = prefix_lengths(s)
         branches = [partial(_read_prefix, length, interpret) for length in lengths]
         choice = sum((end > length).astype(jnp.int32) for length in lengths[:-1])
         part = jax.lax.switch(choice, branches, scaled, k, v, query_segments, key_segments)
-    attended, lse = part
-    return attended.swapaxes(1, 2)[:, :t].astype(jnp.float32), lse.swapaxes(1, 2)[:, :t]
+    attended, lse = (x.swapaxes(1, 2)[:, :t] for x in part)
+    return attended.astype(jnp.float32), lse
 
 
 def _read_prefix(length: int, interpret: bool, q, k, v, query_segments, key_segments) -> Part:
-    k, v, key_segments = k[:, :, :length], v[:, :, :length], key_segments[:, :length]
-    return _read(q, k, v, query_segments, key_segments, False, interpret)
+    k, v = k[:, :, :length], v[:, :, :length]
+    return _read(q, k, v, query_segments, key_segments[:, :length], False, interpret)
 
 
 def _read(q, k, v, query_segments, key_segments, causal: bool, interpret: bool) -> Part:
@@ -128,6 +127,13 @@ def prefix_lengths(length: int) -> list[int]:
     """
     parts = [-(-length // (share * TILE)) * TILE for share in (8, 4, 2)]
     return [*sorted(set(parts) - {length}), length]
+
+
+def _pad(x: Array, axis: int, amount: int) -> Array:
+    """Put zeros at the end of an axis."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, amount)
+    return jnp.pad(x, widths)
 
 
 def _scale(q: Array) -> Array:
