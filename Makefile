@@ -3,6 +3,8 @@
 # make test   the tests, two files at a time
 # make fuzz   the tests that draw their input at random, with LCLM_FUZZ=2000 examples each, not 50
 # make check  formatter, linter, type checker
+# make docs   the documentation as a site in runs/site; a dead link is an error
+# make figures  density and length of the code, and imports between its rooms (seconds); docs/results/code.md
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
 # make capacity-report  compiles the published recipe for common slices and compares memory, FLOPs and bytes with docs/capacity.md;
 #             in environments of its own with libtpu and the CUDA plugin of jax (5 GB; about an hour; PYTHON=python3.12, as for
@@ -12,7 +14,7 @@
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
-# make mutants  small wrong changes, each of which a test must notice: docs/mutants.md; in one file with
+# make mutants  small wrong changes, each of which a test must notice: docs/results/mutants.md; in one file with
 #             FILES=lclm_jax/training/optim.py (minutes), by default in all (a night)
 # make bench-convert  speed and memory of the converter on the published shapes (about 20 GB of disk, 10 minutes)
 
@@ -24,7 +26,7 @@ MUTMUT = nice $(CURDIR)/.mutants/bin/python -m mutmut
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test fuzz check parity capacity-report bench bench-data accelerator soak mutants bench-convert clean
+.PHONY: show demo test fuzz check docs figures parity capacity-report bench bench-data accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint tests/data/models/small
@@ -77,6 +79,12 @@ check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(RUN)
 
+docs: .docs/installed
+	.docs/bin/python -m mkdocs build --strict --quiet
+
+figures: $(VENV)/installed
+	$(RUN) -m launch.bench.code
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
@@ -90,17 +98,17 @@ $(VENV)/installed: pyproject.toml
 	.parity/bin/python -c 'import torch, lclm_jax'
 	touch $@
 
-.image/installed: pyproject.toml
-	$(PYTHON) -m venv .image
-	.image/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test,image]' | grep -v 'already satisfied' || true
-	.image/bin/python -c 'import lclm_jax'
-	touch $@
-
 .capacity/installed .gpu/installed .mutants/installed: .%/installed: pyproject.toml
 	$(PYTHON) -m venv .$*
 	.$*/bin/python -m pip install --disable-pip-version-check --progress-bar on -e '.[$*]' | grep -v 'already satisfied' || true
 	.$*/bin/python -c 'import lclm_jax'
 	touch $@
 
+# The API reference is read from the source: the package itself is not installed.
+.docs/installed: pyproject.toml
+	$(PYTHON) -m venv .docs
+	.docs/bin/python -m pip install --quiet --disable-pip-version-check $$(.docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf $(VENV) .parity .capacity .gpu .image .mutants runs
+	rm -rf $(VENV) .venv312 .parity .capacity .gpu .docs .mutants runs

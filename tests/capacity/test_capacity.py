@@ -32,6 +32,8 @@ from lclm_jax.inference.prompts import CHUNKS
 from lclm_jax.model.attention import gpu, tpu
 from lclm_jax.model.attention.tpu import TILE
 
+pytestmark = pytest.mark.newest
+
 PODS = parse_slice("v5p:4x4x4")
 
 

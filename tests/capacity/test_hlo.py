@@ -11,6 +11,8 @@ from lclm_jax.capacity.hlo import HloError, collectives
 from lclm_jax.config import MeshConfig
 from lclm_jax.distributed.sharding import make_mesh
 
+pytestmark = pytest.mark.newest
+
 MESH = {"data": 2, "fsdp": 4}
 MODULE = """HloModule step
 

@@ -28,6 +28,8 @@ from lclm_jax.distributed.sharding import make_mesh
 from lclm_jax.model.params import abstract_params, flatten
 from tests.support.paths import GOLDEN, ROOT
 
+pytestmark = pytest.mark.newest
+
 UNTIED = GOLDEN / "layouts" / "untied_sharded"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TENSOR = Tensor("decoder", "model.norm.weight", (3,), "decoder/norm/scale", None, "none")

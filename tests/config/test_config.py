@@ -29,6 +29,8 @@ from lclm_jax.config.values import from_dict, override, to_dict, with_current_na
 from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.inference.sampling import Sampling
 
+pytestmark = pytest.mark.newest
+
 
 def test_round_trip():
     config = tiny.config()

@@ -8,6 +8,8 @@ from lclm_jax.costs.chips import SliceError, parse_slice
 from lclm_jax.costs.work import compressed_cost, training_flops, uncompressed_cost
 from tests.support.records import TOWER
 
+pytestmark = pytest.mark.newest
+
 
 def test_reading_a_context_of_the_smallest_model():
     config = ModelConfig(TOWER, TOWER, CompressionConfig(2, 4), dtype="float32")

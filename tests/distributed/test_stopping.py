@@ -10,6 +10,8 @@ import pytest
 from lclm_jax.distributed import stopping
 from lclm_jax.distributed.stopping import stop_requests
 
+pytestmark = pytest.mark.newest
+
 
 class Metadata(BaseHTTPRequestHandler):
     """What the metadata server says, and what it says once it is asked to wait for a change."""

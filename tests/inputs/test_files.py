@@ -25,6 +25,8 @@ from lclm_jax.data.inputs.pickles import PickleError, load_plain
 from lclm_jax.data.inputs.units import find_units
 from lclm_jax.errors import UserError
 
+pytestmark = pytest.mark.newest
+
 ROWS = [{"text": f"row {i} é\n", "n": i} for i in range(40)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 

@@ -21,6 +21,8 @@ from lclm_jax.data.loading.packing import (
 from lclm_jax.data.records import Context, Plain, RecordSize, lay_out, measure
 from tests.support.records import MEMORY, SPANS, TOWER, build, model
 
+pytestmark = pytest.mark.newest
+
 
 def sizes_of(examples):
     """What `measure` would say, reckoned from the arrays."""

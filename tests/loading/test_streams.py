@@ -16,6 +16,8 @@ from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches, ro
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from tests.support.records import same, write_sources
 
+pytestmark = pytest.mark.newest
+
 
 def share(config, host, hosts):
     """The rows of one of `hosts`."""

@@ -24,6 +24,8 @@ from lclm_jax.data.rows.raw_examples import example_text, tokenize_example
 from lclm_jax.data.text import find_tokenizer as hub
 from lclm_jax.errors import UserError
 
+pytestmark = pytest.mark.newest
+
 SOURCES = (Source("docs", "text"), Source("talk", "chat"), Source("traces", "expand"))
 STREAMS = (
     Stream("interleaved", "docs", 60.0),

@@ -24,6 +24,8 @@ from lclm_jax.data.records.sections import flatten_sections, split_sections
 from lclm_jax.data.rows.raw_examples import tokenize_example
 from tests.support.records import ids
 
+pytestmark = pytest.mark.newest
+
 
 def document(length):
     return [Section(np.arange(length, dtype=np.int32), Role.DOCUMENT)]

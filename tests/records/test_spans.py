@@ -23,6 +23,8 @@ from lclm_jax.data.records.views import as_plain_text, as_trained_text, at_ratio
 from lclm_jax.data.records.windows import window_bounds
 from tests.support.records import MARKER, MEMORY, SPANS, build, ids, model
 
+pytestmark = pytest.mark.newest
+
 
 @pytest.mark.parametrize(
     ("length", "latents"),

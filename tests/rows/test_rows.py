@@ -16,6 +16,8 @@ from lclm_jax.data.rows.raw_examples import (
 )
 from lclm_jax.data.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.newest
+
 DEEP = json.loads('{"a": ' * 500 + "1" + "}" * 500)
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ben"}]
 

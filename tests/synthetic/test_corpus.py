@@ -7,6 +7,8 @@ import pytest
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.synthetic import corpus
 
+pytestmark = pytest.mark.newest
+
 
 def test_one_document_in_fifty_is_held_out_always_the_same():
     splits = [split_of(f"document {i}") for i in range(20_000)]

@@ -12,6 +12,8 @@ from lclm_jax.config import ConfigError
 from lclm_jax.data.prepare.find_inputs import find_inputs
 from lclm_jax.data.synthetic import samples
 
+pytestmark = pytest.mark.newest
+
 pytest.importorskip("reasoning_gym")
 FUNCTION = '''def function_{0}(x):
     """Adds {0} to a number, and says so in a sentence that is long enough to be kept as a passage."""
