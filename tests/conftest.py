@@ -48,6 +48,18 @@ from lclm_jax.model.params import init_params
 from tests.support.paths import GOLDEN
 from tests.support.records import with_noise, write_sources
 
+# Compiled programs are kept for the next run of the tests, a directory for each worker, because
+# JAX writes its cache without a lock. The key of a program is everything it was compiled from, so
+# a change of the code compiles anew. Processes that tests start do not use it.
+PROGRAMS = Path(__file__).parents[1] / "runs" / "tests"
+SECONDS_WORTH_KEEPING = 0.3
+if os.environ.get("LCLM_TEST_CACHE") != "off":
+    jax.config.update(
+        "jax_compilation_cache_dir", str(PROGRAMS / os.environ.get("PYTEST_XDIST_WORKER", "main"))
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS_WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 PROSE = Path(os.__file__).read_text(encoding="utf-8") + Path(dataclasses.__file__).read_text(
     encoding="utf-8"
 )
