@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from lclm_jax.data.chat.chat import Message, parse_context_tags
-from lclm_jax.data.chat.messages import split_reasoning
+from lclm_jax.data.chat import Message, parse_context_tags, split_reasoning
 from lclm_jax.data.records import Context
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import replicate

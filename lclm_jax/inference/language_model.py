@@ -20,8 +20,7 @@ from lclm_jax.checkpoint.steps import load_params, read_model_files
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count, expand_home, parse
-from lclm_jax.data.chat.chat import Message, build_chat_record
-from lclm_jax.data.chat.stop_tokens import find_stop_ids
+from lclm_jax.data.chat import Message, build_chat_record, find_stop_ids
 from lclm_jax.data.loading import pack_pieces, write_piece
 from lclm_jax.data.loading.packing import PieceOffset
 from lclm_jax.data.records import Context, ContextPiece, Given, Plain, Span, cut_windows, lay_out

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.chat.sourced_str import SourcedStr, join, pieces, trace
-from lclm_jax.data.chat.templates import render
+from lclm_jax.data.chat.sourced_str import SourcedStr, call_with_sources, join, split_by_source
+from lclm_jax.data.chat.templates import render_template
 
 pytestmark = [pytest.mark.image, pytest.mark.fuzz]
 
@@ -52,8 +52,8 @@ def check(found, expected):
         return
     assert found == expected
     assert isinstance(found, SourcedStr)
-    assert "".join(text for text, _ in pieces(found)) == expected
-    for text, source in pieces(found):
+    assert "".join(text for text, _ in split_by_source(found)) == expected
+    for text, source in split_by_source(found):
         assert source is None or set(text) <= {source.letter}
 
 
@@ -69,7 +69,7 @@ def test_methods_give_what_python_gives_and_keep_the_sources(text, name, data):
 def test_a_replacement_is_the_templates(text, old, new, count):
     found = traced(text).replace(old, new, count)
     assert found == text.replace(old, new, count)
-    assert "".join(part for part, _ in pieces(found)) == found
+    assert "".join(part for part, _ in split_by_source(found)) == found
 
 
 @EXAMPLES
@@ -77,7 +77,9 @@ def test_a_replacement_is_the_templates(text, old, new, count):
 def test_sums_keep_the_sources_of_both_sides(text, other):
     check(other + traced(text) + other, other + text + other)
     check(traced(text) + traced(other), text + other)
-    assert [source for _, source in pieces(other + SourcedStr("a", 1) + other) if source] == [1]
+    assert [
+        source for _, source in split_by_source(other + SourcedStr("a", 1) + other) if source
+    ] == [1]
 
 
 CHANGES = ("upper", "lower", "title", "capitalize", "swapcase", "casefold", "center(20)")
@@ -95,10 +97,10 @@ def test_what_a_template_makes_of_words_is_never_its_own_text(text, change):
     change = change if "(" in change or "|" in change else f"{change}()"
     source = object()
     template = "{{ '<' ~ (x" + change + ") ~ '>' }}"
-    plain = render(template, [], x=text)
-    found = render(template, [], x=SourcedStr(text, source))
+    plain = render_template(template, [], x=text)
+    found = render_template(template, [], x=SourcedStr(text, source))
     assert found == plain
-    own = "".join(part for part, its_source in pieces(found) if its_source is None)
+    own = "".join(part for part, its_source in split_by_source(found) if its_source is None)
     assert not set(own) & set("abABxXßİé")  # letters of the words
     assert own[0] + own[-1] == "<>"
 
@@ -111,9 +113,9 @@ def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
     value = {
         "items": [SourcedStr(text, source) for text, source in zip(texts, sources, strict=True)]
     }
-    found = render(template, [], x=value)
+    found = render_template(template, [], x=value)
     assert found == json.dumps({"items": texts}, ensure_ascii=ascii_only, indent=indent)
-    quoted = [(part, source) for part, source in pieces(found) if source is not None]
+    quoted = [(part, source) for part, source in split_by_source(found) if source is not None]
     expected = [
         (json.dumps(text, ensure_ascii=ascii_only)[1:-1], source)
         for text, source in zip(texts, sources, strict=True)
@@ -125,6 +127,8 @@ def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
 @EXAMPLES
 @given(TEXT, TEXT, st.sampled_from(["%s, %s", "%r %s", "%5s|%-9s", "%.2s%s"]))
 def test_formats_are_traced(text, other, form):
-    found = trace(lambda *x: form % x, SourcedStr(text, "first"), SourcedStr(other, "second"))
+    found = call_with_sources(
+        lambda *x: form % x, SourcedStr(text, "first"), SourcedStr(other, "second")
+    )
     assert found == form % (text, other)
     assert isinstance(found, SourcedStr)

@@ -6,7 +6,7 @@ import pytest
 
 from lclm_jax.data.chat import templates
 from lclm_jax.data.chat.sourced_str import SourcedStr
-from lclm_jax.data.chat.templates import render
+from lclm_jax.data.chat.templates import render_template
 from lclm_jax.data.text.tokenizer import TextError
 
 pytestmark = pytest.mark.image
@@ -60,27 +60,25 @@ def seconds(function, *args) -> float:
     begun = time.process_time()
     with pytest.raises(TextError) as error:
         function(*args)
-    assert any(
-        words in str(error.value) for words in ("does not end", "too much", "without an end")
-    )
+    assert any(words in str(error.value) for words in ("does not end", "too much", "without end"))
     return time.process_time() - begun
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_that_does_not_end_is_stopped(name, monkeypatch):
-    monkeypatch.setattr(templates, "STEPS", 20_000)
-    assert seconds(render, ENDLESS[name], CHAT) < 5
+    monkeypatch.setattr(templates, "MAX_STEPS", 20_000)
+    assert seconds(render_template, ENDLESS[name], CHAT) < 5
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_template_that_writes_without_bound_is_stopped(name):
-    assert seconds(render, LONG[name], CHAT) < 20
+    assert seconds(render_template, LONG[name], CHAT) < 20
 
 
 @pytest.mark.parametrize("template", SECRET)
 def test_a_template_sees_nothing_of_python(template):
     try:
-        shown = render(template, CHAT)
+        shown = render_template(template, CHAT)
     except TextError:
         return
     assert "class" not in shown and "object" not in shown and str(id(SOURCE)) not in shown
@@ -102,11 +100,11 @@ def test_a_template_sees_nothing_of_python(template):
 )
 def test_a_template_that_fails_is_an_error_of_the_chat(template, message):
     with pytest.raises(TextError, match=message):
-        render(template, CHAT)
+        render_template(template, CHAT)
 
 
 def test_a_long_chat_is_not_too_much():
     content = SourcedStr("Who likes figs? " * 500_000, SOURCE)
     template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content.strip() }}{% endfor %}"
-    rendered = render(template, [{"role": "user", "content": content}] * 5)
+    rendered = render_template(template, [{"role": "user", "content": content}] * 5)
     assert len(rendered) > 5 * 7_900_000

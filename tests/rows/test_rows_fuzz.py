@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lclm_jax.data.chat.messages import TEMPLATE_ROLES
 from lclm_jax.data.records import Role
 from lclm_jax.data.records.sections import flatten_sections
 from lclm_jax.data.rows import field_names as names
-from lclm_jax.data.rows.dataset_messages import CALLS, CONTENT, ROLE, ROLES
+from lclm_jax.data.rows.dataset_messages import CALLS, CONTENT, ROLE
 from lclm_jax.data.rows.raw_examples import (
     RowError,
     example_text,
@@ -66,7 +67,11 @@ CALL = st.one_of(
 MESSAGES = st.lists(
     st.one_of(
         st.fixed_dictionaries(
-            {"role": st.sampled_from([*ROLES, "Human", "GPT", "tool-result", "critic", ""])},
+            {
+                "role": st.sampled_from(
+                    [*TEMPLATE_ROLES, "Human", "GPT", "tool-result", "critic", ""]
+                )
+            },
             optional={
                 "content": st.one_of(WORDS, PARTS, VALUES),
                 "value": WORDS,

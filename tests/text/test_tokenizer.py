@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.data.chat.chat import CHATML, build_chat_record, parse_context_tags
+from lclm_jax.data.chat import CHATML, build_chat_record, parse_context_tags
 from lclm_jax.data.records import Context, Given, Plain, lay_out
 from lclm_jax.data.synthetic.corpus import CONTROL
 from lclm_jax.data.text.tokenizer import (

@@ -1,6 +1,7 @@
-"""Where in a rendered chat the assistant writes: from the generation prompt to the end of its turn.
+"""Location of the assistant's turns in a rendered chat.
 
-Where a template marks that by `{% generation %}`, the marks decide.
+A turn begins after the generation prompt and ends with the token that ends a turn. A template
+with `{% generation %}` tags marks its turns itself.
 """
 
 import re
@@ -8,58 +9,66 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lclm_jax.data.chat.messages import Analysis, Message, Words, read_parts
-from lclm_jax.data.chat.sourced_str import SourcedStr, pieces
-from lclm_jax.data.chat.templates import Generated, render
+from lclm_jax.data.chat.messages import Message, Reasoning, TextSource, parse_parts
+from lclm_jax.data.chat.sourced_str import SourcedStr, split_by_source
+from lclm_jax.data.chat.templates import GeneratedSource, render_template
 from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
-Prefix = Callable[[int], str]  # renders so many messages, up to where the assistant begins
+PromptRenderer = Callable[[int], str]  # renders the first messages and a generation prompt
 
 
 @dataclass(frozen=True)
-class Run:
-    """Characters [start, stop) of a rendered chat that have one source; None is the template."""
+class SourceRun:
+    """Characters [start, stop) of a rendered chat with one source; None is the template.
+
+    `generated` is set between `{% generation %}` tags.
+    """
 
     start: int
     stop: int
-    source: Words | None
-    generated: bool  # between generation tags
+    source: TextSource | None
+    generated: bool
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Characters [start, stop) that the assistant writes as this message."""
+class AssistantTurn:
+    """Characters [start, stop) of a rendered chat that the assistant writes as one message."""
 
     start: int
     stop: int
     message: int | None
 
 
-def list_runs(rendered: SourcedStr) -> list[Run]:
-    """The runs of a rendered chat in order."""
+def list_source_runs(rendered: SourcedStr) -> list[SourceRun]:
+    """Return the runs of a rendered chat in order."""
     runs, start = [], 0
-    for text, source in pieces(rendered):
-        generated = isinstance(source, Generated)
+    for text, source in split_by_source(rendered):
+        generated = isinstance(source, GeneratedSource)
         runs.append(
-            Run(start, start + len(text), source.source if generated else source, generated)
+            SourceRun(start, start + len(text), source.source if generated else source, generated)
         )
         start += len(text)
     return runs
 
 
-def check_complete(runs: Sequence[Run], messages: Sequence[Message], tokenizer: Tokenizer):
-    """Raises TextError where the template leaves out a message, but a system's, or moves a part."""
+def check_all_rendered(
+    runs: Sequence[SourceRun], messages: Sequence[Message], tokenizer: Tokenizer
+):
+    """Raise TextError for a template that drops a message, or drops or repeats a part.
+
+    A template may drop a system message.
+    """
     sources = [(run.stop - run.start, run.source) for run in runs if run.source is not None]
-    present = {words.message for _, words in sources if words.spoken}
+    present = {words.message for _, words in sources if words.is_content}
     for i, message in enumerate(messages):
-        parts = read_parts(message.get("content"), tokenizer)
+        parts = parse_parts(message.get("content"), tokenizer)
         spoken = any(not isinstance(part, str) or part.strip() for part in parts)
         if spoken and i not in present and message["role"] != "system":
             raise TextError(
                 f"the chat template leaves out what message {i} ({message['role']}) says"
             )
-        holes = sum(not isinstance(part, (str, Analysis)) for part in parts)
+        holes = sum(not isinstance(part, (str, Reasoning)) for part in parts)
         found = sum(n for n, words in sources if words.message == i and words.part is not None)
         if holes != found:
             raise TextError(
@@ -68,31 +77,33 @@ def check_complete(runs: Sequence[Run], messages: Sequence[Message], tokenizer: 
             )
 
 
-def find_turns(
+def find_assistant_turns(
     rendered: SourcedStr,
-    runs: Sequence[Run],
+    runs: Sequence[SourceRun],
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     template: str,
-    prefix: Prefix,
-) -> list[Turn]:
-    """What the assistant writes in a rendered chat, message by message."""
+    render_prompt: PromptRenderer,
+) -> list[AssistantTurn]:
+    """Return the turns of the assistant in a rendered chat, in order."""
     if any(run.generated for run in runs):
         return list(_marked_turns(runs))
     bounds = _bounds(runs)
     opening, ending = (
-        generation_prompt(tokenizer, template),
+        find_generation_prompt(tokenizer, template),
         find_turn_end_token(tokenizer, template),
     )
-    turns, before = [], 0  # `before`: where the message before ends
+    turns, before = [], 0  # `before` is where the previous message ends
     for i, message in enumerate(messages):
         first, last = bounds.get(i, (None, before))
         if message["role"] == "assistant":
             after = min((start for j, (start, _) in bounds.items() if j > i), default=len(rendered))
-            start = _turn_start(rendered, before, first, after, opening, lambda i=i: prefix(i))
+            start = _turn_start(
+                rendered, before, first, after, opening, lambda i=i: render_prompt(i)
+            )
             if start is not None:
                 last = _turn_stop(rendered, max(start, last), after, opening, ending, tokenizer)
-                turns.append(Turn(start, last, i))
+                turns.append(AssistantTurn(start, last, i))
         before = max(before, last)
     return turns
 
@@ -103,18 +114,22 @@ def _turn_start(
     first: int | None,
     after: int,
     opening: str,
-    prefix: Callable[[], str],
+    render_prompt: Callable[[], str],
 ) -> int | None:
-    """Where a turn begins whose first word is at `first`, None for a turn without words."""
+    """Return where a turn begins, or None for a turn that is not in the chat.
+
+    `before` is where the previous message ends, `first` where the content of the turn begins
+    (None for a turn without content), and `after` where the next message begins.
+    """
     chunk = _plain(rendered[before : after if first is None else first])
     if opening and opening in chunk:
         found = chunk.index(opening) if first is None else chunk.rindex(opening)
         return before + found + len(opening)
-    bare = opening.strip()
+    bare = opening.strip()  # a template may strip the text before an empty answer
     if first is None and bare and bare in chunk:
         rest = chunk[chunk.index(bare) + len(bare) :]
         return before + len(chunk) - len(rest.lstrip())
-    prompt = prefix()
+    prompt = render_prompt()
     fits = before <= len(prompt) <= (after if first is None else first)
     return len(prompt) if fits and prompt and rendered.startswith(prompt) else first
 
@@ -127,7 +142,7 @@ def _turn_stop(
     ending: str | None,
     tokenizer: Tokenizer,
 ) -> int:
-    """Where a turn ends whose last word ends at `last`: after the token that ends it."""
+    """Return where a turn ends, after its end token; its content ends at `last`."""
     chunk = _plain(rendered[last:after])
     if ending and ending in chunk:
         return last + chunk.index(ending) + len(ending)
@@ -135,56 +150,60 @@ def _turn_stop(
     return last + found.end() if found and found[1] not in opening else last
 
 
-def _marked_turns(runs: Sequence[Run]) -> Iterator[Turn]:
+def _marked_turns(runs: Sequence[SourceRun]) -> Iterator[AssistantTurn]:
     start, message = None, None
-    for run in [*runs, Run(0, 0, None, False)]:
+    for run in [*runs, SourceRun(0, 0, None, False)]:
         if run.generated:
             start = run.start if start is None else start
             stop = run.stop
             message = run.source.message if run.source is not None else message
         elif start is not None:
-            yield Turn(start, stop, message)
+            yield AssistantTurn(start, stop, message)
             start = message = None
 
 
-def _bounds(runs: Sequence[Run]) -> dict[int, tuple[int, int]]:
-    """Where the words of each message begin and end."""
+def _bounds(runs: Sequence[SourceRun]) -> dict[int, tuple[int, int]]:
+    """Return where the content of each message begins and ends."""
     bounds: dict[int, tuple[int, int]] = {}
     for run in runs:
         words = run.source
-        if words is not None and words.message is not None and words.spoken:
+        if words is not None and words.message is not None and words.is_content:
             first, _ = bounds.get(words.message, (run.start, 0))
             bounds[words.message] = first, run.stop
     return bounds
 
 
 @lru_cache(maxsize=64)
-def generation_prompt(tokenizer: Tokenizer, template: str) -> str:
-    """What a template writes where the assistant begins; empty where that cannot be seen."""
+def find_generation_prompt(tokenizer: Tokenizer, template: str) -> str:
+    """Return the generation prompt of a template, empty where it has none."""
     chat = [{"role": "user", "content": "Hello"}]
     try:
-        without, with_it = (
-            _plain(render(template, chat, **tokenizer.special, add_generation_prompt=generate))
+        without_prompt, with_prompt = (
+            _plain(
+                render_template(template, chat, **tokenizer.special, add_generation_prompt=generate)
+            )
             for generate in (False, True)
         )
     except TextError:
         return ""
-    return with_it.removeprefix(without) if with_it.startswith(without) else ""
+    return (
+        with_prompt.removeprefix(without_prompt) if with_prompt.startswith(without_prompt) else ""
+    )
 
 
 @lru_cache(maxsize=64)
 def find_turn_end_token(tokenizer: Tokenizer, template: str) -> str | None:
-    """The control token that ends what the assistant writes, as seen in a short chat."""
-    answer = Words(1, Role.ANSWER)
+    """Return the control token that ends a turn of the assistant, found by rendering a short chat."""
+    answer = TextSource(1, Role.ANSWER)
     chat = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": SourcedStr("Hi", answer)},
     ]
     try:
-        rendered = render(template, chat, **tokenizer.special, add_generation_prompt=False)
+        rendered = render_template(template, chat, **tokenizer.special, add_generation_prompt=False)
     except TextError:
         return tokenizer.special.get("eos_token")
-    last = max((run.stop for run in list_runs(rendered) if run.source is answer), default=0)
+    last = max((run.stop for run in list_source_runs(rendered) if run.source is answer), default=0)
     found = re.search(_names(tokenizer), _plain(rendered)[last:]) if tokenizer.control else None
     return found[0] if found and last else None
 

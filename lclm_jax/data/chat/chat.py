@@ -1,48 +1,97 @@
-"""Chats to tokens: those that transformers' `apply_chat_template` gives, with the role of each.
+"""Conversion of a chat into the tokens of its template, with the role of every token.
 
-The template renders the words themselves (see `messages` and `templates`), so it may trim, cut or
-compare them. Only its own text can bring in a control token, whatever words, names and tools
-spell. `parse_context_tags` makes the parts of a content from text with memory tags.
+The tokens are those of transformers' `apply_chat_template`. The template renders the real
+messages, so it may trim, cut or compare them; characters keep their source through that. Only
+the template's own text can become a control token, whatever messages, names and tools spell.
+
+A worked example. First a tokenizer of six words, a template, and a chat:
+
+>>> import json
+>>> from lclm_jax.data.text.tokenizer_json import CONTROL_TOKEN_FLAGS
+>>> words = {"<unk>": 0, "Who": 1, "Ben": 2, "<s>": 3, "</s>": 4, "<bot>": 5}
+>>> names = ["<s>", "</s>", "<bot>"]
+>>> control = [{**CONTROL_TOKEN_FLAGS, "id": words[name], "content": name} for name in names]
+>>> model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+>>> splitter = {"type": "Whitespace"}
+>>> fields = {"version": "1.0", "model": model, "pre_tokenizer": splitter, "added_tokens": control}
+>>> template = (
+...     "{% for m in messages %}{{ '<bot>' if m.role == 'assistant' else '<s>' }}"
+...     "{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+... )
+>>> tokenizer = Tokenizer(json.dumps(fields), template)
+>>> chat = [{"role": "user", "content": " Who"}, {"role": "assistant", "content": "Ben"}]
+
+1. The template renders strings that know their source.
+
+>>> sourced = [attach_sources(i, m, template, tokenizer) for i, m in enumerate(chat)]
+>>> rendered = render_template(template, sourced)
+>>> "".join([rendered])
+'<s> Who</s><bot>Ben</s>'
+
+2. The text falls into runs of one source: the template (None) or a message.
+
+>>> runs = list_source_runs(rendered)
+>>> [(run.start, run.stop, run.source and run.source.message) for run in runs]
+[(0, 3, None), (3, 7, 0), (7, 16, None), (16, 19, 1), (19, 23, None)]
+
+3. The assistant's turn begins after the generation prompt and includes its end token.
+
+>>> turns = find_assistant_turns(rendered, runs, chat, tokenizer, template, lambda count: "")
+>>> turns
+[AssistantTurn(start=16, stop=23, message=1)]
+
+4. Runs are cut at the bounds of turns, and each gets a role.
+
+>>> cut = _assign_roles(runs, turns)
+>>> ["".join([rendered[run.start : run.stop]]) + f": {role.name}" for run, role in cut]
+['<s>: FIXED', ' Who: PROMPT', '</s><bot>: FIXED', 'Ben: ANSWER', '</s>: ANSWER']
+
+5. The text is encoded as a whole; neighbouring tokens of one role become a section.
+
+>>> for section in tokenize_chat(chat, tokenizer):
+...     print(section.role.name, section.tokens)
+FIXED [3]
+PROMPT [1]
+FIXED [4 5]
+ANSWER [2 4]
+
+6. Sections become the spans of a record, in which the answer carries loss.
+
+>>> [(span.tokens.tolist(), span.trained) for span in build_chat_record(chat, tokenizer)]
+[([3, 1, 4, 5], False), ([2, 4], True)]
 """
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from lclm_jax.data.chat.assistant_turns import Run, Turn, check_complete, find_turns, list_runs
+from lclm_jax.data.chat.assistant_turns import (
+    AssistantTurn,
+    SourceRun,
+    check_all_rendered,
+    find_assistant_turns,
+    list_source_runs,
+)
 from lclm_jax.data.chat.messages import (
-    Analysis,
     Message,
-    Part,
-    Words,
-    normalise,
-    trace_json,
-    trace_message,
+    TextSource,
+    attach_json_sources,
+    attach_sources,
+    prepare_messages,
 )
 from lclm_jax.data.chat.sourced_str import SourcedStr
-from lclm_jax.data.chat.templates import render
+from lclm_jax.data.chat.templates import render_template
 from lclm_jax.data.records import Context, Given, Plain, Role, Section, Span
-from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TextError, Tokenizer
+from lclm_jax.data.text.tokenizer import MEMORY_SLOT, TextError, Tokenizer
 
-Labelled = tuple[
-    str, bool, Role | Section | Given
-]  # text, may have control tokens, role or filling
-__all__ = [
-    "CHATML",
-    "Analysis",
-    "Message",
-    "Part",
-    "build_chat_record",
-    "parse_context_tags",
-    "tokenize_normalized_chat",
-]
+TRAINED_ROLES = (Role.ANSWER, Role.ANALYSIS)
 
-# ChatML; tools are described to the model and called as Qwen's models do it. A line end right after a tag is not rendered.
+# The template of tokenizers without one: ChatML, with tools described and called as Qwen does.
+# Jinja drops a line end right after a block tag.
 CHATML = (
     "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
     "Tools you may call, one JSON signature a line:\n<tools>{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}"
@@ -59,49 +108,13 @@ CHATML = (
 )
 
 
-def parse_context_tags(text: str, tokenizer: Tokenizer) -> list[Part]:
-    """Text with `<|memory_start|>...<|memory_end|>` around what is to be compressed, as parts.
+@dataclass(frozen=True, eq=False)
+class LabelledText:
+    """Text of a rendered chat with what its tokens become: sections of a role, or a filling."""
 
-    Call it on text you wrote; text from elsewhere goes in as a part of its own, where tags are only characters.
-    Raises TextError when tags are unbalanced, nested or hold nothing.
-    """
-    return [
-        Context(tokenizer.encode(piece)) if held else piece
-        for piece, held in split_context_tags(text)
-    ]
-
-
-def split_context_tags(text: str) -> list[tuple[str, bool]]:
-    """The text between memory tags and whether it is to be compressed. Raises what `parse_context_tags` does."""
-    found: list[tuple[str, bool]] = []
-    held: str | None = None  # text since a start tag
-    for piece in re.split(f"({re.escape(MEMORY_START)}|{re.escape(MEMORY_END)})", text):
-        if piece == MEMORY_START:
-            if held is not None:
-                raise TextError(
-                    f"memory tags cannot nest: a second {MEMORY_START} before {MEMORY_END} in {text[:80]!r}"
-                )
-            held = ""
-        elif piece == MEMORY_END:
-            if held is None:
-                raise TextError(
-                    f"memory tags must pair up: {MEMORY_END} without {MEMORY_START} in {text[:80]!r}"
-                )
-            if not held:
-                raise TextError(
-                    f"expected text between {MEMORY_START} and {MEMORY_END}, got none: leave out the tags"
-                )
-            found.append((held, True))
-            held = None
-        elif held is not None:
-            held = piece
-        elif piece:
-            found.append((piece, False))
-    if held is not None:
-        raise TextError(
-            f"memory tags must pair up: {MEMORY_START} without {MEMORY_END} in {text[:80]!r}"
-        )
-    return found
+    text: str
+    allow_control: bool
+    label: Role | Section | Given
 
 
 def build_chat_record(
@@ -111,26 +124,30 @@ def build_chat_record(
     tools: Sequence[Any] = (),
     **settings: Any,
 ) -> list[Span]:
-    """The chat as a record, with loss on what the assistant writes up to the end of its turn.
+    """Return a chat as a record, with loss on the assistant's turns including their end token.
 
-    With `generate` it ends where the assistant begins. Raises what `tokenize_chat` does.
+    With `generate`, the record ends where the assistant begins to write. `tools` and `settings`
+    go to the template. Raises TextError as `tokenize_chat` does.
     """
     spans: list[Span] = []
     for section in tokenize_chat(messages, tokenizer, tools, generate, **settings):
-        if isinstance(section, Given):
-            spans.append(section)
-            continue
-        tokens = np.asarray(section.tokens)
-        if section.role is Role.CONTEXT:
-            spans.append(Context(tokens, section.ratio))
-            continue
-        trained = _trained(section.role)
+        span = _to_span(section)
         last = spans[-1] if spans else None
-        if isinstance(last, Plain) and last.trained == trained:
-            spans[-1] = Plain(np.concatenate([last.tokens, tokens]), trained)
+        if isinstance(last, Plain) and isinstance(span, Plain) and last.trained == span.trained:
+            tokens = np.concatenate([last.tokens, span.tokens])
+            spans[-1] = Plain(tokens, span.trained)
         else:
-            spans.append(Plain(tokens, trained))
+            spans.append(span)
     return spans
+
+
+def _to_span(section: Section | Given) -> Span:
+    if isinstance(section, Given):
+        return section
+    tokens = np.asarray(section.tokens)
+    if section.role is Role.CONTEXT:
+        return Context(tokens, section.ratio)
+    return Plain(tokens, section.role in TRAINED_ROLES)
 
 
 def tokenize_chat(
@@ -140,10 +157,14 @@ def tokenize_chat(
     generate: bool = False,
     **settings: Any,
 ) -> list[Section | Given]:
-    """`tokenize_normalized_chat` of messages as people and datasets write them: arguments of tool calls may be
-    JSON text, and thoughts are kept whether the template reads them or not."""
-    normal = normalise(messages, tokenizer, choose_template(tokenizer, tools))
-    return tokenize_normalized_chat(normal, tokenizer, tools, generate, **settings)
+    """Return the sections of a chat as people and datasets write it.
+
+    Arguments of tool calls may be JSON text, and reasoning is kept whether or not the template
+    reads it. Raises TextError as `tokenize_normalized_chat` does.
+    """
+    template = choose_template(tokenizer, tools)
+    prepared = prepare_messages(messages, tokenizer, template)
+    return tokenize_normalized_chat(prepared, tokenizer, tools, generate, **settings)
 
 
 def tokenize_normalized_chat(
@@ -153,104 +174,131 @@ def tokenize_normalized_chat(
     generate: bool = False,
     **settings: Any,
 ) -> list[Section | Given]:
-    """The tokens of a chat, in sections of one role.
+    """Return the sections of a chat whose messages are in the form that templates read.
 
-    They are those of transformers' `apply_chat_template` for the same messages, tools and
-    settings, unless words spell a control token: that stays the text it is. A token that the
-    template shares with the assistant is the assistant's. What an assistant's message with
-    `"trained": False` says carries no loss.
+    The tokens are those of transformers' `apply_chat_template` for the same messages, tools and
+    settings, except that control tokens spelled in messages stay text. A token with characters
+    of both the template and the assistant is the assistant's. A message of the assistant with
+    `"trained": False` carries no loss.
 
-    Raises TextError for a chat that cannot be rendered, and for one that loses a message.
+    Raises TextError for a chat that cannot be rendered, or of which a message would be lost.
     """
     if not messages:
         raise TextError("expected at least one message, got none")
+
     template = choose_template(tokenizer, tools)
-    fixed = Words(None, Role.FIXED)
     try:
-        given = {name: trace_json(value, fixed, name) for name, value in settings.items()}
-        given = {**tokenizer.special, **given, "documents": None}
-        given["tools"] = trace_json(list(tools), fixed, "tools") or None
-        traced = [trace_message(i, x, template, tokenizer) for i, x in enumerate(messages)]
+        variables = _template_variables(tokenizer, tools, settings)
+        sourced = [
+            attach_sources(number, message, template, tokenizer)
+            for number, message in enumerate(messages)
+        ]
     except RecursionError as error:
         raise TextError("the chat is nested too deep for a template to read") from error
 
-    def prompt(count: int) -> str:
+    def render_prompt(count: int) -> str:
         try:
-            return render(template, traced[:count], **given, add_generation_prompt=True)
-        except TextError:  # a template may refuse a part of a chat
+            return render_template(
+                template, sourced[:count], **variables, add_generation_prompt=True
+            )
+        except TextError:  # a template may refuse the beginning of a chat
             return ""
 
-    rendered = render(template, traced, **given, add_generation_prompt=generate)
-    runs = list_runs(rendered)
-    check_complete(runs, messages, tokenizer)
-    turns = find_turns(rendered, runs, messages, tokenizer, template, prompt)
-    untrained = {i for i, x in enumerate(messages) if x.get("trained") is False}
+    rendered = render_template(template, sourced, **variables, add_generation_prompt=generate)
+    runs = list_source_runs(rendered)
+    check_all_rendered(runs, messages, tokenizer)
+
+    turns = find_assistant_turns(rendered, runs, messages, tokenizer, template, render_prompt)
+    untrained = {
+        number for number, message in enumerate(messages) if message.get("trained") is False
+    }
     turns = [turn for turn in turns if turn.message not in untrained]
     return _encode(rendered, _assign_roles(runs, turns), tokenizer)
 
 
+def _template_variables(
+    tokenizer: Tokenizer, tools: Sequence[Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a template reads besides messages, in strings that know their source."""
+    source = TextSource(None, Role.FIXED)
+    sourced = {name: attach_json_sources(value, source, name) for name, value in settings.items()}
+    variables = {**tokenizer.special, **sourced, "documents": None}
+    variables["tools"] = attach_json_sources(list(tools), source, "tools") or None
+    return variables
+
+
 def choose_template(tokenizer: Tokenizer, tools: Sequence[Any] = ()) -> str:
-    """The chat template: of named ones that for tools where there are tools; ChatML without one."""
-    named = tokenizer.templates.get("tool_use") if tools else None
-    return named or tokenizer.template or CHATML
+    """Return the template for tools if there are tools, else the default one, else ChatML."""
+    tool_template = tokenizer.templates.get("tool_use") if tools else None
+    return tool_template or tokenizer.template or CHATML
 
 
-def _assign_roles(runs: Sequence[Run], turns: Sequence[Turn]) -> list[tuple[Run, Role]]:
-    """The runs, cut where turns begin and end, each with its role."""
+# --- roles ---
+
+
+def _assign_roles(
+    runs: Sequence[SourceRun], turns: Sequence[AssistantTurn]
+) -> list[tuple[SourceRun, Role]]:
+    """Cut runs where turns begin and end, and give each piece its role."""
     bounds = sorted({bound for turn in turns for bound in (turn.start, turn.stop)})
-    found = []
-    number = 0  # of the turn that has not ended yet
+    pieces = []
+    number = 0  # of the first turn that has not ended
     for run in runs:
-        cuts = bounds[bisect_right(bounds, run.start) : bisect_left(bounds, run.stop)]
-        for start, stop in pairwise([run.start, *cuts, run.stop]):
+        first, last = bisect_right(bounds, run.start), bisect_left(bounds, run.stop)
+        for start, stop in pairwise([run.start, *bounds[first:last], run.stop]):
             while number < len(turns) and turns[number].stop <= start:
                 number += 1
-            inside = number < len(turns) and turns[number].start <= start
-            found.append((replace(run, start=start, stop=stop), _role(run.source, inside)))
-    return found
+            in_turn = number < len(turns) and turns[number].start <= start
+            piece = replace(run, start=start, stop=stop)
+            pieces.append((piece, _role(run.source, in_turn)))
+    return pieces
 
 
-def _role(words: Words | None, inside: bool) -> Role:
-    """The role of a run, inside a turn of the assistant or outside."""
-    role = Role.FIXED if words is None or words.marker else words.role
+def _role(source: TextSource | None, in_turn: bool) -> Role:
+    """Return the role of text from this source, inside or outside of an assistant's turn."""
+    role = Role.FIXED if source is None or source.is_marker else source.role
     if role is Role.CONTEXT:
         return role
-    if inside:
+    if in_turn:
         return Role.ANALYSIS if role is Role.ANALYSIS else Role.ANSWER
-    return Role.FIXED if _trained(role) else role
+    return Role.FIXED if role in TRAINED_ROLES else role
 
 
-def _trained(role: Role) -> bool:
-    return role in (Role.ANSWER, Role.ANALYSIS)
+# --- tokens ---
 
 
 def _encode(
-    rendered: SourcedStr, runs: Sequence[tuple[Run, Role]], tokenizer: Tokenizer
+    rendered: SourcedStr, runs: Sequence[tuple[SourceRun, Role]], tokenizer: Tokenizer
 ) -> list[Section | Given]:
-    """Encodes a rendered chat as one text; holes become what they stand for.
+    """Encode a rendered chat as one text, with parts that are not text in their places.
 
-    A hole is encoded as a memory slot. A tokenizer without one encodes the text between two holes
-    by itself.
+    Such a part is encoded as a memory slot, which is then replaced. With a tokenizer without
+    memory slots, the text before and after it is encoded separately.
     """
     text = "".join([rendered])
-    found: list[Section | Given] = []
-    section: list[Labelled] = []
+    sections: list[Section | Given] = []
+    labelled: list[LabelledText] = []
     for run, role in runs:
-        words = run.source
-        if words is None or words.part is None:
-            template = words is None or words.marker
-            section.append((text[run.start : run.stop], template, role))
-        elif MEMORY_SLOT in tokenizer.control:
-            section.append((MEMORY_SLOT, True, _fill(words.part, role)))
+        source = run.source
+        if source is None or source.part is None:
+            from_template = source is None or source.is_marker
+            labelled.append(LabelledText(text[run.start : run.stop], from_template, role))
+            continue
+
+        filling = _to_section(source.part, role)
+        if MEMORY_SLOT in tokenizer.control:
+            labelled.append(LabelledText(MEMORY_SLOT, True, filling))
         else:
-            found += _encode_section(section, tokenizer)
-            found.append(_fill(words.part, role))
-            section = []
-    return _join([*found, *_encode_section(section, tokenizer)])
+            sections += _encode_labelled(labelled, tokenizer)
+            sections.append(filling)
+            labelled = []
+
+    sections += _encode_labelled(labelled, tokenizer)
+    return _merge_sections(sections)
 
 
-def _fill(part: Any, role: Role) -> Section | Given:
-    """Makes the section of a part that is no text."""
+def _to_section(part: Any, role: Role) -> Section | Given:
+    """Return the section of a message part that is not text."""
     if isinstance(part, Given):
         return part
     if isinstance(part, Context):
@@ -258,42 +306,64 @@ def _fill(part: Any, role: Role) -> Section | Given:
     return Section(part, role)
 
 
-def _encode_section(section: Sequence[Labelled], tokenizer: Tokenizer) -> Iterator[Section | Given]:
-    """Sections of the tokens of texts joined to one, each labelled with its role or filling."""
-    if not section:
+def _encode_labelled(
+    labelled: Sequence[LabelledText], tokenizer: Tokenizer
+) -> Iterator[Section | Given]:
+    """Yield the sections of texts that are encoded as one."""
+    if not labelled:
         return
-    tokens, offsets = tokenizer.encode_with_control([(text, marked) for text, marked, _ in section])
-    ends = np.cumsum([len(text) for text, _, _ in section])
-    most = len(section) - 1
-    first = np.minimum(np.searchsorted(ends, offsets[:, 0], "right"), most)
-    last = np.maximum(np.searchsorted(ends, offsets[:, 1], "left"), first)
-    labels = [label for _, _, label in section]
-    trained = np.cumsum([0, *(isinstance(x, Role) and _trained(x) for x in labels)])
-    shares = trained[np.minimum(last, most) + 1] > trained[first]  # a token with an answer's text
-    found: list[Role | Section | Given] = [
-        labels[i] if i == j or labels[i] == labels[j] else Role.ANSWER if shared else Role.FIXED
-        for i, j, shared in zip(first, last, shares, strict=True)
-    ]
-    bounds = [0, *(i for i in range(1, len(found)) if found[i] is not found[i - 1]), len(found)]
-    for start, stop in pairwise(bounds):
-        label = found[start] if start < stop else None
+
+    pieces = [(piece.text, piece.allow_control) for piece in labelled]
+    tokens, offsets = tokenizer.encode_with_control(pieces)
+    labels = _label_tokens(offsets, labelled)
+
+    changes = [i for i in range(1, len(labels)) if labels[i] is not labels[i - 1]]
+    for start, stop in pairwise([0, *changes, len(labels)]):
+        label = labels[start] if start < stop else None
         if isinstance(label, Role):
             yield Section(tokens[start:stop], label)
         elif label is not None:
             yield label
 
 
-def _join(sections: Iterable[Section | Given]) -> list[Section | Given]:
-    """The same, neighbours of one role made one; a context stays by itself."""
-    joined: list[Section | Given] = []
+def _label_tokens(
+    offsets: np.ndarray, labelled: Sequence[LabelledText]
+) -> list[Role | Section | Given]:
+    """Return the label of each token from the characters [n, 2] that it stands for.
+
+    A token across texts of different labels is an answer if it has text of an answer, else fixed.
+    """
+    ends = np.cumsum([len(piece.text) for piece in labelled])
+    last_piece = len(labelled) - 1
+    first = np.minimum(np.searchsorted(ends, offsets[:, 0], "right"), last_piece)
+    last = np.maximum(np.searchsorted(ends, offsets[:, 1], "left"), first)
+
+    labels = [piece.label for piece in labelled]
+    is_trained = [isinstance(label, Role) and label in TRAINED_ROLES for label in labels]
+    trained_before = np.cumsum([0, *is_trained])
+    has_answer = trained_before[np.minimum(last, last_piece) + 1] > trained_before[first]
+
+    found: list[Role | Section | Given] = []
+    for i, j, shared in zip(first, last, has_answer, strict=True):
+        if i == j or labels[i] == labels[j]:
+            found.append(labels[i])
+        else:
+            found.append(Role.ANSWER if shared else Role.FIXED)
+    return found
+
+
+def _merge_sections(sections: Iterable[Section | Given]) -> list[Section | Given]:
+    """Merge neighbouring sections of one role, except contexts, and drop empty ones."""
+    merged: list[Section | Given] = []
     for section in sections:
-        last = joined[-1] if joined else None
-        if (
-            isinstance(last, Section)
-            and isinstance(section, Section)
-            and last.role == section.role != Role.CONTEXT
-        ):
-            joined[-1] = Section(np.concatenate([last.tokens, section.tokens]), last.role)
-        elif isinstance(section, Given) or len(section.tokens) or section.role is Role.CONTEXT:
-            joined.append(section)
-    return joined
+        if isinstance(section, Given) or section.role is Role.CONTEXT:
+            merged.append(section)
+            continue
+
+        last = merged[-1] if merged else None
+        if isinstance(last, Section) and last.role == section.role:
+            tokens = np.concatenate([last.tokens, section.tokens])
+            merged[-1] = Section(tokens, last.role)
+        elif len(section.tokens):
+            merged.append(section)
+    return merged

@@ -1,8 +1,8 @@
-"""Strings whose characters know where they come from, whatever a chat template does to them.
+"""Strings that know the source of each of their characters, through any template code.
 
-A `SourcedStr` string carries runs: a number of characters and their source, None for the template's
-own text. Slices, sums, splits and stripped copies keep the runs; `trace` finds them again in what
-any other function makes of such strings.
+A `SourcedStr` carries runs: a number of characters and their source, None for the template's own
+text. Slices, sums, splits and stripped copies keep the runs. `call_with_sources` finds the runs
+again in the result of any other function.
 """
 
 import re
@@ -12,18 +12,22 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-Run = tuple[int, Any]  # characters, and their source
-# What code of a template raises for values that it cannot take.
-FAILURES = (
+Run = tuple[int, Any]  # number of characters, source
+# Errors that the code of a template raises for values it does not support.
+TEMPLATE_ERRORS = (
     *(TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
     *(RuntimeError, TypeError, ValueError),
 )
-_MARK = "\ue000{}\ue001"  # stands for an argument of a function
-_MARKS = re.compile("\ue000([0-9]+)\ue001")
+_PLACEHOLDER = "\ue000{}\ue001"  # stands for an argument of a function
+_PLACEHOLDERS = re.compile("\ue000([0-9]+)\ue001")
 
 
 class SourcedStr(str):
-    """A string with the source of each of its characters. It compares and hashes as a string."""
+    """A string with the source of each of its characters; it compares and hashes as a string.
+
+    >>> list(split_by_source("Hi, " + SourcedStr("Ben", "name").upper() + "!"))
+    [('Hi, ', None), ('BEN', 'name'), ('!', None)]
+    """
 
     _runs: tuple[Run, ...]
 
@@ -36,7 +40,7 @@ class SourcedStr(str):
         return self  # so that str(x) keeps the runs
 
     def __iter__(self) -> Iterator["SourcedStr"]:
-        for text, source in pieces(self):
+        for text, source in split_by_source(self):
             for character in text:
                 yield SourcedStr(character, source)
 
@@ -95,7 +99,10 @@ class SourcedStr(str):
         return tuple(self._find_all(str.rpartition(self, sep)))
 
     def _find_all(self, parts: Iterable[str], gap: int = 0) -> list["SourcedStr"]:
-        """The same parts of this string, which come in this order, `gap` characters apart."""
+        """Return these parts of the string with their sources.
+
+        They come in this order, `gap` characters apart.
+        """
         found, start = [], 0
         for part in parts:
             start = str.find(self, part, start)
@@ -104,8 +111,8 @@ class SourcedStr(str):
         return found
 
     def replace(self, old: str, new: str, count: int = -1, /) -> "SourcedStr":
-        if not old:  # `new` between all characters
-            return trace(lambda text: str.replace(text, old, new, count), self)
+        if not old:  # inserts `new` between all characters
+            return call_with_sources(lambda text: str.replace(text, old, new, count), self)
         between = self.split(old, count) if count else [self]
         return join([part for piece in between for part in (new, piece)][1:])
 
@@ -128,7 +135,7 @@ class SourcedStr(str):
         return self._map(str.capitalize)
 
     def _map(self, change: Callable[[str], str]) -> "SourcedStr":
-        """The string with other letters, which are as many but for a few such as ß."""
+        """Change letters; the length stays the same except for a few letters such as ß."""
         text = change(self)
         same = len(text) == len(self)
         return (
@@ -137,7 +144,7 @@ class SourcedStr(str):
 
 
 def join(parts: Iterable[str]) -> SourcedStr:
-    """Concatenates strings, traced or not."""
+    """Concatenate strings with and without sources."""
     parts = list(parts)
     runs: list[Run] = []
     for part in parts:
@@ -145,33 +152,36 @@ def join(parts: Iterable[str]) -> SourcedStr:
     return SourcedStr("".join(parts), runs=runs)
 
 
-def pieces(text: SourcedStr) -> Iterator[tuple[str, Any]]:
-    """The plain text of every run, and its source."""
+def split_by_source(text: SourcedStr) -> Iterator[tuple[str, Any]]:
+    """Yield the plain text of every run, and its source."""
     start = 0
     for length, source in text._runs:
         yield str.__getitem__(text, slice(start, start + length)), source
         start += length
 
 
-def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a pure function; a string that it makes of traced arguments is traced.
+def call_with_sources(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a pure function; a string that it returns has the sources of its arguments.
 
-    The function is called again with marks for the traced strings. Where it changes them, so that
-    they cannot be found again, all of the result is from their first source.
+    The function is called again with placeholders for strings with sources. Where it changes the
+    placeholders, they cannot be found again, and the whole result has their first source.
     """
     args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
     result = function(*args, **kwargs)
     if not isinstance(result, str):
         return result
     found: list[SourcedStr] = []
-    marked_args, marked_kwargs = mark(args, found), mark(kwargs, found)
+    marked_args, marked_kwargs = (
+        insert_placeholders(args, found),
+        insert_placeholders(kwargs, found),
+    )
     if not found:
         return result
     try:
         marked = function(*marked_args, **marked_kwargs)
-    except FAILURES:  # a mark is no argument for it, so nothing is found
+    except TEMPLATE_ERRORS:  # the function does not accept placeholders
         marked = ""
-    rebuilt = replace_marks(str(marked), found)
+    rebuilt = fill_placeholders(str(marked), found)
     if rebuilt == result:
         return rebuilt
     if isinstance(result, SourcedStr) and all(source is not None for _, source in result._runs):
@@ -179,30 +189,37 @@ def trace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return SourcedStr("".join([result]), _first_source(found))
 
 
-def replace_marks(text: str, found: list[SourcedStr]) -> SourcedStr:
-    """Puts strings in the place of their marks."""
-    pieces = _MARKS.split(text)
+def fill_placeholders(text: str, found: list[SourcedStr]) -> SourcedStr:
+    """Replace placeholders by their strings."""
+    pieces = _PLACEHOLDERS.split(text)
     known = len(found)
     return join(
-        piece if i % 2 == 0 else found[int(piece)] if int(piece) < known else _MARK.format(piece)
+        piece
+        if i % 2 == 0
+        else found[int(piece)]
+        if int(piece) < known
+        else _PLACEHOLDER.format(piece)
         for i, piece in enumerate(pieces)
     )
 
 
-def mark(value: Any, found: list[SourcedStr]) -> Any:
-    """A value with a mark for every traced string in it, which is added to `found`."""
+def insert_placeholders(value: Any, found: list[SourcedStr]) -> Any:
+    """Return a value with a placeholder for every sourced string in it, appended to `found`."""
     if isinstance(value, SourcedStr):
         found.append(value)
-        return _MARK.format(len(found) - 1)
+        return _PLACEHOLDER.format(len(found) - 1)
     if isinstance(value, dict):
-        return {mark(key, found): mark(item, found) for key, item in value.items()}
+        return {
+            insert_placeholders(key, found): insert_placeholders(item, found)
+            for key, item in value.items()
+        }
     if type(value) in (list, tuple):
-        return type(value)(mark(item, found) for item in value)
+        return type(value)(insert_placeholders(item, found) for item in value)
     return value
 
 
 def merge_runs(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """The same runs without empty ones, neighbours of one source joined."""
+    """Drop empty runs and merge neighbouring runs of one source."""
     merged: list[Run] = []
     for length, source in runs:
         if merged and merged[-1][1] is source:

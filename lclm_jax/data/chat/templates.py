@@ -1,7 +1,7 @@
-"""Chat templates: Jinja as transformers renders it, with the source of every character.
+"""Rendering of chat templates as transformers does it, with the source of every character.
 
-A template comes with a model and is not trusted: it runs in Jinja's sandbox, and it is stopped
-where it takes too many steps or writes too much.
+A template comes with a model and is not trusted: it runs in Jinja's sandbox, with limits on steps,
+output and time.
 """
 
 import json
@@ -22,62 +22,68 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lclm_jax.data.chat.sourced_str import (
-    FAILURES,
+    TEMPLATE_ERRORS,
     SourcedStr,
+    call_with_sources,
+    fill_placeholders,
+    insert_placeholders,
     join,
-    mark,
-    pieces,
-    replace_marks,
-    trace,
+    split_by_source,
 )
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.errors import UserError
 
-STEPS = 2_000_000  # of loops and calls
-CHARACTERS = 32_000_000  # written in all, and 50 times as many as the chat has
-SECONDS = 20.0
-# Filters that do nothing but call methods of strings, which keep the sources.
-EXACT = {
+MAX_STEPS = 2_000_000  # loop items and calls
+MAX_CHARACTERS = 32_000_000  # written by a template, in addition to those of the chat
+MAX_GROWTH = 50  # characters written per character of the chat
+MAX_SECONDS = 20.0
+# Filters that only call methods of strings, and so keep the sources.
+SOURCE_KEEPING_FILTERS = {
     *("trim", "upper", "lower", "capitalize", "replace", "truncate", "reverse", "first", "last"),
     *("string", "default", "d"),
 }
 
 
 @dataclass(frozen=True)
-class Generated:
-    """The source of text between `{% generation %}` tags, around the source it has otherwise."""
+class GeneratedSource:
+    """The source of text between `{% generation %}` tags, wrapping its original source."""
 
     source: Any
 
 
 @dataclass
 class Budget:
-    """What a template may still use."""
+    """The steps, characters and time that a template has left."""
 
     steps: int
     characters: int
     deadline: float
 
     def spend(self, steps: int = 1, characters: int = 0):
-        """Raises TextError where there is too little left."""
+        """Take from the budget; raises TextError when it is used up."""
         self.steps -= steps
         self.characters -= characters
         if self.steps < 0 or time.monotonic() > self.deadline:
             raise TextError(
-                f"the chat template does not end: it took {STEPS:,} steps or {SECONDS:.0f} seconds"
+                "the chat template does not end: "
+                f"it took {MAX_STEPS:,} steps or {MAX_SECONDS:.0f} seconds"
             )
         if self.characters < 0:
-            raise TextError(f"the chat template writes too much: over {CHARACTERS:,} characters")
+            raise TextError(
+                f"the chat template writes too much: over {MAX_CHARACTERS:,} characters"
+            )
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], **settings: Any) -> SourcedStr:
-    """The text of a chat, whose strings are `SourcedStr`; settings are what else the template reads.
+def render_template(
+    template: str, messages: Sequence[Mapping[str, Any]], **settings: Any
+) -> SourcedStr:
+    """Return the text of a chat with the sources of its strings; `settings` are other variables.
 
-    Text between `{% generation %}` tags has sources of the class Generated.
-    Raises TextError for a template that is broken, refuses the chat, or does not end.
+    Text between `{% generation %}` tags has a `GeneratedSource`. Raises TextError for a template
+    that is broken, refuses the chat, or does not end.
     """
     length = sum(map(len, _strings([messages, settings])))
     try:
@@ -87,14 +93,14 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **settings: Any
     except UserError:
         raise
     except RecursionError as error:
-        raise TextError("the chat template calls itself without an end") from error
-    except FAILURES as error:
+        raise TextError("the chat template calls itself without end") from error
+    except TEMPLATE_ERRORS as error:
         raise TextError(f"the chat template refuses this chat: {error}") from error
 
 
 @contextmanager
 def _limited(length: int) -> Iterator[None]:
-    budget = Budget(STEPS, CHARACTERS + 50 * length, time.monotonic() + SECONDS)
+    budget = Budget(MAX_STEPS, MAX_CHARACTERS + MAX_GROWTH * length, time.monotonic() + MAX_SECONDS)
     token = _budget.set(budget)
     try:
         yield
@@ -120,7 +126,7 @@ def _compile(template: str) -> Any:
 
 
 class _Generation(Extension):
-    """The tag `{% generation %}`, which says what the assistant writes."""
+    """The tag `{% generation %}`, which marks what the assistant writes."""
 
     tags: ClassVar = {"generation"}
 
@@ -131,11 +137,13 @@ class _Generation(Extension):
 
     def _mark(self, caller: Callable[[], str]) -> SourcedStr:
         text = join([caller()])
-        return join([SourcedStr(piece, Generated(source)) for piece, source in pieces(text)])
+        return join(
+            [SourcedStr(piece, GeneratedSource(source)) for piece, source in split_by_source(text)]
+        )
 
 
 class _CodeGenerator(CodeGenerator):
-    """Writes `a ~ b` as a call of the environment's own function."""
+    """Compiler of templates that compiles `a ~ b` to a call of `_Environment.concat`."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Any):
         self.write("environment.concat([str(x) for x in (")
@@ -146,7 +154,7 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Renders as transformers does, in traced strings and a bounded number of steps."""
+    """Jinja environment of transformers, with sourced strings and a budget."""
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(["+", "*", "%", "**"])
@@ -158,7 +166,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         del self.globals["lipsum"]
-        self.filters = {name: _traced_filter(name, fn) for name, fn in self.filters.items()}
+        self.filters = {name: _sourced_filter(name, fn) for name, fn in self.filters.items()}
         self.filters |= {"tojson": _to_json, "_items_of_loop": _items_of_loop}
 
     @staticmethod
@@ -186,7 +194,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _budget.get().spend(1, _operator_growth(operator, left, right))
         function = self.binop_table[operator]
-        return _measured(trace(function, left, right) if operator == "%" else function(left, right))
+        return _measured(
+            call_with_sources(function, left, right) if operator == "%" else function(left, right)
+        )
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
@@ -201,10 +211,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         _budget.get().spend(1, _growth(name, (owner, *args), kwargs))
         if isinstance(owner, SourcedStr) and name in vars(SourcedStr):
             return _measured(method(owner, *args, **kwargs))
-        return _measured(trace(method, owner, *args, **kwargs))
+        return _measured(call_with_sources(method, owner, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format` in the sandbox, with a traced result."""
+        """Return the sandbox's `str.format`, with sources in its result."""
         wrap = super().wrap_str_format
         if wrap(value) is None:
             return None
@@ -215,33 +225,37 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             _budget.get().spend(1, _growth("format", (value.__self__,), {}))
-            return _measured(trace(method, value.__self__, *args, **kwargs))
+            return _measured(call_with_sources(method, value.__self__, *args, **kwargs))
 
         return formatted
 
 
-def _traced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of bounded work, whose result is traced."""
+def _sourced_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that keeps sources and spends the budget."""
 
-    @wraps(function)  # with the attribute by which Jinja hands over its context
+    @wraps(function)  # keeps the attribute that tells Jinja to pass its context
     def call(*args: Any, **kwargs: Any) -> Any:
         args = tuple(list(x) if isinstance(x, GeneratorType) else x for x in args)
         _budget.get().spend(1, _growth(name, args, kwargs))
-        traced = function if name in EXACT else partial(trace, function)
-        return _measured(traced(*args, **kwargs))
+        sourced = (
+            function if name in SOURCE_KEEPING_FILTERS else partial(call_with_sources, function)
+        )
+        return _measured(sourced(*args, **kwargs))
 
     return call
 
 
 def _measured(value: Any) -> Any:
-    """The value; its size is charged to the budget."""
+    """Charge the size of a value to the budget and return the value."""
     _budget.get().spend(1, len(value) if isinstance(value, (str, list)) else 0)
     return value
 
 
 def _growth(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """An upper bound of the characters that a method or filter of this name adds, where it could
-    add more than a few."""
+    """Return an upper bound of the characters that a method or filter adds.
+
+    Methods that add only a few characters count as 0.
+    """
     given = [*args, *kwargs.values()]
     texts = [x for x in given if isinstance(x, str)]
     widest = max((abs(x) for x in given if type(x) is int), default=0)
@@ -259,28 +273,28 @@ def _growth(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
 
 
 def _operator_growth(operator: str, left: Any, right: Any) -> int:
-    """The same of an operator."""
+    """Return an upper bound of the characters that an operator adds."""
     if operator == "*":
         sizes = [len(x) if isinstance(x, (str, list, tuple)) else x for x in (left, right)]
         numbers = all(isinstance(x, (int, float)) for x in (left, right))
         return 0 if numbers else max(0, int(sizes[0] * sizes[1]))
     if operator == "**":
-        return 1000 * int(min(abs(right), CHARACTERS))
+        return 1000 * int(min(abs(right), MAX_CHARACTERS))
     return _growth("format", (left,), {}) if operator == "%" and isinstance(left, str) else 0
 
 
 def _items_of_loop(items: Any) -> list[Any]:
-    """What a loop goes through; its length is charged to the budget before it begins."""
+    """Return the items of a loop, charged to the budget before the loop begins."""
     found = list(items)
     _budget.get().spend(len(found))
     return found
 
 
 def _printed(value: Any) -> Any:
-    """What is printed of a value: of a list or a mapping Python's own form, traced."""
+    """Return what a template prints for a value: lists and mappings as Python prints them."""
     if isinstance(value, bytes):
         raise TextError("the chat template prints bytes, expected text")
-    return trace(str, value) if isinstance(value, (list, tuple, dict)) else value
+    return call_with_sources(str, value) if isinstance(value, (list, tuple, dict)) else value
 
 
 def _to_json(
@@ -290,7 +304,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> SourcedStr:
-    """JSON as transformers writes it; every string in it, in quotes, keeps its source."""
+    """Return JSON as transformers writes it; strings keep their source inside the quotes."""
 
     def dump(value: Any) -> str:
         form = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators}
@@ -300,13 +314,14 @@ def _to_json(
         spaces = indent if isinstance(indent, int) else len(indent)
         _budget.get().spend(1, spaces * len(json.dumps(value)))
     found: list[SourcedStr] = []
-    marked = dump(mark(_sorted(value) if sort_keys else value, found))
+    marked = dump(insert_placeholders(_sorted(value) if sort_keys else value, found))
     if ensure_ascii:
         marked = marked.replace("\\ue000", "\ue000").replace("\\ue001", "\ue001")
     quoted = [
-        trace(lambda text: json.dumps(text, ensure_ascii=ensure_ascii)[1:-1], x) for x in found
+        call_with_sources(lambda text: json.dumps(text, ensure_ascii=ensure_ascii)[1:-1], x)
+        for x in found
     ]
-    return _measured(replace_marks(marked, quoted))
+    return _measured(fill_placeholders(marked, quoted))
 
 
 def _sorted(value: Any) -> Any:

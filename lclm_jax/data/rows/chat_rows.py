@@ -28,7 +28,7 @@ from lclm_jax.data.rows.field_names import (
 )
 from lclm_jax.data.rows.row_errors import RowError, abbreviate, describe_fields
 
-# TokenizerJson with words that must not vanish beside the ones that are used.
+# Fields with words that must not vanish beside the ones that are used.
 WORDS = (
     *CHAT_FIELDS,
     *QUESTION_FIELDS,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lclm_jax.data.chat.messages import REASONING_FIELDS, ROLES
+from lclm_jax.data.chat.messages import REASONING_FIELDS, TEMPLATE_ROLES
 from lclm_jax.data.rows.cells import JsonObject, decode_text, is_blank, parse_json
 from lclm_jax.data.rows.field_names import REFUSED_FIELDS
 from lclm_jax.data.rows.row_errors import RowError, abbreviate
@@ -31,7 +31,7 @@ SPELLINGS = {
     "observation": "tool",
     "tool_response": "tool",
     "tool_result": "tool",
-} | {role: role for role in ROLES}
+} | {role: role for role in TEMPLATE_ROLES}
 CALLS = ("tool_calls", "function_call")
 CALLING_ROLES = ("function_call", "tool_call", "tool_calls")  # their content is the call, as JSON
 # Flags of OpenAI, mistral-finetune (weight), axolotl (train, training), ms-swift (loss), verl
@@ -43,7 +43,7 @@ TRAINED = (
 FLAGS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 PART_TYPES = (None, "text", "context", "input_text", "output_text")
 MAX_RATIO = 1 << 20  # tokens per latent
-# TokenizerJson with words for the model that a message cannot hold.
+# Fields with words for the model that a message cannot hold.
 REFUSED_IN_MESSAGE = (*REFUSED_FIELDS, "context", "history", "tools", "functions", "train_detail")
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lclm_jax.data.chat.chat import split_context_tags
+from lclm_jax.data.chat.context_tags import split_context_tags
 from lclm_jax.data.rows.cells import JsonObject
 from lclm_jax.data.rows.chat_rows import check_chat_example
 from lclm_jax.data.rows.checks import (
