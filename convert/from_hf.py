@@ -34,7 +34,7 @@ from convert.hf.provenance import (
     stored_dtypes,
 )
 from convert.hf.tokenizer import read_tokenizer
-from lclm_jax.checkpoint.steps import save_streamed
+from lclm_jax.checkpoint.model_files import save_streamed
 from lclm_jax.checkpoint.streaming import Streamed, keep_memory
 from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig

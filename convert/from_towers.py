@@ -20,7 +20,7 @@ from convert.hf.files import list_tower, write_json
 from convert.hf.mapping import Source, find_sources, parameter_shapes
 from convert.hf.provenance import PROVENANCE, hash_files
 from convert.hf.tokenizer import check_shared
-from lclm_jax.checkpoint.steps import save_streamed
+from lclm_jax.checkpoint.model_files import save_streamed
 from lclm_jax.checkpoint.streaming import Streamed
 from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig

@@ -33,7 +33,8 @@ from convert.hf.mapping import (
 )
 from convert.hf.provenance import ORIGINALS, PROVENANCE
 from convert.hf.tokenizer import without_memory
-from lclm_jax.checkpoint.steps import read_model, saved_params
+from lclm_jax.checkpoint.model_files import read_model
+from lclm_jax.checkpoint.steps import saved_params
 from lclm_jax.checkpoint.streaming import CHUNK, SavedTree, keep_memory
 from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig

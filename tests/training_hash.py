@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lclm_jax.checkpoint.steps import load_params, read_model
+from lclm_jax.checkpoint.model_files import read_model
+from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.config import MeshConfig
 from lclm_jax.distributed.sharding import make_mesh
 from lclm_jax.model.params import abstract_params, flatten

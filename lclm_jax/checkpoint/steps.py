@@ -1,14 +1,14 @@
-"""Checkpoints with Orbax: parameters, optimizer state, and the position in the data, saved together or not at all.
+"""Saved steps, written by Orbax: parameters, optimizer state and the position in the data.
 
-A checkpoint directory is complete in itself: `model.json` (the ModelConfig), `tokenizer/`, `checkpoints/<step>/`.
+A step is saved completely or not at all, as `checkpoints/<step>/`. `model_files.py` writes the
+files beside the steps that make a checkpoint directory complete.
 """
 
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,16 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from lclm_jax.checkpoint.streaming import SavedTree, saving
-from lclm_jax.config import ModelConfig
-from lclm_jax.config.values import differences, from_dict, to_dict
-from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.processes import gather, is_first, once
-from lclm_jax.errors import FileError, UserError
-from lclm_jax.files.atomic import write_whole
+from lclm_jax.errors import UserError
 from lclm_jax.files.checksums import CHECKSUMS, find_damage, write_checksums
-from lclm_jax.files.directories import DirectoryError, check_path, check_writable, locked
-from lclm_jax.files.reading import read_json
+from lclm_jax.files.directories import DirectoryError, check_path, check_writable
+from lclm_jax.files.run_layout import DAMAGED, STEPS
 from lclm_jax.typing import Params
 
-STEPS = "checkpoints"
-RUN_FILES = ("config.json", "tokenizer", STEPS)  # which a run writes after its model.json
+# Reasons and arrays that an error lists; the rest is counted.
+MAX_REASONS = 3
+MAX_LISTED_ARRAYS = 20
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -37,15 +34,16 @@ class CheckpointError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Which steps stay: the newest, every so many, and some always; what Orbax calls a preservation policy."""
+class _PreservationPolicy:
+    """Orbax preservation policy: the newest N steps, every k-th, and an explicit set."""
 
     newest: int
     every: int | None
     always: frozenset[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [one.step for one in checkpoints]
+        """Return for each checkpoint, oldest first, if it is preserved."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
         newest = sorted(steps)[-self.newest :]
         return [
             step in newest or step in self.always or bool(self.every and step % self.every == 0)
@@ -54,10 +52,12 @@ class _Kept:
 
 
 class Checkpoints:
-    """The saved steps of one directory. Each holds named trees, `params` always among them, and JSON metadata.
+    """The saved steps of one directory.
 
-    Opened with `keep`, for writing, it removes older steps but multiples of `keep_every` and those `always` kept, and what an
-    interrupted save left; without, it removes nothing, so that a run can be read while it trains.
+    Each step holds named trees, `params` always among them, and JSON metadata. Opened with `keep`,
+    for writing, it removes what an interrupted save left, and older steps except multiples of
+    `keep_every` and those in `always`. Opened without, it removes nothing, so that a run can be
+    read while it trains.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Checkpoints:
     ):
         check_path(Path(directory).resolve(), "the directory of a checkpoint")
         self.directory = Path(directory).resolve() / STEPS
-        policy = None if keep is None else _Kept(keep, keep_every, frozenset(always))
+        policy = None if keep is None else _PreservationPolicy(keep, keep_every, frozenset(always))
         clean = keep is not None
         self._steps = ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=clean
@@ -80,17 +80,19 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
+        """The newest saved step, or None."""
         return self._steps.latest.step if self._steps.latest else None
 
     def metadata(self, step: int) -> dict[str, Any]:
+        """Return the metadata that a step was saved with."""
         found: Any = self._steps.checkpointables_metadata(step).custom_metadata
         return found or {}
 
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
-        """Begins to save in the background; older steps stay good.
+        """Start to save in the background.
 
-        The next `save`, `check` or `wait` raises CheckpointError if it fails. So does this for a
-        step before the newest, which nobody would read.
+        The next `save`, `check` or `wait` raises CheckpointError if it fails; older steps stay as
+        they are. Raises CheckpointError for a step before the newest, which would never be read.
         """
         self.wait()
         if self.latest is not None and step < self.latest:
@@ -111,7 +113,7 @@ class Checkpoints:
         self._saving = self._background.submit(self._finish, step)
 
     def check_writable(self):
-        """Raises CheckpointError in all processes unless each can write; Orbax would hang."""
+        """Raise CheckpointError in all processes unless each can write, where Orbax would hang."""
         try:
             check_writable(self.directory)
             problem = ""
@@ -121,7 +123,7 @@ class Checkpoints:
             raise self._failed(problems[0])
 
     def _finish(self, step: int):
-        """Waits until a step is whole, and writes its checksums."""
+        """Wait until a step is complete, and write its checksums."""
         self._steps.wait()
         if not is_first():
             return
@@ -130,12 +132,12 @@ class Checkpoints:
         write_checksums(self.directory / str(step))
 
     def check(self):
-        """Raises CheckpointError if the last save has failed; waits for nothing."""
+        """Raise CheckpointError if the last save has failed, without waiting for it."""
         if self._saving is not None and self._saving.done():
             self.wait()
 
     def wait(self):
-        """Returns when everything is on disk."""
+        """Wait until everything is on disk."""
         saving, self._saving = self._saving, None
         try:
             if saving is not None:
@@ -145,59 +147,61 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception | str) -> CheckpointError:
-        before = (
+        previous = (
             "There is none before it"
             if self.latest is None
             else f"Step {self.latest} before it is intact"
         )
         return CheckpointError(
-            f"could not write a checkpoint to {self.directory}: {error}. {before}; "
+            f"could not write a checkpoint to {self.directory}: {error}. {previous}; "
             "free some space, make it writable or set run.directory, then start again to continue "
             "from there"
         )
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """The trees named in `abstract` (of ShapeDtypeStructs with shardings).
+        """Read the trees named in `abstract`, trees of ShapeDtypeStructs with shardings.
 
-        Raises CheckpointError on another shape, and on files that cannot be read.
+        Raises CheckpointError for another shape, and for files that cannot be read.
         """
         self.expect(step, abstract)
         try:
             return self._steps.load_checkpointables(step, abstract)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-        ) as error:  # of damaged files: tensorstore's, Orbax', and JSON's
+        # What tensorstore, Orbax and JSON raise for damaged files.
+        except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(step, error) from error
 
     def _unreadable(self, step: int, reason: object) -> CheckpointError:
-        told = f"{self.directory}/{step} cannot be read: {reason}"
-        return CheckpointError(f"{told}; move it away to continue from the step before it")
+        return CheckpointError(
+            f"{self.directory}/{step} cannot be read: {reason}; move it away to continue from the "
+            "step before it"
+        )
 
     def expect(self, step: int, abstract: dict[str, Any]):
-        """Raises CheckpointError unless the step is there and holds these trees, in these shapes."""
+        """Raise CheckpointError unless the step exists and holds these trees, in these shapes."""
         steps = [saved.step for saved in self._steps.checkpoints]
         if step not in steps:
             raise CheckpointError(
-                f"{self.directory} has no step {step}; it holds {', '.join(map(str, steps)) or 'none'}"
+                f"{self.directory} has no step {step}; it holds "
+                f"{', '.join(map(str, steps)) or 'none'}"
             )
         saved: Any = self._steps.checkpointables_metadata(step).metadata
         for name, tree in abstract.items():
             if name not in saved:
                 raise CheckpointError(
-                    f"{self.directory}/{step} holds {', '.join(saved)} and no {name}: it is not a training run's"
+                    f"{self.directory}/{step} holds {', '.join(saved)} and no {name}: it is "
+                    "not a training run's"
                 )
-            if saved[name] is None:  # what Orbax makes of files that are not what they should be
+            if saved[name] is None:  # as Orbax reads damaged files
                 raise self._unreadable(step, f"its {name} are not whole")
             check_shapes(tree, saved[name], f"{self.directory}/{step}")
 
     def close(self):
+        """Wait for the last save and release Orbax."""
         try:
             self.wait()
         finally:
             self._background.shutdown()
-            if not self._save_failed:  # else Orbax would raise its error once more
+            if not self._save_failed:  # otherwise Orbax would raise its error again
                 self._steps.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -208,10 +212,10 @@ class Checkpoints:
 
 
 def add_checksums(directory: str | Path) -> list[int]:
-    """Writes the checksums of finished steps without any and returns their numbers.
+    """Write the checksums of finished steps that have none, and return the numbers of the steps.
 
-    A process that is killed between the two leaves such a step; whether a file of it was changed
-    since cannot be known.
+    A process that is killed between a save and its checksums leaves such a step. Changes to its
+    files since then cannot be found.
     """
     directory = Path(directory) / STEPS
     found = [
@@ -227,7 +231,7 @@ def add_checksums(directory: str | Path) -> list[int]:
 
 
 def _unjoined(step: Path) -> list[str]:
-    """Names the trees of a step of which every process wrote a part and nobody joined them."""
+    """Return the trees of a step whose parts, one per process, were never joined."""
     parts = {path.parent for path in step.glob("*/ocdbt.process_*")}
     return [
         f"the parts of its {path.name} were not joined"
@@ -237,9 +241,10 @@ def _unjoined(step: Path) -> list[str]:
 
 
 def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
-    """Moves saved steps that are not as they were written out of the way, and says which and why, until the newest is good.
+    """Move damaged steps to `damaged/` until the newest step is intact; return (step, reason).
 
-    They go to `damaged/` beside the steps, so that nothing is lost. All processes look, each at a share of the files.
+    A step is damaged where its files differ from their checksums. Every process checks a share of
+    the files, and all return the same.
     """
     directory = Path(directory)
     found = []
@@ -247,30 +252,34 @@ def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
         place = directory / STEPS / str(step)
         own = find_damage(place, jax.process_index(), jax.process_count())
         own += _unjoined(place) if is_first() else []
-        reasons = [reason for said in gather("\n".join(own)) if said for reason in said.split("\n")]
+        messages = gather("\n".join(own))
+        reasons = [reason for message in messages for reason in message.split("\n") if reason]
         if not reasons:
             break
-        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        found.append((step, ", ".join(reasons[:3]) + more))
+        more = f" and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
+        found.append((step, ", ".join(reasons[:MAX_REASONS]) + more))
         once("set a damaged checkpoint aside", partial(_set_aside, directory, step))
     return found
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The numbers of a directory's finished steps, the newest first."""
+    """Return the numbers of the finished steps in a directory, newest first."""
     found = directory.iterdir() if directory.is_dir() else ()
     return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
 
 
 def _set_aside(directory: Path, step: int):
-    place = directory / "damaged"
+    place = directory / DAMAGED
     place.mkdir(exist_ok=True)
     number = next(n for n in itertools.count(1) if not (place / f"{step}.{n}").exists())
     (directory / STEPS / str(step)).rename(place / f"{step}.{number}")
 
 
 def check_shapes(expected: Any, saved: Any, where: str):
-    """Raises CheckpointError that lists every array missing from, unknown to or of another shape than `expected`."""
+    """Compare the shapes of two trees.
+
+    Raises CheckpointError that lists every array that is missing, unknown or of another shape.
+    """
 
     def shapes(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -287,93 +296,21 @@ def check_shapes(expected: Any, saved: Any, where: str):
     ]
     wrong += [f"{path}: not expected, got {have[path]}" for path in have if path not in want]
     if wrong:
-        listed = "\n  ".join(wrong[:20])
+        listed = "\n  ".join(wrong[:MAX_LISTED_ARRAYS])
         raise CheckpointError(
-            f"{where} does not fit the config ({len(wrong)} arrays differ):\n  {listed}\nuse its own model.json"
+            f"{where} does not fit the config ({len(wrong)} arrays differ):\n  {listed}\n"
+            "use its own model.json"
         )
-
-
-def check_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
-    """Raises CheckpointError when a directory is no run's, or one of another model or tokenizer."""
-    directory = Path(directory)
-    if not (directory / "model.json").exists():
-        names = [name for name in RUN_FILES if (directory / name).exists()]
-        if names:
-            raise CheckpointError(
-                f"{directory} holds {', '.join(names)} and no model.json, so it is no training "
-                "run; set run.directory to a new place"
-            )
-        return
-    if not (directory / STEPS).exists():
-        return
-    saved, its_tokenizer = read_model_files(directory)
-    saved = replace(saved, dtype=config.dtype, remat=config.remat)
-    if changed := differences(to_dict(saved), to_dict(config)):
-        parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in changed))
-        listed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changed.items())
-        raise CheckpointError(
-            f"{directory} holds another model (model.json differs in {parts}): {listed}; "
-            "set run.directory to a new place, or the model as it was"
-        )
-    if its_tokenizer.definition != tokenizer.definition:
-        raise CheckpointError(
-            f"{directory} holds a model with another tokenizer; expected the one in "
-            f"{directory}/tokenizer. Set run.directory to a new place, or data.directory to the "
-            "data this model was trained on"
-        )
-
-
-def write_model_files(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer):
-    """Writes beside the steps what is needed to read them, after `check_model_files`."""
-    check_model_files(directory, config, tokenizer)
-    write_config(directory, config)
-    tokenizer.save(Path(directory) / "tokenizer")
-
-
-def write_config(directory: str | Path, config: ModelConfig):
-    write_whole(Path(directory) / "model.json", json.dumps(to_dict(config), indent=2))
-
-
-def read_model_files(directory: str | Path) -> tuple[ModelConfig, Tokenizer]:
-    return read_model(directory), Tokenizer.load(Path(directory) / "tokenizer")
-
-
-def read_model(directory: str | Path) -> ModelConfig:
-    file = Path(directory) / "model.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file}: not a checkpoint; expected a directory with model.json, tokenizer/ and {STEPS}/"
-        )
-    try:
-        return from_dict(ModelConfig, read_json(file))
-    except FileError as error:
-        raise CheckpointError(f"{file} is not a model's: {error}") from error
-
-
-def save_model(directory: str | Path, config: ModelConfig, tokenizer: Tokenizer, params: Params):
-    """Writes a model without training state, as step 0."""
-    check_path(directory, "the directory of a checkpoint")
-    with locked(directory):
-        write_model_files(directory, config, tokenizer)
-        with Checkpoints(directory, keep=1) as checkpoints:
-            checkpoints.save(0, {"params": params}, {})
-
-
-def save_streamed(directory: str | Path, config: ModelConfig, params: Params):
-    """`save_model` for parameters that are read while they are written (a tree of `streaming.Streamed`); no tokenizer."""
-    write_config(directory, config)
-    with Checkpoints(directory, keep=1) as checkpoints:
-        checkpoints.save(0, {"params": params}, {})
 
 
 def load_params(directory: str | Path, abstract: Params, step: int | None = None) -> Params:
-    """Parameters of the newest step, or of `step`, in the dtypes and shardings of `abstract`."""
+    """Read parameters of the newest step, or of `step`, as `abstract` has dtypes and shardings."""
     with _opened(directory, step) as (checkpoints, found):
         return checkpoints.restore(found, {"params": abstract})["params"]
 
 
 def saved_params(directory: str | Path, abstract: Params, step: int | None = None) -> SavedTree:
-    """The same parameters unread, in their saved dtypes: each is read from disk when asked for."""
+    """Return the parameters of a step in their saved dtypes, each read from disk when asked for."""
     with _opened(directory, step) as (checkpoints, found):
         checkpoints.expect(found, {"params": abstract})
         return SavedTree(checkpoints.directory / str(found) / "params")
@@ -381,10 +318,11 @@ def saved_params(directory: str | Path, abstract: Params, step: int | None = Non
 
 @contextmanager
 def _opened(directory: str | Path, step: int | None) -> Iterator[tuple[Checkpoints, int]]:
-    """The saved steps of a directory, and the newest of them unless one is named."""
+    """Open the saved steps of a directory, and yield them with `step`, by default the newest."""
     if not (Path(directory) / STEPS).is_dir():
         raise FileNotFoundError(
-            f"{directory}/{STEPS}: no saved steps here; expected a training run or a converted checkpoint"
+            f"{directory}/{STEPS}: no saved steps here; expected a training run or a "
+            "converted checkpoint"
         )
     with Checkpoints(directory) as checkpoints:
         found = checkpoints.latest if step is None else step

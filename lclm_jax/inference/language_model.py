@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Places, Windows, empty_windows
-from lclm_jax.checkpoint.steps import load_params, read_model_files
+from lclm_jax.checkpoint.model_files import read_model_files
+from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.compilation import enable_cache, serving_program
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count, expand_home, parse

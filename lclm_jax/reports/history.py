@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lclm_jax.files.run_layout import EVENTS, LOG, VALIDATION
 from lclm_jax.reports import findings
 from lclm_jax.reports.findings import Figures, Stage, duration, figure, finite
 
@@ -79,9 +80,7 @@ class History:
 
 
 def read_history(directory: Path, config: Figures) -> History:
-    lines, validations = (
-        findings.read_lines(directory / name) for name in ("log.jsonl", "validation.jsonl")
-    )
+    lines, validations = (findings.read_lines(directory / name) for name in (LOG, VALIDATION))
     stages = findings.by_stage(lines)
     steps = {stage["name"]: stage["steps"] for stage in config["stages"]} | {
         stage.name: stage.steps for stage in stages
@@ -93,7 +92,7 @@ def read_history(directory: Path, config: Figures) -> History:
         _last_validations(validations, starts),
         [
             line
-            for line in findings.read_lines(directory / "events.jsonl")
+            for line in findings.read_lines(directory / EVENTS)
             if isinstance(line.get("event"), str)
         ],
         sorted(

@@ -7,6 +7,7 @@ from typing import Any
 
 from lclm_jax.config import Config
 from lclm_jax.config.values import with_current_names
+from lclm_jax.files import run_layout
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.reports import course, findings, history, plots
 from lclm_jax.reports.findings import Figures, ReportError, interval, percent, span
@@ -35,14 +36,14 @@ def write_report(run_directory: str | Path) -> Path:
     All but the config may be missing; the page then says so. Raises ReportError without a config or without matplotlib.
     """
     directory = Path(run_directory)
-    config = _read(directory / "config.json")
+    config = _read(directory / run_layout.CONFIG)
     if config is None:
         raise ReportError(
             f"{directory} is not a run: it has no config.json; give the directory that training wrote to"
         )
     config = with_current_names(Config, config)
     run = history.read_history(directory, config)
-    evaluation = _read(directory / "evaluation.json")
+    evaluation = _read(directory / run_layout.EVALUATION)
     measured = (_reconstruction, _ratios, _questions, _cost, _samples) if evaluation else ()
     body = [
         _summary(directory, config, run, evaluation),
@@ -51,9 +52,9 @@ def write_report(run_directory: str | Path) -> Path:
         *(part(evaluation) for part in measured),
         _limits(config, run, evaluation),
         course.happened(run),
-        _files(config, evaluation, _read(directory / "round_trip.json")),
+        _files(config, evaluation, _read(directory / run_layout.ROUND_TRIP)),
     ]
-    path = directory / "report.html"
+    path = directory / run_layout.REPORT
     write_whole(path, document(f"Run {directory.resolve().name}", *body))
     return path
 

@@ -17,9 +17,9 @@ from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config.values import to_dict
 from lclm_jax.distributed.processes import is_first
 from lclm_jax.errors import UserError
+from lclm_jax.files.run_layout import EVENTS, LOG, VALIDATION
 
 log = logging.getLogger(__name__)
-LOG, VALIDATION, EVENTS = "log.jsonl", "validation.jsonl", "events.jsonl"
 
 
 class JournalError(UserError, OSError):

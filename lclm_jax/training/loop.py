@@ -17,16 +17,8 @@ import jax
 from jax.sharding import Mesh
 
 from lclm_jax.batch import Batch
-from lclm_jax.checkpoint.steps import (
-    STEPS,
-    Checkpoints,
-    add_checksums,
-    check_model_files,
-    load_params,
-    read_model_files,
-    set_aside_damaged,
-    write_model_files,
-)
+from lclm_jax.checkpoint.model_files import check_model_files, read_model_files, write_model_files
+from lclm_jax.checkpoint.steps import Checkpoints, add_checksums, load_params, set_aside_damaged
 from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading import (
@@ -50,6 +42,7 @@ from lclm_jax.distributed.stopping import StopRequest, stop_requests
 from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.files.directories import check_path, locked
+from lclm_jax.files.run_layout import CONFIG, DAMAGED, STEPS
 from lclm_jax.model.params import abstract_params, flatten, init_params
 from lclm_jax.progress import progress_bar
 from lclm_jax.training.journal import Journal, open_journal
@@ -274,7 +267,7 @@ def _check_files(directory: Path, config: Config, tokenizer: Tokenizer):
 def _write_files(run: Run):
     """Writes what a run's directory holds beside its steps; only for a run that can go on."""
     write_model_files(run.directory, run.config.model, run.tokenizer)
-    write_whole(run.directory / "config.json", json.dumps(to_dict(run.config), indent=2))
+    write_whole(run.directory / CONFIG, json.dumps(to_dict(run.config), indent=2))
 
 
 def _position(run: Run) -> Position | None:
@@ -308,7 +301,7 @@ def _tell_damaged(run: Run, position: Position | None):
         log.warning(
             "checkpoint %d is damaged and was moved to %s: %s",
             checkpoint,
-            run.directory / "damaged",
+            run.directory / DAMAGED,
             reason,
         )
         run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 
+from lclm_jax.files.run_layout import PROFILE_REQUEST, PROFILES
+
 log = logging.getLogger(__name__)
-REQUEST = "profile"  # a file in the run's directory; it holds the number of steps
-STEPS = 3  # where it is empty
-MOST_STEPS = 1000  # a trace takes memory with every step
+DEFAULT_STEPS = 3  # traced for an empty request
+MAX_STEPS = 1000  # a trace takes memory with every step
 
 
 class Profiler:
@@ -20,8 +21,8 @@ class Profiler:
 
     def __init__(self, directory: Path, watches: bool = True):
         self.request, self.traces, self.watches = (
-            directory / REQUEST,
-            directory / "profiles",
+            directory / PROFILE_REQUEST,
+            directory / PROFILES,
             watches,
         )
         self.left = 0
@@ -82,7 +83,7 @@ def _take(request: Path) -> int:
         text = file.read(100).decode(errors="replace").strip()
     request.unlink()
     if not text:
-        return STEPS
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= MOST_STEPS):
-        raise ValueError(f"expected a number of steps from 1 to {MOST_STEPS}, got {text!r}")
+        return DEFAULT_STEPS
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= MAX_STEPS):
+        raise ValueError(f"expected a number of steps from 1 to {MAX_STEPS}, got {text!r}")
     return int(text)

@@ -16,12 +16,11 @@ from lclm_jax.config import Config, StageConfig
 from lclm_jax.config.values import from_dict
 from lclm_jax.distributed.sharding import batch_sharding, make_mesh
 from lclm_jax.files.reading import read_json
+from lclm_jax.files.run_layout import CONFIG, SKIPPED
 from lclm_jax.model.params import abstract_params
 from lclm_jax.scoring import token_losses
 from lclm_jax.training.optim import split_trained
 from lclm_jax.training.step import component_norms, gradients_of
-
-SKIPPED = "skipped"  # the directory of such batches
 
 
 def keep_batch(directory: Path, batch: Batch, told: Mapping[str, Any]) -> Path:
@@ -92,7 +91,7 @@ def replay(directory: Path, file: Path | None = None) -> Replayed:
             f"{directory} has kept no batch; one is kept when too many steps in a row are not finite"
         )
     batch, told = read_batch(file or files[-1])
-    config = from_dict(Config, read_json(directory / "config.json"))
+    config = from_dict(Config, read_json(directory / CONFIG))
     stage = next(stage for stage in config.stages if stage.name == told["stage"])
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):

@@ -14,17 +14,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lclm_jax.checkpoint import streaming
+from lclm_jax.checkpoint.model_files import read_model, save_model, write_model_files
 from lclm_jax.checkpoint.steps import (
     CheckpointError,
     Checkpoints,
     add_checksums,
     check_shapes,
     load_params,
-    read_model,
-    save_model,
     saved_steps,
     set_aside_damaged,
-    write_model_files,
 )
 from lclm_jax.checkpoint.streaming import SavedTree
 from lclm_jax.config import ConfigError, MeshConfig

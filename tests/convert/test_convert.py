@@ -26,7 +26,8 @@ from convert.hf.mapping import (
 )
 from convert.to_hf import to_hf
 from convert.verify.golden import forward
-from lclm_jax.checkpoint.steps import load_params, read_model_files, save_model
+from lclm_jax.checkpoint.model_files import read_model_files, save_model
+from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Example, Plain, lay_out

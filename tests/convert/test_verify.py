@@ -16,7 +16,7 @@ from convert.from_towers import init, init_random
 from convert.to_hf import to_hf
 from convert.verify.round_trip import compare_tensors
 from launch.bench.convert import bench
-from lclm_jax.checkpoint.steps import read_model
+from lclm_jax.checkpoint.model_files import read_model
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, Tokenizer
 from lclm_jax.inference.language_model import load
 from tests.support.paths import GOLDEN, ROOT

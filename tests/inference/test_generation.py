@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lclm_jax.batch import Places
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.data.records import Context, Plain, count_latents
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,

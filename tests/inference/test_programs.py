@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.image

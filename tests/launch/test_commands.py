@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.cli import BROKEN_PIPE_STATUS
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError, describe

@@ -17,7 +17,7 @@ from convert.from_hf import from_hf
 from convert.hf.mapping import parameter_shapes
 from convert.to_hf import to_hf
 from lclm_jax.batch import Places
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig, TransformerConfig
 from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, TURN_END, Tokenizer

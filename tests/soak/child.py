@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.checkpoint.steps import STEPS, saved_steps
+from lclm_jax.checkpoint.steps import saved_steps
 from lclm_jax.config import Config
 from lclm_jax.config.values import to_dict
 from lclm_jax.errors import UserError
 from lclm_jax.files.checksums import CHECKSUMS
-from lclm_jax.training.journal import EVENTS, LOG
+from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
 from tests.soak.faults import Order
 from tests.support.paths import ROOT
 

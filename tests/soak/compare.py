@@ -11,7 +11,7 @@ import numpy as np
 from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.config import Config
 from lclm_jax.distributed.sharding import make_mesh
-from lclm_jax.training.journal import EVENTS, LOG
+from lclm_jax.files.run_layout import EVENTS, LOG
 from lclm_jax.training.state import abstract_state
 from tests.soak.child import Line, Session
 from tests.soak.faults import BATCHES, poisoned_steps

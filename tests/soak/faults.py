@@ -24,7 +24,7 @@ from lclm_jax.cli import make_parser, run
 from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
 from lclm_jax.data.loading import PackedIterator, batch_origins
-from lclm_jax.training.journal import LOG
+from lclm_jax.files.run_layout import LOG
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.state import TrainState
 from tests.soak.plan import Fault, Kind

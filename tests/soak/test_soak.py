@@ -10,8 +10,9 @@ import pytest
 
 from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.distributed.sharding import make_mesh
+from lclm_jax.files.run_layout import EVENTS, LOG
 from lclm_jax.model.params import flatten, unflatten
-from lclm_jax.training.journal import EVENTS, LOG, Journal, JournalError
+from lclm_jax.training.journal import Journal, JournalError
 from lclm_jax.training.state import abstract_state
 from tests.soak import __main__ as module
 from tests.soak.__main__ import Row, Try, soak, summary

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from lclm_jax.checkpoint.steps import STEPS, saved_steps
+from lclm_jax.checkpoint.steps import saved_steps
 from lclm_jax.config import Config
 from lclm_jax.data.prepare.shards import find_shards, index_path
 from lclm_jax.files.checksums import CHECKSUMS, find_damage
-from lclm_jax.training.journal import EVENTS, LOG
+from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
 from lclm_jax.training.watchdog import STOOD_STILL
 from tests.soak.child import Child, Session, child
 from tests.soak.faults import DAY, DIED, Order

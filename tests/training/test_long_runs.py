@@ -25,7 +25,7 @@ from test_loop import (  # noqa: F401
 )
 
 from configs.lclm_0p6b_4b_16x import config as published_config
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.config import AdapterConfig, ConfigError
 from lclm_jax.config.values import differences
 from lclm_jax.costs.chips import find_chip

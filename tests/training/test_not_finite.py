@@ -8,7 +8,7 @@ import pytest
 from test_loop import compiled_once, config, events_of, log_of, moved, saved  # noqa: F401
 
 from launch import replay as launch_replay
-from lclm_jax.checkpoint.steps import save_model
+from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.model.params import flatten, unflatten

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from lclm_jax.training.profiler import MOST_STEPS, STEPS, Profiler
+from lclm_jax.training.profiler import DEFAULT_STEPS, MAX_STEPS, Profiler
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def steps_traced(profiler: Profiler, steps: int = 8) -> int:
     return traced
 
 
-@pytest.mark.parametrize(("text", "steps"), [("2", 2), (" 5\n", 5), ("", STEPS)])
+@pytest.mark.parametrize(("text", "steps"), [("2", 2), (" 5\n", 5), ("", DEFAULT_STEPS)])
 def test_a_request_is_met_once(tmp_path, traces, text, steps):
     (tmp_path / "profile").write_text(text, encoding="utf-8")
     assert steps_traced(Profiler(tmp_path)) == steps
@@ -36,7 +36,7 @@ def test_a_request_is_met_once(tmp_path, traces, text, steps):
 
 
 @pytest.mark.parametrize(
-    "text", ["no number", "-1", "0", "1.5", "²", "٣", "9" * 5000, str(MOST_STEPS + 1), "\udcff"]
+    "text", ["no number", "-1", "0", "1.5", "²", "٣", "9" * 5000, str(MAX_STEPS + 1), "\udcff"]
 )
 def test_an_odd_request_is_logged_and_removed(tmp_path, traces, caplog, text):
     (tmp_path / "profile").write_bytes(text.encode(errors="surrogateescape"))

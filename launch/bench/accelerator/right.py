@@ -27,7 +27,8 @@ from launch.bench.accelerator.rows import (
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.accelerator.weights import random_params
 from lclm_jax.batch import Batch, Places
-from lclm_jax.checkpoint.steps import load_params, save_model
+from lclm_jax.checkpoint.model_files import save_model
+from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.config import (
     CompressionConfig,
     Config,

@@ -1,0 +1,17 @@
+"""Names of the files in a run's directory, as training writes them and everything else reads them."""
+
+MODEL = "model.json"  # the ModelConfig
+CONFIG = "config.json"  # the whole Config
+TOKENIZER = "tokenizer"
+STEPS = "checkpoints"  # one directory per saved step
+DAMAGED = "damaged"  # steps that were not as they were written
+SKIPPED = "skipped"  # batches whose loss or gradients were not finite
+PROFILES = "profiles"  # traces of the profiler
+PROFILE_REQUEST = "profile"  # asks a running process for a trace
+
+LOG = "log.jsonl"  # a line every `run.log_every` steps
+VALIDATION = "validation.jsonl"  # a line per validation
+EVENTS = "events.jsonl"  # a line for everything else that happened
+EVALUATION = "evaluation.json"
+ROUND_TRIP = "round_trip.json"
+REPORT = "report.html"
