@@ -1,4 +1,4 @@
-"""Requests to stop: a signal or a notice of maintenance to any process of a run stops all of them at the same step."""
+"""Requests to stop: a signal or a maintenance notice to one process stops all at the same step."""
 
 import logging
 import os
@@ -17,60 +17,68 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lclm_jax.distributed.sharding import replicated
 
 log = logging.getLogger(__name__)
-METADATA = "metadata.google.internal"  # what a machine of Google Cloud asks about itself; $GCE_METADATA_HOST names another
-# What it is asked, and what says that all is well; a migration disturbs no program, and machines with accelerators have none.
-NOTICES = {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"), "preempted": ("FALSE",)}
-PATIENCE = 300  # seconds until an answer that has not changed is given all the same
-PAUSE = 10  # seconds after a question without an answer
+# The metadata server of Google Cloud machines; $GCE_METADATA_HOST names another one.
+METADATA_HOST = "metadata.google.internal"
+# Metadata key -> values that do not ask for a stop. A live migration does not disturb a program,
+# and machines with accelerators are never migrated.
+HARMLESS_VALUES = {
+    "maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"),
+    "preempted": ("FALSE",),
+}
+LONG_POLL_SECONDS = 300  # after which the server answers though nothing has changed
+RETRY_SECONDS = 10
+FIRST_QUERY_TIMEOUT_SECONDS = 5
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and whether any was."""
+    """State of the request to stop, of this process and of all processes together."""
 
     def __init__(self):
         self.asked = False
         self.reason = "another process was asked to"
-        self._any: jax.Array | None = None
+        self._any_asked: jax.Array | None = None
 
     def agreed(self, mesh: Mesh) -> bool:
-        """Whether any process was asked: the same in all at the same call, so each step must call it once.
+        """Return True where any process was asked to stop.
 
-        With several processes it tells what was so at the call before, so that none waits for the step that runs.
+        All processes get the same answer at the same call, so each step must call this once. With
+        several processes the answer is that of the previous call, so that none waits for the
+        running step.
         """
         if jax.process_count() == 1:
             return self.asked
-        before, self._any = self._any, _any(self.asked, mesh)
-        return before is not None and bool(before)
+        previous, self._any_asked = self._any_asked, _any_process(self.asked, mesh)
+        return previous is not None and bool(previous)
 
 
-def _any(asked: bool, mesh: Mesh) -> jax.Array:
-    """Whether it is so in some process, on every device; not yet there."""
+def _any_process(asked: bool, mesh: Mesh) -> jax.Array:
+    """Compute on all devices if `asked` is true in any process; does not wait for the result."""
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    each = jax.make_array_from_callback((mesh.size,), split, lambda _: np.array([asked]))
-    return jax.jit(jnp.any, out_shardings=replicated(mesh))(each)
+    by_device = jax.make_array_from_callback((mesh.size,), split, lambda _: np.array([asked]))
+    return jax.jit(jnp.any, out_shardings=replicated(mesh))(by_device)
 
 
-def _heed(request: StopRequest, name: str, well: tuple[str, ...]):
-    """Waits for a notice of Google Cloud to this machine; ends at once on any other machine."""
-    url = (
-        f"http://{os.environ.get('GCE_METADATA_HOST', METADATA)}/computeMetadata/v1/instance/{name}"
-    )
-    said = _ask(url, 5)
-    while said in well:
-        heard = _ask(f"{url}?wait_for_change=true&timeout_sec={PATIENCE}", PATIENCE + 10)
-        if heard is None:
-            time.sleep(PAUSE)
-        said = heard or said
-    if said:
-        log.warning("Google Cloud says %s: %s; stopping", name, said)
-        request.asked, request.reason = True, f"{name}: {said}"
+def _watch_metadata(request: StopRequest, key: str, harmless: tuple[str, ...]):
+    """Wait for a maintenance notice of Google Cloud; return at once on any other machine."""
+    host = os.environ.get("GCE_METADATA_HOST", METADATA_HOST)
+    url = f"http://{host}/computeMetadata/v1/instance/{key}"
+    long_poll = f"{url}?wait_for_change=true&timeout_sec={LONG_POLL_SECONDS}"
+    value = _query(url, FIRST_QUERY_TIMEOUT_SECONDS)
+    while value in harmless:
+        answer = _query(long_poll, LONG_POLL_SECONDS + 10)
+        if answer is None:
+            time.sleep(RETRY_SECONDS)
+        value = answer or value
+    if value:
+        log.warning("Google Cloud reports %s: %s; stopping", key, value)
+        request.asked, request.reason = True, f"{key}: {value}"
 
 
-def _ask(url: str, timeout: float) -> str | None:
-    """The answer of the metadata server; None without one."""
+def _query(url: str, timeout: float) -> str | None:
+    """Return the answer of the metadata server, or None without one."""
     try:
-        question = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        with urllib.request.urlopen(question, timeout=timeout) as answer:
+        query = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(query, timeout=timeout) as answer:
             return answer.read().decode().strip()
     except OSError:
         return None
@@ -78,22 +86,26 @@ def _ask(url: str, timeout: float) -> str | None:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """A request that Ctrl-C, SIGTERM or a notice of maintenance makes; a second Ctrl-C interrupts at once."""
+    """Yield a request that Ctrl-C, SIGTERM or a maintenance notice sets.
+
+    A second Ctrl-C interrupts at once.
+    """
     request = StopRequest()
-    for name, well in NOTICES.items():
-        threading.Thread(target=_heed, args=(request, name, well), name=name, daemon=True).start()
+    for key, harmless in HARMLESS_VALUES.items():
+        arguments = (request, key, harmless)
+        threading.Thread(target=_watch_metadata, args=arguments, name=key, daemon=True).start()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def ask(number, frame):
+    def handle(number, frame):
         if request.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.asked, request.reason = True, signal.Signals(number).name
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,7 @@
-"""Ends a run that stands still, so that whoever starts it again can: a hang costs what work costs, and says nothing."""
+"""Kills a training process that has stopped making progress, so that a supervisor can restart it.
+
+A pod that hangs costs as much as one that works, and writes nothing.
+"""
 
 import faulthandler
 import os
@@ -7,46 +10,53 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-LOOKS = 10  # in the time a run may stand still
-STOOD_STILL = 1  # exit status
+CHECKS_PER_TIMEOUT = 10
+EXIT_STATUS = 1
 
 
 @contextmanager
 def watchdog(
-    seconds: float | None, end: Callable[[float], None] | None = None
+    timeout: float | None, on_timeout: Callable[[float], None] | None = None
 ) -> Iterator[Callable[[], None]]:
-    """Yields what is to be called at every sign of life, and calls `end` after so many seconds without one; None: never.
+    """Yield a function to call whenever the run makes progress.
 
-    Its looks are counted, not the clock, so that a process that was halted itself is not taken for one that hangs.
+    Calls `on_timeout`, by default one that ends the process, after `timeout` seconds without
+    progress; never where `timeout` is None. It counts its own checks, not the clock: a process
+    that was suspended does not look as if it hangs.
     """
-    silent, over = [0], threading.Event()
+    checks_without_progress = 0
+    finished = threading.Event()
 
-    def alive():
-        silent[0] = 0
+    def report_progress():
+        nonlocal checks_without_progress
+        checks_without_progress = 0
 
-    def watch(between: float):
-        while not over.wait(between):
-            silent[0] += 1
-            if silent[0] > LOOKS:
-                (end or _end)(between * LOOKS)
+    def watch(interval: float):
+        nonlocal checks_without_progress
+        while not finished.wait(interval):
+            checks_without_progress += 1
+            if checks_without_progress > CHECKS_PER_TIMEOUT:
+                (on_timeout or _end_process)(interval * CHECKS_PER_TIMEOUT)
                 return
 
-    if seconds is not None:
-        threading.Thread(
-            target=watch, args=(seconds / LOOKS,), name="watchdog", daemon=True
-        ).start()
+    if timeout is not None:
+        interval = timeout / CHECKS_PER_TIMEOUT
+        threading.Thread(target=watch, args=(interval,), name="watchdog", daemon=True).start()
     try:
-        yield alive
+        yield report_progress
     finally:
-        over.set()
+        finished.set()
 
 
-def _end(seconds: float):
-    """Where every thread stands, a message, and the end: a thread that hangs cannot be interrupted in order."""
+def _end_process(seconds: float):
+    """Write the stack of every thread and a message, and exit without cleanup.
+
+    A thread that hangs in C++ cannot be interrupted in an orderly way.
+    """
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
     sys.stderr.write(
-        f"error: no step was finished in {seconds:.0f} s (run.step_timeout); above is where every thread stood. "
-        "Start the run again: it continues from its newest checkpoint.\n"
+        f"error: no step was finished in {seconds:.0f} s (run.step_timeout); the stacks of all "
+        "threads are above. Start the run again: it continues from its newest checkpoint.\n"
     )
     sys.stderr.flush()
-    os._exit(STOOD_STILL)
+    os._exit(EXIT_STATUS)

@@ -63,10 +63,10 @@ def test_a_notice_asks_to_stop(server, monkeypatch, name, notice, later):
 
 
 def test_a_server_that_goes_away_is_not_asked_without_pause(server, monkeypatch):
-    asked, answer = [], stopping._ask
+    asked, answer = [], stopping._query
     monkeypatch.setattr(
         stopping,
-        "_ask",
+        "_query",
         lambda *question: asked.append(1) or (answer(*question) if len(asked) < 3 else None),
     )
     with stop_requests() as stop:

@@ -13,7 +13,7 @@ from lclm_jax.config import Config
 from lclm_jax.data.prepare.shards import find_shards, index_path
 from lclm_jax.files.checksums import CHECKSUMS, find_damage
 from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
-from lclm_jax.training.watchdog import STOOD_STILL
+from lclm_jax.training.watchdog import EXIT_STATUS
 from tests.soak.child import Child, Session, child
 from tests.soak.faults import DAY, DIED, Order
 from tests.soak.plan import Fault, Kind
@@ -232,7 +232,7 @@ def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
             errors="replace", encoding="utf-8"
         )
         seen = f"ended with status {status}, its message and where the worker stood"
-        return Outcome(status == STOOD_STILL and said, seen if said else _ended(one, status))
+        return Outcome(status == EXIT_STATUS and said, seen if said else _ended(one, status))
 
 
 def _clock(soak: Soak, fault: Fault) -> Outcome:

@@ -339,7 +339,7 @@ def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, on
     [
         (
             ["missing.py"],
-            "error: missing.py: no such config; expected a Python file with a function config()",
+            "error: missing.py: no such config; expected a Python file with a function experiment() or config()",
         ),
         (
             ["configs/tiny.py", "--set", "data.row=1"],

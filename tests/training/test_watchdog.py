@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from lclm_jax.training.watchdog import STOOD_STILL, watchdog
+from lclm_jax.training.watchdog import EXIT_STATUS, watchdog
 
 
 def test_no_sign_of_life_is_the_end():
     ended = threading.Event()
-    told = []
-    with watchdog(0.2, lambda seconds: (told.append(seconds), ended.set())) as alive:
+    timeouts = []
+    with watchdog(0.2, lambda seconds: (timeouts.append(seconds), ended.set())) as alive:
         alive()
         assert ended.wait(30)
-    assert told == [pytest.approx(0.2)]
+    assert timeouts == [pytest.approx(0.2)]
 
 
 @pytest.mark.parametrize("seconds", [1.0, None])
@@ -37,7 +37,7 @@ def test_the_end_says_where_every_thread_stood():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=50
     )
-    assert done.returncode == STOOD_STILL
+    assert done.returncode == EXIT_STATUS
     assert "in stuck" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "error: no step was finished in 0 s (run.step_timeout)"
