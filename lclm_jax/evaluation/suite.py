@@ -11,10 +11,10 @@ from lclm_jax.costs.work import compressed_cost, uncompressed_cost
 from lclm_jax.evaluation.evaluator import EvaluationConfig, Evaluator
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.files.reading import read_json
+from lclm_jax.files.run_layout import EVALUATION
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import track
 
-EVALUATION = "evaluation.json"  # the file in a run directory
 CONTEXT_LENGTHS = [2**k for k in range(6, 14)]  # tokens, for the cost of the evaluated model
 PUBLISHED_CONTEXT_LENGTHS = [2**k for k in range(10, 21)]
 
