@@ -44,10 +44,10 @@ def compile_on(mesh, arrays):
     ids=str,
 )
 def test_a_mesh_gives_what_one_device_gives(arrays, shape):
-    one, placed = compile_on(make_mesh(MeshConfig(data=1), jax.devices()[:1]), arrays)
-    expected = one(*placed)
-    many, placed = compile_on(make_mesh(MeshConfig(*shape), jax.devices()), arrays)
-    result = many(*placed)
+    on_one_device, placed = compile_on(make_mesh(MeshConfig(data=1), jax.devices()[:1]), arrays)
+    expected = on_one_device(*placed)
+    on_mesh, placed = compile_on(make_mesh(MeshConfig(*shape), jax.devices()), arrays)
+    result = on_mesh(*placed)
     for value, reference in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(value, reference, rtol=2e-5, atol=1e-6)
     for gradient, array in zip(result[1], placed[:2], strict=True):
