@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data.inputs import files
-from lclm_jax.data.inputs.files import Rejection, Row, read_unit
+from lclm_jax.data.inputs.files import InputRow, Rejection, read_unit
 from lclm_jax.data.inputs.pickles import PickleError, load_plain
 from lclm_jax.data.inputs.units import find_units
 from lclm_jax.errors import UserError
@@ -90,7 +90,7 @@ def test_a_glob_gives_a_file_once_and_no_binary_one(tmp_path):
     (tmp_path / "tree" / "x.png").write_bytes(b"\x89PNG\0")
     for pattern in ("**", "*"):
         *rows, image = read(tmp_path / "tree" / pattern)
-        assert len(rows) == 200 and all(isinstance(row, Row) for row in rows)
+        assert len(rows) == 200 and all(isinstance(row, InputRow) for row in rows)
         assert (image.file, image.reason) == (str(tmp_path / "tree" / "x.png"), "not text")
     (tmp_path / "x1.jsonl").write_text('{"a": "by the glob"}', encoding="utf-8")
     (tmp_path / "x[1].jsonl").write_text('{"a": "by its name"}', encoding="utf-8")
@@ -120,7 +120,7 @@ def test_records_of_other_shapes(tmp_path, record, expected):
     write_records(tmp_path / "x.arrayrecord", [record, b'{"b": 2}'])
     first, second = read(tmp_path / "x.arrayrecord")
     assert (
-        first.fields if isinstance(first, Row) else first.reason
+        first.fields if isinstance(first, InputRow) else first.reason
     ) == expected and second.fields == {"b": 2}
 
 
@@ -144,7 +144,7 @@ def test_a_line_belongs_to_the_unit_in_which_it_begins(tmp_path_factory, lines, 
     file.write_bytes((end.join(texts) + (end if last else "")).encode("utf-8", "surrogatepass"))
     expected = [(i, line) for i, line in enumerate(lines) if isinstance(line, dict)]
     found = read(file, size)
-    assert [(row.number, row.fields) for row in found if isinstance(row, Row)] == [
+    assert [(row.number, row.fields) for row in found if isinstance(row, InputRow)] == [
         (i, line) for i, line in expected if not _surrogate(line)
     ]
     if found and found[-1].number == 0 and not expected:
@@ -165,7 +165,7 @@ def test_a_unit_of_lines_knows_its_first_number_without_reading_what_lies_before
     assert len(units) > 3
     whole = list(read_unit(unit))
     file.write_bytes(b"\n" * (unit.start - 1) + LINES[unit.start - 1 :])
-    assert list(read_unit(unit)) == whole and whole[-1] == Row(str(file), 39, ROWS[39])
+    assert list(read_unit(unit)) == whole and whole[-1] == InputRow(str(file), 39, ROWS[39])
 
 
 def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
@@ -175,7 +175,7 @@ def test_a_number_of_too_many_digits_costs_one_line(tmp_path):
 
 
 def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LONGEST", 30)
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 30)
     bad = [
         b'{"a": 1}',
         b"{broken",
@@ -188,7 +188,9 @@ def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
     bad += [b'{"a": "' + b"x" * 21 + b'"}', b'{"a": "' + b"x" * 22 + b'"}', b'{"a": 3}']
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(bad) + b"\n")
     found = read(tmp_path / "x.jsonl")
-    assert [(one.number, one.fields if isinstance(one, Row) else one.reason) for one in found] == [
+    assert [
+        (one.number, one.fields if isinstance(one, InputRow) else one.reason) for one in found
+    ] == [
         (0, {"a": 1}),
         (1, "json"),
         (2, "json"),
@@ -211,7 +213,7 @@ def test_a_truncated_file_is_one_rejection_after_what_can_be_read(tmp_path, name
     file.write_bytes(data[: max(1, int(len(data) * kept))])
     *rows, last = read(file)
     assert last.reason == "corrupt" and last.file == str(file)
-    whole = [row for row in rows if isinstance(row, Row)]
+    whole = [row for row in rows if isinstance(row, InputRow)]
     assert [row.fields for row in whole] == ROWS[: len(whole)]
     assert len(rows) - len(whole) <= 1, "at most one line is cut in two"
     if kept == 0.9 and name.endswith(("gz", "zst")):
@@ -226,7 +228,7 @@ def test_a_damaged_file_never_raises(tmp_path, name):
         (tmp_path / name).write_bytes(
             data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
         )
-        assert all(isinstance(one, (Row, Rejection)) for one in read(tmp_path / name))
+        assert all(isinstance(one, (InputRow, Rejection)) for one in read(tmp_path / name))
 
 
 def test_what_comes_before_a_damaged_frame_is_kept(tmp_path):
@@ -277,7 +279,7 @@ def test_a_source_tree_gives_every_text_file(tmp_path):
     (tree / "crlf.txt").write_bytes(b"1\r\n2")
     (tree / "inside.txt").symlink_to(tree / "b" / "two.py")
     found = read(tree)
-    assert [row.fields["text"] for row in found if isinstance(row, Row)] == [
+    assert [row.fields["text"] for row in found if isinstance(row, InputRow)] == [
         "1\n",
         "2\n",
         "1\r\n2",
@@ -298,7 +300,7 @@ def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkey
         ["d"],
         ["e"],
     ]
-    monkeypatch.setattr(files, "LONGEST", 49)
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 49)
     assert [(one.file[-5], one.reason) for one in read(tmp_path) if isinstance(one, Rejection)] == [
         ("d", "too long")
     ]
@@ -367,7 +369,7 @@ def test_a_dataset_of_the_hub_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(
         FileNotFoundError,
-        match="hf:owner/name: the dataset could not be had from the hub: no network",
+        match="hf:owner/name: the dataset could not be downloaded from the hub: no network",
     ):
         find_units("hf:owner/name")
 
@@ -428,7 +430,7 @@ def test_other_pickles_are_refused_and_nothing_is_carried_out(data):
         load_plain(data)
     assert not os.path.exists("/tmp/lclm-jax-unpickled")  # noqa: PTH110
     with pytest.raises(PickleError, match="at most 3 bytes"):
-        load_plain(b"1234", most=3)
+        load_plain(b"1234", max_bytes=3)
 
 
 def test_a_value_that_holds_itself_or_grows_without_end_is_refused():

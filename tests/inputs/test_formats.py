@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.data.inputs import parquet
-from lclm_jax.data.inputs.files import Rejection, Row, read_unit, unread_files
+from lclm_jax.data.inputs.files import InputRow, Rejection, read_unit, unread_files
 from lclm_jax.data.inputs.formats import find_form
 from lclm_jax.data.inputs.splits import split_of_file
 from lclm_jax.data.inputs.units import find_units
 
 FUZZ = settings(max_examples=int(os.environ.get("LCLM_FUZZ", "50")), deadline=None)
-ROWS = [{"text": f"Row {i}: Zoë", "n": str(i)} for i in range(30)]
+ROWS = [{"text": f"InputRow {i}: Zoë", "n": str(i)} for i in range(30)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"size"
 COMPRESS = {
@@ -44,8 +44,8 @@ def read(pattern, size=1 << 20):
 
 
 def fields(found):
-    assert all(isinstance(one, Row) for one in found), [
-        one for one in found if type(one) is not Row
+    assert all(isinstance(one, InputRow) for one in found), [
+        one for one in found if type(one) is not InputRow
     ]
     return [one.fields for one in found]
 
@@ -146,12 +146,12 @@ def test_a_list_that_is_not_whole_is_named_after_what_can_be_read(tmp_path, text
 
 
 def test_a_list_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("lclm_jax.data.inputs.json_rows.PIECE", 7)
+    monkeypatch.setattr("lclm_jax.data.inputs.json_rows.MIN_READ_CHARACTERS", 7)
     (tmp_path / "a.json").write_text(
         json.dumps([*ROWS, {"text": "é" * 500}], indent=1), encoding="utf-8"
     )
     assert fields(read(tmp_path / "a.json")) == [*ROWS, {"text": "é" * 500}]
-    monkeypatch.setattr("lclm_jax.data.inputs.files.LONGEST", 100)
+    monkeypatch.setattr("lclm_jax.data.inputs.files.MAX_TEXT_BYTES", 100)
     *found, last = read(tmp_path / "a.json")
     assert fields(found) == ROWS and last.reason == "too long"
 
@@ -159,7 +159,7 @@ def test_a_list_is_read_in_pieces(tmp_path, monkeypatch):
 def test_a_bad_row_of_a_table_is_named_and_the_others_come(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'text,n\na,1\nb\n\xff,2\n"c"d,3\n,4\n"two\nlines",5\n')
     found = read(tmp_path / "a.csv")
-    assert [one.fields if isinstance(one, Row) else one.reason for one in found] == [
+    assert [one.fields if isinstance(one, InputRow) else one.reason for one in found] == [
         {"text": "a", "n": "1"},
         "csv",
         "encoding",
@@ -203,7 +203,7 @@ def test_what_is_found_and_not_read_has_a_name(tmp_path):
     (tmp_path / ".hidden").mkdir()
     for pattern in (tmp_path, tmp_path / "*"):
         found = read(pattern)
-        texts = [one.fields["text"] for one in found if isinstance(one, Row)]
+        texts = [one.fields["text"] for one in found if isinstance(one, InputRow)]
         assert texts == ["Ada likes pears.", "Ben likes figs."]
         named = {Path(one.file).name: one.reason for one in found if type(one) is Rejection}
         named.pop("build", None)
@@ -250,7 +250,7 @@ def test_a_file_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, na
 
     monkeypatch.setattr(type(tmp_path), "open", refuse)
     found = read(tmp_path)
-    assert {"text": "more"} in [one.fields for one in found if isinstance(one, Row)]
+    assert {"text": "more"} in [one.fields for one in found if isinstance(one, InputRow)]
     (problem,) = [one for one in found if isinstance(one, Rejection)]
     assert problem.file == str(tmp_path / name) and problem.detail
 
@@ -359,7 +359,7 @@ def test_a_batch_of_parquet_rows_is_bounded_by_bytes(tmp_path, monkeypatch):
     texts = pyarrow.array(["words " * 200_000] * 64)  # a megabyte, once in the file
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     del texts
-    monkeypatch.setattr(parquet, "BATCH", 4 << 20)
+    monkeypatch.setattr(parquet, "MAX_BATCH_BYTES", 4 << 20)
     before, most, count = pyarrow.total_allocated_bytes(), 0, 0
     for row in read(tmp_path / "a.parquet") and parquet.ParquetRows(
         tmp_path / "a.parquet", slice(None), None
@@ -394,7 +394,7 @@ def test_a_file_of_any_bytes_is_read_or_named(tmp_path_factory, suffix, head, da
     file = tmp_path_factory.mktemp("any") / f"a{suffix}"
     file.write_bytes((head if isinstance(head, bytes) else bytes([head])) + data)
     found = read(f"{form}{file}", size=50)
-    assert found and all(isinstance(one, (Row, Rejection)) for one in found)
+    assert found and all(isinstance(one, (InputRow, Rejection)) for one in found)
 
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)

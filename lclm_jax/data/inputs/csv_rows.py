@@ -1,4 +1,4 @@
-"""Tables in text, CSV and TSV, as rows: the first line names the fields, as in `datasets`."""
+"""CSV and TSV files as rows; the first line names the fields, as in `datasets`."""
 
 import csv
 import io
@@ -8,22 +8,30 @@ from typing import Any
 
 from lclm_jax.data.inputs.decompression import open_text
 
+MAX_HEADER_CHARACTERS = 1 << 16  # of the first line, in which the delimiter is looked for
+
 
 class CsvError(ValueError):
-    """A line of a table that cannot be a row: a reason of few words, and what was found."""
+    """A line that is no row of its table.
+
+    Attributes:
+        reason: a few words, as in `Rejection`.
+        detail: what was expected and found.
+    """
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
-def read_table(path: Path, longest: int) -> Iterator[dict[str, Any] | CsvError]:
-    """The rows of a table, and an error for each that cannot be read.
+def read_table(path: Path, max_cell_length: int) -> Iterator[dict[str, Any] | CsvError]:
+    """Yield the rows of a table, and an error for each line that is not one.
 
-    An empty cell is an absent value. Raises ValueError for a table without a header.
+    An empty cell is None. Raises ValueError for a table without a header, OSError or EOFError for a
+    damaged file.
     """
-    csv.field_size_limit(longest)
-    delimiter = _delimiter(path)
+    csv.field_size_limit(max_cell_length)
+    delimiter = _find_delimiter(path)
     with _open(path) as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(lines, [])
@@ -38,24 +46,24 @@ def read_table(path: Path, longest: int) -> Iterator[dict[str, Any] | CsvError]:
                 yield CsvError("csv", f"expected a row of a table: {error}")
                 continue
             if cells:
-                yield _row(names, cells)
+                yield _make_row(names, cells)
 
 
 def _open(path: Path) -> io.TextIOWrapper:
-    # Bytes that are no UTF-8 become half surrogates, so that they cost their row alone.
+    # Bytes that are not UTF-8 become lone surrogates, so that only their row is refused.
     return io.TextIOWrapper(
         open_text(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
 
 
-def _delimiter(path: Path) -> str:
-    """The separator that the first line has most of; a comma where it has none."""
+def _find_delimiter(path: Path) -> str:
+    """Return the separator that is most frequent in the first line; a comma if there is none."""
     with _open(path) as file:
-        header = file.readline(1 << 16)
+        header = file.readline(MAX_HEADER_CHARACTERS)
     return max(",\t;", key=header.count)
 
 
-def _row(names: list[str], cells: list[str]) -> dict[str, Any] | CsvError:
+def _make_row(names: list[str], cells: list[str]) -> dict[str, Any] | CsvError:
     if len(cells) != len(names):
         return CsvError("csv", f"expected {len(names)} cells, got {len(cells)}")
     try:

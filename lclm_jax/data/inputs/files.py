@@ -1,7 +1,7 @@
-"""Units of the input as numbered rows; what cannot be read is named and the rest still comes.
+"""Units of the input as numbered rows, with a rejection in place of each unreadable one.
 
 Formats: JSON lines, JSON lists, CSV, Parquet, ArrayRecord, plain text, source trees and
-repositories; all but Parquet and ArrayRecord may be compressed (`lclm_jax.data.inputs.decompression`).
+repositories. All but Parquet and ArrayRecord may be compressed (`decompression`).
 """
 
 import os
@@ -23,42 +23,56 @@ from lclm_jax.data.inputs.units import Unit, find_texts, open_records
 from lclm_jax.data.rows.field_names import KNOWN_FIELDS
 from lclm_jax.errors import UserError
 
-LONGEST = 256 << 20  # bytes of a line or of a text file
+MAX_TEXT_BYTES = 256 << 20  # of a line or of a text file
+SKIP_BYTES = 1 << 20  # read at a time of a line that is too long
+PICKLE_PROTOCOL = b"\x80"  # first byte of a pickle of protocol 2 and later
 
 
 @dataclass(frozen=True)
-class Row:
-    """One record as it stands in a file."""
+class InputRow:
+    """A record of an input file.
+
+    Attributes:
+        file: its path.
+        number: position of the record in the file, from 0; 0 for a text file or repository.
+        fields: values by name.
+        ignored: names of fields in the file that were not read.
+    """
 
     file: str
-    number: int  # record in the file, from 0: a line, row, record; 0 for a text file or repository
+    number: int
     fields: dict[str, Any]
-    ignored: tuple[str, ...] = ()  # names of the fields that the file has and that are not read
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that cannot be used, a file from some record on, or one that is not read at all."""
+    """A record that cannot be used, the rest of a damaged file, or a file that is not read.
+
+    Attributes:
+        file: its path.
+        number: position of the record in the file, from 0.
+        reason: "encoding", "json", "csv", "corrupt", "pickle", "empty", "too long", a reason of
+            `UnreadError` or `RowError`, or "error" for any other exception.
+        detail: what was expected and what came.
+    """
 
     file: str
     number: int
-    # Of few words: encoding, json, csv, corrupt, pickle, empty, too long, those of
-    # `lclm_jax.data.inputs.formats.UnreadError` and of `lclm_jax.data.rows.row_errors.RowError`; or error, for any
-    # other exception.
     reason: str
-    detail: str  # what was expected and what came
+    detail: str
 
 
-def read_unit(unit: Unit, wanted: Collection[str] | None = None) -> Iterator[Row | Rejection]:
-    """Its rows in order; a record that cannot be read, or the rest of a damaged file, is one
-    Rejection.
+def read_unit(unit: Unit, wanted: Collection[str] | None = None) -> Iterator[InputRow | Rejection]:
+    """Yield the rows of a unit in order.
 
-    `wanted` names the fields that are needed, for formats that can leave others unread.
+    A record that cannot be read, and the rest of a damaged file, are one Rejection each. `wanted`
+    names the needed fields, for formats that can skip others.
     """
     if unit.form == "unread":
-        yield from (one for one in unread_files(unit) if one.reason != "other split")
+        yield from (file for file in unread_files(unit) if file.reason != "other split")
         return
-    read: Callable[[Unit], Iterator[Row | Rejection]] = {
+    read: Callable[[Unit], Iterator[InputRow | Rejection]] = {
         "text": _read_texts,
         "repository": _read_repository,
         "jsonl": _read_lines,
@@ -69,22 +83,24 @@ def read_unit(unit: Unit, wanted: Collection[str] | None = None) -> Iterator[Row
     }[unit.form]
     number = None
     try:
-        for found in read(unit):
-            number = found.number + 1
-            yield found
+        for record in read(unit):
+            number = record.number + 1
+            yield record
         if number is None and unit.start == 0 and unit.stop is None:
             yield Rejection(unit.files[0], 0, "empty", "expected rows, got none")
-    except (UserError, MemoryError):  # a library is missing, or the machine is at its end
+    except (UserError, MemoryError):  # a library is missing, or memory is full
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a file causes, the others are read
+    except Exception as error:  # noqa: BLE001 - the other files are read whatever one causes
         yield Rejection(
             unit.files[0], number or 0, "corrupt", f"cannot be read further: {error!r:.300}"
         )
 
 
 def unread_files(unit: Unit) -> list[Rejection]:
-    """The files of a unit of form "unread", those of other splits too: these are left out by
-    choice, so reading the unit gives no rejection for them.
+    """Return the files of a unit of form "unread".
+
+    They include those of other splits, which `read_unit` does not yield: they are left out on
+    purpose.
     """
     return [
         Rejection(file, 0, reason, detail)
@@ -92,7 +108,7 @@ def unread_files(unit: Unit) -> list[Rejection]:
     ]
 
 
-def _read_texts(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_texts(unit: Unit) -> Iterator[InputRow | Rejection]:
     for name in unit.files:
         text = _decode(Path(name))
         if isinstance(text, Rejection):
@@ -100,19 +116,19 @@ def _read_texts(unit: Unit) -> Iterator[Row | Rejection]:
         elif not text.strip():
             yield Rejection(name, 0, "empty", "expected text, got none")
         else:
-            yield Row(name, 0, {"text": text})
+            yield InputRow(name, 0, {"text": text})
 
 
 def _decode(path: Path) -> str | Rejection:
-    """The text of a file as it stands, line ends too, without a byte order mark."""
+    """Return the text of a file with its line ends, without a byte order mark."""
     name = str(path)
     try:
         with open_decompressed(path) as file:
-            data = file.read(LONGEST + 1)
+            data = file.read(MAX_TEXT_BYTES + 1)
     except (OSError, EOFError) as error:
         return Rejection(name, 0, "corrupt", f"expected a file that can be read: {error}")
-    if len(data) > LONGEST:
-        return Rejection(name, 0, "too long", f"expected a text of at most {LONGEST} bytes")
+    if len(data) > MAX_TEXT_BYTES:
+        return Rejection(name, 0, "too long", f"expected a text of at most {MAX_TEXT_BYTES} bytes")
     encoding = encoding_of(data)
     if encoding is None and b"\0" in data:
         return Rejection(name, 0, "not text", f"expected text, got a zero at {data.index(0)}")
@@ -127,11 +143,11 @@ def _decode(path: Path) -> str | Rejection:
         )
 
 
-def _read_repository(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_repository(unit: Unit) -> Iterator[InputRow | Rejection]:
     directory, parts = Path(unit.files[0]), []
     texts, unread = find_texts(directory)
-    for one in unread:
-        yield Rejection(str(one.path), 0, one.reason, one.detail)
+    for unread_file in unread:
+        yield Rejection(str(unread_file.path), 0, unread_file.reason, unread_file.detail)
     for file, _ in texts:
         text = _decode(file)
         if isinstance(text, Rejection):
@@ -140,24 +156,27 @@ def _read_repository(unit: Unit) -> Iterator[Row | Rejection]:
             name = os.fsencode(file.relative_to(directory).as_posix()).decode("utf-8", "replace")
             parts.append(f"# FILE {name}\n{text}")
     if parts:
-        yield Row(str(directory), 0, {"text": "\n\n".join(parts)})
+        yield InputRow(str(directory), 0, {"text": "\n\n".join(parts)})
     else:
         yield Rejection(str(directory), 0, "empty", "expected text files, got none")
 
 
-def _read_lines(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_lines(unit: Unit) -> Iterator[InputRow | Rejection]:
     name, number = unit.files[0], unit.first
     try:
         with open_text(Path(name)) as file:
             if unit.start:
-                file.seek(unit.start - 1)  # a line that began before is of the unit before
+                file.seek(unit.start - 1)  # a line that began earlier belongs to the unit before
                 _finish_line(file)
             while (unit.stop is None or file.tell() < unit.stop) and (
-                line := file.readline(LONGEST + 1)
+                line := file.readline(MAX_TEXT_BYTES + 1)
             ):
-                if len(line) > LONGEST and not line.endswith(b"\n"):
+                if len(line) > MAX_TEXT_BYTES and not line.endswith(b"\n"):
                     yield Rejection(
-                        name, number, "too long", f"expected a line of at most {LONGEST} bytes"
+                        name,
+                        number,
+                        "too long",
+                        f"expected a line of at most {MAX_TEXT_BYTES} bytes",
                     )
                     _finish_line(file)
                 elif line.strip():
@@ -173,31 +192,31 @@ def _read_lines(unit: Unit) -> Iterator[Row | Rejection]:
 
 
 def _finish_line(file: BinaryIO):
-    """Goes to where the next line begins."""
-    while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
+    """Move to where the next line begins."""
+    while (part := file.readline(SKIP_BYTES)) and not part.endswith(b"\n"):
         pass
 
 
-def _parse_line(name: str, number: int, line: bytes) -> Row | Rejection:
+def _parse_line(name: str, number: int, line: bytes) -> InputRow | Rejection:
     try:
         return _row(name, number, parse_line(line))
     except JsonError as error:
         return Rejection(name, number, error.reason, error.detail)
 
 
-def _row(name: str, number: int, value: Any) -> Row | Rejection:
-    """The row that a value of JSON is."""
+def _row(name: str, number: int, value: Any) -> InputRow | Rejection:
+    """Return a JSON object as a row."""
     if not isinstance(value, dict):
         return Rejection(
             name, number, "json", f"expected a JSON object, got {type(value).__name__}"
         )
-    return Row(name, number, value)
+    return InputRow(name, number, value)
 
 
-def _read_json(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_json(unit: Unit) -> Iterator[InputRow | Rejection]:
     name, number = unit.files[0], 0
     try:
-        for value in read_values(Path(name), LONGEST):
+        for value in read_values(Path(name), MAX_TEXT_BYTES):
             yield _row(name, number, value)
             number += 1
     except JsonError as error:
@@ -208,20 +227,20 @@ def _read_json(unit: Unit) -> Iterator[Row | Rejection]:
         yield Rejection(name, number, "corrupt", f"expected a whole file: {error}")
 
 
-def _read_csv(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_csv(unit: Unit) -> Iterator[InputRow | Rejection]:
     name, number = unit.files[0], 0
     try:
-        for row in read_table(Path(name), LONGEST):
+        for row in read_table(Path(name), MAX_TEXT_BYTES):
             if isinstance(row, CsvError):
                 yield Rejection(name, number, row.reason, row.detail)
             else:
-                yield Row(name, number, row)
+                yield InputRow(name, number, row)
             number += 1
     except (OSError, EOFError, ValueError) as error:
         yield Rejection(name, number, "csv", f"expected a whole table: {error}")
 
 
-def _read_parquet(unit: Unit, wanted: Collection[str] | None) -> Iterator[Row | Rejection]:
+def _read_parquet(unit: Unit, wanted: Collection[str] | None) -> Iterator[InputRow | Rejection]:
     name = unit.files[0]
     rows = ParquetRows(Path(name), slice(unit.start, unit.stop), wanted)
     try:
@@ -241,28 +260,30 @@ def _read_parquet(unit: Unit, wanted: Collection[str] | None) -> Iterator[Row | 
 
 def _unpickle(
     name: str, number: int, fields: dict[str, Any], ignored: tuple[str, ...]
-) -> Row | Rejection:
-    """A row whose cells may be pickled; a pickled dict that is alone is the row."""
+) -> InputRow | Rejection:
+    """Return a row with its pickled cells read; a single pickled dict is the row itself."""
     needed = KNOWN_FIELDS.intersection(fields) or fields
-    packed, read = [], dict(fields)
+    pickled, values = [], dict(fields)
     for key, cell in fields.items():
-        if isinstance(cell, bytes) and cell[:1] == b"\x80":
+        if isinstance(cell, bytes) and cell.startswith(PICKLE_PROTOCOL):
             try:
-                read[key] = load_plain(cell)
-                packed.append(key)
+                values[key] = load_plain(cell)
+                pickled.append(key)
             except PickleError as error:
                 if key in needed:
                     return Rejection(name, number, "pickle", str(error))
-    given = [key for key, value in read.items() if value is not None]
-    alone = len(given) == 1 and given == packed and _is_record(read[given[0]])
-    return Row(name, number, read[given[0]] if alone else read, ignored)
+
+    present = [key for key, value in values.items() if value is not None]
+    if len(present) == 1 and present == pickled and _is_record(values[present[0]]):
+        values = values[present[0]]
+    return InputRow(name, number, values, ignored)
 
 
 def _is_record(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _read_records(unit: Unit) -> Iterator[Row | Rejection]:
+def _read_records(unit: Unit) -> Iterator[InputRow | Rejection]:
     name, number = unit.files[0], unit.start
     try:
         reader = open_records(name)
@@ -277,10 +298,12 @@ def _read_records(unit: Unit) -> Iterator[Row | Rejection]:
         )
 
 
-def _parse_record(name: str, number: int, record: bytes) -> Row | Rejection:
-    """Msgpack or JSON, whichever the record is."""
+def _parse_record(name: str, number: int, record: bytes) -> InputRow | Rejection:
+    """Return the row of a record in msgpack or JSON."""
     try:
         fields = msgpack.unpackb(record)
     except (ValueError, RecursionError, msgpack.UnpackException):
         fields = None
-    return Row(name, number, fields) if _is_record(fields) else _parse_line(name, number, record)
+    return (
+        InputRow(name, number, fields) if _is_record(fields) else _parse_line(name, number, record)
+    )

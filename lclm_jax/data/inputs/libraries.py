@@ -1,4 +1,4 @@
-"""Imports the libraries that only some inputs need."""
+"""Imports of libraries that only some formats need."""
 
 import importlib
 from typing import Any
@@ -7,10 +7,11 @@ from lclm_jax.errors import UserError
 
 
 def require(module: str) -> Any:
-    """The module. Raises UserError naming the extra that installs it."""
+    """Import a module. Raises UserError that names the extra which installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise UserError(
-            f"reading this input needs {module.partition('.')[0]}: pip install 'lclm_jax[data]'"
+            f"reading this input needs {package}: pip install 'lclm_jax[data]'"
         ) from error

@@ -1,9 +1,8 @@
-"""Rows of Parquet files: only columns that are needed, in batches of bounded size.
+"""Rows of Parquet files: only the columns that are needed, in batches of bounded size.
 
-A page of a file is decompressed as one, so that the largest of them is held, too.
-
-Times become whole numbers: nobody needs them, and Python has no dates for all of them. A cell that
-cannot be read costs its row where its column may be needed, else nothing.
+Parquet decompresses a page at once, so memory also holds the largest page. Dates, times and
+durations become integers, because Python cannot represent all of them and no row needs them. A cell
+that cannot be read refuses its row only where its column may be needed.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -14,24 +13,28 @@ from typing import Any
 from lclm_jax.data.inputs.libraries import require
 from lclm_jax.data.rows.field_names import KNOWN_FIELDS
 
-BATCH = 64 << 20  # bytes that a batch of rows may take when all its values are the longest
-MAX_ROWS = 256  # of a batch
-BUFFER = 1 << 20  # bytes of a file that are read at a time
-# What pyarrow raises for a cell whose bytes are no text, whose number is too large, or whose type
-# Python does not have.
-UNREADABLE = (ArithmeticError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
+MAX_BATCH_BYTES = 64 << 20  # of a batch of rows, if each of its values were the longest
+MAX_BATCH_ROWS = 256
+READ_BUFFER_BYTES = 1 << 20
+# Raised by pyarrow for bytes that are not text, numbers too large for Python, and unknown types.
+CELL_ERRORS = (ArithmeticError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """A row with a cell that cannot be read, and why."""
+    """A row with a needed cell that cannot be read.
 
-    reason: str  # encoding, or corrupt
+    Attributes:
+        reason: "encoding" or "corrupt".
+        detail: what was expected and found.
+    """
+
+    reason: str
     detail: str
 
 
 def group_sizes(path: Path) -> list[int]:
-    """Bytes of each row group. Raises ValueError for a file that is damaged."""
+    """Return the bytes of each row group. Raises ValueError for a damaged file."""
     try:
         with _open(path) as file:
             return [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
@@ -40,95 +43,107 @@ def group_sizes(path: Path) -> list[int]:
 
 
 class ParquetRows:
-    """The rows of some row groups of a file.
+    """The rows of consecutive row groups of a file.
 
-    `wanted` names the columns to read, where the file has any of them; all are read without it.
+    Args:
+        path: the file.
+        groups: numbers of the row groups.
+        wanted: columns to read; all of them if it is None or the file has none of these.
     """
 
     def __init__(self, path: Path, groups: slice, wanted: Collection[str] | None):
         self.path, self.groups, self.wanted = path, groups, wanted
-        self.ignored: list[str] = []  # columns that are not read, once rows are
-        self.number = 0  # of the next row in the file
+        self.ignored: list[str] = []  # names of unread columns, known after the first row
+        self.number = 0  # position of the next row in the file
 
     def __iter__(self) -> Iterator[dict[str, Any] | UnreadableRow]:
-        """Raises ValueError, OSError or an ArrowException for a file that is damaged."""
+        """Yield the rows. Raises ValueError, OSError or an ArrowException for a damaged file."""
         with _open(self.path) as file:
             names = file.schema_arrow.names
-            read = [name for name in names if self.wanted is None or name in self.wanted] or names
-            twice = sorted({name for name in read if read.count(name) > 1})
-            if twice:
-                raise ValueError(f"two columns are called {', '.join(twice)}")
-            self.ignored = [name for name in names if name not in read]
-            needed = KNOWN_FIELDS.intersection(read) or frozenset(read)
+            columns = self._choose_columns(names)
+            self.ignored = [name for name in names if name not in columns]
+            needed = KNOWN_FIELDS.intersection(columns) or frozenset(columns)
             groups = range(file.num_row_groups)
             self.number = sum(
                 file.metadata.row_group(i).num_rows for i in groups[: self.groups.start]
             )
             for group in groups[self.groups]:
-                size = _rows_of_batch(file.metadata.row_group(group), read)
-                columns = None if read == names else read
-                for batch in file.iter_batches(size, row_groups=[group], columns=columns):
-                    for row in _rows(_without_times(batch), needed):
+                size = _batch_rows(file.metadata.row_group(group), columns)
+                selection = None if columns == names else columns
+                for batch in file.iter_batches(size, row_groups=[group], columns=selection):
+                    for row in _rows_of(_times_to_integers(batch), needed):
                         yield row
                         self.number += 1
 
+    def _choose_columns(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the columns to read. Raises ValueError where two have the same name."""
+        wanted = [name for name in names if self.wanted is None or name in self.wanted]
+        columns = wanted or names
+        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        if repeated:
+            raise ValueError(f"two columns are called {', '.join(repeated)}")
+        return columns
+
 
 def _open(path: Path) -> Any:
-    return require("pyarrow.parquet").ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+    return require("pyarrow.parquet").ParquetFile(
+        path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False
+    )
 
 
-def _rows_of_batch(group: Any, names: Sequence[str]) -> int:
-    """Rows of a group that fit into BATCH, were each as long as all of the group is in the file.
+def _batch_rows(group: Any, names: Sequence[str]) -> int:
+    """Return the rows of a batch that fits in memory even if each were as large as the group.
 
-    A value of a dictionary is in the file once, however many rows have it.
+    A dictionary's value is in the file once, however many rows refer to it, so the size of a group
+    does not bound the size of its rows.
     """
     columns = [group.column(i) for i in range(group.num_columns)]
-    used = [one for one in columns if one.path_in_schema.split(".")[0] in names]
-    size = sum(one.total_uncompressed_size for one in used)
-    return max(1, min(MAX_ROWS, BATCH // max(1, size)))
+    used = [column for column in columns if column.path_in_schema.split(".")[0] in names]
+    size = sum(column.total_uncompressed_size for column in used)
+    return max(1, min(MAX_BATCH_ROWS, MAX_BATCH_BYTES // max(1, size)))
 
 
-def _without_times(batch: Any) -> Any:
-    """The batch with dates, times and durations as whole numbers."""
+def _times_to_integers(batch: Any) -> Any:
+    """Return the batch with dates, times and durations as integers."""
     pyarrow = require("pyarrow")
-    fields = [field.with_type(_without_time(field.type)) for field in batch.schema]
+    fields = [field.with_type(_integer_type(field.type)) for field in batch.schema]
     schema = pyarrow.schema(fields)
     return batch if schema.equals(batch.schema) else batch.cast(schema)
 
 
-def _without_time(type_: Any) -> Any:
+def _integer_type(type_: Any) -> Any:
     pyarrow = require("pyarrow")
     types = pyarrow.types
     if types.is_temporal(type_):
         return pyarrow.int32() if type_.bit_width == 32 else pyarrow.int64()
     if types.is_struct(type_):
-        parts = [type_.field(i) for i in range(type_.num_fields)]
-        return pyarrow.struct([one.with_type(_without_time(one.type)) for one in parts])
+        fields = [type_.field(i) for i in range(type_.num_fields)]
+        return pyarrow.struct([field.with_type(_integer_type(field.type)) for field in fields])
     if types.is_list(type_):
         value = type_.value_field
-        return pyarrow.list_(value.with_type(_without_time(value.type)))
+        return pyarrow.list_(value.with_type(_integer_type(value.type)))
     return type_
 
 
-def _rows(batch: Any, needed: Collection[str]) -> Iterator[dict[str, Any] | UnreadableRow]:
+def _rows_of(batch: Any, needed: Collection[str]) -> Iterator[dict[str, Any] | UnreadableRow]:
     columns = {name: _cells(batch.column(name), name in needed) for name in batch.schema.names}
     for i in range(batch.num_rows):
         row = {name: cells[i] for name, cells in columns.items()}
-        unreadable = next((one for one in row.values() if isinstance(one, UnreadableRow)), None)
-        yield unreadable or row
+        problems = (cell for cell in row.values() if isinstance(cell, UnreadableRow))
+        yield next(problems, None) or row
 
 
 def _cells(column: Any, is_needed: bool) -> Sequence[Any]:
     try:
         return column.to_pylist()
-    except UNREADABLE:
+    except CELL_ERRORS:
         return [_cell(value, is_needed) for value in column]
 
 
 def _cell(value: Any, is_needed: bool) -> Any:
     try:
         return value.as_py()
-    except UNREADABLE as error:
+    except CELL_ERRORS as error:
         if not is_needed:
             return None
         if isinstance(error, UnicodeDecodeError):

@@ -1,7 +1,7 @@
-"""Unpickling that builds nothing but dict, list, str, int, bool and None.
+"""Unpickling that makes nothing but dict, list, str, int, bool and None.
 
-The original's training rows are pickles. Their instructions are read before any of them is carried
-out; whatever could import, call or construct is refused.
+The training rows of the PyTorch original are pickles. The instructions of a pickle are read before
+any of them is executed, and every instruction that could import, call or construct is refused.
 """
 
 import io
@@ -11,10 +11,10 @@ from typing import Any
 
 from lclm_jax.errors import UserError
 
-LONGEST = 1 << 30  # bytes
-# How much longer than the pickle its values may be, each written out wherever it stands.
-GROWTH = 1000
-ALLOWED = frozenset(
+MAX_BYTES = 1 << 30
+# Characters and parts a value may have for each byte of its pickle, repeated parts counted again.
+MAX_EXPANSION = 1000
+ALLOWED_OPCODES = frozenset(
     [
         "PROTO",
         "FRAME",
@@ -54,10 +54,19 @@ ALLOWED = frozenset(
         "SETITEMS",
     ]
 )
+DAMAGE_ERRORS = (
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
 
 
 class PickleError(UserError):
-    """A pickle that is damaged, or holds more than plain data."""
+    """A pickle that is damaged, or contains more than plain data."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -68,59 +77,58 @@ class _Unpickler(pickle.Unpickler):
         raise PickleError(f"expected plain data, got a reference to {pid!r}")
 
 
-def load_plain(data: bytes, most: int = LONGEST) -> Any:
-    """The dict, list, str or int in a pickle of at most `most` bytes. Raises PickleError."""
-    if len(data) > most:
-        raise PickleError(f"expected a pickle of at most {most} bytes, got {len(data)}")
+def load_plain(data: bytes, max_bytes: int = MAX_BYTES) -> Any:
+    """Return the dict, list, str or int of a pickle.
+
+    Raises PickleError for a pickle that is too large, damaged, or more than plain data, and for
+    values that contain themselves or grow far beyond the size of the pickle.
+    """
+    if len(data) > max_bytes:
+        raise PickleError(f"expected a pickle of at most {max_bytes} bytes, got {len(data)}")
     try:
-        noted = 0  # values the pickle has put aside so far
-        for opcode, argument, position in pickletools.genops(data):
-            noted += opcode.name == "MEMOIZE" or opcode.name.endswith("PUT")
-            # The unpickler makes room for as many values as the largest number it is told.
-            if opcode.name.endswith(("PUT", "GET")) and int(argument or 0) > noted:
-                raise PickleError(
-                    f"expected values numbered in turn, got {opcode.name} {argument} at byte "
-                    f"{position}"
-                )
-            if opcode.name not in ALLOWED:
-                raise PickleError(
-                    "expected a pickle of dict, list, str and int, got the instruction "
-                    f"{opcode.name} at byte {position}; write such rows as JSON"
-                )
+        _check_opcodes(data)
         value = _Unpickler(io.BytesIO(data)).load()
-    except (
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        OverflowError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except DAMAGE_ERRORS as error:
         raise PickleError(
             f"expected a whole pickle, got {len(data)} bytes that end or break: {error}"
         ) from error
-    if not _is_bounded(value, min(most, GROWTH * (len(data) + 1))):
+    if not _is_bounded(value, min(max_bytes, MAX_EXPANSION * (len(data) + 1))):
         raise PickleError(
             "expected plain data, got values that hold themselves or repeat others without end"
         )
     return value
 
 
-def _is_bounded(value: Any, most: int) -> bool:
-    """Whether a value, written out, has at most `most` characters and parts.
+def _check_opcodes(data: bytes):
+    """Raise PickleError for an instruction that is not allowed."""
+    memo_size = 0
+    for opcode, argument, position in pickletools.genops(data):
+        memo_size += opcode.name == "MEMOIZE" or opcode.name.endswith("PUT")
+        # The unpickler allocates a memo as large as the largest number in the pickle.
+        if opcode.name.endswith(("PUT", "GET")) and int(argument or 0) > memo_size:
+            raise PickleError(
+                f"expected values numbered in turn, got {opcode.name} {argument} at byte {position}"
+            )
+        if opcode.name not in ALLOWED_OPCODES:
+            raise PickleError(
+                "expected a pickle of dict, list, str and int, got the instruction "
+                f"{opcode.name} at byte {position}; write such rows as JSON"
+            )
 
-    One that holds itself has no end.
+
+def _is_bounded(value: Any, max_size: int) -> bool:
+    """Return whether a value has at most `max_size` characters and parts when written out.
+
+    A value that contains itself has no end.
     """
-    left, size = [value], 0
-    while left and size <= most:
-        part = left.pop()
-        size += 1 + (len(part) if isinstance(part, str) else 0)
-        left += (
-            part
-            if isinstance(part, list)
-            else [*part, *part.values()]
-            if isinstance(part, dict)
-            else ()
-        )
-    return size <= most
+    waiting, size = [value], 0
+    while waiting and size <= max_size:
+        part = waiting.pop()
+        size += 1
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            waiting += [*part, *part.values()]
+    return size <= max_size

@@ -1,4 +1,4 @@
-"""What lies in a directory: data files, or texts, and the names of what is not read."""
+"""The data files or texts below a directory, and the files that are not read."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -7,27 +7,28 @@ from pathlib import Path
 from lclm_jax.data.inputs.formats import UnreadError, find_form, suffix_form
 from lclm_jax.data.inputs.splits import split_of_file
 
-COLUMNS = ("parquet", "arrayrecord")  # forms that their first bytes make known
-ROWS = ("jsonl", *COLUMNS)  # forms of data alone, where names say so too
-PROJECT = (
+BINARY_FORMS = ("parquet", "arrayrecord")  # recognised by their first bytes
+DATASET_FORMS = ("jsonl", *BINARY_FORMS)  # one such file, with its suffix, makes a dataset
+PROJECT_MARKERS = (
     *(".git", ".hg", "pyproject.toml", "setup.py", "package.json", "Cargo.toml", "go.mod"),
     *("CMakeLists.txt", "pom.xml"),
 )
-BUILD = {"node_modules", "site-packages", "build", "dist"}  # products of builds: named, not read
-PAGES = (".md", ".rst", ".html")  # beside data, these describe it
-LICENSES = ("license", "licence", "readme", "notice", "citation")
+BUILD_DIRECTORIES = {"node_modules", "site-packages", "build", "dist"}  # listed, not read
+DOCUMENTATION_SUFFIXES = (".md", ".rst", ".html")  # beside data, such files describe it
+DOCUMENTATION_NAMES = ("license", "licence", "readme", "notice", "citation")
 
 
 @dataclass(frozen=True)
-class Unread:
-    """A file or directory that is found and not read: a reason of `UnreadError`, and a detail."""
+class UnreadFile:
+    """A file or directory that is not read, with the reason and detail of an `UnreadError`."""
 
     path: Path
     reason: str
     detail: str
 
     @classmethod
-    def of_split(cls, path: Path, split: str | None) -> "Unread":
+    def of_split(cls, path: Path, split: str | None) -> "UnreadFile":
+        """Return a file that is left out because of its split."""
         return cls(
             path,
             "other split",
@@ -35,88 +36,91 @@ class Unread:
         )
 
 
-def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], list[Unread]]:
-    """The data files below a directory with their forms, and what else there is; no data files
-    where it is a source tree.
+def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], list[UnreadFile]]:
+    """Return the data files below a directory with their formats, and the unread files.
 
-    Lists of JSON, tables, and lines of JSON under other names are data beside other data or among
-    pages alone: source trees have some, too. `form` takes the files of one form alone.
+    Both are empty for a source tree. JSON lists, tables, and JSON lines under other names also occur
+    in source trees; they are data only beside other data, or where all other files are
+    documentation. `form` selects one format.
     """
     files: list[tuple[Path, str]] = []
-    unread: list[Unread] = []
-    for one in _walk(directory):
-        if isinstance(one, Unread):
-            unread.append(one)
+    unread: list[UnreadFile] = []
+    for entry in _walk(directory):
+        if isinstance(entry, UnreadFile):
+            unread.append(entry)
             continue
         try:
-            files.append((one, find_form(one)))
+            files.append((entry, find_form(entry)))
         except UnreadError as error:
-            unread.append(Unread(one, error.reason, error.detail))
+            unread.append(UnreadFile(entry, error.reason, error.detail))
     if not form and not _is_dataset(directory, files):
         return [], []
     data = []
-    for file, found in files:
+    for file, file_form in files:
         split = split_of_file(file.relative_to(directory).parts)
-        if found == "text" or form not in ("", found):
-            what = (
-                f"expected {form or 'data as beside it'}, got {found}; to read it, make it an input"
-            )
-            unread.append(Unread(file, "other format", what))
+        if file_form == "text" or form not in ("", file_form):
+            expected = form or "data as beside it"
+            detail = f"expected {expected}, got {file_form}; to read it, make it an input"
+            unread.append(UnreadFile(file, "other format", detail))
         elif split is not None:
-            unread.append(Unread.of_split(file, split))
+            unread.append(UnreadFile.of_split(file, split))
         else:
-            data.append((file, found))
-    return data, sorted(unread, key=lambda one: one.path)
+            data.append((file, file_form))
+    return data, sorted(unread, key=lambda file: file.path)
 
 
 def _is_dataset(directory: Path, files: list[tuple[Path, str]]) -> bool:
-    if any(form in ROWS and form in (suffix_form(file), *COLUMNS) for file, form in files):
+    """Return whether a directory with these files, each with its format, is a dataset."""
+    if any(
+        form in DATASET_FORMS and form in (suffix_form(file), *BINARY_FORMS) for file, form in files
+    ):
         return True
-    others = [file for file, form in files if form == "text" and not _is_page(file)]
+    texts = [file for file, form in files if form == "text" and not _is_documentation(file)]
     has_rows = any(form != "text" for _, form in files)
-    return has_rows and not others and not is_project(directory)
+    return has_rows and not texts and not is_project(directory)
 
 
-def _is_page(file: Path) -> bool:
-    return file.suffix.lower() in PAGES or file.stem.lower() in LICENSES
+def _is_documentation(file: Path) -> bool:
+    has_suffix = file.suffix.lower() in DOCUMENTATION_SUFFIXES
+    return has_suffix or file.stem.lower() in DOCUMENTATION_NAMES
 
 
 def find_texts(
     directory: Path, without: Collection[Path] = ()
-) -> tuple[list[tuple[Path, str]], list[Unread]]:
-    """The text files below a directory with their forms, in the order of their paths, and what
-    else there is.
+) -> tuple[list[tuple[Path, str]], list[UnreadFile]]:
+    """Return the text files below a directory with their formats, by path, and the unread files.
 
-    Links that lead out of it are not followed; nothing below the directories `without` is listed.
+    Links that lead out of the directory are not followed, and the directories `without` are left
+    out.
     """
     top = directory.resolve()
     texts: list[tuple[Path, str]] = []
-    unread: list[Unread] = []
-    for one in _walk(directory, without):
-        if isinstance(one, Unread):
-            unread.append(one)
+    unread: list[UnreadFile] = []
+    for entry in _walk(directory, without):
+        if isinstance(entry, UnreadFile):
+            unread.append(entry)
             continue
         try:
-            form = find_form(one)
-            if one.is_symlink() and not one.resolve().is_relative_to(top):
-                target = one.resolve()
+            form = find_form(entry)
+            if entry.is_symlink() and not entry.resolve().is_relative_to(top):
+                target = entry.resolve()
                 raise UnreadError("link", f"expected a file of the tree, got a link to {target}")
-            texts.append((one, form))
+            texts.append((entry, form))
         except UnreadError as error:
-            unread.append(Unread(one, error.reason, error.detail))
+            unread.append(UnreadFile(entry, error.reason, error.detail))
     return texts, unread
 
 
 def is_project(path: Path) -> bool:
-    """Whether a directory holds a project; not where it cannot be told."""
+    """Return whether a directory has a project's marker; False where it cannot be read."""
     try:
-        return any((path / marker).exists() for marker in PROJECT)
+        return any((path / marker).exists() for marker in PROJECT_MARKERS)
     except OSError:
         return False
 
 
 def is_directory(path: Path) -> bool:
-    """Whether a path is a directory itself: a link could lead in a circle, or elsewhere."""
+    """Return whether a path is a directory and no link, which could lead in a circle or away."""
     try:
         return path.is_dir() and not path.is_symlink()
     except OSError:
@@ -124,9 +128,9 @@ def is_directory(path: Path) -> bool:
 
 
 def visible(directory: Path) -> list[Path]:
-    """What a directory holds, in order, without what is hidden, caches and products of builds."""
+    """Return the entries of a directory without hidden ones, caches and build directories."""
     try:
-        return [path for path in _entries(directory) if path.name not in BUILD]
+        return [path for path in _entries(directory) if path.name not in BUILD_DIRECTORIES]
     except OSError:
         return []
 
@@ -139,14 +143,15 @@ def _entries(directory: Path) -> list[Path]:
     )
 
 
-def _walk(directory: Path, without: Collection[Path] = ()) -> Iterator[Path | Unread]:
-    """Files below a directory in the order of their paths, links to files among them: a hub's
-    download is made of such.
+def _walk(directory: Path, without: Collection[Path] = ()) -> Iterator[Path | UnreadFile]:
+    """Yield the files below a directory by path, and the directories that are not read.
+
+    Links to files count as files: a download from the hub consists of them.
     """
     try:
         entries = [(path, path.is_dir()) for path in _entries(directory)]
     except OSError as error:
-        yield Unread(directory, "unreadable", f"expected a directory that can be read: {error}")
+        yield UnreadFile(directory, "unreadable", f"expected a directory that can be read: {error}")
         return
     for path, is_dir in entries:
         if path in without:
@@ -155,8 +160,8 @@ def _walk(directory: Path, without: Collection[Path] = ()) -> Iterator[Path | Un
             yield path
         elif path.is_symlink():
             target = path.readlink()
-            yield Unread(path, "link", f"a linked directory is not followed, here to {target}")
-        elif path.name in BUILD:
-            yield Unread(path, "skipped", "a product of builds; to read it, make it an input")
+            yield UnreadFile(path, "link", f"a linked directory is not followed, here to {target}")
+        elif path.name in BUILD_DIRECTORIES:
+            yield UnreadFile(path, "skipped", "a product of builds; to read it, make it an input")
         else:
             yield from _walk(path, without)

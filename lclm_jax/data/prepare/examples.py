@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lclm_jax.data.inputs.files import Rejection, Row
+from lclm_jax.data.inputs.files import InputRow, Rejection
 from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.records import Section
 from lclm_jax.data.rows.cells import is_blank
@@ -41,7 +41,7 @@ class Example:
 
 
 def read_examples_of(
-    row: Row, kind: str, longest: int, tokenizer: Tokenizer
+    row: InputRow, kind: str, longest: int, tokenizer: Tokenizer
 ) -> Iterator[Example | Rejection]:
     """Yield the examples of a row, then one rejection if others cannot be used.
 

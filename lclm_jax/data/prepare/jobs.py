@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.config import Source
-from lclm_jax.data.inputs.files import Rejection, Row, read_unit, unread_files
+from lclm_jax.data.inputs.files import InputRow, Rejection, read_unit, unread_files
 from lclm_jax.data.inputs.units import Unit, find_texts
 from lclm_jax.data.prepare.examples import read_examples_of
 from lclm_jax.data.prepare.shards import SPLITS, ShardWriter, index_path, shard_path
@@ -198,7 +198,7 @@ def _write_examples(job: Job, tokenizer: Tokenizer, writers: Mapping[str, ShardW
 
 
 def _write_row(
-    row: Row,
+    row: InputRow,
     job: Job,
     tokenizer: Tokenizer,
     writers: Mapping[str, ShardWriter],
