@@ -12,7 +12,7 @@ from tests.support.paths import MODELS
 def shown(monkeypatch, tmp_path, command):
     """What `launch.show` measures of a committed model, on a few of the documents held out from it."""
     monkeypatch.setattr(pairs, "COUNTS", {"": 2000, "_short": 100})
-    monkeypatch.setattr(pairs, "SHOWN", 100)
+    monkeypatch.setattr(pairs, "TOKENIZER_DOCUMENTS", 100)
     monkeypatch.setattr(evaluator, "MAX_EXAMPLES", 16)
     monkeypatch.setattr(show, "MAX_QUESTIONS", 32)
     measured = {}

@@ -80,7 +80,7 @@ def test_jumbles_are_words_of_the_texts():
 
 def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "COUNTS", {"": 300, "_short": 400})
-    monkeypatch.setattr(pairs, "SHOWN", 50)
+    monkeypatch.setattr(pairs, "TOKENIZER_DOCUMENTS", 50)
     words = " ".join(
         start + end
         for start in ("am", "ke", "sto", "ri", "pa")

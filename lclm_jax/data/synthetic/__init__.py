@@ -1,1 +1,1 @@
-"""Text that every machine has, for tests, demonstrations and benchmarks."""
+"""Text that every machine can make, for tests, demonstrations and benchmarks."""

@@ -1,4 +1,4 @@
-"""Real text that every machine has: the running Python's standard library, and reasoning-gym's seeded tasks, as input files."""
+"""Input files from Python's standard library and from seeded tasks of reasoning-gym."""
 
 import ast
 import json
@@ -28,9 +28,18 @@ from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress
 
 CONTROL = (PAD, TURN_START, TURN_END, MEMORY_START, MEMORY_END, MEMORY_SLOT)
-# How Qwen splits text before its merges: contractions, words, single digits, punctuation, white space.
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-VERSION = 3  # of what `write_corpus` writes; another one makes it write again
+# How Qwen splits text before it merges bytes (tokenizer.json, pre_tokenizer).
+SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # contractions
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # words, with the character before them
+        r"\p{N}",  # single digits
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation
+        r"\s*[\r\n]+|\s+(?!\S)|\s+",  # white space
+    )
+)
+VERSION = 3  # of the written corpus; a change writes it again
+MIN_DOCSTRING_CHARACTERS = 81
 NAMES = ("code", "docs", "haystacks", "tasks")
 Row = dict[str, Any]
 
@@ -42,12 +51,12 @@ def write_corpus(
     requests: int,
     progress: Progress = without_progress,
 ) -> dict[str, list[str]]:
-    """Writes `code.jsonl`, `docs.jsonl`, `haystacks.jsonl`, `tasks.jsonl` and a tokenizer trained on them; reuses what is
-    there. Returns the input of each source.
+    """Write a file of each source in NAMES and a tokenizer trained on them; reuse existing ones.
 
-    `code` and `docs` are the standard library's modules and their docstrings, `tasks` are questions over a few short
-    facts, `haystacks` the facts of other tasks as plain documents. A module is held out together with its docstrings,
-    and a held-out docstring must not stand in any other module. The tokenizer sees nothing held out.
+    `code` and `docs` are the standard library's modules and their docstrings, `tasks` are questions
+    about a few short facts, and `haystacks` the facts of other tasks as plain documents. A module
+    is held out together with its docstrings, unless they also occur in a module that is trained on.
+    The tokenizer is trained on nothing that is held out. Returns the input of each source.
     """
     directory = Path(directory)
     inputs = {name: [str(directory / f"{name}.jsonl")] for name in NAMES}
@@ -68,41 +77,50 @@ def write_corpus(
         "docs": documentation(modules),
         "tasks": list(progress(needle_tasks(tasks), "making tasks", tasks)),
         "haystacks": [
-            {"text": facts_of(one)}
-            for one in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)
+            {"text": facts_of(task)}
+            for task in progress(needle_tasks(tasks, seed=tasks), "making haystacks", tasks)
         ],
     }
-    asking = read_requests("text")[:requests]
-    learned = [module for path, module in modules if split_of(path) == "train"]
-    learned += [
-        example_text(row) for row in rows["tasks"] if split_of(example_text(row)) == "train"
-    ]
-    facts = [row["text"] for row in rows["haystacks"] if split_of(row["text"]) == "train"]
-    learned += [f"{text}\n{asking[i % len(asking)]}" for i, text in enumerate(facts)]
+    texts = _tokenizer_texts(modules, rows, read_requests("text")[:requests])
     for _ in progress(range(1), "training tokenizer"):
-        train_tokenizer(learned, vocab).save(directory / "tokenizer")
+        train_tokenizer(texts, vocab).save(directory / "tokenizer")
     for name in progress(NAMES, "writing text"):
         write_whole(inputs[name][0], "".join(json.dumps(row) + "\n" for row in rows[name]))
     write_whole(written, json.dumps(settings))
     return inputs
 
 
+def _tokenizer_texts(
+    modules: Iterable[tuple[str, str]], rows: dict[str, list[Row]], requests: list[str]
+) -> list[str]:
+    """Return the texts that are not held out, each haystack with a request to repeat it."""
+    texts = [module for path, module in modules if split_of(path) == "train"]
+    tasks = [example_text(row) for row in rows["tasks"]]
+    texts += [task for task in tasks if split_of(task) == "train"]
+    facts = [row["text"] for row in rows["haystacks"] if split_of(row["text"]) == "train"]
+    texts += [f"{text}\n{requests[i % len(requests)]}" for i, text in enumerate(facts)]
+    return texts
+
+
 def documentation(modules: Iterable[tuple[str, str]]) -> list[Row]:
-    """Docstrings, those left out that are held out with their module and yet stand in one that is trained on."""
+    """Return the docstrings of modules, given as (path, source), as rows.
+
+    A docstring of a held-out module is left out if it also occurs in one that is trained on.
+    """
     documented = [(path, docstrings(module)) for path, module in modules]
-    seen = "\n".join(
+    trained_text = "\n".join(
         text for path, texts in documented if split_of(path) == "train" for text in texts
     )
     return [
         {"text": text, "split_group": path}
         for path, texts in documented
         for text in texts
-        if split_of(path) == "train" or text not in seen
+        if split_of(path) == "train" or text not in trained_text
     ]
 
 
 def standard_library() -> Iterator[tuple[str, str]]:
-    """Path and source of every module of the running Python's standard library, its tests left out."""
+    """Yield path and source of every module of Python's standard library but its tests."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -114,10 +132,10 @@ def standard_library() -> Iterator[tuple[str, str]]:
 
 
 def docstrings(module: str) -> list[str]:
-    """The docstrings of a module that are long enough to be a passage."""
+    """Return the docstrings of a module that are long enough for a passage."""
     try:
         tree = ast.parse(module)
-    except SyntaxError:  # a template or a deliberately broken file
+    except SyntaxError:  # a template, or a file broken on purpose
         return []
     nodes = (
         node
@@ -125,13 +143,13 @@ def docstrings(module: str) -> list[str]:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
     )
     texts = (ast.get_docstring(node) or "" for node in nodes)
-    return [text for text in texts if len(text) > 80]
+    return [text for text in texts if len(text) >= MIN_DOCSTRING_CHARACTERS]
 
 
 def needle_tasks(count: int, seed: int = 0) -> Iterator[Row]:
-    """Who-did-what questions over a few facts: the facts are the context, the question stays plain.
+    """Yield chats with a few facts as context and a question about one of them.
 
-    Task i is made from `seed + i`: two calls share tasks unless their seeds lie at least `count` apart.
+    Task i is made from `seed + i`, so two calls share tasks unless their seeds differ by `count`.
     """
     import reasoning_gym
 
@@ -149,12 +167,12 @@ def needle_tasks(count: int, seed: int = 0) -> Iterator[Row]:
 
 
 def facts_of(task: Row) -> str:
-    """The context of a needle task."""
+    """Return the context of a needle task."""
     return task["messages"][0]["content"][0]["context"]
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of `vocab` entries in all, Qwen's chat tokens and the three memory tokens last."""
+    """Train a byte-level BPE of `vocab` entries, the last of which are the control tokens."""
     fast = FastTokenizer(models.BPE())
     split = pre_tokenizers.Split(pattern=_regex(SPLIT), behavior="isolated")
     fast.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,9 +1,9 @@
-"""Documents of random key-value pairs, questions about them, and passages of shuffled words: nothing in them can be guessed.
+"""Random key-value pairs, questions about them, and shuffled words: text that cannot be guessed.
 
     cedar harbour: amber kestrel, stone river, paper window, ...
 
-Every document is drawn anew, so that a held-out one holds other pairs of the same words. Titles of no word to three let pairs
-stand at every place of the groups of tokens that become one latent.
+Every document is drawn independently, so held-out ones have other pairs of the same words. Titles
+of zero to three words move the pairs to every position in the tokens of one latent.
 """
 
 import json
@@ -22,20 +22,19 @@ from lclm_jax.data.synthetic import corpus
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress
 
-WORDS = 256  # that pairs are made of
-COUNTS = {"": 40_000, "_short": 20_000}  # documents of a source
-PAIRS = {"": (16, 20), "_short": (2, 8)}  # of a document
-TITLE = 3  # most words of a title
-QUESTIONS = {"": 6, "_short": 3}
-JUMBLED = {"": 40, "_short": 4}  # words of a jumble
+WORD_COUNT = 256  # different words in pairs
+# By the suffix of a source's name, for long and short documents:
+COUNTS = {"": 40_000, "_short": 20_000}  # documents of each source
+PAIRS = {"": (16, 20), "_short": (2, 8)}  # least and most pairs of a document
+QUESTIONS = {"": 6, "_short": 3}  # at most, in a chat
+JUMBLE_WORDS = {"": 40, "_short": 4}
+SEEDS = {"": 1, "_short": 5}  # first of four consecutive seeds
+MAX_TITLE_WORDS = 3
 KINDS = ("jumbles", "pairs", "reorderings", "lookups")
 NAMES = ("docs", *(kind + length for length in COUNTS for kind in KINDS))
-SHOWN = 4000  # documents of pairs that the tokenizer is trained on, and a tenth as many chats
-WRITTEN = "corpus.json"  # beside the text: what it was made with
-MADE_BY = {
-    "python": get_python_version(),
-    "version": 3,
-}  # another one of either makes it be written again
+TOKENIZER_DOCUMENTS = 4000  # documents of pairs to train the tokenizer on; a tenth as many chats
+SETTINGS_FILE = "corpus.json"  # what the corpus was made with; a change writes it again
+VERSIONS = {"python": get_python_version(), "version": 3}
 Row = dict[str, Any]
 Pair = tuple[str, str]
 REORDER = " In another order:"
@@ -44,10 +43,11 @@ REORDER = " In another order:"
 def write_corpus(
     directory: str | Path, vocab: int, progress: Progress = without_progress
 ) -> dict[str, list[str]]:
-    """Writes `docs.jsonl`, the standard library's docstrings, a file of each kind of documents, long and short, and a tokenizer
-    of `vocab` entries trained on them; reuses what is there. Returns the input of each source.
+    """Write a file of each source in NAMES and a tokenizer of `vocab` entries; reuse existing ones.
 
-    The words are those of docstrings that are not held out; most are one token.
+    `docs` are the docstrings of the standard library; the others are of every kind, long and short.
+    Their words occur in docstrings that are not held out, and most are one token. Returns the input
+    of each source.
     """
     directory, settings = Path(directory), {"vocab": vocab}
     if not _is_written(directory, settings):
@@ -61,27 +61,26 @@ def write_corpus(
 def write_held_out(
     directory: str | Path, progress: Progress = without_progress
 ) -> dict[str, list[str]]:
-    """Writes of the documents of `write_corpus` those that are held out, and no tokenizer."""
+    """Write only the held-out documents of `write_corpus`, and no tokenizer."""
     directory, settings = Path(directory), {"split": "held"}
     if not _is_written(directory, settings):
-        drawn = draw_rows(progress)
-        held = {
+        held_out = {
             name: [row for row in rows if _split_of_row(row) == "held"]
-            for name, rows in drawn.items()
+            for name, rows in draw_rows(progress).items()
         }
-        _write(directory, held, settings, progress)
+        _write(directory, held_out, settings, progress)
     return _inputs(directory)
 
 
 def draw_rows(progress: Progress = without_progress) -> dict[str, list[Row]]:
-    """The documents of every source, the same at every call."""
+    """Return the documents of every source, the same in every call."""
     docs = corpus.documentation(list(progress(corpus.standard_library(), "reading modules")))
     texts = _trained_texts(docs)
-    words = frequent_words(texts, WORDS)
+    words = frequent_words(texts, WORD_COUNT)
     rows: dict[str, list[Row]] = {"docs": docs}
-    for seed, length in zip((1, 5), COUNTS, strict=True):
+    for length, seed in SEEDS.items():
         count, (least, most) = COUNTS[length], PAIRS[length]
-        rows["jumbles" + length] = list(jumbles(texts, count, JUMBLED[length], seed))
+        rows["jumbles" + length] = list(jumbles(texts, count, JUMBLE_WORDS[length], seed))
         rows["pairs" + length] = list(pair_documents(words, count, least, most, seed + 1))
         rows["reorderings" + length] = list(reorderings(words, count, least, most, seed + 2))
         rows["lookups" + length] = list(
@@ -95,16 +94,17 @@ def _trained_texts(docs: Iterable[Row]) -> list[str]:
 
 
 def _split_of_row(row: Row) -> str:
-    """The split that preparation gives a row."""
+    """Return the split that preparation gives a row."""
     return split_of(row.get("split_group") or example_text(row))
 
 
 def _texts_of_tokenizer(rows: dict[str, list[Row]]) -> list[str]:
     texts = _trained_texts(rows["docs"])
-    chosen = random.Random(0).sample(range(COUNTS[""]), SHOWN)
-    for name, count in (("pairs", SHOWN), ("lookups", SHOWN // 10), ("reorderings", SHOWN // 10)):
+    chosen = random.Random(0).sample(range(COUNTS[""]), TOKENIZER_DOCUMENTS)
+    chats = TOKENIZER_DOCUMENTS // 10
+    for name, count in (("pairs", TOKENIZER_DOCUMENTS), ("lookups", chats), ("reorderings", chats)):
         texts += [example_text(rows[name][i]) for i in chosen[:count]]
-    return texts + [read_requests("text")[0]] * (SHOWN // 10)
+    return texts + [read_requests("text")[0]] * chats
 
 
 def _inputs(directory: Path) -> dict[str, list[str]]:
@@ -112,10 +112,8 @@ def _inputs(directory: Path) -> dict[str, list[str]]:
 
 
 def _is_written(directory: Path, settings: dict[str, Any]) -> bool:
-    written = directory / WRITTEN
-    return (
-        written.exists() and json.loads(written.read_text(encoding="utf-8")) == settings | MADE_BY
-    )
+    file = directory / SETTINGS_FILE
+    return file.exists() and json.loads(file.read_text(encoding="utf-8")) == settings | VERSIONS
 
 
 def _write(
@@ -124,34 +122,31 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     for name, (path,) in progress(_inputs(directory).items(), "writing text"):
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows[name]))
-    write_whole(directory / WRITTEN, json.dumps(settings | MADE_BY))
+    write_whole(directory / SETTINGS_FILE, json.dumps(settings | VERSIONS))
 
 
 def frequent_words(texts: Iterable[str], count: int) -> list[str]:
-    """The words of four to eight lower-case letters that come most often, the most frequent first."""
+    """Return the most frequent words of four to eight lower-case letters, in that order."""
     counts = Counter(word for text in texts for word in re.findall(r"\b[a-z]{4,8}\b", text))
-    return [
-        word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:count]
-    ]
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    return ordered[:count]
 
 
 def draw_pairs(words: Sequence[str], rng: random.Random, least: int, most: int) -> list[Pair]:
-    """Between `least` and `most` pairs; no key comes twice, a value may be a key too."""
+    """Draw between `least` and `most` pairs; keys differ, and a value may also be a key."""
     keys = rng.sample(words, rng.randint(least, most))
     return [(key, rng.choice(words)) for key in keys]
 
 
 def draw_document(words: Sequence[str], rng: random.Random, pairs: Sequence[Pair]) -> str:
-    """Pairs under a title."""
-    return (
-        "".join(f" {word}" for word in rng.sample(words, rng.randint(0, TITLE)))
-        + ":"
-        + spell(pairs)
-    )
+    """Return pairs under a random title."""
+    title = rng.sample(words, rng.randint(0, MAX_TITLE_WORDS))
+    return "".join(f" {word}" for word in title) + ":" + spell(pairs)
 
 
 def spell(pairs: Sequence[Pair]) -> str:
-    """
+    """Return pairs as text.
+
     >>> spell([("amber", "kestrel"), ("stone", "river")])
     ' amber kestrel, stone river,'
     """
@@ -161,6 +156,7 @@ def spell(pairs: Sequence[Pair]) -> str:
 def pair_documents(
     words: Sequence[str], count: int, least: int, most: int, seed: int
 ) -> Iterator[Row]:
+    """Yield documents of pairs."""
     rng = random.Random(seed)
     for _ in range(count):
         yield {"text": draw_document(words, rng, draw_pairs(words, rng, least, most))}
@@ -169,13 +165,13 @@ def pair_documents(
 def lookups(
     words: Sequence[str], count: int, least: int, most: int, questions: int, seed: int
 ) -> Iterator[Row]:
-    """Chats about a document of pairs: which value has this key? Several questions of one document, each a turn."""
+    """Yield chats that ask for the values of some keys of a document, one in each turn."""
     rng = random.Random(seed)
     for _ in range(count):
         pairs = draw_pairs(words, rng, least, most)
-        asked = rng.sample(pairs, min(questions, len(pairs)))
+        chosen = rng.sample(pairs, min(questions, len(pairs)))
         messages: list[Row] = []
-        for key, value in asked:
+        for key, value in chosen:
             messages.append({"role": "user", "content": [{"text": f" {key}?"}]})
             messages.append({"role": "assistant", "content": f" {value}"})
         messages[0]["content"].insert(0, {"context": draw_document(words, rng, pairs)})
@@ -185,7 +181,7 @@ def lookups(
 def reorderings(
     words: Sequence[str], count: int, least: int, most: int, seed: int
 ) -> Iterator[Row]:
-    """Chats that ask for all pairs of a document in another order: a question about every pair in few tokens."""
+    """Yield chats that ask for all pairs of a document in another order, in few tokens."""
     rng = random.Random(seed)
     for _ in range(count):
         pairs = draw_pairs(words, rng, least, most)
@@ -195,7 +191,7 @@ def reorderings(
 
 
 def jumbles(texts: Sequence[str], count: int, words: int, seed: int) -> Iterator[Row]:
-    """Words of random texts in random order, as they stand there with punctuation."""
+    """Yield random words of the texts, with their punctuation, as documents of `words` words."""
     rng = random.Random(seed)
     pool = [word for text in texts for word in text.split()]
     for _ in range(count):

@@ -1,6 +1,6 @@
-"""Sample input for every source of the recipes, from what a Python installation has: its standard library, reasoning-gym.
+"""Sample input for every source of the recipes, from the standard library and reasoning-gym.
 
-A stand-in to try the whole path on real text without a download; not data to train a useful model on.
+It tries every step on real text without a download; it does not train a useful model.
 """
 
 import ast
@@ -17,15 +17,15 @@ from lclm_jax.data.synthetic.corpus import Row, docstrings, standard_library
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress
 
-EXERCISES = 4000  # problems of each sort
-LONG = 40_000  # characters from which a document is long
-MOST = 80_000  # characters of a module that is asked about
+EXERCISES = 4000  # problems of each kind
+LONG_DOCUMENT = 40_000  # characters; a longer document goes to the source `long`
+MAX_TASK_MODULE = 80_000  # characters of a module in `long_tasks`
 
 
 def write_samples(
     directory: str | Path, progress: Progress = without_progress
 ) -> dict[str, list[str]]:
-    """Writes `NAME.jsonl` for every source in `SOURCES` and returns them as the input of each; the same on every run."""
+    """Write `NAME.jsonl` for every source in `SOURCES`, the same on every run; return the inputs."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     inputs = {}
@@ -47,7 +47,7 @@ def code() -> Iterator[Row]:
 
 
 def web() -> Iterator[Row]:
-    """Pages: what a module says of itself, and the help on the language's topics."""
+    """Pages: the docstrings of a module, and the help on topics of the language."""
     yield from ({"text": page, "split_group": path} for path, page in _pages().items())
     from pydoc_data import topics
 
@@ -55,30 +55,32 @@ def web() -> Iterator[Row]:
 
 
 def long() -> Iterator[Row]:
-    """The pages of a package as one document, without those held out by themselves, and long modules."""
+    """Long modules, and the pages of a package as one document."""
     packages: dict[str, list[str]] = defaultdict(list)
     for path, page in _pages().items():
-        if split_of(path) == "train":
+        if split_of(path) == "train":  # a page that is held out must not return in a package
             packages[path.partition("/")[0]].append(page)
     yield from (
         {"text": "\n\n".join(pages), "split_group": name}
         for name, pages in packages.items()
-        if sum(map(len, pages)) > LONG
+        if sum(map(len, pages)) > LONG_DOCUMENT
     )
     yield from (
-        {"text": module, "split_group": path} for path, module in _modules() if len(module) > LONG
+        {"text": module, "split_group": path}
+        for path, module in _modules()
+        if len(module) > LONG_DOCUMENT
     )
 
 
 @lru_cache(maxsize=1)
 def _pages() -> dict[str, str]:
-    """The docstrings of every module that has any, one after another."""
+    """Return the joined docstrings of every module that has some, by its path."""
     documented = ((path, docstrings(module)) for path, module in _modules())
     return {path: f"# {path}\n\n" + "\n\n".join(texts) for path, texts in documented if texts}
 
 
 def instructions() -> Iterator[Row]:
-    """Turns about functions: what one does, then how it is written."""
+    """Chats about functions: describe one, then write it again."""
     for path, module in _modules():
         for name, source, text in _functions(module):
             turns = [
@@ -91,16 +93,16 @@ def instructions() -> Iterator[Row]:
 
 
 def long_tasks() -> Iterator[Row]:
-    """Whole modules, and the question what they define."""
+    """Whole modules, with a question about the functions they define."""
     for path, module in _modules():
         defined = [f"- {name}: {text.splitlines()[0]}" for name, _, text in _functions(module)]
-        if len(defined) > 2 and len(module) < MOST:
-            asked = f"{module}\n\nWhich functions does {path} describe, and how?"
-            yield _chat([("user", asked), ("assistant", "\n".join(defined))], split_group=path)
+        if len(defined) > 2 and len(module) < MAX_TASK_MODULE:
+            question = f"{module}\n\nWhich functions does {path} describe, and how?"
+            yield _chat([("user", question), ("assistant", "\n".join(defined))], split_group=path)
 
 
 def reasoning() -> Iterator[Row]:
-    """Word problems, thought through before they are answered."""
+    """Word problems with the reasoning before the answer."""
     for item in _exercises("gsm_symbolic"):
         answer = f"<think>\n{item['metadata']['answer_cot']}\n</think>\n\n{item['answer']}"
         yield _chat([("user", item["question"]), ("assistant", answer)])
@@ -120,12 +122,10 @@ def latex() -> Iterator[Row]:
     from sympy import latex, sympify
 
     def typeset(item: Row) -> str:
-        given, found = (
-            latex(sympify(text)) for text in (item["metadata"]["integrand"], item["answer"])
-        )
-        return (
-            f"\\[ \\int \\left( {given} \\right) \\, d{item['metadata']['variable']} = {found} \\]"
-        )
+        integrand = latex(sympify(item["metadata"]["integrand"]))
+        integral = latex(sympify(item["answer"]))
+        variable = item["metadata"]["variable"]
+        return f"\\[ \\int \\left( {integrand} \\right) \\, d{variable} = {integral} \\]"
 
     integrals = (typeset(item) for item in _exercises("simple_integration"))
     return (
@@ -134,7 +134,7 @@ def latex() -> Iterator[Row]:
 
 
 def _functions(module: str) -> Iterator[tuple[str, str, str]]:
-    """Name, source without the docstring, and docstring of every function that says what it does."""
+    """Yield name, source without docstring, and docstring of every documented function."""
     try:
         tree = ast.parse(module)
     except SyntaxError:
@@ -145,8 +145,7 @@ def _functions(module: str) -> Iterator[tuple[str, str, str]]:
             and len(node.body) > 1
             and (text := ast.get_docstring(node))
         ):
-            body = node.body[1:]
-            node.body = body
+            node.body = node.body[1:]
             yield node.name, ast.unparse(node), text
 
 
