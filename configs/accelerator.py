@@ -107,15 +107,15 @@ def config() -> Config:
 
 
 def prepare(config: Config, modules: int | None = None):
-    """Writes this machine's modules and their docstrings as input files and prepares them.
+    """Write Python's modules and their docstrings as input files and prepare them.
 
-    `modules` takes only so many. What is there already is used again.
+    `modules` limits their number. Prepared data are used again.
     """
     directory = Path(config.data.directory)
-    found = list(standard_library())[:modules]
+    sources = list(standard_library())[:modules]
     rows = {
-        "code": [{"text": text, "split_group": path} for path, text in found],
-        "docs": documentation(found),
+        "code": [{"text": text, "split_group": path} for path, text in sources],
+        "docs": documentation(sources),
     }
     inputs = {}
     for name, texts in rows.items():
@@ -124,8 +124,8 @@ def prepare(config: Config, modules: int | None = None):
         inputs[name] = [str(file)]
     tokenizer = directory / "input" / "tokenizer"
     if not tokenizer.exists():
-        learned = [text for path, text in found if split_of(path) == "train"]
-        train_tokenizer(learned, config.model.decoder.vocab).save(tokenizer)
+        texts = [text for path, text in sources if split_of(path) == "train"]
+        train_tokenizer(texts, config.model.decoder.vocab).save(tokenizer)
     prepare_sources(recipe(), inputs, directory, Tokenizer.load(tokenizer))
 
 

@@ -1,9 +1,9 @@
-"""Show prepared data as training reads it: python -m launch.inspect_data DIR [--json FILE]
+"""Show prepared data as training reads it: python -m launch.inspect_data DIR [--json FILE].
 
 Writes DIR/inspect.html: examples with contexts and trained text in colour, lengths, shares beside
-the recipe's, and the fill of packed rows. Ratio, window and budgets are those of a config: --config,
-and --set model.compression.ratio=4. With --verify it only compares every file of prepared data, or
-of a run's checkpoints, with its sha256.
+the recipe's, and the fill of packed rows. Ratio, window and budgets are those of a config:
+--config, and --set model.compression.ratio=4. With --verify it only compares every file of prepared
+data, or of a run's checkpoints, with its sha256.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Tokenize the sources of a recipe into shards with a manifest; an interrupted run continues.
 
-python -m launch.prepare --recipe RECIPE.py --input web=corpus/*.jsonl.zst --input code=src/ --out DIR
+python -m launch.prepare --recipe RECIPE --input web=corpus/*.jsonl.zst --input code=src --out DIR
 
 An input is a file, a glob or a directory: JSON lines, JSON lists, CSV, Parquet, ArrayRecord, plain
 text, source trees, repositories (one document each; `repository:PATH` marks a directory as one), or

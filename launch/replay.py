@@ -1,6 +1,6 @@
 """Recompute a batch whose loss was not finite, and name the examples that cause it.
 
-python -m launch.replay runs/tiny            # the newest batch in runs/tiny/skipped, or --batch FILE
+python -m launch.replay runs/tiny     # the newest batch in runs/tiny/skipped, or --batch FILE
 """
 
 import logging

@@ -11,7 +11,7 @@ GIT_TIMEOUT_SECONDS = 20
 
 @cache
 def code_version() -> str:
-    """Return `0.1.0`, or `0.1.0+g1a2b3c4d` in a repository, with `.changed` for uncommitted edits."""
+    """Return `0.1.0`, or in a repository `0.1.0+g1a2b3c4d`, with `.changed` for local edits."""
     try:
         number = version("lclm_jax")
     except PackageNotFoundError:

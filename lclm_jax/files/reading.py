@@ -9,7 +9,7 @@ from lclm_jax.errors import FileError
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a file without its byte order mark. Raises FileError unless it is UTF-8."""
+    """Return a file's text without byte order mark. Raises FileError unless it is UTF-8."""
     return decode(Path(path).read_bytes(), str(path))
 
 

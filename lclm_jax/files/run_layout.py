@@ -1,4 +1,4 @@
-"""Names of the files in a run's directory, as training writes them and everything else reads them."""
+"""Names of the files in the directory of a run, for their writer and every reader."""
 
 MODEL = "model.json"  # the ModelConfig
 CONFIG = "config.json"  # the whole Config

@@ -39,8 +39,8 @@ class UnreadFile:
 def find_data(directory: Path, form: str = "") -> tuple[list[tuple[Path, str]], list[UnreadFile]]:
     """Return the data files below a directory with their formats, and the unread files.
 
-    Both are empty for a source tree. JSON lists, tables, and JSON lines under other names also occur
-    in source trees; they are data only beside other data, or where all other files are
+    Both are empty for a source tree. JSON lists, tables, and JSON lines under other names also
+    occur in source trees; they are data only beside other data, or where all other files are
     documentation. `form` selects one format.
     """
     files: list[tuple[Path, str]] = []

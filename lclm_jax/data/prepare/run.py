@@ -106,8 +106,10 @@ def _finished_manifest(
     if not (directory / MANIFEST).exists():
         return None
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(Job.finished_report, jobs))
-    reports = [(job, report) for job, report in zip(jobs, found, strict=True) if report is not None]
+        finished = list(threads.map(Job.finished_report, jobs))
+    reports = [
+        (job, report) for job, report in zip(jobs, finished, strict=True) if report is not None
+    ]
     if len(reports) != len(jobs):
         return None
 
@@ -244,6 +246,6 @@ def _too_many_error(source: str, directory: Path, recipe: Recipe, count: int) ->
     )
     return UserError(
         f"{count} rows of source {source} were refused, more than "
-        f"recipe.max_rejected_rows={recipe.max_rejected_rows}; all are in {directory / REJECTIONS}, the "
-        f"first are\n  {first}"
+        f"recipe.max_rejected_rows={recipe.max_rejected_rows}; all are in "
+        f"{directory / REJECTIONS}, the first are\n  {first}"
     )

@@ -25,7 +25,7 @@ MAX_TASK_MODULE = 80_000  # characters of a module in `long_tasks`
 def write_samples(
     directory: str | Path, progress: Progress = without_progress
 ) -> dict[str, list[str]]:
-    """Write `NAME.jsonl` for every source in `SOURCES`, the same on every run; return the inputs."""
+    """Write `NAME.jsonl` for every source in SOURCES, always the same, and return the inputs."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     inputs = {}
