@@ -34,12 +34,17 @@ def main():
         command = ["python", "-m", "launch.capacity", *sys.argv[1:]]
         page.write_page(arguments.html, shlex.join(command), results, advice)
     if arguments.search:
-        choices = Table(*page.choice(first))
+        choices = Table(*page.choice_row(first))
         for figures in results:
-            choices.add_row(*page.choice(figures).values())
+            choices.add_row(*page.choice_row(figures).values())
         show_table(choices)
     show_figures(first)
-    lines = [f"{page.verdict(first)}.", *(f"  try {change}" for change in advice), page.NOTE, ""]
+    lines = [
+        f"{page.describe_fit(first)}.",
+        *(f"  try {change}" for change in advice),
+        page.NOTE,
+        "",
+    ]
     sys.stdout.write("\n".join(lines))
     if not first["fits"]:
         sys.exit(3)

@@ -25,7 +25,7 @@ from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import unfinished_file
 from lclm_jax.files.reading import read_json
 from lclm_jax.progress import track
-from lclm_jax.reports.capacity_table import write_report
+from lclm_jax.reports.capacity import write_summary
 
 CONFIG = "configs/lclm_0p6b_4b_16x.py"
 DOCS = Path("docs")
@@ -208,7 +208,7 @@ def accept(figures: dict[str, Figures]):
         if item.name in figures:
             result = shlex.join(item.arguments), figures[item.name]
             topics.setdefault(item.topic, []).append(result)
-    write_report(DOCS, topics, published().model)
+    write_summary(DOCS, topics, published().model)
 
 
 if __name__ == "__main__":

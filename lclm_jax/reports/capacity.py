@@ -1,29 +1,35 @@
-"""Figures of a program in words: sections of named values for the terminal, and a page that stands alone."""
+"""Reports on compiled programs: rows for the terminal, a page, and docs/capacity.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lclm_jax.capacity.measure import Figures
+from lclm_jax.config import ModelConfig
+from lclm_jax.costs.work import compressed_cost, uncompressed_cost
 from lclm_jax.reports import plots
-from lclm_jax.reports.findings import duration
-from lclm_jax.reports.html import Html, bullets, document, element, table
+from lclm_jax.reports.formats import UNKNOWN, duration
+from lclm_jax.reports.pages import picture, render
 
 GIB = 2**30
+MIN_COLLECTIVE_BYTES = 2**20  # smaller ones are not listed
 NOTE = "Compiler's figures and estimates: nothing was executed."
-Section = list[tuple[str, str]]  # names and values
+COMMAND = "`python -m launch.capacity --config configs/lclm_0p6b_4b_16x.py --slice`"
+Rows = list[tuple[str, str]]  # name and value
+Results = Sequence[tuple[str, Figures]]  # arguments of `launch.capacity` after --slice, result
+Growth = dict[str, dict[int, float]]  # name of a line -> size -> GiB
 
 
-def verdict(figures: Figures) -> str:
-    """Whether it fits, in one sentence."""
-    peak, hbm = figures["peak_bytes"] / GIB, figures["hbm_bytes"] / GIB
-    what = f"{figures['job']} on {figures['slice']}"
+def describe_fit(figures: Figures) -> str:
+    """State in one sentence whether a program fits its slice."""
+    peak, memory = gib(figures["peak_bytes"], 1), gib(figures["hbm_bytes"], 1)
+    program = f"{figures['job']} on {figures['slice']}"
     if figures["fits"]:
-        return f"{what} fits: {peak:.1f} of {hbm:.1f} GiB of every chip at its peak"
-    return f"{what} does not fit: it needs {peak:.1f} GiB of every chip, which has {hbm:.1f}"
+        return f"{program} fits: {peak} of {memory} GiB of every chip at its peak"
+    return f"{program} does not fit: it needs {peak} GiB of every chip, which has {memory}"
 
 
-def sections(figures: Figures) -> dict[str, Section]:
-    """Everything that is known, by theme."""
+def sections(figures: Figures) -> dict[str, Rows]:
+    """Return everything that is known of a program, by topic."""
     return {
         "program": _program(figures),
         "memory of a chip": _memory(figures),
@@ -33,193 +39,274 @@ def sections(figures: Figures) -> dict[str, Section]:
     }
 
 
-def _program(figures: Figures) -> Section:
+def _program(figures: Figures) -> Rows:
     trained = ("stage", "rows", "positions", "windows", "ratio", "micro_batches", "remat")
-    names = (*trained, "context", "latents", "chunk", "filled", "cached", "cache")
-    told = [(name.replace("_", " "), f"{figures[name]:,}" if isinstance(figures[name], int) else figures[name])
-            for name in names if name in figures]  # fmt: skip
-    return [
-        *told,
-        ("mesh", _mesh(figures)),
-        ("compiler", f"{figures['compiler']}, {figures['compile_seconds']:.0f} s"),
-    ]
+    rows = []
+    for name in (*trained, "context", "latents", "chunk", "filled", "cached", "cache"):
+        if name in figures:
+            value = figures[name]
+            text = f"{value:,}" if isinstance(value, int) else value
+            rows.append((name.replace("_", " "), text))
+    compiler = f"{figures['compiler']}, {figures['compile_seconds']:.0f} s"
+    return [*rows, ("mesh", _describe_mesh(figures)), ("compiler", compiler)]
 
 
-def _mesh(figures: Figures) -> str:
-    return (
-        ", ".join(f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1)
-        or "one chip"
-    )
+def _describe_mesh(figures: Figures) -> str:
+    axes = [f"{axis} {size}" for axis, size in figures["mesh"].items() if size > 1]
+    return ", ".join(axes) or "one chip"
 
 
-def _memory(figures: Figures) -> Section:
-    parts = {
-        "arguments": "argument",
-        "temporaries": "temp",
-        "peak": "peak",
-        "what it has (HBM)": "hbm",
-    }
-    return [(name, f"{figures[f'{part}_bytes'] / GIB:.2f} GiB") for name, part in parts.items()]
+def _memory(figures: Figures) -> Rows:
+    names = {"arguments": "argument", "temporaries": "temp", "peak": "peak", "capacity": "hbm"}
+    return [(name, f"{gib(figures[f'{key}_bytes'])} GiB") for name, key in names.items()]
 
 
-def _products(figures: Figures) -> Section:
+def _products(figures: Figures) -> Rows:
     total, model = figures["matmul_flops"], figures["model_flops"]
     attention = figures["attention_flops"]
-    rows = [(source, f"{count:.3e}") for source, count in figures["matmul_flops_by_source"].items()]
-    rows += [
+    by_source = figures["matmul_flops_by_source"].items()
+    place = "in products" if attention["products"] >= attention["done"] else "in a kernel"
+    return [
+        *((source, f"{count:.3e}") for source, count in by_source),
         ("all, attention excluded", f"{total:.3e}"),
         ("the model's", f"{model:.3e}"),
         ("ratio", f"{total / model:.3f}"),
+        ("attention, the model's", f"{attention['model']:.3e}"),
+        ("attention, done", f"{attention['done']:.3e} {place}"),
     ]
-    how = "in products" if attention["products"] >= attention["done"] else "in a kernel"
-    done = ("attention, done", f"{attention['done']:.3e} {how}")
-    return [*rows, ("attention, the model's", f"{attention['model']:.3e}"), done]
 
 
-def _sent(figures: Figures) -> Section:
+def _sent(figures: Figures) -> Rows:
     if figures["collectives"] is None:
-        return [("all", "unknown: the compiler gave up")]
+        return [("all", "unknown: the program did not compile")]
     rows = [
-        (f"{one['kind']} of {one['type']} over {one['axes']}", f"{one['bytes'] / GIB:.3f} GiB")
-        for one in figures["collectives"]
-        if one["bytes"] >= 2**20
+        (
+            f"{collective['kind']} of {collective['type']} over {collective['axes']}",
+            f"{gib(collective['bytes'], 3)} GiB",
+        )
+        for collective in figures["collectives"]
+        if collective["bytes"] >= MIN_COLLECTIVE_BYTES
     ]
     total, budget = figures["collective_bytes"], figures["fsdp_budget_bytes"]
-    rows.append(("all", f"{total / GIB:.3f} GiB"))
+    rows.append(("all", f"{gib(total, 3)} GiB"))
     if budget:
-        rows.append(("FSDP budget, 6 bytes a parameter", f"{budget / GIB:.3f} GiB"))
+        rows.append(("FSDP budget, 6 bytes per parameter", f"{gib(budget, 3)} GiB"))
         rows.append(("ratio", f"{total / budget:.3f}"))
     return rows
 
 
-def _estimate(figures: Figures) -> Section:
-    told, assumed = figures["estimate"], figures["estimate"]["assumptions"]
-    low, high = told["call_seconds"]
+def _estimate(figures: Figures) -> Rows:
+    estimate = figures["estimate"]
+    low, high = (format_seconds(seconds) for seconds in estimate["call_seconds"])
+    moved = gib(figures["moved_bytes"])
     rows = [
-        ("assumed of a chip", _assumed(assumed)),
-        ("computing", in_seconds(told["compute_seconds"])),
-        (f"moving {figures['moved_bytes'] / GIB:.2f} GiB to and from memory", in_seconds(told["memory_seconds"])),
-        ("sending", in_seconds(told["network_seconds"])),
-        ("a call at peak speeds", f"{in_seconds(low)} (all overlaps) to {in_seconds(high)} (nothing does)"),
-    ]  # fmt: skip
-    if whole := told.get("whole"):
-        rows.append((f"the whole context, {number_of_calls(whole)}", in_span(whole)))
-    if "mfu" not in told:
-        return [*rows, ("tokens a second", f"{told['tokens_per_second']:,.0f}")]
+        ("assumed of a chip", _describe_speeds(estimate["assumptions"])),
+        ("computing", format_seconds(estimate["compute_seconds"])),
+        (f"moving {moved} GiB to and from memory", format_seconds(estimate["memory_seconds"])),
+        ("sending", format_seconds(estimate["network_seconds"])),
+        ("a call at peak speeds", f"{low} (all overlaps) to {high} (nothing does)"),
+    ]
+    if whole := estimate.get("whole"):
+        rows.append((f"the whole context, {_count_calls(whole)}", format_call(whole)))
+    if "mfu" not in estimate:
+        return [*rows, ("tokens per second", f"{estimate['tokens_per_second']:,.0f}")]
+    positions = estimate["positions_per_second_per_chip"]
+    tokens = estimate["encoder_tokens_per_second_per_chip"]
+    steps, total = estimate["stage_steps"], estimate["stage_positions"] / 1e9
+    days, hours = estimate["stage_days"], estimate["stage_chip_hours"]
+    step = f"a step at {estimate['mfu']:.0%} of peak"
     return [
         *rows,
-        (f"a step at {told['mfu']:.0%} of peak", in_seconds(told["step_seconds"])),
-        ("decoder positions a second and chip", f"{told['positions_per_second_per_chip']:,.0f}"),
-        ("encoder tokens a second and chip", f"{told['encoder_tokens_per_second_per_chip']:,.0f}"),
-        (
-            "the stage",
-            f"{told['stage_steps']:,} steps, {told['stage_positions'] / 1e9:.2f}B positions",
-        ),
-        ("", f"{told['stage_days']:.1f} days, {told['stage_chip_hours']:,.0f} chip-hours"),
+        (step, format_seconds(estimate["step_seconds"])),
+        ("decoder positions per second and chip", f"{positions:,.0f}"),
+        ("encoder tokens per second and chip", f"{tokens:,.0f}"),
+        ("the stage", f"{steps:,} steps, {total:.2f}B positions"),
+        ("", f"{days:.1f} days, {hours:,.0f} chip-hours"),
     ]
 
 
-def _assumed(speeds: Figures) -> str:
-    giga = {
-        name: speeds[f"{name}_bytes_per_second"] / 1e9 for name in ("memory", "link", "network")
-    }
-    told = ", ".join(f"{name} {speed:.4g}" for name, speed in giga.items())
-    return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {told}"
+def _describe_speeds(speeds: Figures) -> str:
+    names = ("memory", "link", "network")
+    by_name = ", ".join(f"{name} {speeds[f'{name}_bytes_per_second'] / 1e9:.4g}" for name in names)
+    return f"{speeds['peak_flops'] / 1e12:.0f} TFLOP/s; GB/s of {by_name}"
 
 
-def in_seconds(seconds: float) -> str:
-    return (
-        duration(seconds)
-        if seconds >= 100
-        else f"{seconds:.3g} s"
-        if seconds >= 1
-        else f"{1e3 * seconds:.3g} ms"
-    )
+def gib(size: float, digits: int = 2) -> str:
+    return f"{size / GIB:.{digits}f}"
 
 
-def in_span(estimate: Figures) -> str:
-    """Seconds of a call, from everything overlapping to nothing."""
-    return " to ".join(map(in_seconds, estimate["call_seconds"]))
+def format_seconds(seconds: float) -> str:
+    if seconds >= 100:
+        return duration(seconds)
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def number_of_calls(whole: Figures) -> str:
+def format_call(estimate: Figures) -> str:
+    """Return the time of a call, from everything overlapping to nothing."""
+    return " to ".join(map(format_seconds, estimate["call_seconds"]))
+
+
+def _count_calls(whole: Figures) -> str:
     return "1 call" if whole["calls"] == 1 else f"{whole['calls']} calls"
 
 
-def choice(figures: Figures) -> dict[str, str]:
-    """One of several choices, as a row of a table."""
-    trained = (
-        {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]}
-        if figures["job"] == "train"
-        else {}
-    )
-    return {
-        "mesh": _mesh(figures),
-        **trained,
-        "peak": f"{figures['peak_bytes'] / GIB:.1f} GiB"
-        + ("" if figures["fits"] else ", too much"),
-        "sent": ""
-        if figures["collective_bytes"] is None
-        else f"{figures['collective_bytes'] / GIB:.1f} GiB",
-        "a call at peak speeds": in_span(figures["estimate"]) if figures["fits"] else "",
+def choice_row(figures: Figures) -> dict[str, str]:
+    """Return one of several ways to run a program as a row of a table."""
+    row = {"mesh": _describe_mesh(figures)}
+    if figures["job"] == "train":
+        row |= {"micro-batches": str(figures["micro_batches"]), "remat": figures["remat"]}
+    fits, sent = figures["fits"], figures["collective_bytes"]
+    return row | {
+        "peak": f"{gib(figures['peak_bytes'], 1)} GiB{'' if fits else ', too much'}",
+        "sent": "" if sent is None else f"{gib(sent, 1)} GiB",
+        "a call at peak speeds": format_call(figures["estimate"]) if fits else "",
     }
 
 
 def write_page(path: Path, command: str, tried: Sequence[Figures], advice: Sequence[str]):
-    """Writes one HTML file: the first of what was tried in full, all of it as a table. Raises ReportError without matplotlib."""
+    """Write a page about the first program that was tried, with a table of all of them.
+
+    Raises ReportError without matplotlib.
+    """
     first = tried[0]
-    cards = [
-        (f"{first['peak_bytes'] / GIB:.1f}", f"of {first['hbm_bytes'] / GIB:.1f} GiB at the peak"),
-        (f"{first['matmul_flops'] / first['model_flops']:.2f}", "matrix products over the model's"),
-        (
-            "–" if first["collective_bytes"] is None else f"{first['collective_bytes'] / GIB:.1f}",
-            "GiB sent by a chip in a call",
-        ),
-        (
-            in_seconds(first["estimate"]["call_seconds"][1]),
-            "a call at peak speeds, nothing overlapping",
-        ),
-    ]
-    boxes = [
-        element("div", element("b", figure), element("span", label), class_="card")
-        for figure, label in cards
-    ]
-    picture = plots.as_data_uri(plots.plot_memory(first))
-    header = element(
-        "header",
-        element("h1", f"{first['job']} on {first['slice']}"),
-        element(
-            "section",
-            element("p", verdict(first), class_="verdict"),
-            bullets(advice),
-            element("p", element("code", command), ". ", NOTE, class_="note"),
-            element("div", *boxes, class_="cards"),
-            element(
-                "figure",
-                element(
-                    "img",
-                    src=picture,
-                    alt="Arguments, temporaries and peak beside the memory of a chip",
-                ),
+    parts = {"arguments": "argument", "temporaries": "temp", "peak": "peak"}
+    sizes = {name: first[f"{key}_bytes"] / GIB for name, key in parts.items()}
+    memory = picture(
+        plots.plot_memory(sizes, first["hbm_bytes"] / GIB),
+        "Arguments, temporaries and peak beside the memory of a chip",
+    )
+    sent, choices = first["collective_bytes"], [choice_row(figures) for figures in tried]
+    page = render(
+        "capacity.html.j2",
+        program=first,
+        verdict=describe_fit(first),
+        advice=advice,
+        command=command,
+        note=NOTE,
+        cards=[
+            (gib(first["peak_bytes"], 1), f"of {gib(first['hbm_bytes'], 1)} GiB at the peak"),
+            (
+                f"{first['matmul_flops'] / first['model_flops']:.2f}",
+                "matrix products over the model's",
             ),
-        ),
+            (UNKNOWN if sent is None else gib(sent, 1), "GiB sent by a chip in a call"),
+            (
+                format_seconds(first["estimate"]["call_seconds"][1]),
+                "a call at peak speeds, nothing overlapping",
+            ),
+        ],
+        memory=memory,
+        choices=(list(choices[0]), [list(choice.values()) for choice in choices]),
+        sections=sections(first),
     )
-    body = [element("section", element("h2", title[0].upper() + title[1:]), table(("", ""), rows))
-            for title, rows in sections(first).items()]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        document(f"Fit {first['slice']}", header, *_choices(tried), *body), encoding="utf-8"
+    path.write_text(page, encoding="utf-8")
+
+
+def write_summary(directory: Path, results: Mapping[str, Results], model: ModelConfig):
+    """Write capacity.md and its pictures from results on training, serving, contexts and chips."""
+    contexts = _context_growth(results["contexts"], model)
+    chips = _chip_growth(results["chips"])
+    for name, growth, xlabel in (
+        ("capacity_contexts.png", contexts, "context, tokens"),
+        ("capacity_chips.png", chips, "chips"),
+    ):
+        figure = plots.plot_growth(growth, xlabel, ylabel="GiB per chip")
+        figure.savefig(directory / name, dpi=140)
+    grown = [figures for _, figures in results["chips"]]
+    compilers = {figures["compiler"] for theme in results.values() for _, figures in theme}
+    rows_per_chip = {str(figures["rows"] // figures["chips"]) for figures in grown}
+    text = render(
+        "capacity.md.j2",
+        note=NOTE,
+        compilers=sorted(compilers),
+        recipe=results["training"][0][1],
+        training=markdown_table([_training_row(*result) for result in results["training"]]),
+        serving=markdown_table([_serving_row(*result) for result in results["serving"]]),
+        contexts=markdown_table(_growth_rows(contexts)),
+        chips=markdown_table(_growth_rows(chips)),
+        rows_per_chip=sorted(rows_per_chip),
+        grown=grown,
     )
+    (directory / "capacity.md").write_text(text, encoding="utf-8")
 
 
-def _choices(tried: Sequence[Figures]) -> list[Html]:
-    if len(tried) == 1:
-        return []
-    rows = [choice(figures) for figures in tried]
+def _training_row(arguments: str, figures: Figures) -> dict[str, str]:
+    estimate, sent = figures["estimate"], figures["collective_bytes"]
+    total = share = wide = UNKNOWN
+    if sent is not None:
+        total = gib(sent, 1)
+        share = f"{sent / figures['fsdp_budget_bytes']:.2f}"
+        types = figures["collectives"]
+        wide = gib(sum(one["bytes"] for one in types if one["type"] == "f32"), 3)
+    return _memory_row(arguments, figures) | {
+        "products / model's": f"{figures['matmul_flops'] / figures['model_flops']:.3f}",
+        "sent (GiB)": total,
+        "/ FSDP budget": share,
+        "in f32 (GiB)": wide,
+        f"step at {estimate['mfu']:.0%} MFU": f"{estimate['step_seconds']:.1f} s",
+        "stage: days, chip-hours": (
+            f"{estimate['stage_days']:.1f}, {estimate['stage_chip_hours']:,.0f}"
+        ),
+        "compiled in": f"{figures['compile_seconds']:.0f} s",
+    }
+
+
+def _serving_row(arguments: str, figures: Figures) -> dict[str, str]:
+    estimate, whole = figures["estimate"], UNKNOWN
+    if figures["fits"] and "whole" in estimate:
+        whole = f"{format_call(estimate['whole'])} in {_count_calls(estimate['whole'])}"
+    return _memory_row(arguments, figures) | {
+        "a call at peak speeds": format_call(estimate) if figures["fits"] else UNKNOWN,
+        "the whole context": whole,
+        "compiled in": f"{figures['compile_seconds']:.0f} s",
+    }
+
+
+def _memory_row(arguments: str, figures: Figures) -> dict[str, str]:
+    parts = " / ".join(gib(figures[f"{name}_bytes"]) for name in ("argument", "temp", "peak"))
+    return {
+        COMMAND: f"`{arguments}`",
+        "fits": "yes" if figures["fits"] else "**no**",
+        "arguments / temporaries / peak (GiB)": f"{parts} of {gib(figures['hbm_bytes'], 1)}",
+    }
+
+
+def _context_growth(results: Results, model: ModelConfig) -> Growth:
+    """Return compiled memory of decoding, and caches counted from shapes, by context length."""
+    peaks = {figures["context"]: figures["peak_bytes"] / GIB for _, figures in results}
+    latents = {length: compressed_cost(length, model).cache_bytes / GIB for length in peaks}
+    text = {length: uncompressed_cost(length, model).cache_bytes / GIB for length in peaks}
+    return {
+        "decoding after latents, peak (compiled, v6e:1x1)": peaks,
+        "KV cache of latents (counted)": latents,
+        "KV cache of the text (counted)": text,
+    }
+
+
+def _chip_growth(results: Results) -> Growth:
+    """Return bytes per chip by the number of chips, each with the same number of rows."""
+    lines = {"peak memory": "peak", "arguments": "argument", "sent in a step": "collective"}
+    return {
+        line: {
+            figures["chips"]: figures[f"{key}_bytes"] / GIB
+            for _, figures in results
+            if figures[f"{key}_bytes"]
+        }
+        for line, key in lines.items()
+    }
+
+
+def _growth_rows(lines: Growth) -> list[dict[str, str]]:
+    sizes = sorted({size for line in lines.values() for size in line})
     return [
-        element(
-            "section",
-            element("h2", "Choices, the best first"),
-            table(list(rows[0]), [list(row.values()) for row in rows]),
-        )
+        {"": f"{size:,}"}
+        | {name: f"{line[size]:.2f}" if size in line else UNKNOWN for name, line in lines.items()}
+        for size in sizes
     ]
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a table in Markdown with the keys of the first row as its headings."""
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

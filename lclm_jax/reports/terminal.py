@@ -1,50 +1,53 @@
 """Tables of an evaluation for the terminal."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from lclm_jax.cli import show_table
-from lclm_jax.reports.findings import Figures, compare, interval, judge_ratios
-from lclm_jax.reports.plots import VIEW_NAMES
+from lclm_jax.reports.formats import interval
+from lclm_jax.reports.records import Evaluation, Samples, parse
+from lclm_jax.reports.statements import VIEW_NAMES, compare, judge_ratios
 
-SAMPLES_SHOWN = 3  # of each kind
+MAX_SAMPLES = 3  # of each kind
 
 
-def show_evaluation(evaluation: Figures):
-    """Print the figures of an evaluation and its first samples."""
+def show_evaluation(results: Mapping[str, Any]):
+    """Print the numbers of an evaluation, as in evaluation.json, and its first samples."""
+    evaluation = parse(Evaluation, results)
     show_table(accuracy_table(evaluation))
-    for sentence in judge_ratios(evaluation["reconstruction"]):
+    for sentence in judge_ratios(evaluation.reconstruction):
         logging.info(sentence)
-    for table in sample_tables(evaluation["samples"]):
+    for table in sample_tables(evaluation.samples):
         if table.row_count:
             show_table(table)
 
 
-def accuracy_table(evaluation: Figures) -> Table:
-    """Return the accuracy on held-out text in every view, one row a comparison."""
-    parameters = sum(evaluation["parameters"].values())
+def accuracy_table(evaluation: Evaluation) -> Table:
+    """Return the accuracy on held-out text in every view, with a row per comparison."""
     table = Table(
         "held-out text",
         *VIEW_NAMES.values(),
-        title=f"{parameters:,} parameters, {evaluation['ratio']} tokens a latent",
+        title=f"{evaluation.parameter_count:,} parameters, {evaluation.ratio} tokens per latent",
         caption="right, with 95 % intervals",
     )
-    for item in compare(evaluation):
-        shares = (item.latents, item.text, item.nothing)
-        table.add_row(item.name, *map(interval, shares))
+    for comparison in compare(evaluation):
+        shares = (comparison.latents, comparison.text, comparison.nothing)
+        table.add_row(comparison.name, *map(interval, shares))
     return table
 
 
-def sample_tables(samples: Figures) -> tuple[Table, Table]:
+def sample_tables(samples: Samples) -> tuple[Table, Table]:
     """Return the first reconstructed passages and the first answered questions."""
     passages = Table("passage", "written from its latents", show_lines=True)
-    for sample in samples["reconstruction"][:SAMPLES_SHOWN]:
-        passages.add_row(Text(sample["passage"]), Text(sample["written"]))
+    for sample in samples.reconstruction[:MAX_SAMPLES]:
+        passages.add_row(Text(sample.passage), Text(sample.written))
 
     questions = Table("context", "question", "answered from its latents", "truth", show_lines=True)
-    for sample in samples["questions"][:SAMPLES_SHOWN]:
-        cells = (sample[key] for key in ("context", "question", "from_latents", "answer"))
+    for sample in samples.questions[:MAX_SAMPLES]:
+        cells = (sample.context, sample.question, sample.from_latents, sample.answer)
         questions.add_row(*map(Text, cells))
     return passages, questions

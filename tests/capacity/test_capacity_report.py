@@ -9,7 +9,7 @@ from configs.lclm_0p6b_4b_16x import config as published
 from launch.bench import capacity as capacity_report
 from launch.bench.capacity import CapacityRun, capacity_runs, find_growth, measure
 from lclm_jax.errors import UserError
-from lclm_jax.reports.capacity_table import markdown, write_report
+from lclm_jax.reports.capacity import markdown_table, write_summary
 
 FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flops": 1e17, "moved_bytes": 1e12,
            "collective_bytes": 10**10}  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_page(tmp_path):
             for chips in (1, 64)
         ],
     }
-    write_report(tmp_path, themes, published().model)
+    write_summary(tmp_path, themes, published().model)
     page = (tmp_path / "capacity.md").read_text(encoding="utf-8")
     assert (
         "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |"
@@ -113,4 +113,4 @@ def test_the_page(tmp_path):
 
 
 def test_markdown():
-    assert markdown([{"a": "1", "b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert markdown_table([{"a": "1", "b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -1,170 +1,30 @@
-"""The report of a run: its figures arrive on the page, strange text is escaped, nothing is loaded from elsewhere."""
+"""The report of a run: numbers reach the page, text is escaped, and the page stands alone."""
 
 import json
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
-from lclm_jax.reports import findings
-from lclm_jax.reports.html import element, mark_differences
-from lclm_jax.reports.run import ReportError, write_report
-
-SCRIPT = "<script>alert('x')</script>"
-TOWER = {
-    "vocab": 512,
-    "width": 32,
-    "layers": 2,
-    "heads": 4,
-    "kv_heads": 2,
-    "head_dim": 8,
-    "mlp": 64,
-}
-CONFIG = {
-    "model": {
-        "encoder": TOWER,
-        "decoder": TOWER,
-        "compression": {"ratio": 4, "window": 16, "pooling": "mean", "overlap": 0},
-    },
-    "stages": [{"name": "adapter", "steps": 40}, {"name": "all", "steps": 60}],
-    "data": {"batch_rows": 8, "row_positions": 128},
-}
+from lclm_jax.reports import statements
+from lclm_jax.reports.pages import environment, mark_differences
+from lclm_jax.reports.records import (
+    Continuation,
+    ReportError,
+    Share,
+    group_by_stage,
+    parse,
+    read_lines,
+    read_run,
+)
+from lclm_jax.reports.run import write_report
+from tests.support.runs import EVALUATION, SCRIPT, read, share, write_run
 
 
-def line(
-    stage: str, step: int, steps: int, loss: float, streams=("reconstruction/docs", "sft/tasks")
-) -> dict:
-    each = {name: {"loss": loss, "accuracy": 1 / (1 + loss), "tokens": 500} for name in streams}
-    head = {"stage": stage, "step": step, "steps": steps, "loss": loss, "trained_tokens": 1000.0}
-    return head | {"positions_per_second": 1024.0, "streams": each}
-
-
-LOG = [
-    line("adapter", 20, 40, 6.0),
-    line("adapter", 40, 40, 5.55),
-    line("adapter", 40, 40, 5.0),  # written again after an interruption
-    line("all", 60, 60, 2.22, ("reconstruction/docs",)),
-]
-
-
-def share(value: float, half: float = 0.02) -> dict:
-    return {
-        "value": value,
-        "low": max(0.0, value - half),
-        "high": min(1.0, value + half),
-        "count": 1000,
-    }
-
-
-def views(latents: float, text: float, nothing: float, half: float = 0.02) -> dict:
-    values = {"latents": latents, "text": text, "nothing": nothing}
-    return {
-        view: {"accuracy": share(value, half), "loss": 3 * (1 - value)}
-        for view, value in values.items()
-    }
-
-
-def cost(tokens: int) -> dict:
-    plain = {
-        "positions": tokens,
-        "cache_bytes": 512 * tokens,
-        "encoder_flops": 0.0,
-        "adapter_flops": 0.0,
-    }
-    compressed = {
-        "positions": tokens // 4 + 2,
-        "cache_bytes": 128 * tokens,
-        "encoder_flops": 2e5 * tokens,
-        "adapter_flops": 1e4 * tokens,
-    }
-    return {
-        "tokens": tokens,
-        "plain": plain | {"decoder_flops": 1e6 * tokens},
-        "compressed": compressed | {"adapter_flops": 1e4 * tokens, "decoder_flops": 2.5e5 * tokens},
-    }
-
-
-EVALUATION = {
-    "step": 100,
-    "seconds": 480.0,
-    "parameters": {"encoder": 1_000_000, "adapter": 20_000, "decoder": 1_500_000},
-    "ratio": 4,
-    "window": 16,
-    "reconstruction": [
-        {"source": "docs", "lengths": [8, 16], "passages": 50} | views(0.613, 0.9, 0.2),
-        {"source": "docs", "lengths": [16, 32], "passages": 50} | views(0.4, 0.9, 0.2),
-    ],
-    "continuation": [
-        {"source": "code", "documents": 30, "latents": 3.2, "text": 3.0, "nothing": 3.5}
-    ],
-    "questions": {
-        "questions": 128,
-        "latents": share(0.055),
-        "text": share(0.75),
-        "nothing": share(0.06),
-    },
-    "cost": {
-        "this model": [cost(n) for n in (64, 256, 1024)],
-        "published 0.6B + 4B, ratio 16": [cost(n) for n in (1024, 16384, 262144)],
-    },
-    "samples": {
-        "reconstruction": [
-            {"source": "docs", "passage": f"one two {SCRIPT}", "written": f"one zwei {SCRIPT}"}
-        ],
-        "continuation": [{"source": "docs", "opening": SCRIPT, "truth": SCRIPT, "written": SCRIPT}],
-        "questions": [
-            {
-                "context": SCRIPT,
-                "question": "Who?",
-                "answer": "Ben",
-                "from_latents": "Cy",
-                "from_text": "Ben",
-                "from_nothing": SCRIPT,
-            }
-        ],
-    },
-}
-ROUND_TRIP = {
-    "directory": "hf/100",
-    "tensors": 77,
-    "bytes": 12_300_000,
-    "largest_logit_difference": 0.0,
-    "identical": True,
-}
-
-
-def write_lines(path: Path, lines: list[dict]):
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
-
-
-def fabricate(directory: Path) -> Path:
-    (directory / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    (directory / "log.jsonl").write_text(
-        "".join(json.dumps(one) + "\n" for one in LOG), encoding="utf-8"
-    )
-    (directory / "evaluation.json").write_text(json.dumps(EVALUATION), encoding="utf-8")
-    (directory / "round_trip.json").write_text(json.dumps(ROUND_TRIP), encoding="utf-8")
-    return directory
-
-
-@pytest.fixture
-def directory(tmp_path) -> Path:
-    return fabricate(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory) -> str:
-    return read(fabricate(tmp_path_factory.mktemp("run")))
-
-
-def read(directory: Path) -> str:
-    return write_report(directory).read_text(encoding="utf-8")
-
-
-def test_the_page_has_the_figures(page):
-    for figure in (
+def test_the_page_has_the_numbers(page):
+    for number in (
         "61.3 % (59.3–63.3)",
         "5.5 % (3.5–7.5)",
         "3.200",
@@ -174,13 +34,14 @@ def test_the_page_has_the_figures(page):
         "77 tensors",
         "2.22 (31.1 %)",
     ):
-        assert figure in page
+        assert number in page
     assert "in 2 of 3 tests the latents clearly beat" in page
     assert "close 59.0 % of the gap" in page  # (0.613 - 0.2) / (0.9 - 0.2)
-    assert (
-        "Questions answered exactly: 5.5 % from latents, 75.0 % from the full text, 6.0 % from nothing. The latents are no"
-        in page
+    sentence = (
+        "Questions answered exactly: 5.5 % from latents, 75.0 % from the full text, "
+        "6.0 % from nothing. The latents are no"
     )
+    assert sentence in page
     assert "falls, from 61.3 % at 8 to 16 tokens to 40.0 % at 16 to 32" in page
 
 
@@ -196,10 +57,10 @@ def test_the_page_stands_alone(page):
 
 def test_samples_are_escaped(page):
     assert SCRIPT not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
 
 
-def test_missing_files_are_named_with_what_makes_them(directory):
+def test_missing_files_are_named_with_the_command_that_makes_them(directory):
     for name in ("evaluation.json", "round_trip.json", "log.jsonl"):
         (directory / name).unlink()
     page = read(directory)
@@ -212,11 +73,16 @@ def test_missing_files_are_named_with_what_makes_them(directory):
 def test_repeated_and_broken_log_lines(directory):
     path = directory / "log.jsonl"
     path.write_text(path.read_text(encoding="utf-8") + '{"stage": "all", "st', encoding="utf-8")
-    adapter, everything = findings.read_log(path)
-    assert [(one["step"], one["loss"]) for one in adapter.lines] == [(20, 6.0), (40, 5.0)]
-    assert (everything.start, everything.last) == (40, 60)
-    assert findings.trained_tokens([adapter, everything]) == 3000
-    assert findings.training_seconds([adapter, everything], CONFIG["data"]) == pytest.approx(100)
+    adapter, everything = group_by_stage(read_lines(path))
+    assert [(logged.step, logged.numbers["loss"]) for logged in adapter.lines] == [
+        (20, 6.0),
+        (40, 5.0),
+    ]
+    assert (everything.start, everything.last_step) == (40, 60)
+    run = read_run(directory)
+    assert run.stages == [adapter, everything]
+    assert run.trained_tokens == 3000
+    assert run.training_seconds == pytest.approx(100)
     page = read(directory)
     assert "5.00 (16.7 %)" in page and "5.55" not in page
 
@@ -232,21 +98,20 @@ def test_repeated_and_broken_log_lines(directory):
     ],
 )
 def test_a_comparison_is_judged_by_its_intervals(latents, text, nothing, half, verdict):
-    item = findings.Comparison(
-        "questions", share(latents, half), share(text, half), share(nothing, half)
-    )
-    assert verdict in findings.judge(item)
+    shares = [Share(**share(value, half)) for value in (latents, text, nothing)]
+    assert verdict in statements.judge(statements.Comparison("questions", *shares))
 
 
-def test_gaps():
-    assert findings.gap_closed(latents=0.5, text=0.8, nothing=0.2) == pytest.approx(0.5)
-    assert findings.gap_closed(latents=0.5, text=0.2, nothing=0.2) is None
-    assert "close 60.0 % of the gap" in findings.judge_continuation(EVALUATION["continuation"][0])
+def test_the_gap_closed_is_a_share_of_the_way_to_the_text():
+    assert statements.gap_closed(latents=0.5, text=0.8, nothing=0.2) == pytest.approx(0.5)
+    assert statements.gap_closed(latents=0.5, text=0.2, nothing=0.2) is None
+    entry = parse(Continuation, EVALUATION["continuation"][0])
+    assert "close 60.0 % of the gap" in statements.judge_continuation(entry)
 
 
 def test_an_empty_evaluation_makes_a_page(directory):
-    none = {"value": math.nan, "low": math.nan, "high": math.nan, "count": 0}
-    empty = {"questions": 0, "latents": none, "text": none, "nothing": none}
+    empty_share = {"value": math.nan, "low": math.nan, "high": math.nan, "count": 0}
+    empty = {"questions": 0, "latents": empty_share, "text": empty_share, "nothing": empty_share}
     samples = {"reconstruction": [], "continuation": [], "questions": []}
     changed = EVALUATION | {
         "reconstruction": [],
@@ -269,14 +134,15 @@ def test_a_model_of_several_ratios_is_shown_at_each(directory):
     }
     (directory / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
     page = read(directory)
-    assert (
-        "Docs passages of 8 to 16 tokens reconstructed by ratio: 90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %"
-        in page
+    sentence = (
+        "Docs passages of 8 to 16 tokens reconstructed by ratio: "
+        "90.0 % at ratio 2, 50.0 % at ratio 16; 20.0 %"
     )
-    assert "<h2>Ratios</h2>" in page and "<h2>Ratios</h2>" not in read(fabricate(directory))
+    assert sentence in page
+    assert "<h2>Ratios</h2>" in page and "<h2>Ratios</h2>" not in read(write_run(directory))
 
 
-def test_what_was_not_tested_has_no_section(directory):
+def test_skipped_tests_have_no_section(directory):
     samples = EVALUATION["samples"] | {"continuation": [], "questions": []}
     changed = EVALUATION | {"questions": None, "continuation": [], "samples": samples}
     (directory / "evaluation.json").write_text(json.dumps(changed), encoding="utf-8")
@@ -284,11 +150,10 @@ def test_what_was_not_tested_has_no_section(directory):
     assert "<h2>Reconstruction</h2>" in page and "uestions" not in page.partition("<details>")[0]
 
 
-def test_elements_escape_all_but_html():
-    assert (
-        element("p", "a < b", element("b", "&"), title='"')
-        == '<p title="&quot;">a &lt; b<b>&amp;</b></p>'
-    )
+def test_templates_escape_all_but_html():
+    template = environment().from_string('<p title="{{ title }}">{{ text }}{{ html }}</p>')
+    page = template.render(title='"', text="a < b", html=Markup("<b>{}</b>").format("&"))
+    assert page == '<p title="&#34;">a &lt; b<b>&amp;</b></p>'
 
 
 def test_differing_words_are_marked():
@@ -302,7 +167,7 @@ def test_a_directory_that_is_no_run_is_named(directory):
         write_report(directory / "elsewhere")
 
 
-def test_figures_older_than_the_training_are_called_so(directory):
+def test_an_evaluation_older_than_the_training_is_marked(directory):
     (directory / "evaluation.json").write_text(
         json.dumps(EVALUATION | {"step": 90}), encoding="utf-8"
     )

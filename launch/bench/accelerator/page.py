@@ -8,8 +8,8 @@ from launch.bench.accelerator import summary as figures
 from launch.bench.accelerator.pictures import write_pictures
 from launch.bench.accelerator.summary import PAPER, Summary, bound, shown
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.reports.findings import ReportError
-from lclm_jax.reports.html import Html, document, element, note, section, table
+from lclm_jax.reports.pages import render
+from lclm_jax.reports.records import ReportError
 
 GOALS = ("figure", "value", "goal", "verdict")
 HIDDEN = ("rounds", "losses", "points", "packages", "allowed")  # in tables; they are in the files
@@ -17,33 +17,30 @@ HIDDEN = ("rounds", "losses", "points", "packages", "allowed")  # in tables; the
 
 def write_page(directory: Path, summary: Summary, pictures: bool = True) -> Path:
     """Writes index.html and its pictures; without matplotlib the page has none."""
-    shown_pictures = note("Pictures are drawn at the end.")
-    if pictures:
-        shown_pictures = draw(directory, summary)
-    body = [
-        element("h1", title(summary)),
-        section("Goals", table(GOALS, goal_rows(summary)), note(machine(summary))),
-        section("Pictures", shown_pictures),
-        section("First token", table(*first_tokens(summary))),
-        section("Training", table(*steps(summary))),
-        *part_sections(summary),
-    ]
+    drawn, reason = draw(directory, summary) if pictures else ([], "Pictures are drawn at the end.")
+    page = render(
+        "measurements.html.j2",
+        [Path(__file__).parent],
+        title=title(summary),
+        goals=(GOALS, list(goal_rows(summary))),
+        machine=machine(summary),
+        pictures=drawn,
+        without_pictures=reason,
+        first_tokens=first_tokens(summary),
+        steps=steps(summary),
+        parts=list(part_sections(summary)),
+    )
     file = directory / "index.html"
-    write_whole(file, document(title(summary), *body))
+    write_whole(file, page)
     return file
 
 
-def draw(directory: Path, summary: Summary) -> Html:
-    """All pictures, or why there are none."""
+def draw(directory: Path, summary: Summary) -> tuple[list[tuple[str, str]], str]:
+    """File and caption of all pictures, or none of them and the reason."""
     try:
-        written = write_pictures(directory, summary)
+        return write_pictures(directory, summary), ""
     except ReportError as error:
-        return note(str(error))
-    drawn = [
-        element("figure", element("figcaption", caption), element("img", src=name, alt=caption))
-        for name, caption in written
-    ]
-    return element("div", *drawn, class_="pictures")
+        return [], str(error)
 
 
 def title(summary: Summary) -> str:
@@ -121,7 +118,7 @@ def gigabytes(size: float | None) -> str:
     return shown(figures.scaled(size, 1e-9), "GB")
 
 
-def part_sections(summary: Summary) -> Iterator[Html]:
+def part_sections(summary: Summary) -> Iterator[dict[str, Any]]:
     """Everything every part has measured, and why it lacks what it lacks."""
     for name, found in summary.results.items():
         measured = found["measurements"]
@@ -130,11 +127,11 @@ def part_sections(summary: Summary) -> Iterator[Html]:
             (what, *(cells(one).get(key, "") for key in keys)) for what, one in measured.items()
         ]
         missing = [
-            element("pre", f"{what}\n{text}", class_="quote")
+            f"{what}\n{text}"
             for kind in ("errors", "skipped")
             for what, text in found[kind].items()
         ]
-        yield section(name, table(("measurement", *keys), rows), *missing)
+        yield {"name": name, "table": (("measurement", *keys), rows), "missing": missing}
 
 
 def cells(result: Mapping[str, Any]) -> dict[str, str]:

@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 from launch.bench.accelerator import summary as figures
 from launch.bench.accelerator.summary import PAPER, PAPER_TEXT, RATIO, Results, Summary
-from lclm_jax.reports.plots import FONT, STREAMS, VIEWS, new_figure, percent_axis, short_count
+from lclm_jax.reports.formats import short_count
+from lclm_jax.reports.plots import (
+    FONT_SIZE,
+    STREAM_COLOURS,
+    VIEW_COLOURS,
+    new_figure,
+    percent_axis,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Lines = Mapping[str, Mapping[int, float]]  # name -> x -> y
 RESOLUTION = 150  # dots an inch
-COLOURS = (*VIEWS.values(), *STREAMS)
+COLOURS = (*VIEW_COLOURS.values(), *STREAM_COLOURS)
 
 
 def write_pictures(directory: Path, summary: Summary) -> list[tuple[str, str]]:
@@ -99,23 +106,23 @@ def draw_lines(lines: Lines, xlabel: str, ylabel: str) -> "Figure":
     ticks = sorted({x for line in lines.values() for x in line})
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(ticks, [short_count(x) for x in ticks], fontsize=FONT)
+    axes.set_xticks(ticks, [short_count(x) for x in ticks], fontsize=FONT_SIZE)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel(xlabel, fontsize=FONT)
-    axes.set_ylabel(ylabel, fontsize=FONT)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    axes.set_xlabel(xlabel, fontsize=FONT_SIZE)
+    axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT_SIZE)
     return figure
 
 
 def draw_bars(values: Mapping[str, float], xlabel: str, goal: float) -> "Figure":
     figure, axes = new_figure(6.4, 1.1 + 0.4 * len(values))
-    axes.barh(range(len(values)), list(values.values()), height=0.6, color=VIEWS["latents"])
-    axes.axvline(goal, color=STREAMS[0], linewidth=1.6, label=f"goal: {goal:g}")
-    axes.set_yticks(range(len(values)), list(values), fontsize=FONT)
+    axes.barh(range(len(values)), list(values.values()), height=0.6, color=VIEW_COLOURS["latents"])
+    axes.axvline(goal, color=STREAM_COLOURS[0], linewidth=1.6, label=f"goal: {goal:g}")
+    axes.set_yticks(range(len(values)), list(values), fontsize=FONT_SIZE)
     axes.invert_yaxis()
-    axes.set_xlabel(xlabel, fontsize=FONT)
+    axes.set_xlabel(xlabel, fontsize=FONT_SIZE)
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=FONT)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=FONT_SIZE)
     return figure
 
 
@@ -125,9 +132,9 @@ def draw_curve(points: Sequence[Mapping]) -> "Figure":
     names = {"from latents": "latents", "from full text": "text", "from nothing": "nothing"}
     for name, view in names.items():
         values = [one[f"accuracy_{view}"] for one in points]
-        axes.plot(minutes, values, color=VIEWS[view], marker="o", ms=3, label=name)
-    axes.set_xlabel("minutes of training", fontsize=FONT)
-    axes.set_ylabel("tokens right", fontsize=FONT)
+        axes.plot(minutes, values, color=VIEW_COLOURS[view], marker="o", ms=3, label=name)
+    axes.set_xlabel("minutes of training", fontsize=FONT_SIZE)
+    axes.set_ylabel("tokens right", fontsize=FONT_SIZE)
     percent_axis(axes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT_SIZE)
     return figure
