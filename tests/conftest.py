@@ -46,6 +46,7 @@ from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed import sharding
 from lclm_jax.model.params import init_params
 from tests.support.paths import GOLDEN
+from tests.support.prose import PROSE
 from tests.support.records import with_noise, write_sources
 
 # Compiled programs are kept for the next run of the tests, a directory for each worker, because
@@ -60,9 +61,6 @@ if os.environ.get("LCLM_TEST_CACHE") != "off":
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS_WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-PROSE = Path(os.__file__).read_text(encoding="utf-8") + Path(dataclasses.__file__).read_text(
-    encoding="utf-8"
-)
 FACTS = "Ada likes pears. Ben likes figs. Cy likes plums."
 CHAT = {
     "messages": [

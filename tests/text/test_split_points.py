@@ -6,7 +6,6 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from conftest import PROSE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
@@ -16,6 +15,7 @@ from lclm_jax.data.synthetic.corpus import CONTROL, SPLIT
 from lclm_jax.data.text import find_tokenizer as hub
 from lclm_jax.data.text.split_points import CUT, LOWER, UPPER, can_split
 from lclm_jax.data.text.tokenizer import AHEAD, Tokenizer
+from tests.support.prose import PROSE
 
 LLAMA3 = SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 MARKS = SPLIT.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}")
