@@ -1,4 +1,8 @@
-"""Conversion between the published Hugging Face layout and our checkpoints, in both directions."""
+"""Conversion between the published Hugging Face layout and checkpoints of lclm_jax.
+
+Commands: `from_hf` and `to_hf` convert, `from_towers` builds an untrained model from two base
+models, and `verify` proves that a conversion lost nothing. `convert.hf` has the published format.
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""A published checkpoint to ours: python -m convert.from_hf SOURCE DESTINATION"""
+"""Converts a published checkpoint to one of lclm_jax.
+
+python -m convert.from_hf SOURCE DESTINATION
+"""
 
 import logging
 import math
@@ -50,12 +53,12 @@ HUB_FILES = ("*.safetensors", *(f"*{suffix}" for suffix in SMALL_FILES))
 
 @dataclass(frozen=True)
 class Opened:
-    """A published checkpoint whose headers have been read and found to fit its settings."""
+    """A published checkpoint whose headers have been read and checked against its settings."""
 
     published: Published
     config: ModelConfig
-    stored: dict[str, list[FileTensor]]  # by part
-    sources: dict[str, Source]  # by flat path of our parameter
+    stored: dict[str, list[FileTensor]]  # by part: decoder, encoder, adapter
+    sources: dict[str, Source]  # by path of the parameter
 
 
 def from_hf(
@@ -64,12 +67,12 @@ def from_hf(
     revision: str | None = None,
     rounded_rope: bool = False,
 ) -> Path:
-    """Converts a published checkpoint into one `lclm_jax.inference.language_model.load` reads. Returns `destination`.
+    """Convert a published checkpoint into one that `lclm_jax.load` reads.
 
-    `source` is a directory or the name of a hub repository; its weights pass through memory a block at a time and keep
-    their dtypes. Raises ConversionError or FileNotFoundError that says everything that is wrong,
-    FileExistsError when there is such a destination, DirectoryError when it cannot be made or is
-    being made; nothing is written then.
+    `source` is a directory or the name of a hub repository; its weights pass through memory a block
+    at a time and keep their dtypes. Returns `destination`. Raises ConversionError or
+    FileNotFoundError with everything that is wrong, FileExistsError when the destination exists,
+    DirectoryError when it cannot be made or another process makes it; nothing is written then.
     """
     check_path(destination, "the destination")
     with new_directory(destination, source) as directory:
@@ -77,11 +80,11 @@ def from_hf(
         opened = open_hf(place)
         config = round_rope(opened.config) if rounded_rope else opened.config
         tokenizer = read_tokenizer(opened.published, config)
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            every = [tensor for tensors in opened.stored.values() for tensor in tensors]
-            hashes = beside.submit(hash_files, every, opened.published.source)
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            stored = [tensor for tensors in opened.stored.values() for tensor in tensors]
+            hashes = thread.submit(hash_files, stored, opened.published.source)
             with streamed(
-                {path: found.leaf() for path, found in opened.sources.items()}, "writing MB"
+                {path: parameter.leaf() for path, parameter in opened.sources.items()}, "writing MB"
             ) as params:
                 save_streamed(directory, config, params)
             origin = {"source": str(source), "revision": commit, "files": hashes.result()}
@@ -93,16 +96,20 @@ def from_hf(
             tokenizer.save(directory / "tokenizer")
         else:
             log.warning(
-                "%s has no tokenizer: the checkpoint computes but cannot read text until it has tokenizer/",
+                "%s has no tokenizer: the checkpoint computes but cannot read text until it has "
+                "tokenizer/",
                 source,
             )
     return Path(destination)
 
 
 def read_hf(source: str | Path, mesh: Mesh | None = None) -> tuple[ModelConfig, Params]:
-    """Config and float32 parameters of a published checkpoint, in numpy or, given a mesh, sharded over it as they are read."""
+    """Return config and float32 parameters of a published checkpoint.
+
+    They are numpy arrays or, given a mesh, sharded over it as they are read.
+    """
     opened = open_hf(source)
-    leaves = {path: found.leaf(np.float32) for path, found in opened.sources.items()}
+    leaves = {path: parameter.leaf(np.float32) for path, parameter in opened.sources.items()}
     if mesh is None:
         return opened.config, unflatten(
             {path: leaf.read(0, leaf.shape[0]) for path, leaf in leaves.items()}
@@ -114,11 +121,15 @@ def read_hf(source: str | Path, mesh: Mesh | None = None) -> tuple[ModelConfig, 
 
 
 def fetch(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The directory of a published checkpoint, downloaded if `source` names a hub repository, and its commit there."""
+    """Return the directory of a published checkpoint, and its commit if it is from the hub.
+
+    Downloads it if `source` is the name of a hub repository.
+    """
     if Path(source).is_dir():
         if revision:
             raise ConversionError(
-                f"{source} is a directory and has no revisions, got --revision {revision}; leave it out"
+                f"{source} is a directory and has no revisions, got --revision {revision}; "
+                "leave it out"
             )
         return Path(source), None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -145,7 +156,10 @@ def fetch(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
 
 
 def open_hf(source: str | Path) -> Opened:
-    """Reads the settings and headers of a published checkpoint and checks them; it needs no tokenizer."""
+    """Read the settings and headers of a published checkpoint and check them.
+
+    It needs no tokenizer.
+    """
     published = find_published(source)
     stored = {
         "decoder": list_tower(published.decoder),
@@ -158,7 +172,7 @@ def open_hf(source: str | Path) -> Opened:
 
 
 def round_rope(config: ModelConfig) -> ModelConfig:
-    """The same model with rotary frequencies rounded to bfloat16, as the original computes them."""
+    """Return the config with rotary frequencies rounded to bfloat16, as the original has them."""
     towers = {
         name: replace(getattr(config, name), rounded_rope=True) for name in ("encoder", "decoder")
     }
@@ -167,7 +181,7 @@ def round_rope(config: ModelConfig) -> ModelConfig:
 
 @contextmanager
 def streamed(leaves: Mapping[str, Streamed], label: str) -> Iterator[Params]:
-    """The tree of these leaves, to be saved inside this block, with a progress bar over what is read of them."""
+    """Yield the tree of these leaves; a progress bar counts the bytes that are read of them."""
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves.values())
     with progress_bar(label, total // 10**6) as show:
         done = 0

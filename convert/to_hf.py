@@ -1,4 +1,7 @@
-"""Our checkpoint to the published layout: python -m convert.to_hf CHECKPOINT DESTINATION"""
+"""Converts a checkpoint of lclm_jax to the published layout.
+
+python -m convert.to_hf CHECKPOINT DESTINATION
+"""
 
 import math
 import shutil
@@ -24,10 +27,9 @@ from convert.hf.files import (
 )
 from convert.hf.mapping import (
     COPIES,
-    NUMPY,
+    NUMPY_DTYPES,
     ConversionError,
     Tensor,
-    parameter_shapes,
     published_tensors,
     to_published,
 )
@@ -42,7 +44,7 @@ from lclm_jax.config.settings import Count
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.files.directories import new_directory
-from lclm_jax.model.params import abstract_params
+from lclm_jax.model.params import abstract_params, parameter_shapes
 from lclm_jax.progress import progress_bar
 
 TOWERS = ("decoder", "encoder")
@@ -51,7 +53,7 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by the name
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of ours, its parameters unread."""
+    """A checkpoint of lclm_jax whose parameters are not read yet."""
 
     directory: Path
     config: ModelConfig
@@ -60,7 +62,10 @@ class Saved:
 
     @classmethod
     def open(cls, directory: str | Path, step: int | None = None) -> "Saved":
-        """Raises FileNotFoundError or CheckpointError for a checkpoint that is not there or does not fit its config."""
+        """Open a step of a checkpoint, by default the newest.
+
+        Raises FileNotFoundError if it is missing, CheckpointError if it does not match its config.
+        """
         directory = Path(directory)
         config = read_model(directory)
         params = saved_params(directory, abstract_params(config, one_device()), step)
@@ -69,23 +74,25 @@ class Saved:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        """What the checkpoint publishes, repeated heads left out."""
+        """Tensors that the checkpoint publishes, without copies of others."""
         return published_tensors(parameter_shapes(self.config))
 
     def dtype(self, tensor: Tensor) -> str:
-        """The dtype a tensor was published in or, in a training run, is saved in."""
+        """Return the dtype a tensor was published in or, in a training run, is saved in."""
         stored = self.provenance.get("tensors", {}).get(tensor.part, {}).get(tensor.key)
         return stored or next(
             name
-            for name, dtype in NUMPY.items()
+            for name, dtype in NUMPY_DTYPES.items()
             if dtype == self.params.open(tensor.path).dtype.numpy_dtype
         )
 
     def blocks(self, tensor: Tensor, dtype: str) -> list[Callable[[], np.ndarray]]:
-        """The tensor as published: functions that read it, some rows each."""
+        """Return functions that each read a block of rows of the tensor as published."""
         rows, step = tensor.shape[0], tensor.shape[0]
         if tensor.layer is None and tensor.transform == "none":
-            step = max(1, CHUNK // max(1, NUMPY[dtype].itemsize * math.prod(tensor.shape[1:])))
+            step = max(
+                1, CHUNK // max(1, NUMPY_DTYPES[dtype].itemsize * math.prod(tensor.shape[1:]))
+            )
         return [
             partial(self._read, tensor, dtype, start, min(start + step, rows))
             for start in range(0, rows, step)
@@ -106,11 +113,12 @@ def to_hf(
     step: int | None = None,
     dtype: str | None = None,
 ) -> Path:
-    """Converts a training run, or what `from_hf` wrote, into the published layout. Returns `destination`.
+    """Convert a training run, or a checkpoint from `from_hf`, to the published layout.
 
-    Takes the newest step unless one is named. Tensors keep the dtypes they were published or saved in unless `dtype`
-    (float32, bfloat16 or float16) is given. Raises what `Saved.open` does, ConversionError for a number that `dtype` cannot
-    hold, FileExistsError when there is such a destination; nothing is written then.
+    Takes the newest step unless `step` is given. Tensors keep the dtypes they were published or
+    saved in unless `dtype` (float32, bfloat16 or float16) is given. Returns `destination`. Raises
+    the errors of `Saved.open`, ConversionError for a number that `dtype` cannot represent,
+    FileExistsError when the destination exists; nothing is written then.
     """
     with new_directory(destination, checkpoint) as directory:
         saved = Saved.open(checkpoint, step)
@@ -126,7 +134,7 @@ def to_hf(
 
 
 def new_tensors(saved: Saved, dtype: str | None) -> dict[str, list[NewTensor]]:
-    """The tensors of each part, to be written in this order; copies that the source had are copies again."""
+    """Return the tensors of each part in the order of writing, with the copies the source had."""
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in saved.tensors:
         name = DTYPES[dtype] if dtype else saved.dtype(tensor)
@@ -140,22 +148,27 @@ def new_tensors(saved: Saved, dtype: str | None) -> dict[str, list[NewTensor]]:
 
 
 def write_parts(directory: Path, parts: dict[str, list[NewTensor]]) -> Iterator[int]:
+    """Write the weights of all parts; yields bytes as they are written."""
     for part in TOWERS:
         yield from write_weights(directory / part, parts[part])
     yield from write_file(directory / ADAPTER[0], parts["adapter"])
 
 
 def round_to(array: np.ndarray, dtype: str, tensor: Tensor) -> np.ndarray:
-    """The array in another dtype, rounded to nearest. Raises ConversionError where a finite number would become infinite."""
-    if array.dtype == NUMPY[dtype]:
+    """Round an array to another dtype, to nearest.
+
+    Raises ConversionError where a finite number would become infinite.
+    """
+    if array.dtype == NUMPY_DTYPES[dtype]:
         return array
     with np.errstate(over="ignore"):
-        rounded = array.astype(NUMPY[dtype])
-    narrower = ml_dtypes.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY[dtype]).max
+        rounded = array.astype(NUMPY_DTYPES[dtype])
+    narrower = ml_dtypes.finfo(array.dtype).max > ml_dtypes.finfo(NUMPY_DTYPES[dtype]).max
     if narrower and not np.array_equal(np.isfinite(array), np.isfinite(rounded)):
         largest = float(np.abs(array.astype(np.float32)).max())
         raise ConversionError(
-            f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; choose another --dtype"
+            f"{tensor.part} {tensor.key} reaches {largest:g}, too much for {dtype}; "
+            "choose another --dtype"
         )
     return rounded
 
@@ -163,7 +176,7 @@ def round_to(array: np.ndarray, dtype: str, tensor: Tensor) -> np.ndarray:
 def write_settings(
     directory: Path, saved: Saved, parts: dict[str, list[NewTensor]], dtype: str | None
 ):
-    """Settings and tokenizers: the source's own where the checkpoint keeps them, else from what the checkpoint knows."""
+    """Write settings and tokenizers: the source's own files, or new ones for a training run."""
     originals = saved.directory / ORIGINALS
     if originals.exists():
         _copy_files(originals, directory)
@@ -181,7 +194,7 @@ def write_settings(
 
 
 def _copy_files(source: Path, directory: Path):
-    """Copies files without their permissions, which may be those of a read-only checkpoint."""
+    """Copy files without their permissions, which may be those of a read-only checkpoint."""
     for file in source.rglob("*"):
         if file.is_file():
             place = directory / file.relative_to(source)
@@ -191,19 +204,21 @@ def _copy_files(source: Path, directory: Path):
 
 def _write_towers(directory: Path, saved: Saved, parts: dict[str, list[NewTensor]]):
     tokenizer = Tokenizer.load(saved.directory / "tokenizer")
-    for part, its_tokenizer in (("decoder", tokenizer), ("encoder", without_memory(tokenizer))):
+    for part, part_tokenizer in (("decoder", tokenizer), ("encoder", without_memory(tokenizer))):
         dtypes = {tensor.dtype for tensor in parts[part]}
         name = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), "float32")
-        tower = write_tower(getattr(saved.config, part), part, name, its_tokenizer)
-        its_tokenizer.save(directory / part)
+        tower = write_tower(getattr(saved.config, part), part, name, part_tokenizer)
+        part_tokenizer.save(directory / part)
         write_json(directory / part / "config.json", tower)
-        write_json(directory / part / "generation_config.json", write_generation(its_tokenizer))
+        write_json(directory / part / "generation_config.json", write_generation(part_tokenizer))
 
 
 def main():
     parser = make_parser(__doc__)
     parser.add_argument(
-        "checkpoint", type=path, help="directory of a training run, or what convert.from_hf wrote"
+        "checkpoint",
+        type=path,
+        help="directory of a training run, or a checkpoint from convert.from_hf",
     )
     parser.add_argument("destination", type=path, help="new directory for the published layout")
     parser.add_argument(
@@ -212,7 +227,7 @@ def main():
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of every tensor (default: as it was published, or saved in training)",
+        help="dtype of every tensor (default: as published, or as saved in training)",
     )
     arguments = parser.parse_args()
     keep_memory()

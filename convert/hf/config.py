@@ -1,4 +1,8 @@
-"""Published settings and ours: config.json, model_config.json, processor_config.json <-> TransformerConfig, CompressionConfig."""
+"""Settings of a published checkpoint, read into a ModelConfig and written from one.
+
+config.json holds a TransformerConfig; model_config.json and processor_config.json hold a
+CompressionConfig and an AdapterConfig.
+"""
 
 import re
 import reprlib
@@ -14,7 +18,7 @@ from lclm_jax.data.chat.stop_tokens import find_turn_end_id
 from lclm_jax.data.text.tokenizer import MEMORY_END, MEMORY_SLOT, MEMORY_START, PAD, Tokenizer
 from lclm_jax.errors import ConfigError
 
-# config.json -> TransformerConfig; rope theta has two spellings and is handled apart.
+# Field of config.json -> field of TransformerConfig, but for rope theta, which has two spellings.
 TOWER_FIELDS = {
     "vocab_size": "vocab",
     "hidden_size": "width",
@@ -28,7 +32,7 @@ TOWER_FIELDS = {
     "tie_word_embeddings": "tied",
     "initializer_range": "initializer_range",
 }
-# What transformers takes for absent keys, by model_type. Shapes that every file has are required.
+# Defaults of transformers for absent fields, by model_type. Shapes that every file has are required.
 DEFAULTS = {
     "qwen3": {
         "num_key_value_heads": 32,
@@ -47,7 +51,7 @@ DEFAULTS = {
         "rope_theta": 1e4,
     },
 }
-# What our towers compute.
+# Settings with a single value that TransformerConfig supports.
 TOWER_CONSTANTS = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 QK_NORM = {"qwen3": True, "llama": False}  # by model_type
 ARCHITECTURES = {  # by part and model_type
@@ -69,7 +73,10 @@ ADAPTERS = ("mlp", "mlp_attn", "attn_mlp")
 
 
 def read_model_config(published: Published, dtype: str) -> ModelConfig:
-    """The config of a published checkpoint; `dtype` is that of the stored weights, as safetensors spells it."""
+    """Read the config of a published checkpoint.
+
+    `dtype` is that of the stored weights, in the spelling of safetensors.
+    """
     compression, adapter, causal = read_compression(published.settings, published.source.name)
     return ModelConfig(
         encoder=read_tower(published.encoder / "config.json", causal),
@@ -81,7 +88,7 @@ def read_model_config(published: Published, dtype: str) -> ModelConfig:
 
 
 def read_tower(file: Path, causal: bool) -> TransformerConfig:
-    """A tower from its config.json, with transformers' defaults for absent keys.
+    """Read a tower from its config.json, with the defaults of transformers for absent fields.
 
     Raises ConversionError naming every field that is missing, out of range, or not supported.
     """
@@ -111,7 +118,7 @@ def read_tower(file: Path, causal: bool) -> TransformerConfig:
 
 
 def _with_defaults(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The settings as transformers completes them."""
+    """Complete the settings as transformers does."""
     completed = {**DEFAULTS[kind], **values}
     heads, width = completed.get("num_attention_heads"), completed.get("hidden_size")
     if completed.get("num_key_value_heads") is None:
@@ -124,37 +131,37 @@ def _with_defaults(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _parse_fields(
     values: Mapping[str, Any], names: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values of a TransformerConfig by its own names, and the problems of those that are refused."""
+    """Return values by field of TransformerConfig, and a line for every value that is wrong."""
     parsed, problems, hints = {}, [], field_hints(TransformerConfig)
-    for theirs, ours in names.items():
-        if theirs not in values:
-            problems.append(f"{theirs} is missing")
+    for key, field in names.items():
+        if key not in values:
+            problems.append(f"{key} is missing")
             continue
         try:
-            parsed[ours] = parse(hints[ours], values[theirs], theirs)
+            parsed[field] = parse(hints[field], values[key], key)
         except ConfigError as error:
             problems.append(str(error))
     return parsed, problems
 
 
 def _check_constants(values: Mapping[str, Any], causal: bool) -> Iterator[str]:
-    """Problems of settings that our towers know one value of."""
+    """Yield problems of settings of which a TransformerConfig supports a single value."""
     constants = {"attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu", "swish")}
     if causal:
         constants |= {"is_causal": (True,), "use_bidirectional_attention": (False, None)}
     for key, allowed in constants.items():
         value = values.get(key, allowed[0])
-        if not any(type(value) is type(one) and value == one for one in allowed):
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
             yield f"{key} must be {allowed[0]!r}, got {reprlib.repr(value)}"
     if values.get("quantization_config"):
         yield "quantization_config is not supported; convert weights of 16 or 32 bits"
 
 
 def _check_layers(values: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of layers that do not attend to everything."""
+    """Yield problems of layers that do not attend to everything."""
     kinds, layers = values.get("layer_types"), values.get("num_hidden_layers")
     if kinds is not None:
-        if not isinstance(kinds, list) or any(one != "full_attention" for one in kinds):
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             yield f"layer_types must all be 'full_attention', got {reprlib.repr(kinds)}"
         return
     switch = values.get("use_sliding_window", False)
@@ -165,7 +172,7 @@ def _check_layers(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_rope(rope: Any, values: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of rotary positions that are scaled, partial, or of several kinds."""
+    """Yield problems of rotary positions that are scaled, partial, or of several kinds."""
     if not isinstance(rope, dict):
         yield f"rope_parameters must be an object, got {reprlib.repr(rope)}"
         return
@@ -182,14 +189,17 @@ def _check_rope(rope: Any, values: Mapping[str, Any]) -> Iterator[str]:
 def write_tower(
     config: TransformerConfig, part: str, dtype: str, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
-    """The config.json that transformers reads; both spellings of rope theta, for versions before and after 5."""
+    """Return the config.json of a tower for transformers.
+
+    It has both spellings of rope theta, for versions before and after 5.
+    """
     kind = next(kind for kind, qk_norm in QK_NORM.items() if qk_norm == config.qk_norm)
-    fields = {theirs: getattr(config, ours) for theirs, ours in TOWER_FIELDS.items()}
+    fields = {key: getattr(config, field) for key, field in TOWER_FIELDS.items()}
     return {
         "architectures": [ARCHITECTURES[part, kind]],
         "model_type": kind,
         **TOWER_CONSTANTS,
-        **{theirs: value for theirs, value in fields.items() if value is not None},
+        **{key: value for key, value in fields.items() if value is not None},
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "torch_dtype": dtype,
@@ -200,9 +210,9 @@ def write_tower(
 
 
 def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Makes generation_config.json: special tokens, from the model's own file if it had one.
+    """Return generation_config.json: special tokens, from the model's own file if it had one.
 
-    It has no settings of sampling.
+    It has no settings for sampling.
     """
     if not tokenizer.generation:
         return {"_from_model_config": True, **special_ids(tokenizer)}
@@ -211,10 +221,10 @@ def write_generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int] | None]:
-    """Ids of the tokens that begin a text and end one, from the model's own generation_config.json
-    or, where there was none, from its special tokens; None where there is no such token.
+    """Return the ids of the tokens that begin and end a text; None where there is no such token.
 
-    No pad_token_id: torch would stop training that row of the embedding table.
+    They are from the model's own generation_config.json or, without one, from its special tokens.
+    There is no pad_token_id: torch would not train that row of the embedding table.
     """
     special = (tokenizer.special.get(role, PAD) for role in ("bos_token", "eos_token"))
     bos, eos = (tokenizer.control.get(name) for name in special)
@@ -229,17 +239,17 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int] | None]:
 def read_compression(
     directory: Path, name: str = ""
 ) -> tuple[CompressionConfig, AdapterConfig, bool]:
-    """How a checkpoint compresses, its adapter, and whether its encoder is causal, from model_config.json.
+    """Read compression, adapter and the encoder's causality from model_config.json.
 
-    processor_config.json, where there is one, must agree. `compression_ratios`, a list, is ours: the format knows one ratio.
-
-    Older keys are understood; a window that is nowhere in the file is read from a `bst<W>` in the checkpoint's name.
-    Raises ConversionError for what is missing, contradictory, or not supported.
+    processor_config.json, if present, must agree. The list `compression_ratios` is an extension of
+    the format, which has one ratio. Older keys are read; a window that is missing in the file is
+    read from a `bst<W>` in `name`, that of the checkpoint. Raises ConversionError for settings that
+    are missing, contradictory or not supported.
     """
     file = directory / "model_config.json"
-    values = modern(read_json(file))
-    if values.get("encoder_window_size") is None and (found := re.search(r"bst(\d+)", name)):
-        values["encoder_window_size"] = int(found[1])
+    values = rename_older_keys(read_json(file))
+    if values.get("encoder_window_size") is None and (match := re.search(r"bst(\d+)", name)):
+        values["encoder_window_size"] = int(match[1])
     required = ("compression_ratio", "encoder_window_size", "pooling", "encoder_mask_type")
     problems = [f"{key} is missing" for key in required if values.get(key) is None]
     for key, allowed in (
@@ -274,17 +284,17 @@ def read_compression(
     return compression, adapter, MASKS[values["encoder_mask_type"]]
 
 
-def modern(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings under today's names."""
-    modern = {OLDER_KEYS.get(key, key): value for key, value in values.items()}
+def rename_older_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same settings under their current names."""
+    renamed = {OLDER_KEYS.get(key, key): value for key, value in values.items()}
     for older, pooling in OLDER_POOLINGS.items():
-        if modern.get(older) is True or modern.get("pooling") == older:
-            modern["pooling"] = pooling
-    return modern
+        if renamed.get(older) is True or renamed.get("pooling") == older:
+            renamed["pooling"] = pooling
+    return renamed
 
 
 def _check_processor(file: Path, ratio: int | None) -> list[str]:
-    """What processor_config.json, which may be absent, says against model_config.json or our prompt layout."""
+    """Return contradictions of processor_config.json to model_config.json and the prompt layout."""
     if not file.exists():
         return []
     expected = {**MEMORY_SETTINGS, "compression_ratio": ratio}
@@ -297,7 +307,7 @@ def _check_processor(file: Path, ratio: int | None) -> list[str]:
 
 
 def write_compression(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """model_config.json and processor_config.json."""
+    """Return model_config.json and processor_config.json."""
     compression = config.compression
     model = {
         "compression_ratio": compression.ratio,

@@ -1,4 +1,4 @@
-"""The files of a published checkpoint: its parts, the tensors in them, and how they are written."""
+"""Files of a published checkpoint: its parts, and reading and writing their tensors."""
 
 import json
 import math
@@ -14,22 +14,22 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.hf.mapping import NUMPY, ConversionError
+from convert.hf.mapping import NUMPY_DTYPES, ConversionError
 from lclm_jax.errors import FileError
 from lclm_jax.files import reading
 
-# Today's name first, then that of older releases.
+# The current name first, then that of older releases.
 DECODER, ENCODER = ("decoder", "llm"), ("encoder", "embedder")
 ADAPTER = ("adapter/adapter.safetensors", "projectors/code_adapter.safetensors")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PIECE = 1 << 18  # bytes of one write to a file
-AHEAD = 2  # blocks being made while another is written
-SHARD = 5 * 10**9  # bytes of a file, at most, unless a single tensor is larger
+WRITE_BYTES = 1 << 18  # of a single write to a file
+PREFETCHED_BLOCKS = 2  # made while another is written
+MAX_SHARD_BYTES = 5 * 10**9  # of a file, unless a single tensor is larger
 
 
 @dataclass(frozen=True)
 class Published:
-    """The parts of one published checkpoint."""
+    """Paths of the parts of a published checkpoint."""
 
     decoder: Path  # directories with config.json and weights
     encoder: Path
@@ -40,7 +40,7 @@ class Published:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor known by its file's header; `read` brings its rows into memory, and no more than those."""
+    """A tensor in a safetensors file, known by the header; `read` reads only the rows it is asked."""
 
     key: str
     shape: tuple[int, ...]
@@ -49,18 +49,23 @@ class FileTensor:
     offset: int  # of its first byte
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) in the stored dtype. Not through a memory map, whose pages would count as ours."""
-        dtype = NUMPY[self.dtype]
-        row = math.prod(self.shape[1:])
+        """Read rows [start, stop) in the stored dtype.
+
+        There is no memory map, since its pages would count as memory of the process.
+        """
+        dtype = NUMPY_DTYPES[self.dtype]
+        row_size = math.prod(self.shape[1:])
         rows = self.shape[0] if stop is None else min(stop, self.shape[0])
-        where = self.offset + start * row * dtype.itemsize
-        flat = np.fromfile(self.file, np.uint8, (rows - start) * row * dtype.itemsize, offset=where)
+        offset = self.offset + start * row_size * dtype.itemsize
+        flat = np.fromfile(
+            self.file, np.uint8, (rows - start) * row_size * dtype.itemsize, offset=offset
+        )
         return flat.view(dtype).reshape(rows - start, *self.shape[1:])
 
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: its blocks follow each other along the first axis, each made when it is asked for."""
+    """A tensor to write, in consecutive blocks of rows that are made when they are needed."""
 
     key: str
     shape: tuple[int, ...]
@@ -69,14 +74,14 @@ class NewTensor:
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return math.prod(self.shape) * NUMPY[self.dtype].itemsize
+        """Size in bytes."""
+        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
 
 
 def find_published(source: str | Path) -> Published:
-    """Finds the parts in `source` or, when none of them is there, in its `checkpoint_<int>` with the highest number.
+    """Find the parts in `source`, or in its `checkpoint_<int>` with the highest number.
 
-    Raises FileNotFoundError that names every part that is missing.
+    Raises FileNotFoundError with the name of every missing part.
     """
     source = Path(source)
     if not source.is_dir():
@@ -109,7 +114,7 @@ def _numbered(source: Path) -> list[Path]:
         if path.is_dir()
     }
     return sorted(
-        (path for path, found in numbers.items() if found),
+        (path for path, match in numbers.items() if match),
         key=lambda path: -int(path.name.split("_")[1]),
     )
 
@@ -122,7 +127,10 @@ def _parts(root: Path) -> tuple[Path | None, Path | None, Path | None]:
 
 
 def list_tower(directory: Path) -> list[FileTensor]:
-    """Every tensor of a tower, from one file or from the shards its index names; a tensor in two shards is listed twice."""
+    """List the tensors of a tower, from one file or from the shards of its index.
+
+    A tensor in two shards is listed twice.
+    """
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists():
         raise ConversionError(
@@ -138,7 +146,7 @@ def list_tower(directory: Path) -> list[FileTensor]:
 
 
 def _listed_shards(index: Path) -> list[Path]:
-    """The shards that an index names, each a regular file beside it."""
+    """Return the shards that an index names, which must be files beside it."""
     weights = read_json(index).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise ConversionError(
@@ -160,12 +168,12 @@ def _listed_shards(index: Path) -> list[Path]:
 
 
 def is_file_name(name: str) -> bool:
-    """Returns whether a name is one part of a path, so that it stays in its directory."""
+    """Return True if a name is a single part of a path, so that it stays in its directory."""
     return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def list_file(file: Path) -> list[FileTensor]:
-    """The tensors a safetensors file holds; only its header is read."""
+    """List the tensors of a safetensors file; only its header is read."""
     if not file.is_file():  # a pipe would be waited for
         raise ConversionError(f"{file} is not a regular file; copy or download it again")
     try:
@@ -196,12 +204,15 @@ def list_file(file: Path) -> list[FileTensor]:
 
 
 def write_weights(
-    directory: Path, tensors: Sequence[NewTensor], shard: int = SHARD
+    directory: Path, tensors: Sequence[NewTensor], max_bytes: int = MAX_SHARD_BYTES
 ) -> Iterator[int]:
-    """Writes tensors as one file or, beyond `shard` bytes, as several with an index; yields bytes as they are written."""
+    """Write tensors as one file or, beyond `max_bytes`, as several with an index.
+
+    Yields bytes as they are written.
+    """
     shards: list[list[NewTensor]] = [[]]
     for tensor in tensors:
-        if shards[-1] and sum(one.size for one in shards[-1]) + tensor.size > shard:
+        if shards[-1] and sum(other.size for other in shards[-1]) + tensor.size > max_bytes:
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
@@ -211,19 +222,22 @@ def write_weights(
         f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         for number in range(1, len(shards) + 1)
     ]
-    for name, some in zip(names, shards, strict=True):
-        yield from write_file(directory / name, some)
+    for name, shard in zip(names, shards, strict=True):
+        yield from write_file(directory / name, shard)
     weight_map = {
-        tensor.key: name for name, some in zip(names, shards, strict=True) for tensor in some
+        tensor.key: name for name, shard in zip(names, shards, strict=True) for tensor in shard
     }
     write_json(
         directory / INDEX,
-        {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": weight_map},
+        {
+            "metadata": {"total_size": sum(tensor.size for tensor in tensors)},
+            "weight_map": weight_map,
+        },
     )
 
 
 def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
-    """Writes a safetensors file block by block, marked as transformers expects; yields the bytes of every block.
+    """Write a safetensors file block by block; yields the bytes of every block.
 
     Format: header length as 8 bytes, a JSON header padded to 8 bytes, then the tensors as its offsets say.
     """
@@ -241,33 +255,37 @@ def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     text += b" " * (-len(text) % 8)
     with file.open("wb", buffering=0) as opened:
         opened.write(struct.pack("<Q", len(text)) + text)
-        for block in ahead([block for tensor in tensors for block in tensor.blocks]):
-            yield write_pieces(opened, block)
+        for block in prefetch([block for tensor in tensors for block in tensor.blocks]):
+            yield write_array(opened, block)
         if opened.tell() != 8 + len(text) + end:
             raise ConversionError(
                 f"{file}: expected {8 + len(text) + end} bytes, wrote {opened.tell()}"
             )
 
 
-def write_pieces(file: BinaryIO, block: np.ndarray) -> int:
-    """Writes an array in pieces that stay in the processor's cache, several times as fast as all at once. Returns its bytes."""
+def write_array(file: BinaryIO, block: np.ndarray) -> int:
+    """Write an array in pieces that fit the processor's cache, several times faster than at once.
+
+    Returns its bytes.
+    """
     flat = np.ascontiguousarray(block).view(np.uint8).reshape(-1)
-    return sum(file.write(flat[i : i + PIECE].data) for i in range(0, len(flat), PIECE))
+    return sum(file.write(flat[i : i + WRITE_BYTES].data) for i in range(0, len(flat), WRITE_BYTES))
 
 
-def ahead(blocks: Sequence[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
-    """What each gives, in order, while other threads are at the next ones."""
-    coming: deque[Future[np.ndarray]] = deque()
-    with ThreadPoolExecutor(AHEAD) as threads:
+def prefetch(blocks: Sequence[Callable[[], np.ndarray]]) -> Iterator[np.ndarray]:
+    """Yield the results in order, while other threads compute the next ones."""
+    pending: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(PREFETCHED_BLOCKS) as threads:
         for block in blocks:
-            coming.append(threads.submit(block))
-            if len(coming) > AHEAD:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(threads.submit(block))
+            if len(pending) > PREFETCHED_BLOCKS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises FileNotFoundError, or ConversionError for invalid content."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file; a published checkpoint has one")
     try:

@@ -1,16 +1,16 @@
-"""Published tensors and our parameters: one table, read in both directions, and the strict check of a file against it."""
+"""Table of published tensors and parameters of the model, and the check of files against it.
+
+The table is read in both directions.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import flax.linen as nn
-import jax
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
@@ -18,19 +18,19 @@ from numpy.typing import DTypeLike
 from lclm_jax.checkpoint.streaming import CHUNK, Streamed
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import UserError
-from lclm_jax.model.params import flatten, init_boxed
+from lclm_jax.model.params import flatten, parameter_shapes
 from lclm_jax.typing import Params
 
-# A torch Linear stores [outputs, inputs]; ours is [inputs, outputs] with heads on an axis of their own.
-# Transform -> how many of our leading axes are inputs; None leaves the tensor as it is.
+# A torch Linear stores [outputs, inputs]; a parameter is [inputs, outputs], with an axis for heads.
+# Transform -> number of leading axes of the parameter that are inputs; None keeps the tensor.
 TRANSFORMS = {
     "none": None,
     "transpose": 1,  # [out, in] <-> [in, out]
     "split_heads": 1,  # [N*H, D] <-> [D, N, H]
     "join_heads": 2,  # [D, N*H] <-> [N, H, D]
 }
-# Dtype as safetensors spells it -> numpy's.
-NUMPY = {
+# Name of a dtype in safetensors -> numpy dtype.
+NUMPY_DTYPES = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -38,23 +38,23 @@ NUMPY = {
 
 
 class ConversionError(UserError):
-    """A checkpoint that cannot be converted, with everything that is wrong with it."""
+    """A checkpoint that cannot be converted, with a list of its problems."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row of the table. `{layer}` in a published key numbers what is the leading axis of our parameter."""
+    """A row of the table; `{layer}` in a published key indexes the leading axis of the parameter."""
 
     part: str  # decoder, encoder or adapter: the file the tensor lies in
-    published: str
-    ours: str
+    published: str  # key of the tensor
+    parameter: str  # its path
     transform: str = "none"
 
 
-def layer_rules(part: str, published: str, ours: str) -> tuple[Rule, ...]:
-    """The tensors of a Qwen3 layer, wherever such layers lie."""
+def layer_rules(part: str, published: str, parameter: str) -> tuple[Rule, ...]:
+    """Return the rules of a Qwen3 layer below these prefixes."""
     return tuple(
-        Rule(part, published + key, f"{ours}/{path}", transform)
+        Rule(part, published + key, f"{parameter}/{path}", transform)
         for key, path, transform in (
             ("input_layernorm.weight", "attention_norm/scale", "none"),
             ("self_attn.q_proj.weight", "attention/q", "split_heads"),
@@ -87,13 +87,13 @@ TABLE = (
     Rule("adapter", "fc2.bias", "adapter/fc2_bias"),
     *layer_rules("adapter", "attention_layers.{layer}.decoder_layer.", "adapter/layers"),
 )
-OPTIONAL_PREFIX = {
-    "encoder": "model."
-}  # files saved with a head's wrapper around the model carry it
-# Wrappers of torch.compile and of data parallelism, whose names a saved model may carry.
-WRAPPERS = ("_orig_mod.", "module.")
-BASE_KEYS = ("embed_tokens.", "layers.", "norm.")  # of a decoder saved without its head's wrapper
-ROTARY = re.compile(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Prefix of keys in files that were saved with the wrapper of a language model.
+OPTIONAL_PREFIX = {"encoder": "model."}
+# Prefixes that torch.compile and data parallelism add to the keys of a saved model.
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
+# Prefixes in a decoder that was saved without the wrapper of a language model.
+BASE_PREFIXES = ("embed_tokens.", "layers.", "norm.")
+ROTARY_KEY = re.compile(r"(?:model\.)?(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 # A key that may repeat another tensor where no rule for it applies: the head of a tied tower.
 COPIES = {
     ("decoder", "lm_head.weight"): "model.embed_tokens.weight",
@@ -103,7 +103,7 @@ COPIES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """One published tensor a config asks for, and the parameter, or layer of it, that it holds."""
+    """A published tensor that a config requires, with its parameter or a layer of it."""
 
     part: str
     key: str
@@ -114,7 +114,7 @@ class Tensor:
 
 
 class Stored(Protocol):
-    """What the mapping needs to know of a tensor in a file; `convert.hf.files` has them."""
+    """A tensor in a file, as `convert.hf.files.FileTensor` is."""
 
     @property
     def key(self) -> str: ...
@@ -129,7 +129,7 @@ class Stored(Protocol):
     def file(self) -> Path: ...
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) in the stored dtype."""
+        """Read rows [start, stop) in the stored dtype."""
         ...
 
 
@@ -138,7 +138,7 @@ StoredT = TypeVar("StoredT", bound=Stored)
 
 @dataclass(frozen=True)
 class Source:
-    """A parameter of ours and the published tensors that hold it: all of it, or its layers in order."""
+    """A parameter, and the published tensors of which it consists: itself, or its layers in order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype  # holds the stored dtypes exactly
@@ -146,10 +146,11 @@ class Source:
 
     @property
     def stacked(self) -> bool:
+        """True if the tensors are layers of the parameter."""
         return self.tensors[0][0].layer is not None
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) of the parameter's first axis, layers where it is stacked; only what they need is read."""
+        """Read rows [start, stop) along the first axis, which is layers if the parameter is stacked."""
         rows = range(self.shape[0])[start:stop]
         if not self.stacked and self.tensors[0][0].transform == "none":
             return self.tensors[0][1].read(rows.start, rows.stop).astype(self.dtype, copy=False)
@@ -160,7 +161,7 @@ class Source:
         return np.stack([self._convert(layer, self.shape[1:]) for layer in rows])
 
     def leaf(self, dtype: DTypeLike = None) -> Streamed:
-        """The parameter as a leaf that is read block by block, in the stored dtype unless another is named."""
+        """Return a leaf that reads the parameter in blocks, by default in the stored dtype."""
         target = self.dtype if dtype is None else np.dtype(dtype)
         return Streamed(
             self.shape,
@@ -168,35 +169,32 @@ class Source:
             lambda start, stop: self.read(start, stop).astype(target, copy=False),
         )
 
-    def _convert(self, i: int, shape: tuple[int, ...]) -> np.ndarray:
-        tensor, stored = self.tensors[i]
-        return to_ours(stored.read(), tensor.transform, shape).astype(self.dtype, copy=False)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by its flat path; nothing is allocated."""
-    boxed = jax.eval_shape(partial(init_boxed, config), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in flatten(nn.meta.unbox(boxed)).items()}
+    def _convert(self, index: int, shape: tuple[int, ...]) -> np.ndarray:
+        tensor, stored = self.tensors[index]
+        return from_published(stored.read(), tensor.transform, shape).astype(self.dtype, copy=False)
 
 
 def published_tensors(
     shapes: Mapping[str, tuple[int, ...]], table: Sequence[Rule] = TABLE
 ) -> list[Tensor]:
-    """Every tensor of a published checkpoint whose parameters have these shapes, in the order of the table.
+    """Return the tensors of a checkpoint whose parameters have these shapes, in table order.
 
-    >>> shapes {"decoder/layers/attention/q": (2, 96, 6, 16)}: two tensors [96, 96], model.layers.0... and model.layers.1...
-    Raises ConversionError for a parameter without a rule: the table is behind the model.
+    A stacked parameter gives a tensor per layer: "decoder/layers/attention/q" of shape (2, 96, 6,
+    16) is model.layers.0.self_attn.q_proj.weight and that of layer 1, both [96, 96]. Raises
+    ConversionError for a parameter without a rule.
     """
-    without = sorted(set(shapes) - {rule.ours for rule in table})
-    if without:
+    unmapped = sorted(set(shapes) - {rule.parameter for rule in table})
+    if unmapped:
         raise ConversionError(
-            f"no rule in convert/hf/mapping.py publishes the parameters {', '.join(without)}; add rows to TABLE"
+            f"no rule in convert/hf/mapping.py publishes the parameters "
+            f"{', '.join(unmapped)}; "
+            "add rows to TABLE"
         )
     return [
         tensor
         for rule in table
-        if rule.ours in shapes
-        for tensor in _expand(rule, shapes[rule.ours])
+        if rule.parameter in shapes
+        for tensor in _expand(rule, shapes[rule.parameter])
     ]
 
 
@@ -206,7 +204,7 @@ def _expand(rule: Rule, shape: tuple[int, ...]) -> Iterator[Tensor]:
             rule.part,
             rule.published,
             published_shape(shape, rule.transform),
-            rule.ours,
+            rule.parameter,
             None,
             rule.transform,
         )
@@ -216,30 +214,33 @@ def _expand(rule: Rule, shape: tuple[int, ...]) -> Iterator[Tensor]:
             rule.published.format(layer=layer),
             published_shape(shape[1:], rule.transform),
         )
-        yield Tensor(rule.part, key, published, rule.ours, layer, rule.transform)
+        yield Tensor(rule.part, key, published, rule.parameter, layer, rule.transform)
 
 
 def published_shape(shape: tuple[int, ...], transform: str) -> tuple[int, ...]:
-    """Shape of the published tensor from that of our array, the layer axis taken off."""
+    """Return the shape of the published tensor for a parameter, without its layer axis."""
     inputs = TRANSFORMS[transform]
     return shape if inputs is None else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
 
 
 def to_published(array: np.ndarray, transform: str) -> np.ndarray:
-    """Our array, without layer axis, as the published tensor, contiguous."""
+    """Convert a parameter, without its layer axis, to the published tensor, contiguous."""
     inputs = TRANSFORMS[transform]
     if inputs is None:
         return np.ascontiguousarray(array)
     return transpose(array.reshape(math.prod(array.shape[:inputs]), -1))
 
 
-def to_ours(tensor: np.ndarray, transform: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A published tensor as our array of `shape`, without layer axis; the inverse of `to_published`."""
+def from_published(tensor: np.ndarray, transform: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Convert a published tensor to a parameter of `shape`, without its layer axis.
+
+    The inverse of `to_published`.
+    """
     return tensor if TRANSFORMS[transform] is None else transpose(tensor).reshape(shape)
 
 
 def transpose(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous copy, made a band of rows at a time: three times as fast as all at once on large matrices."""
+    """Return a contiguous transpose, made in bands of rows: three times faster than at once."""
     result = np.empty(matrix.shape[::-1], matrix.dtype)
     for i in range(0, len(matrix), 128):
         result[:, i : i + 128] = matrix[i : i + 128].T
@@ -247,16 +248,16 @@ def transpose(matrix: np.ndarray) -> np.ndarray:
 
 
 def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) -> dict[str, Source]:
-    """Where every parameter of the stored parts comes from, by flat path. Only headers are read, and repeated tensors.
+    """Return the source of every parameter of the stored parts, by path.
 
-    Raises ConversionError that names every tensor that is unknown, missing, there twice, of another shape or of a dtype
-    that holds no weights.
+    Only headers are read, and tensors that repeat others. Raises ConversionError with every tensor
+    that is unknown, missing, duplicate, or of another shape or an unsupported dtype.
     """
     check_layers({part: len(tensors) for part, tensors in stored.items()}, config)
     shapes = parameter_shapes(config)
     wanted = [tensor for tensor in published_tensors(shapes) if tensor.part in stored]
     stored, buffers = split_rotary(stored)
-    found, problems = match(stored, wanted)
+    by_key, problems = match_tensors(stored, wanted)
     problems += check_rotary(buffers, config)
     if problems:
         listed = "\n  ".join(problems)
@@ -265,15 +266,15 @@ def find_sources(stored: Mapping[str, Sequence[Stored]], config: ModelConfig) ->
         )
     members: dict[str, list[tuple[Tensor, Stored]]] = {}
     for tensor in wanted:
-        members.setdefault(tensor.path, []).append((tensor, found[tensor.part, tensor.key]))
+        members.setdefault(tensor.path, []).append((tensor, by_key[tensor.part, tensor.key]))
     return {
-        path: Source(shapes[path], _common_dtype(some), tuple(some))
-        for path, some in members.items()
+        path: Source(shapes[path], _common_dtype(parts), tuple(parts))
+        for path, parts in members.items()
     }
 
 
 def check_layers(counts: Mapping[str, int], config: ModelConfig):
-    """Raises ConversionError for more layers than tensors, before the layers are listed."""
+    """Raise ConversionError for more layers than tensors, before the layers are listed."""
     adapter = config.adapter.layers if config.adapter.attention else 0
     layers = {
         "decoder": config.decoder.layers,
@@ -291,83 +292,86 @@ def check_layers(counts: Mapping[str, int], config: ModelConfig):
 def split_rotary(
     stored: Mapping[str, Sequence[StoredT]],
 ) -> tuple[dict[str, list[StoredT]], dict[str, list[StoredT]]]:
-    """Splits tensors into weights and rotary frequencies, by part.
+    """Split tensors into weights and rotary frequencies, by part.
 
     Checkpoints of older releases hold the frequencies of every layer.
     """
     weights, buffers = {}, {}
     for part, tensors in stored.items():
-        rotary = [one for one in tensors if ROTARY.fullmatch(_unwrapped(one.key))]
-        weights[part] = [one for one in tensors if one not in rotary]
+        rotary = [item for item in tensors if ROTARY_KEY.fullmatch(_unwrap(item.key))]
+        weights[part] = [item for item in tensors if item not in rotary]
         buffers[part] = rotary
     return weights, buffers
 
 
 def check_rotary(buffers: Mapping[str, Sequence[Stored]], config: ModelConfig) -> list[str]:
-    """Rotary frequencies that are not those of rope_theta and head_dim, a line each."""
+    """Return a line for every rotary frequency that differs from rope_theta and head_dim."""
     problems = []
     for part, tensors in buffers.items():
         tower = config.encoder if part == "encoder" else config.decoder
         half = tower.head_dim // 2
         expected = tower.rope_theta ** (-np.arange(half) / half)
-        for one in tensors:
-            if one.dtype not in NUMPY or one.shape != (half,):
+        for tensor in tensors:
+            if tensor.dtype not in NUMPY_DTYPES or tensor.shape != (half,):
                 same = False
             else:
-                error = 1e-5 if one.dtype == "F32" else 1e-2
-                same = np.allclose(one.read().astype(np.float64), expected, rtol=error, atol=1e-7)
+                error = 1e-5 if tensor.dtype == "F32" else 1e-2
+                same = np.allclose(
+                    tensor.read().astype(np.float64), expected, rtol=error, atol=1e-7
+                )
             if not same:
                 problems.append(
-                    f"{part} {one.key}: differs from the frequencies of "
+                    f"{part} {tensor.key}: differs from the frequencies of "
                     f"rope_theta={tower.rope_theta:g} and head_dim={tower.head_dim}"
                 )
     return problems
 
 
 def _common_dtype(members: Sequence[tuple[Tensor, Stored]]) -> np.dtype:
-    """The stored dtype or, for layers of different ones, float32, which holds them all."""
+    """Return the dtype of all members or, if they differ, float32."""
     dtypes = {stored.dtype for _, stored in members}
-    return NUMPY[dtypes.pop() if len(dtypes) == 1 else "F32"]
+    return NUMPY_DTYPES[dtypes.pop() if len(dtypes) == 1 else "F32"]
 
 
-def match(
+def match_tensors(
     stored: Mapping[str, Sequence[Stored]], wanted: Sequence[Tensor]
 ) -> tuple[dict[tuple[str, str], Stored], list[str]]:
-    """Stored tensors by (part, table's key), and what is wrong, one line a tensor."""
+    """Return stored tensors by part and key of the table, and a line for every problem."""
     expected = {(tensor.part, tensor.key): tensor for tensor in wanted}
     named = [
-        ((part, _bare(part, tensor.key)), tensor)
+        ((part, _table_key(part, tensor.key)), tensor)
         for part, tensors in stored.items()
         for tensor in tensors
     ]
-    found = dict(named)
+    stored_by_key = dict(named)
     problems = [
         f"{_name(name)}: stored {times} times, expected once"
         for name, times in Counter(name for name, _ in named).items()
         if times > 1
     ]
-    for name, tensor in found.items():
-        problems += _judge(name, tensor, expected, found)
+    for name, tensor in stored_by_key.items():
+        problems += _check_tensor(name, tensor, expected, stored_by_key)
     problems += [
         f"{_name(name)}: missing, expected {list(tensor.shape)}"
         for name, tensor in expected.items()
-        if name not in found
+        if name not in stored_by_key
     ]
-    return found, problems
+    return stored_by_key, problems
 
 
-def _judge(
+def _check_tensor(
     name: tuple[str, str],
     tensor: Stored,
     expected: Mapping[tuple[str, str], Tensor],
-    found: Mapping[tuple[str, str], Stored],
+    stored: Mapping[tuple[str, str], Stored],
 ) -> list[str]:
-    original = found.get((name[0], COPIES.get(name, "")))
+    """Return the problem of one stored tensor, if any."""
+    original = stored.get((name[0], COPIES.get(name, "")))
     wanted = expected.get(name) or original
     if wanted is None:
         return [f"{_name(name)}: unknown, got {list(tensor.shape)} in {tensor.file}"]
-    if tensor.dtype not in NUMPY:
-        return [f"{_name(name)}: expected dtype {', '.join(NUMPY)}, got {tensor.dtype}"]
+    if tensor.dtype not in NUMPY_DTYPES:
+        return [f"{_name(name)}: expected dtype {', '.join(NUMPY_DTYPES)}, got {tensor.dtype}"]
     if tensor.shape != wanted.shape:
         return [
             f"{_name(name)}: expected {list(wanted.shape)}, got {list(tensor.shape)} in {tensor.file}"
@@ -375,7 +379,7 @@ def _judge(
     if (
         original is not None
         and wanted is original
-        and original.dtype in NUMPY
+        and original.dtype in NUMPY_DTYPES
         and not same_rows(tensor, original)
     ):
         return [
@@ -384,16 +388,16 @@ def _judge(
     return []
 
 
-def _bare(part: str, key: str) -> str:
-    """The table's key for a stored one."""
-    key = _unwrapped(key)
-    if part == "decoder" and key.startswith(BASE_KEYS):
+def _table_key(part: str, key: str) -> str:
+    """Return the key in the table for a stored one."""
+    key = _unwrap(key)
+    if part == "decoder" and key.startswith(BASE_PREFIXES):
         return f"model.{key}"
     return key.removeprefix(OPTIONAL_PREFIX.get(part, ""))
 
 
-def _unwrapped(key: str) -> str:
-    while key.startswith((*WRAPPERS, "model.model.", "model.lm_head.")):
+def _unwrap(key: str) -> str:
+    while key.startswith((*WRAPPER_PREFIXES, "model.model.", "model.lm_head.")):
         key = key.partition(".")[2]
     return key
 
@@ -403,18 +407,16 @@ def _name(name: tuple[str, str]) -> str:
 
 
 def same_rows(first: Stored, second: Stored) -> bool:
-    """Whether two tensors of one shape hold the same numbers, a few rows at a time."""
+    """Return True if two tensors of one shape have the same values; reads a few rows at a time."""
     step = max(1, CHUNK // max(1, 4 * math.prod(first.shape[1:])))
     pairs = (
         (first.read(i, i + step), second.read(i, i + step)) for i in range(0, first.shape[0], step)
     )
-    return all(
-        np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in pairs
-    )
+    return all(np.array_equal(x.astype(np.float32), y.astype(np.float32)) for x, y in pairs)
 
 
 def publish_params(params: Params) -> dict[str, dict[str, np.ndarray]]:
-    """Float32 tensors of each part by published key, of parameters that are in memory."""
+    """Return the float32 tensors of each part by published key, from parameters in memory."""
     flat = flatten(params)
     parts: dict[str, dict[str, np.ndarray]] = {"decoder": {}, "encoder": {}, "adapter": {}}
     for tensor in published_tensors({path: tuple(array.shape) for path, array in flat.items()}):

@@ -1,4 +1,4 @@
-"""What a converted checkpoint keeps of its source: where it is from, hashes, stored dtypes, and the small files as they were."""
+"""Provenance of a converted checkpoint: origin, hashes, stored dtypes and the original small files."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,33 +16,37 @@ SMALL_FILES = (".json", ".jinja", ".txt")
 
 
 def hash_files(tensors: Iterable[FileTensor], source: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file these tensors lie in, by its name in the source."""
+    """Return size and sha256 of every file of these tensors, by its path in the source."""
     files = sorted({tensor.file for tensor in tensors})
     return {str(file.relative_to(source)): hash_file(file) for file in files}
 
 
 def hash_file(file: Path) -> dict[str, Any]:
+    """Return the size and sha256 of a file."""
     return {"bytes": file.stat().st_size, "sha256": checksums.hash_file(file)}
 
 
 def stored_dtypes(
     stored: Mapping[str, Sequence[FileTensor]], sources: Iterable[Source]
 ) -> dict[str, Any]:
-    """What an export needs to give every tensor back as it was: dtypes by part and key, and which were copies of others."""
+    """Return dtypes by part and key, and the tensors that were copies of others.
+
+    With these an export restores every tensor as it was.
+    """
     tensors: dict[str, dict[str, str]] = {part: {} for part in stored}
     for source in sources:
-        for tensor, found in source.tensors:
-            tensors[tensor.part][tensor.key] = found.dtype
+        for tensor, file_tensor in source.tensors:
+            tensors[tensor.part][tensor.key] = file_tensor.dtype
     copies = [
         (part, key)
         for part, key in COPIES
-        if key in {one.key for one in stored[part]} - set(tensors[part])
+        if key in {tensor.key for tensor in stored[part]} - set(tensors[part])
     ]
     return {"tensors": tensors, "copies": copies}
 
 
 def copy_originals(published: Published, directory: Path):
-    """Every small file of the source: settings, both tokenizers, chat templates."""
+    """Copy every small file of the source: settings, both tokenizers, chat templates."""
     for origin, name in (
         (published.decoder, "decoder"),
         (published.encoder, "encoder"),

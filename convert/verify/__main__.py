@@ -1,4 +1,4 @@
-"""python -m convert.verify: the command of `convert.verify.round_trip`."""
+"""Command `python -m convert.verify`, which is `convert.verify.round_trip`."""
 
 from convert.verify.round_trip import main
 from lclm_jax.cli import run

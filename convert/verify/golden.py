@@ -1,7 +1,8 @@
-"""Golden cases: what the PyTorch original computed for some inputs, replayed through parameters of ours.
+"""Golden cases: outputs of the PyTorch original for given inputs, compared with lclm_jax.
 
-A case is a directory with `inputs.json` and `outputs.npz`, and `packed_inputs.json` and `packed_outputs.npz` where a packed
-row was computed too. `replay` compares every quantity in the outputs, and fails on one it does not know.
+A case is a directory with `inputs.json` and `outputs.npz`, and with `packed_inputs.json` and
+`packed_outputs.npz` if it has a packed row. `replay` compares every quantity in the outputs, and
+fails on an unknown one.
 """
 
 import re
@@ -28,13 +29,15 @@ from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.scoring import token_losses
 from lclm_jax.typing import Params
 
-UNLABELLED = -100  # torch's label of a token without loss
-POSITIONS = "logit_positions"  # where `logits` were kept: not a quantity of its own
-GREEDY_STEPS = (0, 1, -1)  # whose scores `greedy_logits` holds
+UNLABELLED = -100  # label of a token without loss in torch
+POSITIONS = "logit_positions"  # positions of `logits`, not a quantity to compare
+GREEDY_STEPS = (0, 1, -1)  # steps of `greedy_logits`
 
 
 @dataclass(frozen=True)
 class Tolerance:
+    """Largest error that is allowed, absolute plus relative."""
+
     absolute: float = 2e-4
     relative: float = 0.0
 
@@ -46,17 +49,17 @@ GRADIENT = Tolerance(2e-4, 1e-3)
 
 @dataclass(frozen=True)
 class Check:
-    """One quantity of a case: the largest absolute difference, and whether every element is within its tolerance."""
+    """Comparison of one quantity; `passed` if every element is within the tolerance."""
 
     name: str
     shape: tuple[int, ...]
-    error: float
+    error: float  # largest absolute difference
     passed: bool
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a case is replayed through. It computes in float32 whatever its config says, as the original did."""
+    """Model that a case is replayed with; it computes in float32, as the original did."""
 
     config: ModelConfig
     params: Params
@@ -67,6 +70,7 @@ class Subject:
     def of(
         cls, config: ModelConfig, params: Params, marker: int = 0, stop: tuple[int, ...] = ()
     ) -> "Subject":
+        """Return the model with its parameters cast to float32."""
         return cls(
             replace(config, dtype="float32"),
             jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), params),
@@ -78,9 +82,10 @@ class Subject:
 def replay(
     directory: str | Path, subject: Subject, tolerance: Tolerance = Tolerance()
 ) -> list[Check]:
-    """Compares every quantity of a case with what `subject` computes; `tolerance` is that of activations and loss.
+    """Compare every quantity of a case with what `subject` computes.
 
-    Raises ConversionError for a quantity that is not known, or that the case's inputs do not lead to.
+    `tolerance` is that of activations and loss. Raises ConversionError for a quantity that is
+    unknown, or that lacks inputs in the case.
     """
     directory = Path(directory)
     inputs, outputs = read_json(directory / "inputs.json"), read_arrays(directory / "outputs.npz")
@@ -88,22 +93,22 @@ def replay(
         f"gradnorm/{name}": np.array(norm)
         for name, norm in inputs.get("param_grad_norms", {}).items()
     }
-    checks = compare(Replay(inputs, norms | outputs, subject), directory, tolerance)
+    checks = compare_case(CaseReplay(inputs, norms | outputs, subject), directory, tolerance)
     if (directory / "packed_outputs.npz").exists():
-        packed = Replay(
+        packed = CaseReplay(
             read_json(directory / "packed_inputs.json"),
             read_arrays(directory / "packed_outputs.npz"),
             subject,
         )
         checks += [
             replace(check, name=f"packed {check.name}")
-            for check in compare(packed, directory, tolerance)
+            for check in compare_case(packed, directory, tolerance)
         ]
     return checks
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file; pickled ones are refused."""
+    """Read the arrays of an npz file; pickled ones are refused."""
     if not file.exists():
         raise FileNotFoundError(
             f"{file}: no such file; a golden case has inputs.json and outputs.npz"
@@ -112,50 +117,55 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def compare(case: "Replay", directory: Path, tolerance: Tolerance) -> list[Check]:
-    """A check of every quantity the case's outputs hold."""
-    found = {
+def compare_case(case: "CaseReplay", directory: Path, tolerance: Tolerance) -> list[Check]:
+    """Compare every quantity in the outputs of a case."""
+    matches = {
         name: (rule, match)
         for name in case.outputs
         for rule in RULES
         if (match := re.fullmatch(rule[0], name))
     }
-    unknown = sorted(set(case.outputs) - set(found) - {POSITIONS})
+    unknown = sorted(set(case.outputs) - set(matches) - {POSITIONS})
     if unknown:
         raise ConversionError(
             f"{directory} holds quantities that cannot be replayed: {', '.join(unknown)}; add them to RULES"
         )
     checks = []
-    for name, ((_, compute, own), match) in found.items():
+    for name, ((_, compute, own), match) in matches.items():
         try:
-            ours = np.asarray(compute(case, *match.groups()))
+            computed = np.asarray(compute(case, *match.groups()))
         except KeyError as error:
             raise ConversionError(
                 f"{directory}: {name} needs {error}, which the case's inputs do not have"
             ) from error
-        checks.append(check(name, ours, case.outputs[name], own or tolerance))
+        checks.append(check(name, computed, case.outputs[name], own or tolerance))
     return checks
 
 
-def check(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: Tolerance) -> Check:
-    """Fails on another shape and on anything that is not a number, too."""
-    if ours.size != theirs.size:
+def check(name: str, computed: np.ndarray, expected: np.ndarray, tolerance: Tolerance) -> Check:
+    """Compare two arrays. Another size, or a value that is not a number, fails."""
+    if computed.size != expected.size:
         return Check(
-            f"{name}: expected {list(theirs.shape)}, got {list(ours.shape)}",
-            theirs.shape,
+            f"{name}: expected {list(expected.shape)}, got {list(computed.shape)}",
+            expected.shape,
             np.inf,
             False,
         )
-    difference = np.abs(ours.reshape(theirs.shape).astype(np.float64) - theirs.astype(np.float64))
-    allowed = tolerance.absolute + tolerance.relative * np.abs(theirs.astype(np.float64))
+    difference = np.abs(
+        computed.reshape(expected.shape).astype(np.float64) - expected.astype(np.float64)
+    )
+    allowed = tolerance.absolute + tolerance.relative * np.abs(expected.astype(np.float64))
     return Check(
-        name, theirs.shape, float(difference.max(initial=0.0)), bool(np.all(difference <= allowed))
+        name,
+        expected.shape,
+        float(difference.max(initial=0.0)),
+        bool(np.all(difference <= allowed)),
     )
 
 
 @dataclass(frozen=True)
-class Replay:
-    """What `subject` computes for the inputs of one row, each part once and when it is asked for."""
+class CaseReplay:
+    """Quantities that `subject` computes for the inputs of one row, each when it is first read."""
 
     inputs: Mapping[str, Any]
     outputs: dict[str, np.ndarray]
@@ -176,7 +186,7 @@ class Replay:
 
     @cached_property
     def budget(self) -> RowBudget:
-        """Room for every row of the case, a window for every piece: the model is compiled for one shape."""
+        """Budget of every row of the case, so that the model is compiled for a single shape."""
         config = self.subject.config
         answered = len(self.inputs.get("prompt_input_ids", ())) + len(
             self.outputs.get("greedy", ())
@@ -219,7 +229,7 @@ class Replay:
 
     @cached_property
     def results(self) -> tuple[np.ndarray, ...]:
-        """Pooled vectors and latents in the order of their slots [M, .], hidden states [T, D] and logits [T, V]."""
+        """Pooled vectors and latents in slot order [M, .], hidden states [T, D], logits [T, V]."""
         pooled, latents, hidden, logits = jax.device_get(
             forward(self.subject.params, self.batch, self.subject.config)
         )
@@ -227,7 +237,7 @@ class Replay:
         return pooled[order], latents[order], hidden[:length], logits[:length]
 
     def of_context(self, kind: int, number: str) -> np.ndarray:
-        """Rows of `results[kind]` that belong to one context."""
+        """Return the rows of `results[kind]` that belong to one context."""
         bounds = np.cumsum([0, *(end - start for start, end in self.inputs["memory_positions"])])
         return self.results[kind][bounds[int(number)] : bounds[int(number) + 1]]
 
@@ -237,15 +247,15 @@ class Replay:
         pieces = split_windows(
             Context(np.zeros(0, np.int32)), self.subject.config, self.subject.marker
         )
-        one = np.zeros(1, np.int32)
-        batch = self._row([Example(one, one, np.zeros(1, np.float32), one, pieces)])
+        token = np.zeros(1, np.int32)
+        batch = self._row([Example(token, token, np.zeros(1, np.float32), token, pieces)])
         return tuple(
             np.asarray(x)[:1] for x in forward(self.subject.params, batch, self.subject.config)[:2]
         )
 
     @cached_property
     def gradients(self) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss, and its gradient by every published tensor, named `part.key`."""
+        """Loss, and its gradients by `part.key` of the published tensors."""
         loss, gradients = jax.device_get(
             loss_and_gradients(self.subject.params, self.batch, self.subject.config)
         )
@@ -257,7 +267,7 @@ class Replay:
         }
 
     def gradient_norm(self, name: str) -> float:
-        """Norm over one tensor, or over all of a component."""
+        """Return the norm of a gradient over one tensor, or over all of a component."""
         of_part = [
             x for key, x in self.gradients[1].items() if key == name or key.startswith(f"{name}.")
         ]
@@ -274,14 +284,14 @@ class Replay:
         return Prompt.of_arrays(tokens, slots[:, : tokens.shape[1]], latents, lengths)
 
     def generated(self, name: str, penalty: str | None) -> np.ndarray:
-        """Greedy tokens, as many as the original's, the end of the turn forbidden."""
+        """Return as many greedy tokens as the original has, with the end of the turn forbidden."""
         steps = len(self.outputs[name])
         sampling = Sampling(repetition_penalty=float(penalty or 1.0), min_tokens=steps)
         inputs = (self.prompt, self.subject.config, steps, self.subject.stop)
         return generate_tokens(self.subject.params, *inputs, sampling=sampling)[0][0]
 
     def greedy_logits(self) -> np.ndarray:
-        """Scores of the first, second and last greedy token, from one pass over the prompt and the original's answer."""
+        """Return the scores of GREEDY_STEPS from one pass over prompt and original answer."""
         prompt = self.inputs["prompt_input_ids"]
         tokens = [*prompt, *self.outputs["greedy"].tolist()]
         batch = self._row([self._example(tokens, None, 0, len(tokens))])
@@ -290,11 +300,12 @@ class Replay:
         return np.asarray(logits)[steps - 1]
 
     def logits(self) -> np.ndarray:
-        every = np.arange(sum(self.example_lengths))
-        return self.results[3][self.outputs.get(POSITIONS, every)]
+        """Return the logits at the positions of the case, by default at all."""
+        all_positions = np.arange(sum(self.example_lengths))
+        return self.results[3][self.outputs.get(POSITIONS, all_positions)]
 
 
-# Quantity in the outputs -> what we compute for it, and its tolerance where that is not the one of activations.
+# Pattern of a quantity in the outputs, its computation, and its tolerance if not that of activations.
 RULES: tuple[tuple[str, Callable[..., Any], Tolerance | None], ...] = (
     (r"input_ids", lambda case: case.inputs["input_ids"], EXACT),
     (r"labels", lambda case: case.inputs["labels"], EXACT),
@@ -305,20 +316,20 @@ RULES: tuple[tuple[str, Callable[..., Any], Tolerance | None], ...] = (
     (r"empty_latent", lambda case: case.empty[0], None),
     (r"empty_adapted", lambda case: case.empty[1], None),
     (r"hidden_last", lambda case: case.results[2], None),
-    (r"logits", Replay.logits, None),
+    (r"logits", CaseReplay.logits, None),
     (r"logsumexp", lambda case: jax.nn.logsumexp(case.results[3], axis=-1), None),
     (r"argmax", lambda case: case.results[3].argmax(axis=-1), EXACT),
     (r"loss", lambda case: case.gradients[0], None),
-    (r"grad_?norm[_/](.+)", Replay.gradient_norm, NORM),
+    (r"grad_?norm[_/](.+)", CaseReplay.gradient_norm, NORM),
     (r"grad/(.+)", lambda case, name: case.gradients[1][name], GRADIENT),
-    (r"(greedy(?:_rep([\d.]+))?)", Replay.generated, EXACT),
-    (r"greedy_logits", Replay.greedy_logits, None),
+    (r"(greedy(?:_rep([\d.]+))?)", CaseReplay.generated, EXACT),
+    (r"greedy_logits", CaseReplay.greedy_logits, None),
 )
 
 
 @partial(jax.jit, static_argnames="config")
 def forward(params: Params, batch: Batch, config: ModelConfig):
-    """Pooled vectors and latents [M, .], hidden states [T, D] and logits [T, V] of a batch of one row."""
+    """Return pooled vectors and latents [M, .], hidden states [T, D], logits [T, V] of one row."""
     pooled = apply(
         config,
         params,
@@ -332,7 +343,7 @@ def forward(params: Params, batch: Batch, config: ModelConfig):
 
 @partial(jax.jit, static_argnames="config")
 def loss_and_gradients(params: Params, batch: Batch, config: ModelConfig):
-    """Mean loss over labelled positions, and its gradients."""
+    """Return the mean loss over labelled positions, and its gradients."""
 
     def objective(params):
         summed, *_ = token_losses(params, batch, config, loss_chunk=1024)

@@ -1,4 +1,7 @@
-"""Proof that a conversion lost nothing: python -m convert.verify HF_DIR CHECKPOINT [--torch] [--golden CASE_DIR]"""
+"""Proves that a conversion lost nothing.
+
+python -m convert.verify HF_DIR CHECKPOINT [--torch] [--golden CASE_DIR]
+"""
 
 import hashlib
 import sys
@@ -11,8 +14,8 @@ import numpy as np
 from rich.table import Table
 
 from convert.from_hf import Opened, open_hf, round_rope
-from convert.hf.files import FileTensor, ahead, find_published, read_json
-from convert.hf.mapping import NUMPY, ConversionError, Tensor, match, split_rotary
+from convert.hf.files import FileTensor, find_published, prefetch, read_json
+from convert.hf.mapping import NUMPY_DTYPES, ConversionError, Tensor, match_tensors, split_rotary
 from convert.to_hf import Saved
 from convert.verify.golden import Check, Subject, Tolerance, replay
 from lclm_jax.checkpoint.steps import load_params
@@ -27,46 +30,53 @@ from lclm_jax.model.params import abstract_params
 from lclm_jax.progress import track
 
 
-class Difference(UserError):
-    """A checkpoint that does not hold what it was converted from."""
+class DifferenceError(UserError):
+    """A checkpoint that differs from its source."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One published tensor, and what the checkpoint would publish in its place."""
+class TensorComparison:
+    """A published tensor beside the one that the checkpoint would publish."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    theirs: str  # sha256 of the bytes, shortened
-    ours: str
+    published_hash: str  # sha256 of the bytes, shortened
+    checkpoint_hash: str
     passed: bool
 
 
 def compare_tensors(
     source: str | Path, checkpoint: str | Path, step: int | None = None
-) -> Iterator[Line]:
-    """Every tensor of `source` against `checkpoint`, byte by byte, one at a time in memory; missing and unknown ones too."""
+) -> Iterator[TensorComparison]:
+    """Compare every tensor of `source` with `checkpoint` byte by byte.
+
+    One is in memory at a time. Missing and unknown tensors and other settings are yielded, too.
+    """
     saved, opened = Saved.open(checkpoint, step), open_hf(source)
-    found, problems = match(split_rotary(opened.stored)[0], saved.tensors)
+    by_key, problems = match_tensors(split_rotary(opened.stored)[0], saved.tensors)
     yield from (
-        Line(problem, (), "", "", "", False)
+        TensorComparison(problem, (), "", "", "", False)
         for problem in [*problems, *compare_settings(opened, saved)]
     )
     for tensor in saved.tensors:
-        other = found.get((tensor.part, tensor.key))
-        if isinstance(other, FileTensor) and other.shape == tensor.shape and other.dtype in NUMPY:
+        other = by_key.get((tensor.part, tensor.key))
+        if (
+            isinstance(other, FileTensor)
+            and other.shape == tensor.shape
+            and other.dtype in NUMPY_DTYPES
+        ):
             yield compare_tensor(tensor, other, saved)
 
 
 def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
-    """What the checkpoint says of itself otherwise than its source; rounded rotary frequencies are a choice, not a difference."""
+    """Yield a line for every setting that differs from the source, but rounded rotary frequencies."""
     expected = round_rope(opened.config) if saved.config.decoder.rounded_rope else opened.config
-    ours, theirs = to_dict(saved.config), to_dict(expected)
+    saved_settings, settings = to_dict(saved.config), to_dict(expected)
     yield from (
-        f"model.json {name}: expected {theirs[name]}, got {ours[name]}"
-        for name in ours
-        if ours[name] != theirs[name]
+        f"model.json {name}: expected {settings[name]}, got {saved_settings[name]}"
+        for name in saved_settings
+        if saved_settings[name] != settings[name]
     )
     tokenizer = opened.published.decoder / "tokenizer.json"
     if (
@@ -77,32 +87,45 @@ def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
         yield f"tokenizer/tokenizer.json: expected {tokenizer}, word for word"
 
 
-def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> Line:
-    ours, theirs = hashlib.sha256(), hashlib.sha256()
+def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> TensorComparison:
+    """Compare the bytes of a published tensor with those that the checkpoint would publish."""
+    checkpoint_hash, published_hash = hashlib.sha256(), hashlib.sha256()
     start = 0
-    for block in ahead(saved.blocks(tensor, other.dtype)):
-        ours.update(np.ascontiguousarray(block).view(np.uint8))
-        theirs.update(other.read(start, start + len(block)).view(np.uint8))
+    for block in prefetch(saved.blocks(tensor, other.dtype)):
+        checkpoint_hash.update(np.ascontiguousarray(block).view(np.uint8))
+        published_hash.update(other.read(start, start + len(block)).view(np.uint8))
         start += len(block)
-    same = ours.digest() == theirs.digest() and saved.dtype(tensor) == other.dtype
+    same = (
+        checkpoint_hash.digest() == published_hash.digest() and saved.dtype(tensor) == other.dtype
+    )
     name = f"{tensor.part} {tensor.key}"
     dtype = (
         other.dtype
         if saved.dtype(tensor) == other.dtype
         else f"{other.dtype}, kept as {saved.dtype(tensor)}"
     )
-    return Line(name, tensor.shape, dtype, theirs.hexdigest()[:12], ours.hexdigest()[:12], same)
+    return TensorComparison(
+        name,
+        tensor.shape,
+        dtype,
+        published_hash.hexdigest()[:12],
+        checkpoint_hash.hexdigest()[:12],
+        same,
+    )
 
 
 def read_subject(source: str | Path, checkpoint: str | Path) -> Subject:
-    """The checkpoint's parameters in float32, and the special tokens its computations need."""
+    """Read the parameters in float32, and the special tokens that computations need."""
     saved = Saved.open(checkpoint)
     params = load_params(checkpoint, abstract_params(saved.config, one_device()))
     return Subject.of(saved.config, params, *special_tokens(source, saved))
 
 
 def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ...]]:
-    """The marker of eos pooling and the token that ends a turn: from the tokenizer or, where there is none, config.json."""
+    """Return the marker of eos pooling and the tokens that end a turn.
+
+    They are from the tokenizer or, without one, from config.json.
+    """
     directory = saved.directory / "tokenizer"
     if directory.exists():
         tokenizer = Tokenizer.load(directory)
@@ -154,30 +177,30 @@ def main():
         )
 
 
-def show_lines(lines: list[Line]):
-    """Prints every tensor. Raises Difference if one is not the same."""
-    table = Table("tensor", "shape", "dtype", "published", "ours", "")
+def show_lines(lines: list[TensorComparison]):
+    """Print every tensor. Raises DifferenceError if a tensor differs."""
+    table = Table("tensor", "shape", "dtype", "published", "checkpoint", "")
     for line in lines:
         shape = " x ".join(map(str, line.shape))
         table.add_row(
             line.name,
             shape,
             line.dtype,
-            line.theirs,
-            line.ours,
+            line.published_hash,
+            line.checkpoint_hash,
             "same" if line.passed else "DIFFERS",
         )
     show_table(table)
     wrong = [line.name for line in lines if not line.passed]
     if wrong:
-        raise Difference(
+        raise DifferenceError(
             f"{len(wrong)} of {len(lines)} lines differ: {'; '.join(wrong[:10])}; convert again"
         )
     sys.stdout.write(f"all {len(lines)} tensors are the same, byte by byte\n")
 
 
 def show_checks(checks: list[Check]):
-    """Prints every quantity. Raises Difference if one is beyond its tolerance."""
+    """Print every quantity. Raises DifferenceError for an error beyond the tolerance."""
     table = Table("quantity", "shape", "largest absolute error", "")
     for check in checks:
         shape = " x ".join(map(str, check.shape)) or "1"
@@ -187,7 +210,7 @@ def show_checks(checks: list[Check]):
     show_table(table)
     wrong = [check.name for check in checks if not check.passed]
     if wrong:
-        raise Difference(
+        raise DifferenceError(
             f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: {', '.join(wrong[:10])}"
         )
     sys.stdout.write(f"all {len(checks)} quantities are within the tolerance\n")

@@ -1,7 +1,8 @@
-"""A published checkpoint as transformers and torch read it: the independent side of `convert.verify --torch` and `make parity`.
+"""A published checkpoint in torch: the reference of `convert.verify --torch` and `make parity`.
 
-Towers are transformers' own models; windows, pooling and adapter are restated from the description of the checkpoint format,
-one window at a time, and share no code with lclm_jax. All in float32. Needs torch, which nothing else here does.
+Towers are the models of transformers. Windows, pooling and adapter are written anew from the
+description of the checkpoint format, one window at a time, and share no code with lclm_jax. All
+is in float32.
 """
 
 import math
@@ -23,7 +24,7 @@ from transformers import (
 )
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
-from convert.hf.config import modern
+from convert.hf.config import rename_older_keys
 from convert.hf.files import Published, find_published, read_json
 from convert.verify.golden import Check, Subject, Tolerance, check, forward
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
@@ -35,7 +36,7 @@ TOLERANCE = Tolerance(1e-3, 1e-3)  # of activations of a full-size model in floa
 
 
 def compare_logits(source: str | Path, subject: Subject) -> list[Check]:
-    """Latents and logits of a random prompt with three contexts, ours against torch's."""
+    """Compare latents and logits of a random prompt with three contexts with those of torch."""
     reference, config, rng = Reference(Path(source)), subject.config, np.random.default_rng(0)
     window, vocab = config.compression.window, min(config.encoder.vocab, config.decoder.vocab)
 
@@ -49,20 +50,22 @@ def compare_logits(source: str | Path, subject: Subject) -> list[Check]:
         [fill_row(RowBudget.for_model(config, len(example), len(example.pieces)), [example])]
     )
     _, latents, _, logits = jax.device_get(forward(subject.params, batch, config))
-    theirs = [reference.compress(context)[1] for context in contexts]
+    expected_latents = [reference.compress(context)[1] for context in contexts]
     slots = torch.from_numpy(example.slots >= 0)
-    embedded = reference.place(torch.from_numpy(example.tokens.astype(np.int64)), slots, theirs)
+    embedded = reference.place(
+        torch.from_numpy(example.tokens.astype(np.int64)), slots, expected_latents
+    )
     with torch.no_grad():
         expected = reference.decoder(inputs_embeds=embedded[None]).logits[0].numpy()
     order = batch.slots[0][batch.slots[0] >= 0]
     return [
-        check("latents", latents[order], torch.cat(theirs).numpy(), TOLERANCE),
+        check("latents", latents[order], torch.cat(expected_latents).numpy(), TOLERANCE),
         check("logits", logits, expected, TOLERANCE),
     ]
 
 
 def layer_config(tower: PretrainedConfig, width: int) -> Qwen3Config:
-    """Shape of the adapter's attention layers: a whole Qwen3 layer of a tower's sizes, in any model."""
+    """Return the config of the adapter's attention layers: Qwen3 layers of a tower's sizes."""
     values = {**tower.to_dict(), "hidden_size": width, "head_dim": tower.head_dim}
     values = {
         key: value
@@ -102,7 +105,7 @@ class Adapter(torch.nn.Module):
         self.rotary = [Qwen3RotaryEmbedding(tower)]  # in a list: it has no weights to load
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """All latents of one context [n, .] to the decoder's width."""
+        """Map all latents of one context [n, .] to the decoder's width."""
         x = self._attend(pooled) if self.kind == "attn_mlp" else pooled
         x = self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x)), approximate="none"))
         return self._attend(x) if self.kind == "mlp_attn" else x
@@ -130,7 +133,7 @@ class Reference:
     @cached_property
     def settings(self) -> dict[str, Any]:
         values = read_json(self.published.settings / "model_config.json")
-        return {"boundary_overlap": 0, "adapter_type": "mlp", **modern(values)}
+        return {"boundary_overlap": 0, "adapter_type": "mlp", **rename_older_keys(values)}
 
     @cached_property
     def decoder(self) -> torch.nn.Module:
@@ -159,7 +162,7 @@ class Reference:
     def compress(
         self, tokens: np.ndarray, ratio: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled encoder states and latents of one context, at the checkpoint's ratio or another."""
+        """Return pooled encoder states and latents of a context, by default at the model's ratio."""
         window, width = self.settings["encoder_window_size"], self.adapter.norm.weight.shape[0]
         ratio = ratio or self.settings["compression_ratio"]
         starts = range(0, len(tokens), window)
@@ -200,16 +203,16 @@ class Reference:
 
     @torch.no_grad()
     def embed(self, tokens: np.ndarray, latents: list[np.ndarray]) -> torch.Tensor:
-        """What the decoder reads [T, D]: token embeddings, with the latents of all contexts in the placeholders, in order."""
+        """Return the decoder's input [T, D]: embeddings, with all latents in the placeholders."""
         ids = torch.tensor(np.asarray(tokens, np.int64))
         return self.place(ids, ids == self.tokenizer.convert_tokens_to_ids("<|memory|>"), latents)
 
     @torch.no_grad()
     def place(self, ids: torch.Tensor, slots: torch.Tensor, latents: list[Any]) -> torch.Tensor:
-        """Embeddings [T, D] of `ids`, the marked ones replaced by the latents of all contexts, in order."""
+        """Return embeddings [T, D] of `ids`, with those at `slots` replaced by all latents in order."""
         embedded = self.decoder.get_input_embeddings()(ids)
         if latents:
-            embedded[slots] = torch.cat([torch.as_tensor(one) for one in latents])
+            embedded[slots] = torch.cat([torch.as_tensor(array) for array in latents])
         return embedded
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.hf.config import write_compression, write_tower
 from convert.hf.files import NewTensor, read_json, write_json
-from convert.hf.mapping import NUMPY, parameter_shapes, published_tensors
+from convert.hf.mapping import NUMPY_DTYPES, published_tensors
 from convert.hf.provenance import PROVENANCE, hash_file
 from convert.to_hf import TOWERS, write_parts
 from lclm_jax.cli import make_parser, path, run, setting, show_table
@@ -32,6 +32,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Size
 from lclm_jax.errors import UserError
 from lclm_jax.files.directories import new_directory
+from lclm_jax.model.params import parameter_shapes
 from lclm_jax.progress import track
 
 GIB = 2**30
@@ -124,7 +125,9 @@ def measure(command: Sequence[str]) -> Figure:
 
 def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
     """A published checkpoint of random weights, without tokenizers. Returns the bytes of its largest tensor."""
-    noise = np.random.default_rng(0).normal(size=1 << 22).astype(np.float32).astype(NUMPY[dtype])
+    noise = (
+        np.random.default_rng(0).normal(size=1 << 22).astype(np.float32).astype(NUMPY_DTYPES[dtype])
+    )
     parts: dict[str, list[NewTensor]] = {"decoder": [], "encoder": [], "adapter": []}
     for tensor in published_tensors(parameter_shapes(config)):
         parts[tensor.part].append(

@@ -15,13 +15,13 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingIm
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from convert.hf.config import write_tower
-from convert.hf.mapping import parameter_shapes, published_tensors, to_published
+from convert.hf.mapping import published_tensors, to_published
 from launch.bench.work import Work
 from lclm_jax.batch import Batch, Windows
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 from lclm_jax.model.adapter import NORM_EPS
-from lclm_jax.model.params import flatten
+from lclm_jax.model.params import flatten, parameter_shapes
 from lclm_jax.typing import Params
 
 CHUNK = 2048  # positions whose logits are held at a time, where layers are recomputed too

@@ -74,3 +74,9 @@ def unflatten(flat: Flat) -> Params:
 def component(path: str) -> str:
     """Return the component that a path belongs to: the first part of the path."""
     return path.split("/")[0]
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its path; nothing is allocated."""
+    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
+    return {path: tuple(leaf.shape) for path, leaf in flatten(nn.meta.unbox(boxed)).items()}

@@ -19,9 +19,8 @@ from convert.hf.mapping import (
     TABLE,
     TRANSFORMS,
     ConversionError,
-    parameter_shapes,
+    from_published,
     published_tensors,
-    to_ours,
     to_published,
 )
 from convert.to_hf import to_hf
@@ -35,7 +34,7 @@ from lclm_jax.data.text.tokenizer import MEMORY_SLOT, Tokenizer
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.files.directories import new_directory
 from lclm_jax.inference.language_model import load
-from lclm_jax.model.params import abstract_params, flatten, unflatten
+from lclm_jax.model.params import abstract_params, flatten, parameter_shapes, unflatten
 from lclm_jax.typing import Params
 from tests.support.paths import GOLDEN
 
@@ -166,7 +165,7 @@ def test_table_covers_every_parameter():
     assert (
         {tensor.path for tensor in published_tensors(shapes)}
         == set(shapes)
-        == {rule.ours for rule in TABLE}
+        == {rule.parameter for rule in TABLE}
     )
     with pytest.raises(ConversionError, match=r"no rule .* decoder/bias; add rows to TABLE"):
         published_tensors({**shapes, "decoder/bias": (3,)})
@@ -177,17 +176,20 @@ def test_transforms_are_inverse(transform):
     ours = np.arange(2 * 3 * 4.0).reshape(
         {"none": (24,), "transpose": (6, 4)}.get(transform, (2, 3, 4))
     )
-    assert np.array_equal(to_ours(to_published(ours, transform), transform, ours.shape), ours)
+    assert np.array_equal(
+        from_published(to_published(ours, transform), transform, ours.shape), ours
+    )
 
 
 def test_transforms_of_heads():
     """Torch's output row n * H + h is head n, dimension h; our einsums then give what `x @ weight.T` gives."""
     weight, x = np.arange(24.0).reshape(6, 4), np.arange(4.0)
     np.testing.assert_array_equal(
-        np.einsum("D,DNH->NH", x, to_ours(weight, "split_heads", (4, 2, 3))).ravel(), weight @ x
+        np.einsum("D,DNH->NH", x, from_published(weight, "split_heads", (4, 2, 3))).ravel(),
+        weight @ x,
     )
     weight, x = weight.T, np.arange(6.0)
-    ours = to_ours(weight, "join_heads", (2, 3, 4))
+    ours = from_published(weight, "join_heads", (2, 3, 4))
     np.testing.assert_array_equal(np.einsum("NH,NHD->D", x.reshape(2, 3), ours), weight @ x)
 
 

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from convert.from_hf import from_hf
-from convert.from_towers import init
+from convert.from_towers import build_from_towers
 from convert.hf.files import list_file, list_tower
 from convert.hf.mapping import ConversionError
 from convert.to_hf import to_hf
@@ -33,7 +33,7 @@ def test_a_source_is_never_removed_or_written_into(published, kind):
         with pytest.raises(DirectoryError, match="expected a destination apart from the source"):
             from_hf(source, place)
         with pytest.raises(DirectoryError, match="expected a destination apart from the source"):
-            init(source / "encoder", source, source / "ours")
+            build_from_towers(source / "encoder", source, source / "ours")
         with pytest.raises(DirectoryError, match="expected a destination apart from the source"):
             to_hf(source, place)
     after = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}

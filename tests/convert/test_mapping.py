@@ -8,33 +8,32 @@ import numpy as np
 import pytest
 
 from convert.hf.mapping import (
-    NUMPY,
+    NUMPY_DTYPES,
     ConversionError,
     Source,
     Tensor,
     check_layers,
     check_rotary,
     find_sources,
-    match,
-    parameter_shapes,
+    from_published,
+    match_tensors,
     publish_params,
     published_shape,
     published_tensors,
     same_rows,
     split_rotary,
-    to_ours,
     to_published,
     transpose,
 )
 from lclm_jax.config import AdapterConfig, CompressionConfig, ModelConfig
-from lclm_jax.model.params import unflatten
+from lclm_jax.model.params import parameter_shapes, unflatten
 from tests.support.records import TOWER
 
 WIDE = replace(TOWER, width=12, layers=2, heads=6, kv_heads=3, head_dim=4, mlp=10, rope_theta=1e4)
 CONFIG = ModelConfig(
     replace(TOWER, layers=1), replace(WIDE, tied=False), CompressionConfig(2, 4), AdapterConfig()
 )
-SPELLED = {dtype: name for name, dtype in NUMPY.items()}
+SPELLED = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
 
 
 @dataclass
@@ -152,7 +151,9 @@ def test_shapes_of_heads():
     assert published_shape((3, 5), "none") == (3, 5)
     strided = np.arange(12.0).reshape(3, 4).T
     assert to_published(strided, "none").flags.c_contiguous
-    np.testing.assert_array_equal(to_ours(to_published(strided, "none"), "none", (4, 3)), strided)
+    np.testing.assert_array_equal(
+        from_published(to_published(strided, "none"), "none", (4, 3)), strided
+    )
 
 
 def test_layers_of_different_dtypes_are_read_as_float32(stored):
@@ -210,17 +211,17 @@ def test_a_tied_head_may_be_stored_where_it_is_the_table():
     table = Held("model.embed_tokens.weight", np.arange(12, dtype=np.float32).reshape(4, 3))
     wanted = [Tensor("decoder", table.key, (4, 3), "decoder/table", None, "none")]
     head = replace(table, key="lm_head.weight")
-    assert match({"decoder": [table, head]}, wanted)[1] == []
+    assert match_tensors({"decoder": [table, head]}, wanted)[1] == []
     other = replace(head, array=table.array + np.eye(4, 3, dtype=np.float32) * (np.arange(3) == 2))
-    assert match({"decoder": [table, other]}, wanted)[1] == [
+    assert match_tensors({"decoder": [table, other]}, wanted)[1] == [
         "decoder lm_head.weight: differs from model.embed_tokens.weight, "
         "but tie_word_embeddings says they are one"
     ]
     small = replace(head, array=table.array[:3])
-    assert match({"decoder": [table, small]}, wanted)[1] == [
+    assert match_tensors({"decoder": [table, small]}, wanted)[1] == [
         "decoder lm_head.weight: expected [4, 3], got [3, 3] in model.safetensors"
     ]
-    assert match({"decoder": [head]}, wanted)[1] == [
+    assert match_tensors({"decoder": [head]}, wanted)[1] == [
         "decoder lm_head.weight: unknown, got [4, 3] in model.safetensors",
         "decoder model.embed_tokens.weight: missing, expected [4, 3]",
     ]

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import convert.from_towers
 import convert.verify.round_trip
 from convert.from_hf import from_hf
-from convert.from_towers import init, init_random
+from convert.from_towers import build_from_towers, build_random
 from convert.to_hf import to_hf
 from convert.verify.round_trip import compare_tensors
 from launch.bench.convert import bench
@@ -139,7 +139,7 @@ def bases(tmp_path) -> tuple[Path, Path]:
 
 def test_init_joins_two_base_models(bases, tmp_path):
     encoder, decoder = bases
-    init(
+    build_from_towers(
         encoder,
         decoder,
         tmp_path / "ours",
@@ -185,7 +185,7 @@ def test_init_of_models_with_other_tokenizers_is_refused(bases, tmp_path, comman
 
 def test_random_init_takes_shapes_only(tmp_path):
     base = GOLDEN / "base"
-    init_random(str(base / "encoder"), str(base / "decoder"), tmp_path / "ours", base / "decoder")
+    build_random(str(base / "encoder"), str(base / "decoder"), tmp_path / "ours", base / "decoder")
     assert Tokenizer.load(tmp_path / "ours" / "tokenizer").memory.slot == 385
     config = read_model(tmp_path / "ours")
     assert (config.encoder.vocab, config.decoder.vocab, config.decoder.layers) == (383, 386, 4)
@@ -193,7 +193,7 @@ def test_random_init_takes_shapes_only(tmp_path):
         FileNotFoundError,
         match=r"neither a directory with config.json nor one of the shapes qwen3-0.6b",
     ):
-        init_random("qwen9", "qwen3-0.6b", tmp_path / "other", base / "decoder")
+        build_random("qwen9", "qwen3-0.6b", tmp_path / "other", base / "decoder")
 
 
 def test_the_benchmark_measures_a_round_trip(model_config, tmp_path, monkeypatch):

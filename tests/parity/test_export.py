@@ -14,7 +14,6 @@ from reference import GOLDEN, Reference, hidden_states, make_tower, publish
 from transformers import AutoModel, AutoModelForCausalLM
 
 from convert.from_hf import from_hf
-from convert.hf.mapping import parameter_shapes
 from convert.to_hf import to_hf
 from lclm_jax.batch import Places
 from lclm_jax.checkpoint.model_files import save_model
@@ -26,7 +25,7 @@ from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.model.params import unflatten
+from lclm_jax.model.params import parameter_shapes, unflatten
 from lclm_jax.typing import Params
 
 ATOL = 5e-5

@@ -27,6 +27,7 @@ from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle
 from launch.bench.accelerator.weights import FACTORS, LARGEST, LAYERS, STEP, is_scale, seed_of
 from lclm_jax.config import ModelConfig
+from lclm_jax.model.params import parameter_shapes
 
 WORD = 0xFFFFFFFF  # the largest unsigned number of 32 bits
 
@@ -218,7 +219,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def build(config: ModelConfig, dtype: str, device: str) -> Any:
     """The plain model with our random weights, made on its device."""
-    from convert.hf.mapping import TRANSFORMS, parameter_shapes, published_tensors
+    from convert.hf.mapping import TRANSFORMS, published_tensors
     from launch.bench.torch_side import PlainLCLM
 
     torch = _torch()
