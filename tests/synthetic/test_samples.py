@@ -114,4 +114,7 @@ def test_the_commands_run_on_samples(few, command, tmp_path, capsys):
     assert told.count("prepared at") == 2 and told.count("from 4 hosts") == 2
     assert told.count("every host, all rows") == 2 and told.count("assemble") == 2
     assert command(bench_data, tmp_path / "bench", "--slice", "v5e:4x4x4") == 2
-    assert "a slice of v5e has 2 dimensions, as v5e:4x4, got 'v5e:4x4x4'" in capsys.readouterr().err
+    assert (
+        "a slice of v5e has 2 dimensions, such as v5e:4x4, got 'v5e:4x4x4'"
+        in capsys.readouterr().err
+    )
