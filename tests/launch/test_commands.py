@@ -78,8 +78,14 @@ WRITES = {
         ["--encoder", SMALL / "encoder", "--decoder", SMALL / "decoder", "--out", "BAD"]
     ],
 }
-# Commands without a case above: parts that other commands start, and one that imports torch.
-OTHERS = {"tests.soak.faults", "launch.bench.accelerator.section", "launch.bench"}
+# Commands without a case above: parts that other commands start, one that imports torch, and one
+# that only counts lines of code.
+OTHERS = {
+    "tests.soak.faults",
+    "launch.bench.accelerator.section",
+    "launch.bench",
+    "launch.bench.code",
+}
 
 
 def modules() -> set[str]:
@@ -214,7 +220,7 @@ def test_an_experiment_has_its_data_and_evaluation(tmp_path):
     experiment = load_experiment(str(TINY.with_name("small.py")), ["data.directory=elsewhere"])
     assert experiment.config.data.directory == "elsewhere"
     assert experiment.recipe is not None and experiment.recipe.name == "small"
-    assert experiment.evaluation.questions == "lookups"
+    assert experiment.evaluation.question_source == "lookups"
     assert callable(experiment.prepare) and callable(experiment.prepare_held_out)
 
 
