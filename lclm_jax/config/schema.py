@@ -1,8 +1,8 @@
-"""Every setting of a model and of a run, as frozen dataclasses: typed, hashable, each default stated once, here.
+"""The settings of a model and of a training run, as frozen dataclasses.
 
-Annotations declare ranges, too (settings.py), and making an instance checks them. A file in
-`configs/` is a program that returns a `Config`; config_values.py reads and writes one as JSON and
-`key=value`.
+Fields are typed and their ranges are checked when an instance is made (see settings.py). Each
+default is stated here and nowhere else. A file in `configs/` is a program that returns a `Config`;
+values.py reads and writes a config as JSON and as `key=value` arguments.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lclm_jax.config.settings import (
-    MOST,
+    MAX_INT32,
     Count,
     Directory,
     FileName,
@@ -27,7 +27,7 @@ from lclm_jax.config.settings import (
 )
 from lclm_jax.errors import ConfigError
 
-AxisSize = Annotated[int, Range(least=1, most=MOST, also=(-1,))]
+AxisSize = Annotated[int, Range(least=1, most=MAX_INT32, also=(-1,))]
 Momentum = Annotated[float, Range(least=0, below=1)]
 
 
@@ -35,28 +35,31 @@ Momentum = Annotated[float, Range(least=0, below=1)]
 class TransformerConfig(Settings):
     """Shape of one tower: a Qwen3 transformer, or with `qk_norm=False` a Llama."""
 
-    vocab: Size
-    width: Size
+    vocab: Size  # entries of the vocabulary
+    width: Size  # of the residual stream
     layers: Size
-    heads: Size
-    kv_heads: Size
-    head_dim: Size
-    mlp: Size
-    rope_theta: Positive = 1e6
-    norm_eps: Positive = 1e-6
-    qk_norm: bool = True
-    causal: bool = True
+    heads: Size  # query heads; a multiple of kv_heads
+    kv_heads: Size  # key and value heads
+    head_dim: Size  # even, for rotary positions
+    mlp: Size  # hidden width of the MLP
+    rope_theta: Positive = 1e6  # base of the rotary frequencies
+    norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
+    qk_norm: bool = True  # RMSNorm of each head's queries and keys
+    causal: bool = True  # False: attention in both directions
     tied: bool = True  # the decoder's output head is its embedding table
-    max_positions: Size = 32768
-    rounded_rope: bool = False  # rotary frequencies rounded to bfloat16, as the original's bf16 loading and training did
-    # Standard deviation of fresh matrices; None: width ** -0.5, residual branches 0.
+    max_positions: Size = 32768  # longest sequence, in positions
+    # Round rotary frequencies to bfloat16, as the original did when it loaded and trained in bf16.
+    rounded_rope: bool = False
+    # Standard deviation of fresh matrices. None: width ** -0.5, and zeros for the matrices that
+    # write to the residual stream.
     initializer_range: NotNegative | None = None
 
     def __post_init__(self):
         super().__post_init__()
         if self.heads % self.kv_heads:
             raise ConfigError(
-                f"heads must be a multiple of kv_heads, got heads={self.heads}, kv_heads={self.kv_heads}"
+                "heads must be a multiple of kv_heads, "
+                f"got heads={self.heads}, kv_heads={self.kv_heads}"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}")
@@ -64,13 +67,18 @@ class TransformerConfig(Settings):
 
 @dataclass(frozen=True)
 class CompressionConfig(Settings):
-    """How tokens become latents (paper, section 3)."""
+    """The compression of tokens into latents (paper, section 3)."""
 
     ratio: Size = 16  # tokens per latent
-    window: Size = 1024  # tokens the encoder reads at once
+    window: Size = 1024  # tokens of a window; a multiple of every ratio
+    # How the encoder's states become latents: the mean of every `ratio` states, the state of an eos
+    # marker for every `ratio` tokens, or the concatenation of every `ratio` states.
     pooling: Literal["mean", "eos", "concat"] = "mean"
-    overlap: Count = 0  # neighbouring tokens a window also sees, left and, bidirectional, right
-    ratios: tuple[Size, ...] = ()  # others a context may ask for; training draws from all of them
+    # Tokens of the neighbouring window that the encoder also reads: on the left and, where it is
+    # bidirectional, on the right.
+    overlap: Count = 0
+    # Further ratios that a context may ask for; training draws from these and `ratio`.
+    ratios: tuple[Size, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,7 +91,8 @@ class CompressionConfig(Settings):
                 )
         if self.ratios and self.pooling == "concat":
             raise ConfigError(
-                f"concat pooling has one ratio, got ratio={self.ratio} and ratios={self.ratios}; use mean or eos"
+                "concat pooling has one ratio, "
+                f"got ratio={self.ratio} and ratios={self.ratios}; use mean or eos"
             )
 
     @property
@@ -93,31 +102,37 @@ class CompressionConfig(Settings):
 
     @property
     def latents_per_window(self) -> int:
-        """Most latents a window may hold: at the smallest ratio."""
+        """Largest number of latents of a window, which the smallest ratio gives."""
         return self.window // min(self.all_ratios)
 
 
 @dataclass(frozen=True)
 class AdapterConfig(Settings):
-    """The projector's learned half: an MLP, and attention among the latents of a context after or before it."""
+    """The adapter from encoder to decoder: an MLP, and optionally attention among the latents.
+
+    The attention layers let the latents of one context read each other, after the MLP (`mlp_attn`)
+    or before it (`attn_mlp`).
+    """
 
     kind: Literal["mlp", "mlp_attn", "attn_mlp"] = "mlp"
-    layers: Size = 1  # of attention; the kind `mlp` has none
+    layers: Size = 1  # attention layers; ignored by the kind `mlp`
 
     @property
     def attention(self) -> bool:
+        """True where the adapter has attention layers."""
         return self.kind != "mlp"
 
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
+    """The two towers, the compression between them, and how they are computed."""
+
     encoder: TransformerConfig
     decoder: TransformerConfig
     compression: CompressionConfig = CompressionConfig()
     adapter: AdapterConfig = AdapterConfig()
-    dtype: Literal["float32", "bfloat16"] = (
-        "bfloat16"  # of activations; master weights stay float32
-    )
+    # Type of activations; the master weights stay float32.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # What a layer recomputes in its backward pass: all; all but attention; all but matrix products
     # and attention; nothing. Each needs less time and more memory than the one before.
     remat: Literal["full", "attention", "dots", "none"] = "full"
@@ -132,16 +147,16 @@ class ModelConfig(Settings):
 
     @property
     def adapter_inputs(self) -> int:
-        """Width of what the pooling hands to the adapter."""
-        return self.encoder.width * (
-            self.compression.ratio if self.compression.pooling == "concat" else 1
-        )
+        """Width of a pooled state, which the adapter reads."""
+        states = self.compression.ratio if self.compression.pooling == "concat" else 1
+        return self.encoder.width * states
 
     @property
     def adapter_layers(self) -> TransformerConfig:
-        """Shape of the adapter's attention layers: after the MLP the decoder's, before it the encoder's, as wide as its input.
+        """Shape of the adapter's attention layers.
 
-        A whole Qwen3 layer in any model (checkpoint format, "Behaviour").
+        After the MLP they have the decoder's shape; before it the encoder's, as wide as the
+        adapter's input. They are Qwen3 layers in every model (checkpoint format, "Behaviour").
         """
         before = dataclasses.replace(self.encoder, width=self.adapter_inputs)
         tower = before if self.adapter.kind == "attn_mlp" else self.decoder
@@ -152,45 +167,52 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class MeshConfig(Settings):
-    """Devices along each mesh axis; -1 takes all that are left."""
+    """Number of devices along each mesh axis; -1 takes all that the other axes leave."""
 
-    data: AxisSize = 1  # copies of the model, each with rows of its own; one a slice
-    fsdp: AxisSize = -1  # parts of the model, each with rows of its own
+    data: AxisSize = 1  # copies of the model, each with its own rows; a multiple of the slices
+    fsdp: AxisSize = -1  # shards of the parameters, each with its own rows
     context: AxisSize = 1  # parts of the decoder's sequences
-    tensor: AxisSize = 1  # parts of heads and mlp
+    tensor: AxisSize = 1  # parts of the heads and of the MLP
 
     def __post_init__(self):
         super().__post_init__()
         rest = [name for name, size in dataclasses.asdict(self).items() if size == -1]
         if len(rest) > 1:
             raise ConfigError(
-                f"at most one mesh axis may be -1, all devices that are left, got {', '.join(rest)}"
+                "at most one mesh axis may be -1 (all devices that are left), "
+                f"got {', '.join(rest)}"
             )
 
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """The input of every stage: where prepared examples lie, how they are cut, and the two budgets of a packed row."""
+    """The training data of every stage: its directory, how examples are made, and the row budget.
 
-    directory: Directory = "runs/data"  # what launch.prepare wrote
-    batch_rows: Size = 256  # rows in a global batch
+    A row is one sequence of the decoder, packed with examples, and the windows of their contexts.
+    """
+
+    directory: Directory = "runs/data"  # output of launch.prepare
+    batch_rows: Size = 256  # rows of a global batch
     row_positions: Size = 16384  # decoder positions of a row, after compression
-    # Encoder windows of a row; launch.inspect_data suggests how many, and a stage may have its own number.
+    # Encoder windows of a row; launch.inspect_data suggests a number, and a stage may override it.
     row_windows: Size = 14
     packing_lookahead: Size = 1000  # examples the packer chooses from
-    # Latents of a window beyond those of a full context, as a share of them: of short contexts that share a window, the last
-    # latents stand for fewer tokens, and without these a window runs out of latents before it is read full.
+    # Room for latents beyond those of full windows, as a share of them. The last latent of a short
+    # context stands for fewer than `ratio` tokens: where short contexts share a window, its latents
+    # would run out before the window is full.
     spare_latents: NotNegative = 0.125
-    # Crops documents to a random length between these; None: whole, as in the paper.
+    # Shortest and longest crop of a document, in tokens, drawn at random. None: the whole document,
+    # as in the paper.
     crop_length: Interval | None = None
-    reconstruction_length: Interval | None = None  # the same for a passage to be reconstructed
-    request_wordings: Size = 100  # how many of the wordings that ask for a passage are used
-    min_segment_length: Size = 128  # tokens of the shortest alternating segment (paper, C.4)
-    # Trainable tokens of a document too long for half of it to be trained on (paper, C.4).
+    # The same for the passages of reconstruction. None: the whole document.
+    reconstruction_length: Interval | None = None
+    request_wordings: Size = 100  # wordings of the reconstruction request to draw from
+    min_segment_length: Size = 128  # shortest alternating segment, in tokens (paper, C.4)
+    # Tokens trained on of a long document; of a shorter one it is half of them (paper, C.4).
     max_trained_tokens: Size = 8192
-    # How often a context gets each of the model's ratios; none: each as often.
+    # Relative frequency of each of the model's ratios, in the order of all_ratios; empty: uniform.
     ratio_weights: tuple[NotNegative, ...] = ()
-    seed: Seed = 0
+    seed: Seed = 0  # of the order of examples and of all draws that make them
 
     def __post_init__(self):
         super().__post_init__()
@@ -202,85 +224,90 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True)
 class Source(Settings):
-    """A source of a recipe: what its input holds. Documents are text of some kind, or one chat a row."""
+    """An input of a recipe, and the kind of its documents."""
 
     name: FileName
-    # long: book-length; expand: texts, with a question and answer or without, to become traces of an agent that expands
-    # chunks; packed: the original's public training rows, text with turns and memory tags written out
+    # Plain text: text, code, math, latex, and long for whole books. Chats, one a row: chat.
+    # expand: texts, with or without a question and its answer, to be made into traces of an agent
+    # that expands chunks. packed: the original's public training rows, which spell out turns and
+    # memory tags.
     kind: Literal["text", "code", "long", "math", "latex", "chat", "expand", "packed"]
 
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """What launch.prepare makes: sources, and the mix of streams to be read from them."""
+    """The input of launch.prepare: the sources, and the mix of streams to be read from them."""
 
     name: FileName
     sources: Annotated[tuple[Source, ...], NotEmpty()]
     streams: tuple["Stream", ...]
-    # A directory with tokenizer.json, or a hub repository.
+    # A directory with tokenizer.json, or a Hugging Face repository.
     tokenizer: Directory = "Qwen/Qwen3-4B-Instruct-2507"
-    max_document_chars: Size = 50_000_000  # characters of a document; a longer one is refused
-    max_rejected_rows: Count = 1000  # rows of a source that may be refused before preparation stops
+    max_document_chars: Size = 50_000_000  # characters; a longer document is rejected
+    max_rejected_rows: Count = 1000  # rejected rows of a source, beyond which preparation stops
 
     def __post_init__(self):
         super().__post_init__()
         names = [source.name for source in self.sources]
-        strange = {stream.source for stream in self.streams} - set(names)
-        if strange or len(set(names)) != len(names):
+        unknown = {stream.source for stream in self.streams} - set(names)
+        if unknown or len(set(names)) != len(names):
             raise ConfigError(
-                f"streams read from sources of different names, got sources {names} and streams of {strange}"
+                "streams read from sources of different names, "
+                f"got sources {names} and streams of {unknown}"
             )
 
     def without(self, name: str) -> "Recipe":
-        """The recipe with one source and its streams left out; the other streams share its part."""
-        if name not in [source.name for source in self.sources]:
-            raise ConfigError(
-                f"recipe {self.name} has no source {name!r}; its sources are {[one.name for one in self.sources]}"
-            )
+        """Return the recipe without a source and its streams; the other streams share its part.
+
+        Raises ConfigError for a source that the recipe does not have.
+        """
+        names = [source.name for source in self.sources]
+        if name not in names:
+            raise ConfigError(f"recipe {self.name} has no source {name!r}; its sources are {names}")
         sources = tuple(source for source in self.sources if source.name != name)
-        return dataclasses.replace(
-            self, sources=sources, streams=tuple(one for one in self.streams if one.source != name)
-        )
+        streams = tuple(stream for stream in self.streams if stream.source != name)
+        return dataclasses.replace(self, sources=sources, streams=streams)
 
 
 @dataclass(frozen=True)
 class ParameterGroup(Settings):
-    """How the parameters whose path matches `pattern` are trained; `learning_rate=None` freezes them."""
+    """The training of all parameters whose path matches a pattern."""
 
-    pattern: Pattern
-    learning_rate: NotNegative | None
-    weight_decay: NotNegative = 0.01
+    pattern: Pattern  # a regular expression for the whole path
+    learning_rate: NotNegative | None  # peak rate; None freezes the parameters
+    weight_decay: NotNegative = 0.01  # of AdamW
 
 
 @dataclass(frozen=True)
 class Stream(Settings):
-    """Examples of one kind from one prepared source, and their share of the stage's trained tokens."""
+    """Training examples of one kind, made from one prepared source."""
 
     kind: Literal["interleaved", "sft", "reconstruction", "reasoning"]
     source: FileName
-    share: NotNegative
+    share: NotNegative  # of the stage's trained tokens, relative to the other streams
 
     @property
     def name(self) -> str:
+        """The name of the stream in logs and reports: "kind/source"."""
         return f"{self.kind}/{self.source}"
 
 
 @dataclass(frozen=True)
 class StageConfig(Settings):
-    """One stage of the recipe (paper, Table 1). Groups are tried in order and must cover every parameter."""
+    """One stage of training (paper, Table 1)."""
 
     name: FileName
     steps: Size
+    # Tried in order, the first match decides; they must cover every parameter.
     groups: tuple[ParameterGroup, ...]
     streams: tuple[Stream, ...]
-    warmup_steps: Count = (
-        250  # the step that reaches the full rate; at most half of the steps are taken
-    )
-    final_learning_rate: NotNegative = 1e-6  # of the last step
+    # The step that reaches the peak rate; warm-up takes at most half of the steps.
+    warmup_steps: Count = 250
+    final_learning_rate: NotNegative = 1e-6  # rate of the last step
     # The encoder starts this stage as a copy of the decoder's first layers.
     encoder_from_decoder: bool = False
-    directory: Location = ""  # where in data.directory its sources lie
-    row_windows: Size | None = None  # encoder windows of a row, if not data.row_windows
+    directory: Location = ""  # of its sources, inside data.directory
+    row_windows: Size | None = None  # encoder windows of a row; None: data.row_windows
     # False trains the decoder on the same examples with every context as plain text.
     compress: bool = True
 
@@ -294,41 +321,47 @@ class StageConfig(Settings):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    beta1: Momentum = 0.9
-    beta2: Momentum = 0.95
-    eps: Positive = 1e-8
-    clip: Positive | None = 1.0  # largest global gradient norm; None: gradients are not clipped
+    """AdamW, with the same constants in every stage."""
+
+    beta1: Momentum = 0.9  # decay of the mean of gradients
+    beta2: Momentum = 0.95  # decay of the mean of squared gradients
+    eps: Positive = 1e-8  # added to the denominator
+    clip: Positive | None = 1.0  # largest global gradient norm; None: no clipping
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """The loop around the stages."""
+    """A training run: its directory, checkpoints, logs, validation and limits."""
 
     directory: Directory = "runs/lclm"
-    # The checkpoint whose parameters the first stage begins with; None: random ones.
+    # The checkpoint whose parameters the first stage starts from; None: random parameters.
     init_from: Directory | None = None
-    save_every: Size = 500  # steps
+    save_every: Size = 500  # steps between checkpoints
     keep: Size = 2  # newest checkpoints to keep, beside the last of every stage
-    keep_every: Size | None = None  # and those of steps that are a multiple of it
-    log_every: Size = 20  # steps
-    # Steps between looks at held-out examples, also taken after a stage's last step; 0: never.
+    keep_every: Size | None = None  # also keep those whose step is a multiple of this; None: none
+    log_every: Size = 20  # steps between log lines
+    # Steps between validations on held-out examples; there is one after a stage's last step, too.
+    # 0: no validation.
     validate_every: Count = 500
-    validation_examples: Size = 64  # of every stream
-    max_skipped_steps: Size = 10  # steps in a row that are not finite until training stops
-    # Seconds a step may take, with all that comes between two, until the run is ended; None: any.
+    validation_examples: Size = 64  # held-out examples of each stream
+    max_skipped_steps: Size = 10  # consecutive non-finite steps after which training stops
+    # Abort if no step finishes for this long (seconds); None disables.
     step_timeout: Positive | None = 3600.0
-    tensorboard: bool = False  # writes the log for TensorBoard, too, beside it
-    # The project of Weights & Biases to send the log to, too.
+    tensorboard: bool = False  # also write the log for TensorBoard, in the run's directory
+    # The Weights & Biases project that also receives the log; None: none.
     wandb: Annotated[str, NotEmpty()] | None = None
-    loss_chunk: Size = 1024  # positions of a device whose logits exist at once
-    micro_batches: Size = 1  # parts of a batch whose gradients add up, one part in memory at a time
-    seed: Seed = 0
+    loss_chunk: Size = 1024  # positions per device whose logits are in memory at once
+    # Parts of a batch that are computed in turn to save memory; their gradients are summed.
+    micro_batches: Size = 1
+    seed: Seed = 0  # of random initial parameters
 
 
 @dataclass(frozen=True)
 class Config(Settings):
+    """All settings of a training run: the model, its stages, and everything they share."""
+
     model: ModelConfig
-    stages: Annotated[tuple[StageConfig, ...], NotEmpty()]
+    stages: Annotated[tuple[StageConfig, ...], NotEmpty()]  # in the order they run
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -346,8 +379,7 @@ class Config(Settings):
             )
 
     def run_step(self, stage: str, step: int) -> int:
-        """The step of the run, all stages in a row, that a step of a stage is."""
-        return (
-            sum(one.steps for one in self.stages[: [one.name for one in self.stages].index(stage)])
-            + step
-        )
+        """Return the step of the run, counted over all stages, that is `step` of `stage`."""
+        names = [earlier.name for earlier in self.stages]
+        before = self.stages[: names.index(stage)]
+        return sum(earlier.steps for earlier in before) + step

@@ -37,16 +37,18 @@ class Settings:
 
 
 class Rule(Protocol):
-    """Metadata of an annotation: a condition on a value that already has the annotated type."""
+    """Metadata of an annotation: a condition on a value of the annotated type."""
 
-    def holds(self, value: Any) -> bool: ...
+    def holds(self, value: Any) -> bool:
+        """Return True where the value fulfils the condition."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An interval of numbers, to which `least` and `most` belong; `above` and `below` do not.
+    """An interval of numbers that includes `least` and `most`, but not `above` and `below`.
 
-    `also` are numbers outside the interval that are allowed.
+    `also` lists single numbers that are allowed outside the interval.
 
     >>> str(Range(least=0, below=1))
     'at least 0 and below 1'
@@ -136,9 +138,9 @@ class HomePath:
         return "\0" not in value
 
 
-MOST = 2**31 - 1  # whole numbers become int32 on the devices
-Size = Annotated[int, Range(least=1, most=MOST)]
-Count = Annotated[int, Range(least=0, most=MOST)]
+MAX_INT32 = 2**31 - 1  # integers become int32 on the devices
+Size = Annotated[int, Range(least=1, most=MAX_INT32)]
+Count = Annotated[int, Range(least=0, most=MAX_INT32)]
 Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
@@ -151,15 +153,15 @@ Directory = Annotated[str, HomePath(), NotEmpty()]
 
 @cache
 def field_hints(kind: type) -> dict[str, Any]:
-    """Annotations of a dataclass's fields, with their ranges."""
+    """Return the annotation of every field of a dataclass, ranges included."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Build `kind` from nested dicts; names from before a renaming are read, too.
+    """Build `kind` from nested dicts; keys from before a renaming are read, too.
 
-    Raises ConfigError for a key that is unknown or missing and for a bad value.
+    Raises ConfigError for an unknown or missing key and for a bad value.
     """
     hints = field_hints(kind)
     values = current_names(kind, values, path)
@@ -176,12 +178,12 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     parsed = {key: parse(hints[key], value, f"{path}{key}") for key, value in values.items()}
     try:
         return kind(**parsed)
-    except ConfigError as error:  # of fields that do not fit each other
+    except ConfigError as error:  # from a check across fields
         raise ConfigError(f"{path[:-1]}: {error}" if path else str(error)) from error
 
 
 def check_key(key: Any, known: Iterable[str], path: str):
-    """Raises ConfigError that suggests a similar key where `key` is not `known`."""
+    """Raise ConfigError, with a similar key as a suggestion, unless `key` is `known`."""
     known = list(known)
     if key in known:
         return
@@ -191,23 +193,23 @@ def check_key(key: Any, known: Iterable[str], path: str):
 
 
 def parse(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotation `hint` asks for; `path` names the setting in errors.
+    """Return `value` converted to the annotation `hint`; `path` names the setting in errors.
 
-    Converts whole numbers to float, numpy's numbers to Python's, lists to tuples, dicts to
-    dataclasses, and a leading `~` to the home directory. Raises ConfigError for every other
-    difference.
+    Converts integers to float, numbers of numpy to those of Python, lists to tuples, dicts to
+    dataclasses, and a leading `~` to the home directory. Raises ConfigError for any other type and
+    for a value out of range.
     """
     kind, rules = _split(hint)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        (inner,) = [one for one in arguments if one is not types.NoneType]
+        (inner,) = [member for member in arguments if member is not types.NoneType]
         if value is None:
             return None
         try:
             parsed = parse(inner, value, path)
         except ConfigError as error:
             if typing.get_origin(_split(inner)[0]) is tuple:
-                raise  # it says which element
+                raise  # the error names the element
             raise _refusal(hint, value, path) from error
     elif dataclasses.is_dataclass(kind):
         parsed = from_dict(kind, value, f"{path}.") if isinstance(value, dict) else value
@@ -264,7 +266,7 @@ def _to_float(value: Real) -> float:
 
 
 def _split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type and the rules beside it."""
+    """Return the type of an annotation, and the rules beside it."""
     if typing.get_origin(hint) is Annotated:
         kind, *rules = typing.get_args(hint)
         return kind, tuple(rules)
@@ -276,7 +278,7 @@ def _refusal(hint: Any, value: Any, path: str) -> ConfigError:
 
 
 def describe(hint: Any) -> str:
-    """Names a type and its range.
+    """Return a type and its range in words.
 
     >>> describe(Annotated[int, Range(least=1)] | None)
     'an integer, at least 1, or none'
@@ -285,7 +287,7 @@ def describe(hint: Any) -> str:
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        (inner,) = [one for one in arguments if one is not types.NoneType]
+        (inner,) = [member for member in arguments if member is not types.NoneType]
         name = f"{describe(inner)}, or none"
     elif typing.get_origin(kind) is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} of "
@@ -296,7 +298,7 @@ def describe(hint: Any) -> str:
 
 
 def expand_home(path: str) -> str:
-    """A path with its leading `~` or `~user` replaced by the home directory.
+    """Return a path with a leading `~` or `~user` replaced by the home directory.
 
     Raises ConfigError for an unknown user.
     """

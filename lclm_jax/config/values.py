@@ -1,7 +1,7 @@
-"""A config as plain values: nested dicts that fit JSON, `key=value` from a command line, and what differs between two.
+"""Configs as plain values: nested dicts for JSON, `key=value` arguments, and differences.
 
-The command line changes single fields with `override(config, "stages.adapter.steps=100")`; a checkpoint keeps the result of
-`to_dict` beside the weights.
+The command line changes single fields with `override(config, "stages.adapter.steps=100")`; a
+checkpoint keeps the result of `to_dict` beside the weights.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as nested dicts and lists, fit for JSON; `from_dict` is its inverse."""
+    """Return the config as nested dicts and lists, fit for JSON; `from_dict` is its inverse."""
     return dataclasses.asdict(config)
 
 
@@ -55,7 +55,9 @@ def _rename_inside(hint: Any, value: Any, path: str) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
-    """[old, new] of every setting that differs between two configs as nested dicts, by its path; elements of lists by name.
+    """Return [old, new] of every setting that differs between two configs, by its path.
+
+    The configs are nested dicts; the elements of a list are matched by their `name`.
 
     >>> differences({"data": {"batch_rows": 8}}, {"data": {"batch_rows": 16}})
     {'data.batch_rows': [8, 16]}
@@ -63,10 +65,10 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
     if (
         isinstance(old, list)
         and isinstance(new, list)
-        and all(isinstance(one, dict) for one in (*old, *new))
+        and all(isinstance(item, dict) for item in (*old, *new))
     ):
         old, new = (
-            {one.get("name", str(i)): one for i, one in enumerate(items)} for items in (old, new)
+            {item.get("name", str(i)): item for i, item in enumerate(items)} for items in (old, new)
         )
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {} if old == new else {path[:-1]: [old, new]}
@@ -77,15 +79,15 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
 
 
 def override(config: T, *assignments: str) -> T:
-    """The config with changes from a command line, `a.b=value`.
+    """Return the config with the changes of a command line, `a.b=value`.
 
     Elements of a tuple are named by their `name` field or index. All changes are made before
     fields are checked against each other.
 
     >>> override(Config(...), "stages.adapter.steps=10", "data.batch_rows=8")
 
-    Raises ConfigError that names the nearest key where there is no such field, and for a value of
-    another type or out of range.
+    Raises ConfigError for an unknown field, with the nearest name as a suggestion, and for a value
+    of another type or out of range.
     """
     values = to_dict(config)
     for assignment in assignments:
@@ -97,7 +99,7 @@ def override(config: T, *assignments: str) -> T:
 
 
 def _assign(values: Any, config: Any, path: str, text: str):
-    """Changes one value in the nested dicts of a config."""
+    """Change one value in the nested dicts of a config."""
     *parents, last = path.split(".")
     node, done = config, ""
     for key in parents:
@@ -114,7 +116,10 @@ def _assign(values: Any, config: Any, path: str, text: str):
 
 
 def _index(node: Any, key: str, path: str) -> Any:
-    """Finds the element `key` of a dataclass or of a tuple of dataclasses: its name or its index."""
+    """Return the field name, or the index, of `key` in a dataclass or a tuple of dataclasses.
+
+    Raises ConfigError where `node` has no such element.
+    """
     if dataclasses.is_dataclass(node):
         key = current_name(type(node), key, path)
         check_key(key, field_hints(type(node)), path)
@@ -130,11 +135,11 @@ def _index(node: Any, key: str, path: str) -> Any:
 
 
 def read_value(hint: Any, text: str) -> Any:
-    """Reads the value of a setting: text where it is text, else a number, a word or a list."""
+    """Read the value of a setting: text where it is text, else a number, a word or a list."""
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (inner,) = [one for one in typing.get_args(hint) if one is not types.NoneType]
+        (inner,) = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
         return None if text.lower() in ("none", "null") else read_value(inner, text)
     return text if hint is str or typing.get_origin(hint) is Literal else _literal(text)
 
