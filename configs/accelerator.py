@@ -1,10 +1,10 @@
-"""A model of 40 million parameters that one accelerator trains in a minute on its machine's text.
+"""A model of 40 million parameters that one accelerator trains in a minute.
 
     python -m launch.bench.accelerator --sections learning
 
 The sources are the Python modules of this machine and their docstrings. The decoder first learns
-the language and to copy, in plain text; then all parts learn to write passages back from their
-latents, 4 tokens in each.
+the language and to copy, in plain text; then all components learn to reconstruct passages from
+their latents, 4 tokens per latent.
 """
 
 import json
@@ -109,7 +109,7 @@ def config() -> Config:
 def prepare(config: Config, modules: int | None = None):
     """Write Python's modules and their docstrings as input files and prepare them.
 
-    `modules` limits their number. Prepared data are used again.
+    `modules` limits their number. Data that are already prepared are reused.
     """
     directory = Path(config.data.directory)
     sources = list(standard_library())[:modules]

@@ -1,12 +1,13 @@
-"""The published LCLM: Qwen3-Embedding-0.6B reads, Qwen3-4B-Instruct-2507 answers, 16 tokens a latent (paper, Table 1).
+"""The published LCLM with 16 tokens per latent (paper, Table 1).
 
     python -m convert.from_towers --encoder HF_DIR --decoder HF_DIR --out runs/base
     python -m launch.train --config configs/lclm_0p6b_4b_16x.py --set data.directory=DATA
 
-runs all four stages, each from where the last one ends; `--stage encoder` (or `--stage 1`) runs one. DATA holds what
-configs/recipes/pretraining.py and configs/recipes/fine_tuning.py prepare, each in its own directory.
-Hardware: a v5p-128 slice or larger (256 rows of 16,384 positions a step). `--set model.compression.ratio=8` or 4 gives
-the other two published models.
+The encoder is Qwen3-Embedding-0.6B, the decoder Qwen3-4B-Instruct-2507. The command runs all four
+stages in order; `--stage encoder` (or `--stage 1`) runs one. DATA holds what
+configs/recipes/pretraining.py and configs/recipes/fine_tuning.py prepare, each in its own
+directory. Hardware: a v5p-128 slice or larger (256 rows of 16,384 positions per step).
+`--set model.compression.ratio=8` or 4 gives the other two published models.
 """
 
 from configs import recipes
@@ -22,15 +23,18 @@ from lclm_jax.config import (
 )
 
 BATCH_TOKENS = 256 * 16384  # decoder positions of a global batch
-# Windows of a row: in fine-tuning the paper's encoder reads 29.73B tokens beside the decoder's 21.32B; in pre-training 0.82 of
-# the decoder's, which is the default of 14.
+# Windows per row. In the paper's fine-tuning the encoder reads 29.73B tokens, the decoder 21.32B.
+# In pre-training the encoder reads 0.82 times the decoder's tokens: the default of 14 windows.
 FINE_TUNING_WINDOWS = 23
 
 
 def stage(
     name: str, tokens: float, warmup: int, rates: tuple, recipe: Recipe, windows: int | None = None
 ) -> StageConfig:
-    """A stage that reads `tokens` decoder positions; rates of adapter, encoder and decoder, None where frozen."""
+    """Return a stage that trains on `tokens` decoder positions.
+
+    `rates` are the learning rates of adapter, encoder and decoder; None freezes a component.
+    """
     names = ("adapter", "encoder", "decoder")
     groups = tuple(
         ParameterGroup(f"{part}/.*", rate, 0.0 if part == "decoder" else 0.01)

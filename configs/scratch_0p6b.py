@@ -1,11 +1,18 @@
-"""The paper's search for an architecture: Qwen3-0.6B on both sides, random, everything trained from the first step, 16x.
+"""The paper's architecture search: two random Qwen3-0.6B towers, trained together at ratio 16.
 
-    python -m launch.train --config configs/scratch_0p6b.py --set data.directory=DATA --set run.directory=DIR
+    python -m launch.train --config configs/scratch_0p6b.py \
+        --set data.directory=DATA --set run.directory=DIR
 
-Each point of the search is a `--set`: `model.compression.pooling=concat`, `model.compression.window=256`,
-`model.compression.overlap=64`, `model.encoder.causal=False`, `model.adapter.kind=mlp_attn`. To expect, from the paper: a loss of
-1.169 with the settings here, 1.171 with concat, 1.172 with windows of 256, 1.191 bidirectional, 1.256-1.278 with attention in
-the adapter. DATA holds what configs/recipes/pretraining.py prepares.
+DATA holds what configs/recipes/pretraining.py prepares. `--set` selects another point of the
+search. The paper's losses:
+
+    1.169        the settings here
+    1.171        model.compression.pooling=concat
+    1.172        model.compression.window=256
+    1.191        model.encoder.causal=False
+    1.256-1.278  model.adapter.kind=mlp_attn
+
+The search also covers overlapping windows: `model.compression.overlap=64`.
 """
 
 from configs import recipes

@@ -1,20 +1,31 @@
-"""A small LCLM on two CPU cores: it writes back 64 tokens from 16 latents and looks up values among 16 to 20 pairs.
+"""A small LCLM that trains on two CPU cores to copy from latents and to look up values.
 
     python -m launch.demo --config configs/small.py
 
-Every document is short and most are drawn at random, so that nothing but the context tells what it says. The decoder first
-learns to copy and to look up in plain text, in the stage `language`; the encoder starts as a copy of its first layer; latents
-are concatenated, so that a token's place in its group is free; documents come short (2 to 8 pairs) and long from the start, cut
-anywhere, and under titles, so that pairs stand at every place of a latent; and pairs in another order ask about every pair of a
-context in few tokens. Rates are constant until the last stage, so that a stage may be made longer without another course.
+It reconstructs 64 tokens from 16 latents and answers questions about lists of 16 to 20 pairs.
 
-What came when, in the run whose report and weights are in docs/small (107 min in the loop, most of it on one of two cores
-beside another run): copying in plain text after 900 steps, pairs and lookups between 1,000 and 1,500, where 99 % of the trained
-tokens of lookups were right; from latents, the same figure was 80 % after 1,000 steps of `joint`, 88 % after 4,000 and 93 % at
-its end, 98 % after 1,000 of `questions`. In between it could not find keys that are the third token of their latent (18 of 65
-at 4,200; 179 of 191 with other keys); an earlier run without titles and crops never learned that place. `questions` and
-`anneal` were given their steps and shares while `joint` ran, nothing was taken back. On held-out documents: README, "What a
-small model learns". The decoder no longer reads plain text.
+The data:
+- Documents are short and most are drawn at random, so only the context tells what they contain.
+- Documents are short (2 to 8 pairs) and long from the start, cropped at any token and preceded by
+  titles, so that pairs begin at every position within a latent.
+- Reordered pairs ask for every pair of a context in few tokens.
+
+The training: in the stage `language` the decoder learns to copy and to look up in plain text. The
+encoder then starts as a copy of the decoder's first layer. Latents are concatenated, so the model
+need not learn where in its group a token stands. Learning rates are constant until the last stage,
+so a stage can be made longer without a new schedule.
+
+Milestones of the run whose report is in docs/small (107 min in the training loop, mostly on one of
+two cores beside another run):
+- Plain text: copying works after 900 steps, pairs and lookups between 1,000 and 1,500 steps, with
+  99 % of the trained tokens of lookups correct.
+- From latents: 80 % of them are correct after 1,000 steps of `joint`, 88 % after 4,000, 93 % at its
+  end, and 98 % after 1,000 steps of `questions`.
+- At step 4,200 of `joint`, keys that are the third token of their latent were not found yet (18 of
+  65 correct; 179 of 191 for other keys). An earlier run without titles and crops never found them.
+
+Steps and shares of `questions` and `anneal` were chosen while `joint` ran; no stage was repeated.
+docs/results/small.md has the results on held-out documents. The decoder no longer reads plain text.
 """
 
 from pathlib import Path
@@ -41,7 +52,7 @@ from lclm_jax.evaluation import EvaluationConfig
 from lclm_jax.experiment import Experiment
 from lclm_jax.progress import track
 
-VOCAB = 1024  # small, so that most parameters are layers
+VOCAB = 1024  # small, so that most parameters are in the layers
 EVALUATION = EvaluationConfig(
     reconstruction_sources=("docs", "jumbles", "pairs"),
     passage_lengths=((32, 32), (64, 64)),
@@ -58,7 +69,7 @@ def tower(layers: int) -> TransformerConfig:
 
 
 def language(steps: int, streams: tuple[Stream, ...]) -> StageConfig:
-    """A stage in which the decoder learns to copy in plain text."""
+    """Return a stage in which the decoder learns to copy in plain text."""
     groups = (
         ParameterGroup("decoder/.*", 2.5e-3, weight_decay=0.0),
         ParameterGroup("(adapter|encoder)/.*", None),
@@ -81,7 +92,11 @@ def together(
     final_learning_rate: float = 2e-3,
     **more: Any,
 ) -> StageConfig:
-    """A stage that trains all parts; at one rate, so that it may be made longer without another course, or down to another."""
+    """Return a stage that trains all components.
+
+    By default the learning rate is constant, so the stage can be made longer without a new
+    schedule; another `final_learning_rate` makes it decay.
+    """
     groups = (
         ParameterGroup("adapter/.*", 2e-3),
         ParameterGroup("encoder/.*", 2e-3),
@@ -100,7 +115,9 @@ def together(
 
 
 CHATS = ("reorderings", "lookups")
-SHARES = {  # of the trained tokens in plain text, from latents, and from latents with more questions
+# Shares of the trained tokens by source: in plain text, from latents, and from latents with more
+# questions.
+SHARES = {
     "jumbles_short": (0.2, 0.12, 0.04),
     "pairs_short": (0.1, 0.06, 0.04),
     "reorderings_short": (0.125, 0.08, 0.08),
@@ -178,7 +195,7 @@ def config() -> Config:
 
 
 def prepare(config: Config):
-    """Writes documents as input files and prepares them; what is there already is reused."""
+    """Write documents as input files and prepare them; existing files are reused."""
     directory = Path(config.data.directory)
     inputs = write_corpus(directory / "input", config.model.decoder.vocab, track)
     prepare_sources(
@@ -191,7 +208,7 @@ def prepare(config: Config):
 
 
 def prepare_held_out(config: Config, tokenizer: Tokenizer):
-    """The same for a model that is trained already, of the documents that were held out from it, in its tokens."""
+    """Prepare only the held-out documents, with the tokenizer of a trained model."""
     directory = Path(config.data.directory)
     prepare_sources(
         recipe(), write_held_out(directory / "input", track), directory, tokenizer, progress=track

@@ -1,11 +1,12 @@
-"""One small LCLM for four ratios: it writes back 64 tokens from 32, 16, 8 or 4 latents.
+"""One small LCLM for four ratios: it reconstructs 64 tokens from 32, 16, 8 or 4 latents.
 
     python -m launch.demo --config configs/small_ratios.py
 
-Documents and decoder of configs/small.py, without pairs and questions. Means over a group need no width of their own for a ratio,
-and hand the decoder from the first step on what it learned in plain text, the embeddings of words; the encoder has a second layer
-to tell places apart. Every context draws its ratio. 70 min in the loop on one of two cores; report and weights are in
-docs/small_ratios.
+Documents and decoder are those of configs/small.py, without pairs and questions. Every context
+draws its ratio. Mean pooling gives latents of one width at every ratio, and from the first step the
+decoder gets averages of the word embeddings it learned in plain text. The encoder has a second
+layer to distinguish positions within a group. Training takes 70 min in the loop on one of two
+cores; the report is in docs/small_ratios.
 """
 
 from dataclasses import replace

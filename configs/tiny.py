@@ -1,10 +1,10 @@
-"""A small LCLM on this machine's own text, through all stages, in minutes on two CPU cores.
+"""A small LCLM trained through all stages on text of this machine, in minutes on two CPU cores.
 
     python -m launch.train --config configs/tiny.py
 
-Everything but the sizes is as in the published recipe. A published decoder already knows its language; this one learns
-it first, uncompressed, in the stage `language`, and the encoder starts as a copy of its first layers. Hardware: two CPU
-cores, minutes; the README has the figures to expect.
+Everything but the sizes follows the published recipe. A published decoder already knows its
+language; this one learns it first, without compression, in the stage `language`, and the encoder
+starts as a copy of its first layers. docs/results/demo.md has the figures to expect.
 """
 
 from pathlib import Path
@@ -140,7 +140,7 @@ def config() -> Config:
 
 
 def prepare(config: Config):
-    """Writes this machine's own text as input files and prepares them; what is there already is reused."""
+    """Write text of this machine as input files and prepare them; existing files are reused."""
     directory = Path(config.data.directory)
     inputs = write_corpus(
         directory / "input", config.model.decoder.vocab, TASKS, config.data.request_wordings, track

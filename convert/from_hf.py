@@ -134,7 +134,8 @@ def fetch(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
         return Path(source), None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(
-            f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/"
+            f"{source}: no such directory; "
+            "expected a checkpoint with decoder/, encoder/ and adapter/"
         )
     import huggingface_hub
 
@@ -151,7 +152,8 @@ def fetch(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
         huggingface_hub.errors.HFValidationError,
     ) as error:
         raise FileNotFoundError(
-            f"{source}: no such directory, and revision {revision or 'main'} could not be had from the hub: {error}"
+            f"{source}: no such directory, and revision {revision or 'main'} "
+            f"could not be downloaded from the hub: {error}"
         ) from error
 
 
@@ -203,7 +205,7 @@ def main():
     parser.add_argument(
         "source",
         type=setting(Directory),
-        help="directory with decoder/, encoder/, adapter/ and model_config.json, or a hub repository",
+        help="hub repository, or directory with decoder/, encoder/, adapter/ and model_config.json",
     )
     parser.add_argument("destination", type=path, help="new directory for the checkpoint")
     parser.add_argument(

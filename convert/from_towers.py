@@ -174,7 +174,8 @@ def _tower_config(name: str) -> TransformerConfig:
     file = Path(name) / "config.json"
     if not file.exists():
         raise FileNotFoundError(
-            f"{name}: neither a directory with config.json nor one of the shapes {', '.join(SHAPES)}"
+            f"{name}: neither a directory with config.json "
+            f"nor one of the shapes {', '.join(SHAPES)}"
         )
     return read_tower(file, causal=True)
 

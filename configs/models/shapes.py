@@ -1,4 +1,4 @@
-"""Shapes of the Qwen3 family, by the numbers of their Hugging Face configs."""
+"""Shapes of the Qwen3 family, with the numbers of their Hugging Face configs."""
 
 from dataclasses import replace
 
@@ -33,5 +33,5 @@ SHAPES = {
 
 
 def with_memory_tokens(decoder: TransformerConfig, text_vocab: int = 151669) -> TransformerConfig:
-    """The decoder with its table cut or grown to the tokenizer's entries and the three memory tokens after them."""
+    """Return the decoder with a vocabulary of the text tokens and the three memory tokens."""
     return replace(decoder, vocab=text_vocab + 3)

@@ -1,11 +1,13 @@
-"""The paper's supervised fine-tuning mix (section 4.1, appendix C): shares of trained tokens, in percent.
+"""The paper's mix for supervised fine-tuning (section 4.1, appendix C).
 
     python -m launch.prepare --recipe configs/recipes/fine_tuning.py --out DATA/fine_tuning \
-        --input reasoning=PATH --input long_tasks=PATH --input instructions=PATH --input web=PATH --input code=PATH \
-        --input long=PATH --input math=PATH --input latex=PATH
+        --input reasoning=PATH --input long_tasks=PATH --input instructions=PATH \
+        --input web=PATH --input code=PATH --input long=PATH --input math=PATH --input latex=PATH
 
-`long_tasks` are chats over long contexts: summaries of repositories and documents, code for a repository, questions over
-retrieved passages, instructions about code. How reconstruction splits over the five kinds of text is ours.
+Shares are percentages of the trained tokens. `long_tasks` are chats over long contexts: summaries
+of repositories and documents, code for a repository, questions over retrieved passages,
+instructions about code. The paper gives the total share of reconstruction; its split over the five
+kinds of text is this project's choice.
 """
 
 from lclm_jax.config import Recipe, Source, Stream

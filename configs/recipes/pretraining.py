@@ -1,11 +1,12 @@
-"""The paper's continual pre-training mix (section 4.1, appendix C): shares of trained tokens, in percent.
+"""The paper's mix for continual pre-training (section 4.1, appendix C).
 
     python -m launch.prepare --recipe configs/recipes/pretraining.py --out DATA/pretraining \
         --input web=PATH --input code=PATH --input reasoning=PATH --input long=PATH \
         --input math=PATH --input latex=PATH --input instructions=PATH
 
-The paper prints one share for all reconstruction; how it splits over the five kinds of text is ours. `web`, `code`, `long`,
-`math` and `latex` are documents, `reasoning` and `instructions` chats.
+Shares are percentages of the trained tokens. The paper gives the total share of reconstruction; its
+split over the five kinds of text is this project's choice. `web`, `code`, `long`, `math` and
+`latex` are documents, `reasoning` and `instructions` chats.
 """
 
 from lclm_jax.config import Recipe, Source, Stream

@@ -293,7 +293,7 @@ def test_a_repository_that_is_not_there_is_named(hub, tmp_path):
     done = convert_from(hub[0], "someone/else", tmp_path / "ours")
     assert done.returncode == 2
     assert (
-        "someone/else: no such directory, and revision main could not be had from the hub"
+        "someone/else: no such directory, and revision main could not be downloaded from the hub"
         in done.stderr
     )
     assert not (tmp_path / "ours").exists()
