@@ -1,1 +1,1 @@
-"""Benchmarks: beside PyTorch on a CPU (`python -m launch.bench`), of data, and of an accelerator."""
+"""Benchmarks: CPU speed beside PyTorch, data, the converter, capacity and one accelerator."""

@@ -1,8 +1,12 @@
-"""Training, encoding, first token and decoding beside plain PyTorch code of the same shapes: python -m launch.bench
+"""Compare lclm_jax with plain PyTorch code of the same shapes on a CPU.
 
-Both sides have the same weights, read the same arrays, compute in float32 and use all cores. Before anything is timed they
-must agree on the loss, the latents, the scores of the first token and the answer. In every round each step is timed in
-torch and at once in ours, and a ratio is of such a pair, so that what else the machine does meets both. Needs torch: make bench
+    make bench, or python -m launch.bench (needs torch)
+
+The steps are training, encoding, the first token, decoding and reading plain text. Both
+implementations have the same weights, read the same arrays, compute in float32 and use all cores.
+Before anything is timed they must agree on the loss, the latents, the logits of the first token and
+the answer. In every round each step is timed in torch and right after it in lclm_jax, and a ratio
+compares such a pair, so that other load on the machine affects both.
 """
 
 import json
@@ -10,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any, Protocol
@@ -21,7 +25,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from rich.table import Table
 
-from launch.bench.torch_side import Theirs
+from launch.bench.torch_side import TorchSide
 from launch.bench.work import Sizes, Work, make_work, needed_flops, sizes
 from lclm_jax.cli import make_parser, path, run, setting, show_table
 from lclm_jax.config.settings import Size
@@ -38,20 +42,22 @@ from lclm_jax.training.state import begin_stage
 from lclm_jax.training.step import objective, train_step
 from lclm_jax.typing import Array, Params
 
+# Least speed relative to torch.
 AIMS = {
     "train step": 1.3,
     "encode": 1.3,
     "first token": 1.3,
     "decode": 2.0,
     "plain text": 1.0,
-}  # times torch's speed
+}
 TOLERANCE = 1e-4
-MATMUL = 2048  # rows and columns of the product whose best speed is the machine's peak
-PAUSE = 0.1  # seconds before a measurement, in which the other side's threads stop to look for work
+MATMUL_SIZE = 2048  # rows and columns; the best speed of this product counts as the machine's peak
+# The other implementation's threads spin for a while after a call; they must not be timed.
+PAUSE_SECONDS = 0.1
 
 
 class Side(Protocol):
-    """Each step is made ready and returned as the function to be timed."""
+    """An implementation. Each step method prepares a step and returns the function to time."""
 
     def train(self) -> Callable[[], Any]: ...
     def encode(self) -> Callable[[], Any]: ...
@@ -61,8 +67,8 @@ class Side(Protocol):
     def results(self) -> dict[str, np.ndarray]: ...
 
 
-class Ours:
-    """lclm_jax as training and its users call it."""
+class JaxSide:
+    """lclm_jax, called as training and its users call it."""
 
     def __init__(self, work: Work, params: Params, tokenizer: Tokenizer):
         self.work, self.params = work, params
@@ -96,7 +102,7 @@ class Ours:
         return lambda: continue_tokens(self.model.weights, *inputs)[0]
 
     def prefill(self) -> tuple[Array, Array, Any]:
-        """Scores, length and cache of the prompt; decoding uses the cache up."""
+        """Return logits, length and cache of the prompt; decoding consumes the cache."""
         prompt = self.model.read([self.work.prompt])
         with jax.set_mesh(self.mesh):
             inputs = (prompt, self.work.model, self.work.answer)
@@ -104,7 +110,7 @@ class Ours:
         return logits, jnp.asarray(prompt.lengths), cache
 
     def plain_text(self) -> Callable[[], Any]:
-        """Scores of the first token after a text that is read without compression."""
+        """Compute the logits of the first token after a text that is read without compression."""
         prompt = self.model.read([[Plain(self.work.text)]])
 
         def read() -> Any:
@@ -127,43 +133,52 @@ class Ours:
         }
 
 
-def prepare(sizes: Sizes) -> tuple[Work, Ours, Theirs]:
-    """Both sides with the same random weights."""
+def prepare(sizes: Sizes) -> tuple[Work, JaxSide, TorchSide]:
+    """Return the inputs and both implementations with the same random weights."""
     tokenizer = train_tokenizer(["benchmark"], 512)
     work = make_work(sizes, tokenizer)
     params = init_params(work.model, one_device(), seed=0)
-    return work, Ours(work, params, tokenizer), Theirs(work, params)
+    return work, JaxSide(work, params, tokenizer), TorchSide(work, params)
 
 
-def check_agreement(ours: Side, theirs: Side) -> dict[str, float]:
-    """The largest difference of each result, as a share of its largest value. Raises UserError beyond TOLERANCE."""
-    mine, others = ours.results(), theirs.results()
-    shares = {
-        name: float(np.max(np.abs(x - others[name])) / np.max(np.abs(x)))
-        for name, x in mine.items()
-    }
-    if max(shares.values()) > TOLERANCE:
+def check_agreement(jax_side: Side, torch_side: Side) -> dict[str, float]:
+    """Return the largest difference of each result, as a share of its largest value.
+
+    Raises UserError if one of them exceeds TOLERANCE.
+    """
+    expected = torch_side.results()
+    differences = {}
+    for name, result in jax_side.results().items():
+        difference = np.max(np.abs(result - expected[name]))
+        differences[name] = float(difference / np.max(np.abs(result)))
+    if max(differences.values()) > TOLERANCE:
         raise UserError(
-            f"expected both sides to agree to {TOLERANCE} before they are timed, they differ by {shares}"
+            f"expected both sides to agree to {TOLERANCE} before they are timed, "
+            f"they differ by {differences}"
         )
-    return shares
+    return differences
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Seconds of one step in every round."""
+    """Seconds of a step in every round."""
 
     torch: list[float]
-    ours: list[float]
+    lclm_jax: list[float]
 
     @property
     def ratios(self) -> list[float]:
-        """How many times torch's speed, pair by pair."""
-        return [theirs / mine for theirs, mine in zip(self.torch, self.ours, strict=True)]
+        """Speed relative to torch, pair by pair."""
+        pairs = zip(self.torch, self.lclm_jax, strict=True)
+        return [torch_seconds / jax_seconds for torch_seconds, jax_seconds in pairs]
 
 
-def measure(ours: Side, theirs: Side, rounds: int) -> tuple[dict[str, Figures], float]:
-    """Figures of every step, and the most FLOPs a second that a plain product reached in any round; the first warms up."""
+def measure(jax_side: Side, torch_side: Side, rounds: int) -> tuple[dict[str, Figures], float]:
+    """Return the seconds of every step, and the machine's peak.
+
+    The peak is the most FLOPs per second that a matrix product reached in any round. A first round
+    warms up and is not counted.
+    """
     calls = {
         "train step": "train",
         "encode": "encode",
@@ -173,9 +188,10 @@ def measure(ours: Side, theirs: Side, rounds: int) -> tuple[dict[str, Figures], 
     }
     figures, peak = {name: Figures([], []) for name in calls}, 0.0
     for i in track(range(rounds + 1), "rounds"):
-        peak = max(peak, *(2 * MATMUL**3 / timed(product) for product in products()))
+        peak = max(peak, *(2 * MATMUL_SIZE**3 / timed(product) for product in products()))
         for name, method in calls.items():
-            for seconds, side in ((figures[name].torch, theirs), (figures[name].ours, ours)):
+            sides = (figures[name].torch, torch_side), (figures[name].lclm_jax, jax_side)
+            for seconds, side in sides:
                 spent = timed(getattr(side, method)())
                 if i:
                     seconds.append(spent)
@@ -183,37 +199,36 @@ def measure(ours: Side, theirs: Side, rounds: int) -> tuple[dict[str, Figures], 
 
 
 def products() -> Sequence[Callable[[], Any]]:
-    """The same product by numpy, jax and torch."""
-    x = np.ones((MATMUL, MATMUL), np.float32)
+    """Return the same matrix product in numpy, jax and torch."""
+    x = np.ones((MATMUL_SIZE, MATMUL_SIZE), np.float32)
     a, b = jnp.asarray(x), torch.from_numpy(x)
     return (lambda: x @ x), (lambda: (a @ a).block_until_ready()), (lambda: b @ b)
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds of a call."""
-    time.sleep(PAUSE)
-    begun = time.perf_counter()
+    """Return the seconds of a call."""
+    time.sleep(PAUSE_SECONDS)
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def tabulate(figures: dict[str, Figures], flops: dict[str, float], peak: float) -> Table:
     table = Table(
         "step",
         "torch, s",
-        "ours, s",
-        "times torch's speed",
+        "lclm_jax, s",
+        "speed relative to torch",
         "aim",
         "met",
         "share of peak: torch",
-        "ours",
+        "lclm_jax",
     )
     for name, step in figures.items():
         ratio, aim = median(step.ratios), AIMS[name]
-        shares = [
-            f"{flops[name] / median(seconds) / peak:.0%}" for seconds in (step.torch, step.ours)
-        ]
-        spreads = [spread(x) for x in (step.torch, step.ours, step.ratios)]
+        both = (step.torch, step.lclm_jax)
+        shares = [f"{flops[name] / median(seconds) / peak:.0%}" for seconds in both]
+        spreads = [spread(values) for values in (*both, step.ratios)]
         table.add_row(name, *spreads, f"{aim}", "yes" if ratio >= aim else "no", *shares)
     return table
 
@@ -229,23 +244,29 @@ def main():
     )
     parser.add_argument("--json", type=path, help="where to write all figures")
     arguments = parser.parse_args()
-    work, ours, theirs = prepare(sizes())
-    differences = check_agreement(ours, theirs)
-    figures, peak = measure(ours, theirs, arguments.rounds)
+    work, jax_side, torch_side = prepare(sizes())
+    differences = check_agreement(jax_side, torch_side)
+    figures, peak = measure(jax_side, torch_side, arguments.rounds)
     flops = needed_flops(work)
     show_table(tabulate(figures, flops, peak))
-    decoded = [
-        work.answer / median(seconds)
-        for seconds in (figures["decode"].torch, figures["decode"].ours)
-    ]
+    decoding = figures["decode"]
+    jax_speed = work.answer / median(decoding.lclm_jax)
+    torch_speed = work.answer / median(decoding.torch)
     sys.stdout.write(
-        f"{arguments.rounds} rounds, median (least-most); load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
+        f"{arguments.rounds} rounds, median (min-max); "
+        f"load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; "
         f"matmul peak {peak / 1e9:.0f} GFLOP/s in float32\n"
-        f"tokens a second decoded: {decoded[1]:.0f}, in torch {decoded[0]:.0f}; sides differ by {max(differences.values()):.1g}\n"
+        f"decoded tokens per second: lclm_jax {jax_speed:.0f}, torch {torch_speed:.0f}; "
+        f"results differ by {max(differences.values()):.1g}\n"
     )
     if arguments.json:
         steps = {
-            name: {**asdict(step), "ratios": step.ratios, "flops": flops[name]}
+            name: {
+                "torch": step.torch,
+                "ours": step.lclm_jax,
+                "ratios": step.ratios,
+                "flops": flops[name],
+            }
             for name, step in figures.items()
         }
         arguments.json.write_text(

@@ -1,10 +1,11 @@
-"""Speed and memory of the converter, both ways, on random weights of the published shapes.
+"""Measure speed and memory of the converter, both ways, on random weights of the published shapes.
 
     python -m launch.bench.convert DIRECTORY
 
-Every step is a process of its own and ends when its data are on disk. Before each conversion a plain copy of the same files
-is timed, as the yardstick; disks are moody, so there are several rounds and the medians count. At most two copies of the
-checkpoint are on disk at a time (2 x 9.3 GB for 0.6B + 4B in bf16).
+Every step is a process of its own and ends when its data are on disk. Before each conversion a
+plain copy of the same files is timed for comparison. Disk speeds vary, so there are several rounds
+and the medians count. At most two copies of the checkpoint are on disk at a time (2 x 9.3 GB for
+0.6B + 4B in bf16).
 """
 
 import math
@@ -40,15 +41,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Figure:
-    """One step: what it took, and the most memory it held."""
+    """Seconds and peak memory of a step."""
 
     seconds: float
-    peak: int  # bytes resident
+    peak: int  # resident bytes
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A conversion, and the plain copy of its input just before it."""
+    """A conversion, and a plain copy of its input just before it."""
 
     name: str
     copy: Figure
@@ -56,50 +57,54 @@ class Pair:
 
     @property
     def share(self) -> float:
-        """Of the copy's speed."""
+        """Speed of the conversion relative to the copy."""
         return self.copy.seconds / self.conversion.seconds
 
 
 @dataclass(frozen=True)
 class Result:
+    """Measurements of all rounds, and the size of what was converted."""
+
     size: int  # bytes of the checkpoint
     largest: int  # bytes of its largest tensor
     pairs: list[Pair]
 
 
 def bench(directory: Path, config: ModelConfig, rounds: int, dtype: str = "BF16") -> Result:
-    """Makes a checkpoint of these shapes and converts it there and back, `rounds` times, each time from what came back.
+    """Write a random checkpoint and convert it from and to Hugging Face files `rounds` times.
 
-    Raises UserError when what comes back is not, byte by byte, what was.
+    Each round starts from the files that the round before wrote. Raises UserError if they are not
+    equal, byte by byte, to the first.
     """
     if directory.exists():
         raise FileExistsError(f"{directory} exists; name a new directory or remove it first")
     directory.mkdir(parents=True)
-    source, ours = directory / "source", directory / "ours"
+    source, converted = directory / "source", directory / "ours"
     largest = write_random(source, config, dtype)
     size = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
     pairs = []
     for _ in range(rounds):
-        pairs.append(compare("from_hf", source, ours))
-        before = read_json(ours / PROVENANCE)["files"]
+        pairs.append(compare("from_hf", source, converted))
+        hashes = read_json(converted / PROVENANCE)["files"]
         shutil.rmtree(source)
-        pairs.append(compare("to_hf", ours, source))
-        shutil.rmtree(ours)
+        pairs.append(compare("to_hf", converted, source))
+        shutil.rmtree(converted)
         differing = [
             name
-            for name, was in track(list(before.items()), "comparing")
-            if hash_file(source / name) != was
+            for name, expected in track(list(hashes.items()), "comparing")
+            if hash_file(source / name) != expected
         ]
         if differing:
             raise UserError(
-                f"after both conversions these files are not what they were: {', '.join(differing)}"
+                "expected the same files after converting both ways, these differ: "
+                f"{', '.join(differing)}"
             )
     shutil.rmtree(directory)
     return Result(size, largest, pairs)
 
 
 def compare(module: str, source: Path, destination: Path) -> Pair:
-    """Times a plain copy of `source` and then its conversion to `destination`."""
+    """Time a plain copy of `source` and then its conversion to `destination`."""
     copy = measure(["cp", "-r", str(source), str(destination)])
     shutil.rmtree(destination)
     return Pair(
@@ -110,9 +115,9 @@ def compare(module: str, source: Path, destination: Path) -> Pair:
 
 
 def measure(command: Sequence[str]) -> Figure:
-    """Runs a command until its data are on disk. Raises UserError when it fails."""
+    """Run a command until its data are on disk. Raises UserError if it fails."""
     os.sync()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     child = os.posix_spawnp(command[0], command, os.environ)
     _, status, usage = os.wait4(child, 0)
     os.sync()
@@ -120,11 +125,14 @@ def measure(command: Sequence[str]) -> Figure:
         raise UserError(
             f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}"
         )
-    return Figure(time.perf_counter() - begun, usage.ru_maxrss * 1024)
+    return Figure(time.perf_counter() - started, usage.ru_maxrss * 1024)
 
 
 def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
-    """A published checkpoint of random weights, without tokenizers. Returns the bytes of its largest tensor."""
+    """Write a checkpoint of random weights in the published format, without tokenizers.
+
+    Returns the size of its largest tensor in bytes.
+    """
     noise = (
         np.random.default_rng(0).normal(size=1 << 22).astype(np.float32).astype(NUMPY_DTYPES[dtype])
     )
@@ -149,7 +157,10 @@ def write_random(directory: Path, config: ModelConfig, dtype: str) -> int:
 
 
 def repeat(noise: np.ndarray, count: int) -> list[Callable[[], np.ndarray]]:
-    """`count` numbers, in blocks, each block begun elsewhere in the noise so that no two tensors are the same by chance."""
+    """Return functions that make `count` numbers, block by block.
+
+    Each block begins at another offset in the noise, so that no two tensors are equal.
+    """
     return [
         partial(_roll, noise, count + start, count - start) for start in range(0, count, len(noise))
     ]
@@ -179,12 +190,14 @@ def main():
     show_table(table)
     limit, peak = 3 * result.largest + GIB, max(pair.conversion.peak for pair in result.pairs)
     sys.stdout.write(
-        f"{result.size / 1e9:.1f} GB, largest tensor {result.largest / 2**20:.0f} MiB; most memory {peak / 2**20:.0f} MiB, "
-        f"its limit {limit / 2**20:.0f} MiB; what came back is byte-equal\n"
+        f"{result.size / 1e9:.1f} GB, largest tensor {result.largest / 2**20:.0f} MiB; "
+        f"peak memory {peak / 2**20:.0f} MiB, limit {limit / 2**20:.0f} MiB; "
+        "files converted both ways are byte-equal\n"
     )
     if peak > limit:
         raise UserError(
-            f"a conversion held more than {limit / 2**20:.0f} MiB (3 x the largest tensor + 1 GiB)"
+            f"expected at most {limit / 2**20:.0f} MiB of memory (3 x the largest tensor + 1 GiB), "
+            f"a conversion used {peak / 2**20:.0f} MiB"
         )
 
 

@@ -1,7 +1,10 @@
-"""How fast data are prepared and loaded, and how many cores feed a slice: python -m launch.bench.data DIRECTORY
+"""Measure how fast data are prepared and loaded, and how many cores are needed to feed a slice.
 
-Writes sample input, prepares both mixes of the paper with one process, suggests their budgets, and times what every row costs.
-Seconds are of CPU, so a busy machine changes little. The slice's need is an estimate: its peak times --mfu.
+    python -m launch.bench.data DIRECTORY
+
+Writes sample input, prepares both mixes of the paper with one process, suggests row budgets, and
+times each step of loading a row. Times are CPU seconds, on which other load has little effect. The
+rows that a slice needs are an estimate: its peak FLOPs times --mfu.
 """
 
 import argparse
@@ -32,15 +35,16 @@ from lclm_jax.progress import track
 T = TypeVar("T")
 ROUNDS = 5
 STEPS = ("plan", "read", "assemble")
-ON_EVERY_HOST = ("plan",)  # all rows of a batch; the other steps only a host's own
+# Every host plans all rows of a batch; it reads and assembles only its own.
+ON_EVERY_HOST = ("plan",)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What packed rows cost."""
+    """Cost of loading a packed row."""
 
-    tokens: float  # of a row, read by both towers
-    seconds: dict[str, list[float]]  # of CPU for a row, by step, in every round
+    tokens: float  # per row, of both towers
+    seconds: dict[str, list[float]]  # CPU seconds per row, by step, in every round
 
 
 def main():
@@ -48,16 +52,19 @@ def main():
     parser.add_argument("directory", type=path, help="new directory for input and prepared data")
     add_config_arguments(parser, default="configs/lclm_0p6b_4b_16x.py")
     parser.add_argument(
-        "--slice", type=parse_slice, default="v5p:4x4x4", help="to be fed (default: %(default)s)"
+        "--slice",
+        type=parse_slice,
+        default="v5p:4x4x4",
+        help="slice to feed (default: %(default)s)",
     )
     parser.add_argument(
         "--mfu",
         type=setting(Mfu),
         default=0.4,
-        help="share of its peak it reaches (default: %(default)s)",
+        help="MFU the slice reaches (default: %(default)s)",
     )
     parser.add_argument(
-        "--rows", type=setting(Size), default=64, help="rows of a round (default: %(default)s)"
+        "--rows", type=setting(Size), default=64, help="rows per round (default: %(default)s)"
     )
     arguments = parser.parse_args()
     config = load_experiment(arguments.config, arguments.set).config
@@ -89,30 +96,28 @@ def bench(
     data = replace(data, stage=replace(data.stage, row_windows=windows))
     loading = load_rows(PackedIterator(PackedBatches(data.mix_streams())), arguments.rows)
     sys.stdout.write(
-        f"\n{recipe.name}: prepared at {tokens / prepared:,.0f} tokens a second and core, {tokens:,} in all; "
-        f"{config.data.row_positions} positions and {windows} windows a row are {fills['positions_fill']:.1%} and "
-        f"{fills['windows_fill']:.1%} full over {packing['rows']} rows\n"
+        f"\n{recipe.name}: {tokens:,} tokens prepared at {tokens / prepared:,.0f} tokens "
+        f"per second and core; rows of {config.data.row_positions} positions and {windows} windows "
+        f"have {fills['positions_fill']:.1%} and {fills['windows_fill']:.1%} of them filled, "
+        f"over {packing['rows']} rows\n"
     )
     needed = rows_needed(config, windows, arguments.slice, arguments.mfu)
     sys.stdout.write(
-        f"{arguments.slice} at {arguments.mfu:.0%} of its peak needs {needed:.2f} rows a second, "
-        f"{needed * loading.tokens:,.0f} tokens, from {arguments.slice.hosts} hosts (an estimate)\n"
+        f"estimate: {arguments.slice} at {arguments.mfu:.0%} MFU needs {needed:.2f} rows or "
+        f"{needed * loading.tokens:,.0f} tokens per second, from {arguments.slice.hosts} hosts\n"
     )
     show_table(tabulate(loading, needed, arguments.slice))
 
 
-def rows_needed(config: Config, windows: int, where: Slice, mfu: float) -> float:
-    """Rows a second that keep a slice busy."""
-    return (
-        where.chips
-        * where.chip.peak_flops
-        * mfu
-        / training_flops(config.model, config.data.row_positions, windows).total
-    )
+def rows_needed(config: Config, windows: int, target: Slice, mfu: float) -> float:
+    """Return the rows per second that keep a slice busy."""
+    speed = target.chips * target.chip.peak_flops * mfu
+    row = training_flops(config.model, config.data.row_positions, windows)
+    return speed / row.total
 
 
 def load_rows(planner: PackedIterator, rows: int) -> Loading:
-    """Rounds of rows, each step of the loader timed by itself; the first round only warms up."""
+    """Load rounds of `rows` rows and time each step; a first round warms up and is not counted."""
     mixture, seconds = planner.mixture, {step: [] for step in STEPS}
     tokens = 0
     for i in track(range(ROUNDS + 1), "loading rows"):
@@ -123,8 +128,8 @@ def load_rows(planner: PackedIterator, rows: int) -> Loading:
             ]
         )
         filled = [
-            PackedRow(mixture.budget, some, offsets)
-            for some, (_, offsets) in zip(examples, planned, strict=True)
+            PackedRow(mixture.budget, row, offsets)
+            for row, (_, offsets) in zip(examples, planned, strict=True)
         ]
         batch, assembled = timed(lambda filled=filled: assemble(filled))
         if i:
@@ -134,18 +139,18 @@ def load_rows(planner: PackedIterator, rows: int) -> Loading:
     return Loading(tokens / ROUNDS / rows, seconds)
 
 
-def tabulate(loading: Loading, needed: float, where: Slice) -> Table:
-    """A line for each step: its cost, and the cores a host needs for it."""
+def tabulate(loading: Loading, needed: float, target: Slice) -> Table:
+    """Return a table with each step's cost, and the cores a host needs for it."""
     table = Table(
         "step",
         "done by",
-        "CPU ms a row (least, most)",
-        "tokens a second and core",
-        "cores a host, to feed the slice",
+        "CPU ms per row (min, max)",
+        "tokens per second and core",
+        "cores per host to feed the slice",
     )
     for step, seconds in loading.seconds.items():
         everywhere = step in ON_EVERY_HOST
-        cores = needed * median(seconds) / (1 if everywhere else where.hosts)
+        cores = needed * median(seconds) / (1 if everywhere else target.hosts)
         table.add_row(
             step,
             "every host, all rows" if everywhere else "each host, its own rows",
@@ -157,9 +162,9 @@ def tabulate(loading: Loading, needed: float, where: Slice) -> Table:
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
-    """What a call returns, and the CPU seconds of this process it took."""
-    begun = time.process_time()
-    return call(), time.process_time() - begun
+    """Return the result of a call, and the CPU seconds of this process it took."""
+    started = time.process_time()
+    return call(), time.process_time() - started
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The other side of `launch.bench`: the same LCLM as one writes it in plain PyTorch around transformers' Qwen3.
+"""The PyTorch side of `launch.bench`: a plain LCLM around transformers' Qwen3.
 
-Eager code and transformers' defaults: scaled_dot_product_attention with a mask only where rows are packed, a DynamicCache,
-inference mode, fused AdamW, logits of trained positions only. It reads the very batches and weights of ours.
+Eager code and transformers' defaults: scaled_dot_product_attention with a mask only where rows are
+packed, a DynamicCache, inference mode, fused AdamW, logits of trained positions only. It reads the
+same batches and has the same weights as lclm_jax.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.model.params import flatten, parameter_shapes
 from lclm_jax.typing import Params
 
-CHUNK = 2048  # positions whose logits are held at a time, where layers are recomputed too
+LOGITS_CHUNK = 2048  # positions whose logits are in memory at a time, with recomputation
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -42,7 +43,7 @@ class Adapter(torch.nn.Module):
 
 
 class PlainLCLM(torch.nn.Module):
-    """Encoder, adapter and decoder with mean pooling, on torch's device and in its type of the moment."""
+    """Encoder, adapter and decoder with mean pooling, on torch's default device."""
 
     def __init__(self, config: ModelConfig, attention: str = "sdpa", dtype: str = "float32"):
         super().__init__()
@@ -51,17 +52,20 @@ class PlainLCLM(torch.nn.Module):
         self.decoder = Qwen3ForCausalLM(_tower(config.decoder, "decoder", attention, dtype))
 
     def load(self, params: Params, config: ModelConfig) -> "PlainLCLM":
-        """Takes our parameters."""
+        """Set the weights from parameters of lclm_jax, and return the model."""
         for part in ("encoder", "adapter", "decoder"):
             getattr(self, part).load_state_dict(_published(params, config, part), strict=False)
         return self
 
     def compress(self, windows: Tensors) -> torch.Tensor:
-        """Latents [B M D] of windows."""
+        """Return the latents [B M D] of windows."""
         return self.adapter(self.pooled(windows))
 
     def pooled(self, windows: Tensors) -> torch.Tensor:
-        """The mean [B M E] of each latent's tokens in windows [B C W]; tokens of group -1 are in no latent."""
+        """Return the mean encoder state [B M E] of each latent's tokens in windows [B C W].
+
+        Tokens with group -1 belong to no latent.
+        """
         b, c, p = windows["latent_segments"].shape
         rows = {name: x.reshape(b * c, -1) for name, x in windows.items()}
         hidden = self.encoder(
@@ -70,9 +74,8 @@ class PlainLCLM(torch.nn.Module):
             position_ids=rows["positions"],
             use_cache=False,
         ).last_hidden_state
-        groups = torch.where(rows["groups"] >= 0, rows["groups"], p)[
-            ..., None
-        ]  # a last latent for those of none
+        # Tokens of no latent are summed into an extra one, which is dropped.
+        groups = torch.where(rows["groups"] >= 0, rows["groups"], p)[..., None]
         sums = hidden.new_zeros(b * c, p + 1, hidden.shape[-1]).scatter_add(
             1, groups.expand_as(hidden), hidden
         )
@@ -84,7 +87,7 @@ class PlainLCLM(torch.nn.Module):
     def embed(
         self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor
     ) -> torch.Tensor:
-        """What the decoder reads [B T D]: latents in their slots, embeddings elsewhere."""
+        """Return the decoder's input [B T D]: latents in their slots, embeddings elsewhere."""
         chosen = latents[torch.arange(len(slots))[:, None], slots.clamp(min=0)]
         return torch.where(
             (slots >= 0)[..., None], chosen, self.decoder.get_input_embeddings()(tokens)
@@ -93,7 +96,11 @@ class PlainLCLM(torch.nn.Module):
     def loss(
         self, batch: Tensors, windows: Tensors, packing: str = "mask", chunk: int | None = None
     ) -> torch.Tensor:
-        """The mean cross-entropy over trained tokens. A packed row is read whole with a `mask`, or its `examples` in turn."""
+        """Return the mean cross-entropy over trained tokens.
+
+        `packing` is "mask" to read a packed row whole with a mask, or "examples" to read its
+        examples one after the other.
+        """
         embedded = self.embed(batch["tokens"], batch["slots"], self.compress(windows))
         if packing == "mask":
             hidden = self.read(embedded, batch["positions"], _mask(batch["segments"]))
@@ -110,7 +117,10 @@ class PlainLCLM(torch.nn.Module):
     def cross_entropy(
         self, hidden: torch.Tensor, targets: torch.Tensor, chunk: int | None
     ) -> torch.Tensor:
-        """The mean over positions. With `chunk`, only the logits of so many are held at a time."""
+        """Return the mean over positions.
+
+        `chunk` limits the positions whose logits are in memory at a time.
+        """
 
         def summed(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return functional.cross_entropy(
@@ -126,7 +136,7 @@ class PlainLCLM(torch.nn.Module):
     def read(
         self, embedded: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Hidden states [B T D] of the decoder."""
+        """Return the hidden states [B T D] of the decoder."""
         decoder = self.decoder.model
         return decoder(
             inputs_embeds=embedded, attention_mask=mask, position_ids=positions, use_cache=False
@@ -135,7 +145,7 @@ class PlainLCLM(torch.nn.Module):
     def prefill(
         self, tokens: torch.Tensor, slots: torch.Tensor, latents: torch.Tensor
     ) -> tuple[torch.Tensor, DynamicCache]:
-        """Scores [B V] of the next token, and the cache to go on with."""
+        """Return the logits [B V] of the next token, and the cache."""
         cache = DynamicCache(config=self.decoder.config)
         embedded = self.embed(tokens, slots, latents)
         scores = self.decoder(
@@ -144,7 +154,7 @@ class PlainLCLM(torch.nn.Module):
         return scores[:, -1], cache
 
     def decode(self, scores: torch.Tensor, cache: DynamicCache, count: int) -> torch.Tensor:
-        """The `count` most likely tokens [B count] one after the other, the first by `scores`."""
+        """Decode `count` tokens [B count] greedily, the first from the logits `scores`."""
         tokens = [scores.argmax(dim=-1, keepdim=True)]
         while len(tokens) < count:
             scores = self.decoder(
@@ -155,7 +165,7 @@ class PlainLCLM(torch.nn.Module):
 
 
 class Inference:
-    """Reading and answering; each method makes one task ready and returns what is to be timed."""
+    """Reading and answering; each task method prepares a task and returns the function to time."""
 
     def __init__(self, model: PlainLCLM, work: Work, device: str = "cpu"):
         self.model, self.answer, self.text = model, work.answer, work.text
@@ -180,7 +190,7 @@ class Inference:
 
     @torch.inference_mode()
     def prefill(self) -> tuple[torch.Tensor, DynamicCache]:
-        """Windows are encoded as many at a time as in ours."""
+        """Return logits and cache of the prompt; WINDOWS_AT_ONCE windows are encoded at a time."""
         count = self.context["tokens"].shape[1]
         parts = [
             slice(start, start + WINDOWS_AT_ONCE) for start in range(0, count, WINDOWS_AT_ONCE)
@@ -193,7 +203,11 @@ class Inference:
 
 
 class Training:
-    """Steps of AdamW on one packed row: weights and moments in float32, products in `dtype`. `recompute` saves memory."""
+    """AdamW steps on one packed row.
+
+    Weights and moments are float32, matrix products are computed in `dtype`. `recompute` recomputes
+    activations to save memory.
+    """
 
     def __init__(
         self,
@@ -220,7 +234,7 @@ class Training:
                     gradient_checkpointing_kwargs={"use_reentrant": False}
                 )
             model.train()
-        self.chunk = CHUNK if recompute else None
+        self.chunk = LOGITS_CHUNK if recompute else None
         optimizer, (stage,) = work.config.optimizer, work.config.stages
         groups = [
             {
@@ -249,7 +263,7 @@ class Training:
         return loss.item()
 
 
-class Theirs:
+class TorchSide:
     """All steps of `launch.bench`, on the CPU in float32."""
 
     def __init__(self, work: Work, params: Params):
@@ -280,7 +294,7 @@ class Theirs:
 
     @torch.inference_mode()
     def results(self) -> dict[str, np.ndarray]:
-        """What the untrained model says, to be compared with ours."""
+        """Return the results of the untrained model that are compared with lclm_jax."""
         return {
             "loss": self.training.loss().numpy(),
             "latents": self.encode()().numpy()[0],
@@ -291,7 +305,7 @@ class Theirs:
 
 
 def as_tensors(arrays: Batch | Windows, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """Its arrays by name, whole numbers as torch indexes with them."""
+    """Return the arrays by name as tensors, integers as int64, which torch needs for indices."""
     fields = {name: x for name, x in vars(arrays).items() if isinstance(x, np.ndarray)}
     return {
         name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)).to(device)
@@ -304,7 +318,7 @@ def _tower(config: TransformerConfig, part: str, attention: str, dtype: str) -> 
 
 
 def _bounds(segments: torch.Tensor) -> list[tuple[int, int]]:
-    """Where the examples of a batch of one row begin and end."""
+    """Return the start and end of every example in a batch of one row."""
     row = segments[0].tolist()
     starts = [t for t in range(len(row)) if row[t] and (t == 0 or row[t] != row[t - 1])]
     end = max(t for t in range(len(row)) if row[t]) + 1
@@ -312,7 +326,7 @@ def _bounds(segments: torch.Tensor) -> list[tuple[int, int]]:
 
 
 def _published(params: Params, config: ModelConfig, part: str) -> dict[str, torch.Tensor]:
-    """The tensors of a part as transformers names them."""
+    """Return the tensors of a component under transformers' names."""
     flat = jax.device_get(flatten(params))
     tensors = [
         tensor for tensor in published_tensors(parameter_shapes(config)) if tensor.part == part
@@ -328,7 +342,10 @@ def _published(params: Params, config: ModelConfig, part: str) -> dict[str, torc
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor | None:
-    """Who sees whom [B 1 T T] in packed rows, causal; None where every row is one segment, as transformers expects it."""
+    """Return the causal attention mask [B 1 T T] of packed rows; True where attention is allowed.
+
+    It is None where every row is one segment, as transformers expects it.
+    """
     if bool((segments == segments[0, 0]).all()):
         return None
     length = segments.shape[1]

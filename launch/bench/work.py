@@ -1,4 +1,7 @@
-"""What `launch.bench` times: a model, a packed row, a pass of the encoder, a prompt and its answer, and the FLOPs they need."""
+"""The inputs that `launch.bench` times, and the FLOPs they need.
+
+They are a model, a packed row, encoder windows, a prompt and the length of its answer.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,25 +24,31 @@ from lclm_jax.data.records import Context, Example, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
-# Of each example of the row: tokens read first and tokens trained on, in positions of the row, and between them its context,
-# in windows.
+# Examples of the row: tokens before the context and trained tokens after it, each as a share of the
+# row's positions, and the length of the context in windows.
 EXAMPLES = ((0.03, 0.24, 1.6), (0.03, 0.13, 0.35), (0.03, 0.2, 1.0), (0.03, 0.16, 0.8))
 
 
 @dataclass(frozen=True)
 class Sizes:
+    """Shapes of the model and its inputs."""
+
     model: ModelConfig
-    positions: int = 2048  # of the row
-    windows: int = 4  # of the row
+    positions: int = 2048  # decoder positions of the row
+    windows: int = 4  # encoder windows of the row
     context: int = 8  # windows of the prompt's context
-    question: int = 62  # tokens of the prompt after it
+    question: int = 62  # tokens of the prompt after its context
     answer: int = 64  # tokens
     text: int = 16_434  # tokens of a prompt that is read without compression
 
 
 def sizes() -> Sizes:
-    """The published shapes scaled down: an encoder half as wide as the decoder, grouped queries, MLPs 3 and 3.75 times
-    as wide as the stream, as many positions for the encoder as for the decoder and several examples in a row."""
+    """Return the published shapes, scaled down.
+
+    The encoder is half as wide as the decoder, queries are grouped, and the MLPs are 3 and 3.75
+    times as wide as the residual stream. Encoder and decoder read the same number of positions, and
+    a row packs several examples.
+    """
     common: dict[str, Any] = {"vocab": 16384, "head_dim": 64, "initializer_range": 0.02}
     encoder = TransformerConfig(**common, width=256, layers=4, heads=8, kv_heads=4, mlp=768)
     decoder = TransformerConfig(**common, width=512, layers=4, heads=12, kv_heads=3, mlp=1920)
@@ -52,16 +61,17 @@ def sizes() -> Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """The arrays both sides read."""
+    """The inputs of both implementations."""
 
     config: Config
     batch: Batch  # one packed row
-    windows: Windows  # full ones, as many as are encoded at once
+    windows: Windows  # WINDOWS_AT_ONCE full windows
     prompt: list[Span]  # a context of whole windows and a question
-    context: Windows  # of the prompt
+    context: Windows  # windows of the prompt's context
     asked: Example  # the prompt as the decoder reads it
-    answer: int  # tokens that follow
-    text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # read as it is
+    answer: int  # tokens to decode after the prompt
+    # A prompt that is read without compression.
+    text: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def model(self) -> ModelConfig:
@@ -69,7 +79,7 @@ class Work:
 
 
 def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
-    """Random tokens, laid out and packed as ever; both towers and the adapter are trained."""
+    """Return inputs of random tokens, packed as in training; all components are trained."""
     rng, model = np.random.default_rng(seed), sizes.model
     window = model.compression.window
 
@@ -105,7 +115,10 @@ def make_work(sizes: Sizes, tokenizer: Tokenizer, seed: int = 0) -> Work:
 
 
 def needed_flops(work: Work) -> dict[str, float]:
-    """What each step cannot do without: examples do not see each other, only trained positions have logits."""
+    """Return the FLOPs that each step needs at least.
+
+    Attention is counted within examples only, and logits at trained positions only.
+    """
     model, batch = work.model, work.batch
     encoder, decoder = model.encoder, model.decoder
     head = Flops(2.0 * decoder.width * decoder.vocab)

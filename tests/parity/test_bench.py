@@ -52,6 +52,6 @@ def test_sides_that_differ_are_not_timed(sides):
 
 
 def test_figures_are_pair_by_pair():
-    figures = bench.Figures(torch=[2.0, 3.0], ours=[1.0, 2.0])
+    figures = bench.Figures(torch=[2.0, 3.0], lclm_jax=[1.0, 2.0])
     assert figures.ratios == [2.0, 1.5]
     assert bench.tabulate({"decode": figures}, {"decode": 1e9}, 1e10).row_count == 1
