@@ -1,1 +1,1 @@
-"""One command that shows on one accelerator that the system is right and how fast it is."""
+"""Benchmark that checks correctness and measures speed on one accelerator."""

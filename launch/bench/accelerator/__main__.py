@@ -1,9 +1,9 @@
-"""Checks correctness and measures speed on one accelerator, in at most eight minutes.
+"""Check correctness and measure speed on one accelerator, in at most eight minutes.
 
     python -m launch.bench.accelerator --minutes 8 --out DIR
 
-DIR gets index.html, pictures, summary.json and the measurements. Started again with the same DIR,
-only what is missing is measured. On a CPU, tiny models are measured, to test the command itself.
+Writes index.html, pictures, summary.json and the measurements to DIR. Run again with the same DIR,
+it measures only what is missing. On a CPU it uses tiny models, to test the command itself.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main():
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        report("asked to end; the page shows what has been measured")
+        report("interrupted; the page shows what was measured until now")
     summary = write_summary(plan.directory)
     show_goals(summary)
     report(f"the page is {write_page(plan.directory, summary)}")

@@ -1,4 +1,4 @@
-"""How far two results differ, and how far they may."""
+"""Relative errors between two results, and the limits they must keep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from launch.bench.accelerator.record import Result
 
 @dataclass(frozen=True)
 class Agreement(Result):
-    """Relative errors, ||x - expected|| / ||expected||, and whether they are allowed."""
+    """Relative errors, ||x - expected|| / ||expected||, and their limits."""
 
     errors: Mapping[str, float]
     allowed: Mapping[str, float]
@@ -23,6 +23,7 @@ class Agreement(Result):
         return cls(errors, allowed, passed)
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    x, y = (np.asarray(one, np.float64) for one in (found, expected))
+def relative_error(result: Any, expected: Any) -> float:
+    """Return ||result - expected|| / ||expected||, computed in float64."""
+    x, y = np.asarray(result, np.float64), np.asarray(expected, np.float64)
     return float(np.linalg.norm(x - y) / np.linalg.norm(y))

@@ -1,4 +1,4 @@
-"""The ways to compute attention that are there on a device."""
+"""Attention back ends that are available on a device."""
 
 import jax
 
@@ -11,18 +11,21 @@ from lclm_jax.typing import Array
 
 
 def attention_backends() -> dict[str, Backend]:
-    """Back ends by name, the model's own first; call them with (q, k, v, places, causal, axes)."""
+    """Return back ends by name, the one the model uses first.
+
+    They are called with (q, k, v, places, causal, axes).
+    """
     platform = jax.default_backend()
     own = BACKENDS.get(platform, attend_reference)
     return {own.__name__: own, "blocked": gpu.attend_blocked}
 
 
 def reference_backend() -> Backend:
-    """All scores at once."""
+    """Return the back end that computes all scores at once."""
     return attend_reference
 
 
 def cudnn(q: Array, k: Array, v: Array, places: Places, causal: bool, axes: tuple) -> Array:
-    """cuDNN's attention through jax.nn, to compare with; for rows of one example."""
+    """Compute attention with cuDNN, for comparison; rows must hold a single example."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")

@@ -1,4 +1,4 @@
-"""Our side of the comparison with PyTorch."""
+"""The lclm_jax side of the comparison with PyTorch."""
 
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,11 @@ from launch.bench.accelerator.sizes import Sizes
 from launch.bench.accelerator.timing import middle, repeat, seconds_of
 from lclm_jax.inference.language_model import LanguageModel
 
-ROUNDS = 5  # of decoding
+DECODING_ROUNDS = 5
 
 
 def run_serving(sizes: Sizes, record: Record, exchange: Path):
-    """Encoding, first token and decoding."""
+    """Measure encoding, first token and decoding."""
     tasks = {ENCODE: encode, FIRST_TOKEN: first_token, DECODE: answer}
     inputs = make_inputs(sizes)
     if tasks.keys() - record.measurements.keys():
@@ -42,13 +42,15 @@ def run_training(sizes: Sizes, record: Record, exchange: Path, results: Path):
 
 
 def encode(model: LanguageModel, inputs: Inputs, exchange: Path, _: int) -> Task:
-    """Latents of as many windows as are read at once."""
+    """Time the encoding of as many windows as the library reads at once."""
     write_outputs(exchange, "ours", {ENCODE: np.float32(compress(model, inputs.full).vectors)})
     rounds = repeat(lambda: compress(model, inputs.full))
     return Task(middle(rounds), rounds)
 
 
 def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
+    """Time compressing the context and reading the prompt."""
+
     def read() -> Any:
         return prefill(model, compress(model, inputs.context), inputs.question, room)
 
@@ -58,25 +60,30 @@ def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int)
 
 
 def answer(model: LanguageModel, inputs: Inputs, exchange: Path, room: int) -> Task:
+    """Time decoding after the prompt, which is read anew for every round."""
     steps = inputs.work.answer
     state = prefill(model, compress(model, inputs.context), inputs.question, room)
     write_outputs(exchange, "ours", {DECODE: decode(model, state, steps)})
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(DECODING_ROUNDS):
         state = prefill(model, compress(model, inputs.context), inputs.question, room)
         rounds.append(seconds_of(lambda state=state: decode(model, state, steps)))
     return Task(middle(rounds), rounds)
 
 
 def training_step(number: int, exchange: Path, results: Path) -> Task:
-    """The fastest setting of the section `training`, which has read the same row."""
+    """Return the fastest step of the section `training`, which reads the same row.
+
+    Raises FileNotFoundError if no step was measured.
+    """
     file = results / f"training.{number}.json"
-    timed = [one for one in read_results(file)["measurements"].values() if one["seconds"]]
+    steps = read_results(file)["measurements"].values()
+    timed = [step for step in steps if step["seconds"]]
     if not timed:
         raise FileNotFoundError(
             f"{file}: expected the seconds of a training step, found none; "
             "measure it first: --sections training,beside_torch"
         )
-    best = min(timed, key=lambda one: one["seconds"])
+    best = min(timed, key=lambda step: step["seconds"])
     write_outputs(exchange, "ours", {TRAIN: np.float32(best["losses"][0])})
     return Task(best["seconds"], [], f"remat {best['remat']}, measured by training.{number}")

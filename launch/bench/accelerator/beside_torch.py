@@ -1,4 +1,4 @@
-"""The other side of the comparison: transformers' Qwen3 with the fastest attention there is."""
+"""The PyTorch side of the comparison: transformers' Qwen3 with its fastest attention."""
 
 import gc
 import importlib.util
@@ -29,17 +29,17 @@ from launch.bench.accelerator.weights import FACTORS, LARGEST, LAYERS, STEP, is_
 from lclm_jax.config import ModelConfig
 from lclm_jax.model.params import parameter_shapes
 
-WORD = 0xFFFFFFFF  # the largest unsigned number of 32 bits
+MAX_UINT32 = 0xFFFFFFFF
 
 
 def read_modules():
-    """Imports torch, where it is installed."""
+    """Import torch, if it is installed."""
     if importlib.util.find_spec("torch"):
         import launch.bench.torch_side  # noqa: F401
 
 
 def run(sizes: Sizes, record: Record, exchange: Path):
-    """Each task is compared with ours before it is timed. Without torch nothing is measured."""
+    """Compare each task with lclm_jax, then time it; without torch, measure nothing."""
     record.measure("torch", versions)
     if not importlib.util.find_spec("torch"):
         return
@@ -53,6 +53,7 @@ def run(sizes: Sizes, record: Record, exchange: Path):
 
 
 def serving(sizes: Sizes, record: Record, exchange: Path, inputs: Inputs):
+    """Compare and time encoding, first token and decoding."""
     from launch.bench.torch_side import Inference
 
     device, dtype = choose_device(), sizes.model.dtype
@@ -70,24 +71,27 @@ def serving(sizes: Sizes, record: Record, exchange: Path, inputs: Inputs):
 
 
 def training(sizes: Sizes, record: Record, exchange: Path, inputs: Inputs):
+    """Compare and time the training step."""
     if TRAIN not in record.measurements:
         record.measure(f"agreement: {TRAIN}", partial(check_loss, sizes, exchange, inputs))
         record.measure(TRAIN, partial(train, inputs), 8.0)
 
 
-# --- what is measured ---
+# --- measurements ---
 
 
 class Versions(Result):
-    def __init__(self, found: dict[str, str]):
-        self.found = found
+    """Versions of the packages in use; empty without torch."""
+
+    def __init__(self, versions: dict[str, str]):
+        self.versions = versions
 
     def to_dict(self) -> dict[str, Any]:
-        return {"installed": bool(self.found), **self.found}
+        return {"installed": bool(self.versions), **self.versions}
 
 
 def versions() -> Versions:
-    """Versions of torch and transformers, and the attention used; empty without torch."""
+    """Return the versions of torch and transformers, the attention and the device used."""
     if not importlib.util.find_spec("torch"):
         return Versions({})
     import transformers
@@ -103,10 +107,10 @@ def versions() -> Versions:
 
 
 def compare(sizes: Sizes, exchange: Path, name: str, call: Callable[[], Any]) -> Agreement:
-    """Compares an output of both sides.
+    """Compare an output of both sides.
 
-    Of decoded tokens it reports the share that differ, and allows any at published sizes: where two
-    tokens have nearly the same score, rounding decides.
+    For decoded tokens the error is the share that differs. Published sizes allow any share: where
+    two tokens have nearly the same score, rounding decides.
     """
     expected = read_outputs(exchange, "ours")[name]
     output = to_numpy(call()).reshape(expected.shape)
@@ -117,13 +121,13 @@ def compare(sizes: Sizes, exchange: Path, name: str, call: Callable[[], Any]) ->
 
 
 def agreement(expected: np.ndarray, output: np.ndarray, dtype: str) -> Agreement:
-    """Compares numbers by their relative error."""
+    """Compare arrays by their relative error."""
     errors = {"difference": relative_error(output, expected)}
     return Agreement.of(errors, {"difference": TOLERANCES[dtype]})
 
 
 def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
-    """Times a task; `prepare` makes it ready for each round and is not timed."""
+    """Time the function that `prepare` returns; it is called before every round, untimed."""
     rounds: list[float] = []
     seconds(prepare())
     while len(rounds) < 3 or (len(rounds) < 9 and sum(rounds) < 3.0):
@@ -132,7 +136,7 @@ def time_task(prepare: Callable[[], Callable[[], Any]]) -> Task:
 
 
 def check_loss(sizes: Sizes, exchange: Path, inputs: Inputs) -> Agreement:
-    """Compares the first loss of the training step."""
+    """Compare the first loss of the training step."""
     side = trainer(inputs, "examples", recompute=True)
     loss = to_numpy(side.loss())
     expected = read_outputs(exchange, "ours")[TRAIN]
@@ -140,20 +144,23 @@ def check_loss(sizes: Sizes, exchange: Path, inputs: Inputs) -> Agreement:
 
 
 def train(inputs: Inputs) -> Task:
-    """The faster of the ways to read a packed row, layers recomputed only where memory does not
-    suffice otherwise."""
-    found = [
+    """Time the training step with each way to read a packed row and return the faster.
+
+    Layers are recomputed only if the step does not fit in memory otherwise. Raises MemoryError if
+    it does not fit at all.
+    """
+    tasks = [
         task
         for packing in packings()
         if (task := _train(inputs, packing, False) or _train(inputs, packing, True))
     ]
-    if not found:
+    if not tasks:
         raise MemoryError("expected the training step to fit the device in PyTorch, it does not")
-    return min(found, key=lambda task: task.seconds)
+    return min(tasks, key=lambda task: task.seconds)
 
 
 def _train(inputs: Inputs, packing: str, recompute: bool) -> Task | None:
-    """None where memory does not suffice."""
+    """Time the training step; return None if it does not fit in memory."""
     torch = _torch()
     gc.collect()
     torch.cuda.empty_cache()
@@ -171,7 +178,7 @@ def _train(inputs: Inputs, packing: str, recompute: bool) -> Task | None:
 
 
 def trainer(inputs: Inputs, packing: str, recompute: bool) -> Any:
-    """A trainer with float32 weights that computes in the model's type, as ours does."""
+    """Return a trainer with float32 weights that computes in the model's dtype."""
     from launch.bench.torch_side import Training
 
     config, device = inputs.case.model, choose_device()
@@ -193,18 +200,18 @@ def choose_device() -> str:
 
 
 def packings() -> tuple[str, ...]:
-    """Ways to read a packed row; the faster one counts. Flash attention takes no masks."""
+    """Return the ways to read a packed row; flash attention does not take masks."""
     return ("examples",) if choose_attention() == "flash_attention_2" else ("examples", "mask")
 
 
 def choose_attention() -> str:
-    """flash_attention_2 where it is installed and there is a GPU, else PyTorch's own."""
+    """Return flash_attention_2 if it is installed and there is a GPU, else PyTorch's own."""
     flash = importlib.util.find_spec("flash_attn") is not None and choose_device() == "cuda"
     return "flash_attention_2" if flash else "sdpa"
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Seconds of a call, until the device has finished."""
+    """Return the seconds of a call until the device has finished."""
     wait = _torch().cuda.synchronize if choose_device() == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
@@ -218,7 +225,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def build(config: ModelConfig, dtype: str, device: str) -> Any:
-    """The plain model with our random weights, made on its device."""
+    """Return the PyTorch model with the weights of `random_params`, made on its device."""
     from convert.hf.mapping import TRANSFORMS, published_tensors
     from launch.bench.torch_side import PlainLCLM
 
@@ -249,12 +256,12 @@ def build(config: ModelConfig, dtype: str, device: str) -> Any:
 
 
 def hashed(seed: int, count: int, device: str) -> Any:
-    """The weights that `weights.random_params` makes from this seed."""
+    """Return the `count` weights that `weights.random_params` makes from this seed."""
     torch = _torch()
 
     def mix(x: Any) -> Any:
         for factor, shift in zip(FACTORS, (16, 13), strict=True):
-            x = ((x ^ (x >> shift)) * factor) & WORD
+            x = ((x ^ (x >> shift)) * factor) & MAX_UINT32
         return x ^ (x >> 16)
 
     parts = []

@@ -1,4 +1,4 @@
-"""What both sides of the comparison with PyTorch read, and what they hand each other."""
+"""Inputs of the comparison with PyTorch, and the files that carry results between processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
 
 ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"
-# Largest relative difference of what both sides compute, ||ours - theirs|| / ||ours||: float32
-# differs by the order of sums, bfloat16 by its rounding in dozens of layers.
+# Largest relative difference, ||torch - lclm_jax|| / ||lclm_jax||. float32 differs by the order of
+# sums, bfloat16 by rounding in dozens of layers.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)
 class Task(Result):
-    """Median seconds of one task."""
+    """Median seconds of a task."""
 
     seconds: float
     rounds: list[float]
@@ -30,17 +30,17 @@ class Task(Result):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays that both sides make for themselves from the same seed."""
+    """Arrays that each side makes for itself from the same seed."""
 
     work: Work
-    case: TrainingCase  # of the training step
-    full: np.ndarray  # tokens of the windows that are encoded
+    case: TrainingCase  # the model of the training step
+    full: np.ndarray  # tokens of the windows to encode
     context: np.ndarray  # tokens of the prompt's context
     question: np.ndarray
 
 
 def case_number(sizes: Sizes) -> int:
-    """Number of the training case that both sides run: the smaller decoder, all parts trained."""
+    """Return the number of the case to compare: the smaller decoder, all components trained."""
     return min(1, len(sizes.cases) - 1)
 
 
@@ -70,7 +70,7 @@ def make_inputs(sizes: Sizes) -> Inputs:
 
 
 def write_outputs(directory: Path, side: str, outputs: dict[str, np.ndarray]):
-    """Hands what a side has computed to the other process."""
+    """Write the results of a side for the other process."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{side}.npz"
     known = dict(np.load(file)) if file.exists() else {}
@@ -81,7 +81,7 @@ def read_outputs(directory: Path, side: str) -> dict[str, np.ndarray]:
     file = directory / f"{side}.npz"
     if not file.exists():
         raise FileNotFoundError(
-            f"{file}: the results of the side {side!r} are not there; run its part first: "
-            f"--sections beside_torch"
+            f"{file}: expected the results of the side {side!r}, found no file; "
+            "run its part first: --sections beside_torch"
         )
     return dict(np.load(file))

@@ -1,4 +1,4 @@
-"""Tokens a second after a compressed context, and the share of the memory's speed that is used."""
+"""Decoding speed after a compressed context, in tokens and in bytes read per second."""
 
 import time
 from dataclasses import dataclass
@@ -24,32 +24,33 @@ from lclm_jax.inference.generation import DECODE_STEPS
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import output_table
 
-ROUNDS = 4  # of tokens that are timed
+TIMED_BLOCKS = 4  # of DECODE_STEPS tokens
 
 
 @dataclass(frozen=True)
 class Decoding(Result):
-    """Seconds of one step of a batch: medians of blocks of steps after the first."""
+    """Speed of a decoding step of a batch: medians over blocks of steps after the first."""
 
     rows: int
-    positions: int  # in the cache of a row, on average
+    positions: int  # average per row of the cache
     seconds_per_step: float
     tokens_per_second: float  # of all rows
-    weight_bytes: int  # that a step reads
-    cache_bytes: int  # that a step reads, of all rows
+    weight_bytes: int  # read by a step
+    cache_bytes: int  # read by a step, of all rows
     needed_bytes_per_second: float
     repeats: int
-    peak_bytes: int | None  # of the process so far, which may have read longer texts before
+    peak_bytes: int | None  # of the process, which may have read longer texts before
 
 
 def run(sizes: Sizes, record: Record):
+    """Measure decoding at every batch size."""
     model = make_model(sizes.model)
     missing = [rows for rows in sizes.batches if name_of(rows) not in record.measurements]
     if not missing:
         return
     latents = compress(model, random_tokens(model.config, sizes.middle))
     question = random_tokens(model.config, sizes.question, seed=1)
-    room = (ROUNDS + 1) * DECODE_STEPS
+    room = (TIMED_BLOCKS + 1) * DECODE_STEPS
     state = prefill(model, latents, question, room)
     read = len(latents) + 2 + len(question)
     for rows in sizes.batches:
@@ -65,12 +66,12 @@ def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decodin
     decoding = begin_decoding(model, state_for_batch(state, rows))
     decoding, _ = decode_more(model, decoding)  # compiles
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(TIMED_BLOCKS):
         started = time.perf_counter()
         decoding, count = decode_more(model, decoding)
         rounds.append((time.perf_counter() - started) / count)
     seconds = middle(rounds)
-    positions = read + DECODE_STEPS + ROUNDS * DECODE_STEPS // 2
+    positions = read + DECODE_STEPS + TIMED_BLOCKS * DECODE_STEPS // 2
     weights = read_weights(model)
     itemsize = output_table(model.weights, model.config).dtype.itemsize
     cached = rows * cache_bytes(config, positions, itemsize)
@@ -88,6 +89,9 @@ def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decodin
 
 
 def read_weights(model: LanguageModel) -> int:
-    """Bytes of the layers and of the output table; of the input table a step reads a few rows."""
+    """Return the weight bytes that a step reads: layers and output table.
+
+    It reads only a few rows of the input table, which do not count.
+    """
     layers = sum(x.nbytes for x in jax.tree.leaves(model.weights["decoder"]["layers"]))
     return layers + output_table(model.weights, model.config).nbytes

@@ -1,4 +1,4 @@
-"""Seconds from a text of tokens to the scores of the first token of the answer, and peak memory."""
+"""Time to the first token of the answer to a long text, and peak memory."""
 
 import time
 from dataclasses import dataclass, replace
@@ -19,31 +19,33 @@ from lclm_jax.costs.work import compressed_cost, uncompressed_cost
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.inference.language_model import LanguageModel
 
-SECONDS = 1.5  # that are spent on repetitions of one thing, if two take no longer
-COMPILATION = 5.0  # seconds
-RUNS = 4  # of one length, at least
-EXHAUSTED = "RESOURCE_EXHAUSTED"
+# Repetitions of a call stop after this time, but there are at least two.
+REPETITION_SECONDS = 1.5
+COMPILATION_SECONDS = 5.0
+MIN_RUNS = 4  # per length
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True)
 class FirstToken(Result):
-    """Medians of several runs, after two that are not counted."""
+    """Medians of several runs after two warm-ups, with compression."""
 
     tokens: int
     ratio: int
     latents: int
     compress_seconds: float
     prefill_seconds: float
-    seconds: float  # both
-    compile_seconds: float  # the first run's, less the median's: compiling, loading, autotuning
+    seconds: float  # compress and prefill
+    # The first run less the median: compilation, loading, autotuning.
+    compile_seconds: float
     repeats: int
-    peak_bytes: int | None  # of the process, where no longer text was read before
-    flops: float  # that the model needs
+    peak_bytes: int | None  # of the process; None if it read a longer text before
+    flops: float  # needed by the model
 
 
 @dataclass(frozen=True)
 class PlainFirstToken(Result):
-    """The decoder reads the text itself; without seconds where memory ran out."""
+    """Medians without compression; `seconds` is None if memory ran out."""
 
     tokens: int
     out_of_memory: bool
@@ -57,16 +59,16 @@ class PlainFirstToken(Result):
 
 @dataclass(frozen=True)
 class Warm(Result):
-    """Seconds to have the programs of one length in a new process, from the cache on disk."""
+    """Seconds to load the programs of one length in a new process from the cache on disk."""
 
     tokens: int
-    seconds: float  # the first run's, less the median of runs in the other process
+    seconds: float  # the first run less the median of the other process
     first_run_seconds: float
 
 
 @cache
 def make_model(config: ModelConfig) -> LanguageModel:
-    """The model with random weights, made on the device in the model's type; once in a process."""
+    """Return the model with random weights in its dtype, made once per process."""
     return LanguageModel(
         config, random_params(config, config.dtype, one_device()), small_tokenizer()
     )
@@ -77,15 +79,17 @@ def name_of(tokens: int, ratio: int) -> str:
 
 
 def needed(before: dict[str, Any] | None, flops: float, sizes: Sizes) -> float:
-    """Seconds that must be left before another length is started: those of its runs, if it is as
-    fast as the one before, and of compilation."""
+    """Return the seconds that must be left to start another length.
+
+    They cover compilation and MIN_RUNS runs at the speed of the length before.
+    """
     if before is None or not before["seconds"] or sizes.tiny:
         return 1.0
-    return COMPILATION + RUNS * before["seconds"] * flops / before["flops"]
+    return COMPILATION_SECONDS + MIN_RUNS * before["seconds"] * flops / before["flops"]
 
 
 def run_compressed(sizes: Sizes, record: Record):
-    """The lengths that matter most first."""
+    """Measure every length with compression, the most important first."""
     model = make_model(sizes.model)
     own, before, longest = sizes.model.compression.ratio, None, 0
     for tokens in (*sizes.contexts, *sizes.more_contexts):
@@ -109,7 +113,7 @@ def run_compressed(sizes: Sizes, record: Record):
 def measure_compressed(
     model: LanguageModel, tokens: int, sizes: Sizes, longest: bool
 ) -> FirstToken:
-    """`longest` says that no longer text was read before in this process."""
+    """Measure one length; peak memory counts only if it is the longest so far."""
     config = model.config
     text = random_tokens(config, tokens)
     asked = random_tokens(config, sizes.question, seed=1)
@@ -117,10 +121,10 @@ def measure_compressed(
     latents = compress(model, text)
     prefill(model, latents, asked, sizes.room)
     first = time.perf_counter() - started
-    # The second run of a program is slow, too: XLA records its CUDA graphs then.
+    # The second run of a program is slow as well, because XLA records its CUDA graphs.
     prefill(model, compress(model, text), asked, sizes.room)
-    compressing = repeat(lambda: compress(model, text), SECONDS)
-    prefilling = repeat(lambda: prefill(model, latents, asked, sizes.room), SECONDS)
+    compressing = repeat(lambda: compress(model, text), REPETITION_SECONDS)
+    prefilling = repeat(lambda: prefill(model, latents, asked, sizes.room), REPETITION_SECONDS)
     compress_seconds, prefill_seconds = middle(compressing), middle(prefilling)
     total = compress_seconds + prefill_seconds
     return FirstToken(
@@ -138,14 +142,14 @@ def measure_compressed(
 
 
 def run_uncompressed(sizes: Sizes, record: Record):
-    """Until memory or time runs out."""
+    """Measure every length without compression until memory or time runs out."""
     model = make_model(sizes.model)
-    found = None
+    result = None
     for tokens in sizes.plain:
         call = partial(measure_uncompressed, model, tokens, sizes.room)
-        needs = needed(found, uncompressed_cost(tokens, sizes.model).flops, sizes)
-        found = record.measure(f"{tokens} tokens as text", call, needs)
-        if found is None or found["out_of_memory"]:
+        needs = needed(result, uncompressed_cost(tokens, sizes.model).flops, sizes)
+        result = record.measure(f"{tokens} tokens as text", call, needs)
+        if result is None or result["out_of_memory"]:
             break
 
 
@@ -157,9 +161,9 @@ def measure_uncompressed(model: LanguageModel, tokens: int, room: int) -> PlainF
 
     try:
         first = seconds_of(read)
-        spent = repeat(read, SECONDS, least=1)
+        spent = repeat(read, REPETITION_SECONDS, least=1)
     except jax.errors.JaxRuntimeError as error:
-        if EXHAUSTED not in str(error):
+        if OUT_OF_MEMORY not in str(error):
             raise
         return PlainFirstToken(tokens, out_of_memory=True, message=str(error)[:300])
     return PlainFirstToken(
@@ -174,14 +178,16 @@ def measure_uncompressed(model: LanguageModel, tokens: int, room: int) -> PlainF
 
 
 def run_warm(sizes: Sizes, record: Record, results: Path):
-    """The lengths that were measured at the model's own ratio, in a process that finds their
-    programs in the cache."""
+    """Measure again, with programs from the cache, the lengths at the model's own ratio."""
     model = make_model(sizes.model)
     measured = read_results(results / "first_token.compressed.json")["measurements"]
     for tokens in (*sizes.contexts, *sizes.more_contexts):
         cold = measured.get(name_of(tokens, sizes.model.compression.ratio))
         if cold is None:
-            record.skip(f"{tokens} tokens", "its first token is to be measured first: serving")
+            record.skip(
+                f"{tokens} tokens",
+                "needs the measurement of its first token; run the section serving",
+            )
         else:
             call = partial(measure_warm, model, tokens, sizes, cold["seconds"])
             needs = 2 * cold["seconds"] + 2

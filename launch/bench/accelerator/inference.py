@@ -1,4 +1,4 @@
-"""Every call of the library's inference that the benchmark makes; each waits for its result."""
+"""Calls of the library's inference that the benchmark times; each waits for its result."""
 
 from dataclasses import dataclass, replace
 
@@ -21,12 +21,12 @@ from lclm_jax.inference.sampling import Rules, Sampling
 from lclm_jax.model.attention import Cache
 from lclm_jax.typing import Array
 
-UNLIMITED = np.int32(2**30)  # tokens
+UNLIMITED_TOKENS = np.int32(2**30)
 
 
 @dataclass(frozen=True)
 class State:
-    """The decoder's cache and the scores of each row's next token. Decoding uses it up."""
+    """The decoder's cache and the logits of each row's next token. Decoding consumes it."""
 
     scores: Array  # [B V]
     lengths: np.ndarray  # [B]
@@ -34,14 +34,14 @@ class State:
 
 
 def compress(model: LanguageModel, tokens: np.ndarray, ratio: int | None = None) -> Latents:
-    """Latents of a text of tokens."""
+    """Return the latents of a text."""
     return model.compress_tokens(tokens, ratio).block_until_ready()
 
 
 def prefill(
     model: LanguageModel, latents: Latents | None, text_tokens: np.ndarray, room: int
 ) -> State:
-    """Reads latents, if there are any, and text; leaves room for so many more tokens."""
+    """Read latents (or None) and text; the cache has room for `room` more tokens."""
     record = [*([latents] if latents is not None else []), Plain(text_tokens)]
     prompt = model.read([record])
     with jax.set_mesh(model.mesh):
@@ -50,14 +50,14 @@ def prefill(
 
 
 def decode(model: LanguageModel, state: State, steps: int) -> np.ndarray:
-    """The most likely next tokens [B, steps], one after the other."""
+    """Decode the next tokens [B, steps] greedily."""
     inputs = (state.scores, state.lengths, state.cache, model.config, steps)
     with jax.set_mesh(model.mesh):
         return continue_tokens(model.weights, *inputs)[0]
 
 
 def state_for_batch(state: State, rows: int) -> State:
-    """A state of one row as that of many equal rows."""
+    """Repeat a state of one row as that of `rows` equal rows."""
 
     def repeated(x: Array, axis: int) -> Array:
         return jnp.repeat(x, rows, axis=axis)
@@ -75,7 +75,7 @@ def state_for_batch(state: State, rows: int) -> State:
 
 
 def begin_decoding(model: LanguageModel, state: State) -> Decoding:
-    """Chooses the first tokens of a state's rows."""
+    """Choose the first token of every row."""
     with jax.set_mesh(model.mesh):
         rules = Rules.of(Sampling())
         lengths = state.lengths.astype(np.int32)
@@ -83,9 +83,9 @@ def begin_decoding(model: LanguageModel, state: State) -> Decoding:
 
 
 def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int]:
-    """Reads and chooses a block of tokens of every row, and how many a row these are."""
+    """Decode a block of tokens of every row; also return the number of tokens per row."""
     with jax.set_mesh(model.mesh):
-        inputs = (decoding, UNLIMITED, Rules.of(Sampling()), model.config)
+        inputs = (decoding, UNLIMITED_TOKENS, Rules.of(Sampling()), model.config)
         decoding, _ = decode_block(model.weights, *inputs)
     return jax.block_until_ready(decoding), DECODE_STEPS
 
@@ -93,7 +93,7 @@ def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int
 def answer(
     model: LanguageModel, context: np.ndarray, question: np.ndarray, steps: int
 ) -> np.ndarray:
-    """The most likely tokens [1, steps] after a compressed context and a question."""
+    """Decode the tokens [1, steps] after a compressed context and a question greedily."""
     return decode(model, prefill(model, compress(model, context), question, steps), steps)
 
 

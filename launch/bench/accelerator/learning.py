@@ -1,4 +1,4 @@
-"""How well a small model writes back what it read as latents, by the minutes it was trained."""
+"""Reconstruction accuracy of a small model by the minutes it was trained."""
 
 import os
 import time
@@ -27,25 +27,25 @@ from lclm_jax.training.state import TrainState, abstract_state, begin_stage
 from lclm_jax.training.step import train_step
 from lclm_jax.training.validation import Validation
 
-NAME = "reconstruction"  # of the measurement
-LOOKS = 8  # at held-out text in every stage
-LANGUAGE = 0.35  # part of the time in which the decoder learns in plain text
-WORKERS = 8  # processes that pack batches
-BATCHES = 12  # of every stage, that each of them packs
-RESERVE = 4.0  # seconds at the end for the last look
-MODULES = 40  # that the tiny run reads
+MEASUREMENT = "reconstruction"
+VALIDATIONS_PER_STAGE = 8
+LANGUAGE_SHARE = 0.35  # of the time, in which the decoder learns in plain text
+MAX_PACKING_PROCESSES = 8
+BATCHES_PER_PROCESS = 12  # for every stage
+RESERVE_SECONDS = 4.0  # for the last validation
+TINY_MODULES = 40  # Python modules that the tiny run reads
 TINY_SECONDS = 4.0
 STREAM = "reconstruction/docs"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One look at held-out text."""
+    """Accuracies on held-out text at one moment of training."""
 
-    minutes: float  # of training, compilation and looks left out
+    minutes: float  # of training steps only
     stage: str
     step: int
-    accuracy_latents: float  # share of tokens that are the best guess, given those before
+    accuracy_latents: float  # share of tokens predicted, given those before
     accuracy_text: float
     accuracy_nothing: float
     loss: float  # from latents
@@ -53,6 +53,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve(Result):
+    """Accuracies over the whole training."""
+
     parameters: int
     seconds_per_step: float  # of the last stage
     accuracy: float  # from latents, at the end
@@ -60,56 +62,62 @@ class Curve(Result):
 
 
 def run(sizes: Sizes, record: Record, work: Path):
-    record.measure(NAME, partial(learn, sizes, record, work), 10.0)
+    record.measure(MEASUREMENT, partial(learn, sizes, record, work), 10.0)
 
 
 def learn(sizes: Sizes, record: Record, work: Path) -> Curve:
-    """Trains until the part's time is over; the curve is kept after every look.
+    """Train until the part's time is over and write the curve after every validation.
 
     The programs are compiled while the text is prepared.
     """
     config, mesh = choose_config(sizes, work), one_device()
     with ThreadPoolExecutor(len(config.stages)) as threads:
         compiling = [threads.submit(compile_step, config, stage, mesh) for stage in config.stages]
-        settings.prepare(config, MODULES if sizes.tiny else None)
+        settings.prepare(config, TINY_MODULES if sizes.tiny else None)
         batches = read_batches(sizes, config)
-    steps = [one.result() for one in compiling]
-    record.say("learning: text is prepared and programs are compiled")
+    steps = [future.result() for future in compiling]
+    record.say("learning: text prepared, programs compiled")
     tokenizer = Tokenizer.load(Path(config.data.directory) / "tokenizer")
-    total = min(record.left() - RESERVE, TINY_SECONDS if sizes.tiny else 3600.0)
+    total = min(record.left() - RESERVE_SECONDS, TINY_SECONDS if sizes.tiny else 3600.0)
     params, points, spent = init_params(config.model, mesh, config.run.seed), [], 0.0
     curve = Curve(count_parameters(config.model), 0.0, 0.0, points)
-    shares = (LANGUAGE, 1 - LANGUAGE)
+    shares = (LANGUAGE_SHARE, 1 - LANGUAGE_SHARE)
     with jax.set_mesh(mesh):
-        for stage, step, some, share in zip(config.stages, steps, batches, shares, strict=True):
+        for stage, step, rows, share in zip(config.stages, steps, batches, shares, strict=True):
             validate = Validation(StageData(config, stage, tokenizer), mesh)
             begin = begin_stage(params, config, stage, mesh)
-            for leg in train(step, begin, cycle(some), stage.steps, share * total):
+            for leg in train(step, begin, cycle(rows), stage.steps, share * total):
                 params = leg.state.params
-                points.append(look(validate, leg, stage, spent))
+                points.append(validate_leg(validate, leg, stage, spent))
                 curve = replace(
                     curve,
                     seconds_per_step=leg.seconds / leg.step,
                     accuracy=points[-1].accuracy_latents,
                 )
-                record.keep_partial(NAME, curve)
+                record.keep_partial(MEASUREMENT, curve)
                 record.say(f"{stage.name} step {leg.step}: {curve.accuracy:.1%} from latents")
             spent += leg.seconds
     return curve
 
 
 def read_batches(sizes: Sizes, config: Config) -> list[list[Batch]]:
-    """Packed batches of every stage, which are read again and again: one process would pack them
-    more slowly than an accelerator reads them."""
+    """Pack batches of every stage in several processes.
+
+    Training cycles through them, since a single process packs batches more slowly than an
+    accelerator reads them.
+    """
     if sizes.tiny:
         return [pack_batches(config, stage, 0, 4) for stage in config.stages]
-    workers = min(WORKERS, os.cpu_count() or 1)
+    workers = min(MAX_PACKING_PROCESSES, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_devices) as pool:
         packing = [
-            [pool.submit(pack_batches, config, stage, seed, BATCHES) for seed in range(workers)]
+            [
+                pool.submit(pack_batches, config, stage, seed, BATCHES_PER_PROCESS)
+                for seed in range(workers)
+            ]
             for stage in config.stages
         ]
-        return [[batch for one in some for batch in one.result()] for some in packing]
+        return [[batch for future in futures for batch in future.result()] for futures in packing]
 
 
 def _leave_devices():
@@ -123,7 +131,7 @@ def pack_batches(config: Config, stage: StageConfig, seed: int, count: int) -> l
 
 
 def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[..., Any]:
-    """The step of a stage as a program."""
+    """Compile the training step of a stage."""
     room = row_budget(config, stage)
     windows = (room.windows, room.window_length, room.window_latents)
     batch = empty_batch(
@@ -135,7 +143,7 @@ def compile_step(config: Config, stage: StageConfig, mesh: Mesh) -> Callable[...
 
 
 def choose_config(sizes: Sizes, work: Path) -> Config:
-    """The config in configs/accelerator.py, with its data in `work`; or a tiny one."""
+    """Return the config in configs/accelerator.py, or a tiny one, with its data in `work`."""
     config = settings.config()
     data = replace(config.data, directory=str(work / "data"))
     if not sizes.tiny:
@@ -158,34 +166,38 @@ def choose_config(sizes: Sizes, work: Path) -> Config:
 
 @dataclass(frozen=True)
 class Leg:
-    """Where training has come to between two looks."""
+    """State of training at a validation."""
 
     state: TrainState
-    step: int  # of the stage
-    seconds: float  # spent in its steps
+    step: int  # within the stage
+    seconds: float  # spent in the steps of the stage
 
 
 def train(
-    step: Callable[..., Any], state: TrainState, batches: Iterator[Batch], most: int, total: float
+    step: Callable[..., Any],
+    state: TrainState,
+    batches: Iterator[Batch],
+    max_steps: int,
+    total: float,
 ) -> Iterator[Leg]:
-    """Steps for so many seconds, looks included, or so many steps; a leg now and then."""
+    """Train for `total` seconds, validations included, or `max_steps`; yield a leg at intervals."""
     started, number, seconds = time.time(), 0, 0.0
-    every = max(1.0, total / LOOKS)
+    every = max(1.0, total / VALIDATIONS_PER_STAGE)
     while True:
         before = time.time()
         end = min(before + every, started + total)
-        while number < most and (number == 0 or time.time() < end):
+        while number < max_steps and (number == 0 or time.time() < end):
             state, metrics = step(state, next(batches))
             number += 1
             jax.block_until_ready(metrics)
         seconds += time.time() - before
         yield Leg(state, number, seconds)
-        if number == most or time.time() + every / 2 > started + total:
+        if number == max_steps or time.time() + every / 2 > started + total:
             return
 
 
-def look(validate: Validation, leg: Leg, stage: StageConfig, spent: float) -> Point:
-    """At held-out passages, in every view."""
+def validate_leg(validate: Validation, leg: Leg, stage: StageConfig, spent: float) -> Point:
+    """Return the accuracies on held-out passages in every view."""
     views = validate(leg.state.params)[STREAM]
     accuracies = [views[view].accuracy for view in ("latents", "text", "nothing")]
     minutes = (spent + leg.seconds) / 60
