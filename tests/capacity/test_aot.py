@@ -92,12 +92,16 @@ def test_a_training_step_of_a_miniature(measure):
     ]
     batch = ["data.batch_rows=16", "data.row_positions=2048", "data.row_windows=2"]
     status, figures = measure(
-        "v5e:4x4", "train", *(part for one in (*towers, *batch) for part in ("--set", one))
+        "v5e:4x4", "train", *(part for setting in (*towers, *batch) for part in ("--set", setting))
     )
     assert status == 0 and figures["matmul_flops"] <= 1.2 * figures["model_flops"]
     assert figures["collective_bytes"] <= 0.85 * figures["fsdp_budget_bytes"]
     assert (
-        sum(one["bytes"] for one in figures["collectives"] if one["type"] == "f32")
+        sum(
+            collective["bytes"]
+            for collective in figures["collectives"]
+            if collective["type"] == "f32"
+        )
         < 0.01 * figures["collective_bytes"]
     )
     assert figures["peak_bytes"] < 0.1 * GIB

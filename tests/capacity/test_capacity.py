@@ -209,22 +209,25 @@ def test_serving_splits_heads_first():
 
 def test_choices_divide_evenly_and_are_all_different():
     program = Program(published(), published().stages[2], PODS)
-    found = list(candidates(program))
+    choices = list(candidates(program))
     assert len(
         {
-            (one.program.config.mesh, one.program.config.run, one.program.config.model)
-            for one in found
+            (choice.program.config.mesh, choice.program.config.run, choice.program.config.model)
+            for choice in choices
         }
-    ) == len(found)
-    for one in found:
-        mesh, run = one.program.config.mesh, one.program.config.run
+    ) == len(choices)
+    for choice in choices:
+        mesh, run = choice.program.config.mesh, choice.program.config.run
         assert mesh.data * mesh.fsdp * mesh.context * mesh.tensor == 64
         assert 256 % (mesh.data * mesh.fsdp * run.micro_batches) == 0
-    assert {one.program.config.model.remat for one in found} == {"full", "attention", "dots"}
+    assert {choice.program.config.model.remat for choice in choices} == {
+        "full",
+        "attention",
+        "dots",
+    }
     serving = list(candidates(dataclasses.replace(program, job="decode")))
-    assert {(one.program.config.mesh.context, one.program.config.mesh.tensor) for one in serving} == {
-        (64, 1), (32, 2), (16, 4), (8, 8)
-    }  # fmt: skip
+    meshes = [choice.program.config.mesh for choice in serving]
+    assert {(mesh.context, mesh.tensor) for mesh in meshes} == {(64, 1), (32, 2), (16, 4), (8, 8)}
 
 
 def test_what_fits_is_ranked_by_time():
@@ -241,7 +244,7 @@ def test_what_fits_is_ranked_by_time():
         figures("too large", False, 1.0),
         figures("fast", True, 2.0),
     ]
-    assert [one["name"] for one in rank(tried)] == ["fast", "slow", "too large"]
+    assert [result["name"] for result in rank(tried)] == ["fast", "slow", "too large"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,11 @@ def test_the_command(here, small, tmp_path, command, capsys):
     assert run("v5e:2x4", "--set", "mesh.fsdp=8") == 0
     figures = json.loads(output.read_text(encoding="utf-8"))
     assert figures.keys() >= KEYS and figures["fits"] and figures["mesh"]["fsdp"] == 8
-    assert figures["collective_bytes"] == sum(one["bytes"] for one in figures["collectives"]) > 0
+    assert (
+        figures["collective_bytes"]
+        == sum(collective["bytes"] for collective in figures["collectives"])
+        > 0
+    )
     assert (
         "train on v5e:2x4 fits" in capsys.readouterr().out
         and "train on v5e:2x4" in page.read_text(encoding="utf-8")
@@ -324,7 +331,7 @@ def test_the_command(here, small, tmp_path, command, capsys):
 
 
 def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, command):
-    output, found = tmp_path / "figures.json", []
+    output, estimates = tmp_path / "figures.json", []
     for rows in (8, 16):
         assert (
             command(
@@ -340,10 +347,12 @@ def test_another_batch_leaves_the_stage_its_budget(here, small, tmp_path, comman
             )
             == 0
         )
-        found.append(json.loads(output.read_text(encoding="utf-8"))["estimate"])
-    assert [one["stage_positions"] for one in found] == [4 * 8 * 96] * 2
-    assert [one["stage_steps"] for one in found] == [4, 2]
-    assert found[0]["stage_chip_hours"] == pytest.approx(found[1]["stage_chip_hours"], rel=0.01)
+        estimates.append(json.loads(output.read_text(encoding="utf-8"))["estimate"])
+    assert [estimate["stage_positions"] for estimate in estimates] == [4 * 8 * 96] * 2
+    assert [estimate["stage_steps"] for estimate in estimates] == [4, 2]
+    assert estimates[0]["stage_chip_hours"] == pytest.approx(
+        estimates[1]["stage_chip_hours"], rel=0.01
+    )
 
 
 def test_too_large_is_an_answer(here, small, tmp_path, command, capsys, monkeypatch):
@@ -399,8 +408,8 @@ def test_search_begins_with_what_is_given(here, small, tmp_path, command):
         )
         == 0
     )
-    (found,) = json.loads(output.read_text(encoding="utf-8"))
-    assert found["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and found["fits"]
+    (result,) = json.loads(output.read_text(encoding="utf-8"))
+    assert result["mesh"] == {"data": 1, "fsdp": 2, "context": 2, "tensor": 1} and result["fits"]
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("v5e:2x2", "'.[capacity]'"), ("h100:8", "'.[gpu]'")])

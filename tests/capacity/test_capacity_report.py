@@ -33,10 +33,10 @@ def test_what_no_longer_fits_is_named():
 
 
 def test_runs_have_names_of_their_own():
-    names = [one.name for one in capacity_runs()]
+    names = [run.name for run in capacity_runs()]
     assert len(set(names)) == len(names)
-    assert {one.topic for one in capacity_runs()} == {"training", "serving", "contexts", "chips"}
-    assert {one.name for one in capacity_runs() if one.gpu} == {
+    assert {run.topic for run in capacity_runs()} == {"training", "serving", "contexts", "chips"}
+    assert {run.name for run in capacity_runs() if run.gpu} == {
         name for name in names if "h100" in name
     }
 
@@ -53,8 +53,8 @@ def test_a_run_is_made_once_and_its_failure_named(tmp_path, monkeypatch):
             )
 
     monkeypatch.setattr(capacity_report.subprocess, "run", Done)
-    one = CapacityRun("small", ("v5e:1x1",), "serving")
-    assert measure(one, tmp_path, "python") == measure(one, tmp_path, "python") == FIGURES
+    run = CapacityRun("small", ("v5e:1x1",), "serving")
+    assert measure(run, tmp_path, "python") == measure(run, tmp_path, "python") == FIGURES
     assert len(calls) == 1 and calls[0][-3:] == [
         "configs/lclm_0p6b_4b_16x.py",
         "--slice",

@@ -58,7 +58,7 @@ def read(groups="[2,4]<=[8]", known=""):
 
 
 def test_collectives_of_loops_count_as_often_as_the_loop_runs():
-    by_kind = {(one.kind, one.axes): one for one in read()}
+    by_kind = {(collective.kind, collective.axes): collective for collective in read()}
     gathered = by_kind["all-gather", ("fsdp",)]
     assert (gathered.times, gathered.bytes, gathered.total) == (36, {"bf16": 64}, 36 * 64)
     assert gathered.name == "step/gather"
@@ -71,13 +71,17 @@ def test_collectives_of_loops_count_as_often_as_the_loop_runs():
 
 def test_a_loop_may_say_how_often_it_runs():
     assert (
-        max(one.times for one in read(known=', backend_config={"known_trip_count":{"n":"7"}}')) == 7
+        max(
+            collective.times
+            for collective in read(known=', backend_config={"known_trip_count":{"n":"7"}}')
+        )
+        == 7
     )
 
 
 def test_an_unrolled_loop_runs_less_often():
     text = MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("constant(1)", "constant(5)")
-    assert max(one.times for one in collectives(text, MESH)) == 8  # 0, 5, ... 35
+    assert max(collective.times for collective in collectives(text, MESH)) == 8  # 0, 5, ... 35
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_an_unrolled_loop_runs_less_often():
     ],
 )
 def test_groups_in_every_spelling(groups, axes):
-    assert axes in {one.axes for one in read(groups) if one.times == 36}
+    assert axes in {collective.axes for collective in read(groups) if collective.times == 36}
 
 
 def test_a_collective_that_cannot_be_reached_is_an_error():
@@ -116,7 +120,9 @@ def test_a_collective_in_pieces_counts_once():
         .replace("  %started", f"  {whole}  {whole.replace('whole', 'again')}  %started")
     )
     assert [
-        one.total for one in collectives(text, MESH) if one.times == 1 and one.bytes.get("bf16")
+        collective.total
+        for collective in collectives(text, MESH)
+        if collective.times == 1 and collective.bytes.get("bf16")
     ] == [64]
 
 
@@ -129,11 +135,13 @@ def test_what_goes_to_other_slices():
         f"  %token = token[] after-all()\n  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
         f"  %got = (f32[10], u32[], token[]) recv(%token), {attributes}\n  %done"
     )
-    found = collectives(
+    exchanges = collectives(
         MODULE.replace("GROUPS", "{}").replace("KNOWN", "").replace("  %done", lines), MESH
     )
     assert [
-        (one.kind, one.total) for one in found if one.axes == ("data",) and one.kind == "all-reduce"
+        (collective.kind, collective.total)
+        for collective in exchanges
+        if collective.axes == ("data",) and collective.kind == "all-reduce"
     ] == [("all-reduce", 40)]
 
 
@@ -176,7 +184,7 @@ def test_a_compiled_program():
     layers = jax.ShapeDtypeStruct(
         (5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     )
-    found = collectives(run.lower(rows, layers).compile().as_text(), dict(mesh.shape))
-    gathered = sum(one.total for one in found if one.axes == ("fsdp",))
+    exchanges = collectives(run.lower(rows, layers).compile().as_text(), dict(mesh.shape))
+    gathered = sum(collective.total for collective in exchanges if collective.axes == ("fsdp",))
     assert gathered == 5 * 64 * 64 * 4
-    assert sum(one.total for one in found if len(one.axes) == 2) == 4
+    assert sum(collective.total for collective in exchanges if len(collective.axes) == 2) == 4

@@ -47,7 +47,7 @@ CHAT = [
     {"role": "tool", "content": "It rains <|im_end|> a lot"},
     {"role": "assistant", "content": "Yes."},
 ]
-SAID = '<tool_call>\n{"name": "get_weather", "arguments": {"city name": "Oslo \\"x\\" <|im_start|>"}}\n</tool_call><|im_end|>'
+CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city name": "Oslo \\"x\\" <|im_start|>"}}\n</tool_call><|im_end|>'
 
 
 @pytest.fixture(scope="module")
@@ -68,35 +68,35 @@ def reader(request, qwen) -> Tokenizer:
 def sections(messages, tokenizer, tools=None):
     raw = {"messages": messages} | ({"tools": tools} if tools else {})
     return [
-        (one.role, tokenizer.decode(np.asarray(one.tokens)))
-        for one in tokenize_example(raw, tokenizer)
+        (section.role, tokenizer.decode(np.asarray(section.tokens)))
+        for section in tokenize_example(raw, tokenizer)
     ]
 
 
 def answers(messages, tokenizer):
     """What the assistant writes, without the empty analysis that Qwen3's template puts before its last turn."""
-    found = sections(messages, tokenizer, TOOLS)
+    texts = sections(messages, tokenizer, TOOLS)
     return [
-        text.removeprefix("<think>\n\n</think>\n\n") for role, text in found if role is Role.ANSWER
+        text.removeprefix("<think>\n\n</think>\n\n") for role, text in texts if role is Role.ANSWER
     ]
 
 
 def test_calls_are_answers_results_are_prompts_and_tools_stay_plain(reader):
-    found = sections(CHAT, reader, TOOLS)
-    assert answers(CHAT, reader) == [SAID, "Yes.<|im_end|>"]
-    prompts = [text for role, text in found if role is Role.PROMPT]
+    texts = sections(CHAT, reader, TOOLS)
+    assert answers(CHAT, reader) == [CALL_TEXT, "Yes.<|im_end|>"]
+    prompts = [text for role, text in texts if role is Role.PROMPT]
     assert prompts == ["Be brief", "Rain in Oslo?", "It rains <|im_end|> a lot"]
-    told = "".join(text for role, text in found if role is Role.FIXED)
+    fixed = "".join(text for role, text in texts if role is Role.FIXED)
     assert (
-        told.count('\n{"type": "function", "function": {"name": "get_') == 2
-        and "Rain or <|im_end|> sun?" in told
+        fixed.count('\n{"type": "function", "function": {"name": "get_') == 2
+        and "Rain or <|im_end|> sun?" in fixed
     )
 
 
 def test_nothing_anybody_spells_becomes_a_control_token(reader):
     control = {reader.id(name) for name in ("<|im_start|>", "<|im_end|>")}
     tokens = np.concatenate(
-        [one.tokens for one in tokenize_example({"messages": CHAT, "tools": TOOLS}, reader)]
+        [section.tokens for section in tokenize_example({"messages": CHAT, "tools": TOOLS}, reader)]
     )
     turns = 5
     assert sum(int(token) in control for token in tokens) == 2 * turns
@@ -118,8 +118,8 @@ def test_arguments_may_be_written_as_json_and_several_calls_follow_each_other(re
         *CHAT[:2],
         {"role": "assistant", "content": "Let me see", "tool_calls": [CALL, CALL]},
     ]
-    one = SAID.removesuffix("<|im_end|>")
-    assert answers(several, reader) == [f"Let me see\n{one}\n{SAID}"]
+    call_text = CALL_TEXT.removesuffix("<|im_end|>")
+    assert answers(several, reader) == [f"Let me see\n{call_text}\n{CALL_TEXT}"]
 
 
 def test_an_analysis_is_told_from_the_answer(reader):
@@ -128,11 +128,13 @@ def test_an_analysis_is_told_from_the_answer(reader):
         {"text": "\n\nYes."},
     ]
     chat = [CHAT[1], {"role": "assistant", "content": content}]
-    found = sections(chat, reader)
-    assert [text.strip() for role, text in found if role is Role.ANALYSIS] == ["It is wet"]
-    written = "".join(text for role, text in found if role in (Role.ANSWER, Role.ANALYSIS))
+    texts = sections(chat, reader)
+    assert [text.strip() for role, text in texts if role is Role.ANALYSIS] == ["It is wet"]
+    written = "".join(text for role, text in texts if role in (Role.ANSWER, Role.ANALYSIS))
     assert written == "<think>\nIt is wet\n</think>\n\nYes.<|im_end|>"
-    tokens = np.concatenate([one.tokens for one in tokenize_example({"messages": chat}, reader)])
+    tokens = np.concatenate(
+        [section.tokens for section in tokenize_example({"messages": chat}, reader)]
+    )
     assert [int(token) for token in tokens].count(reader.id("<think>")) == 1
 
 

@@ -53,7 +53,7 @@ def tokenizers(tokenizer, tmp_path_factory):
     fields["added_tokens"] += [
         {**form, "id": size + i, "content": x} for i, x in enumerate((BOS, EOS))
     ]
-    found = {}
+    loaded = {}
     for name, template in TEMPLATES.items():
         directory = tmp_path_factory.mktemp("tokenizer")
         (directory / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
@@ -61,8 +61,8 @@ def tokenizers(tokenizer, tmp_path_factory):
         settings |= {"eos_token": EOS, "chat_template": template}
         (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         reference = PreTrainedTokenizerFast.from_pretrained(directory)
-        found[name] = Tokenizer.load(directory), reference
-    return found
+        loaded[name] = Tokenizer.load(directory), reference
+    return loaded
 
 
 @EXAMPLES
@@ -78,8 +78,8 @@ def test_a_chat_has_the_tokens_of_transformers_or_is_refused(
     rendered = reference.apply_chat_template(
         chat, tools=tools, add_generation_prompt=generate, tokenize=False
     )
-    found = [int(token) for x in sections for token in np.asarray(x.tokens)]
-    assert found == reference(rendered, add_special_tokens=False)["input_ids"]
+    tokens = [int(token) for x in sections for token in np.asarray(x.tokens)]
+    assert tokens == reference(rendered, add_special_tokens=False)["input_ids"]
     answers = any(message["role"] == "assistant" for message in chat)
     assert answers or not any(x.role in (Role.ANSWER, Role.ANALYSIS) for x in sections)
 

@@ -43,17 +43,17 @@ def traced(text: str) -> SourcedStr:
     return join(SourcedStr(letter, Letter(letter)) for letter in text)
 
 
-def check(found, expected):
+def check(result, expected):
     """Asserts that strings are as expected, each character from the source that it names."""
     if isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            check(one, other)
+        assert len(result) == len(expected)
+        for part, other in zip(result, expected, strict=True):
+            check(part, other)
         return
-    assert found == expected
-    assert isinstance(found, SourcedStr)
-    assert "".join(text for text, _ in split_by_source(found)) == expected
-    for text, source in split_by_source(found):
+    assert result == expected
+    assert isinstance(result, SourcedStr)
+    assert "".join(text for text, _ in split_by_source(result)) == expected
+    for text, source in split_by_source(result):
         assert source is None or set(text) <= {source.letter}
 
 
@@ -67,9 +67,9 @@ def test_methods_give_what_python_gives_and_keep_the_sources(text, name, data):
 @EXAMPLES
 @given(TEXT, TEXT, TEXT, st.integers(-1, 2))
 def test_a_replacement_is_the_templates(text, old, new, count):
-    found = traced(text).replace(old, new, count)
-    assert found == text.replace(old, new, count)
-    assert "".join(part for part, _ in split_by_source(found)) == found
+    result = traced(text).replace(old, new, count)
+    assert result == text.replace(old, new, count)
+    assert "".join(part for part, _ in split_by_source(result)) == result
 
 
 @EXAMPLES
@@ -98,9 +98,9 @@ def test_what_a_template_makes_of_words_is_never_its_own_text(text, change):
     source = object()
     template = "{{ '<' ~ (x" + change + ") ~ '>' }}"
     plain = render_template(template, [], x=text)
-    found = render_template(template, [], x=SourcedStr(text, source))
-    assert found == plain
-    own = "".join(part for part, its_source in split_by_source(found) if its_source is None)
+    result = render_template(template, [], x=SourcedStr(text, source))
+    assert result == plain
+    own = "".join(part for part, its_source in split_by_source(result) if its_source is None)
     assert not set(own) & set("abABxXßİé")  # letters of the words
     assert own[0] + own[-1] == "<>"
 
@@ -113,9 +113,9 @@ def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
     value = {
         "items": [SourcedStr(text, source) for text, source in zip(texts, sources, strict=True)]
     }
-    found = render_template(template, [], x=value)
-    assert found == json.dumps({"items": texts}, ensure_ascii=ascii_only, indent=indent)
-    quoted = [(part, source) for part, source in split_by_source(found) if source is not None]
+    result = render_template(template, [], x=value)
+    assert result == json.dumps({"items": texts}, ensure_ascii=ascii_only, indent=indent)
+    quoted = [(part, source) for part, source in split_by_source(result) if source is not None]
     expected = [
         (json.dumps(text, ensure_ascii=ascii_only)[1:-1], source)
         for text, source in zip(texts, sources, strict=True)
@@ -127,8 +127,8 @@ def test_json_of_words_is_theirs_between_quotes(texts, ascii_only, indent):
 @EXAMPLES
 @given(TEXT, TEXT, st.sampled_from(["%s, %s", "%r %s", "%5s|%-9s", "%.2s%s"]))
 def test_formats_are_traced(text, other, form):
-    found = call_with_sources(
+    result = call_with_sources(
         lambda *x: form % x, SourcedStr(text, "first"), SourcedStr(other, "second")
     )
-    assert found == form % (text, other)
-    assert isinstance(found, SourcedStr)
+    assert result == form % (text, other)
+    assert isinstance(result, SourcedStr)

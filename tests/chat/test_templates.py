@@ -57,11 +57,11 @@ SECRET = (
 
 
 def seconds(function, *args) -> float:
-    begun = time.process_time()
+    start = time.process_time()
     with pytest.raises(TextError) as error:
         function(*args)
     assert any(words in str(error.value) for words in ("does not end", "too much", "without end"))
-    return time.process_time() - begun
+    return time.process_time() - start
 
 
 @pytest.mark.parametrize("name", ENDLESS)

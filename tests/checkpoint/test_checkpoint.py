@@ -479,10 +479,10 @@ def test_a_directory_that_cannot_be_written_fails_at_once(tmp_path, monkeypatch)
     save_three(tmp_path)
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         shutil.move(tmp_path / "checkpoints", tmp_path / "moved")
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(CheckpointError, match="cannot write to .*checkpoints: No such file"):
             checkpoints.save(4, {"params": small()[0]}, {})
-        assert time.monotonic() < begun + 5
+        assert time.monotonic() < start + 5
         shutil.move(tmp_path / "moved", tmp_path / "checkpoints")
         checkpoints.save(4, {"params": small()[0]}, {})
     assert saved_steps(tmp_path / "checkpoints") == [4, 3, 2, 1]

@@ -165,26 +165,26 @@ def run_killed(kind: str, left: int, call: str) -> int:
 
 @pytest.mark.parametrize("left", [0, 30, 80])
 def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published, tmp_path, caplog):
-    source, ours = published(), tmp_path / "ours"
+    source, converted = published(), tmp_path / "ours"
     killed = run_killed(
         "convert.hf.files.FileTensor",
         left,
-        f"convert.from_hf.from_hf({str(source)!r}, {str(ours)!r})",
+        f"convert.from_hf.from_hf({str(source)!r}, {str(converted)!r})",
     )
     assert killed == -signal.SIGKILL
     (unfinished,) = tmp_path.glob(".ours.*.partial")
-    assert not ours.exists()
-    from_hf(source, ours)  # what the killed one left is no obstacle, and is named
+    assert not converted.exists()
+    from_hf(source, converted)  # what the killed one left is no obstacle, and is named
     assert f"{unfinished} was never finished" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == [unfinished.name, "ours"]
-    assert all(line.passed for line in compare_tensors(source, ours))
+    assert all(line.passed for line in compare_tensors(source, converted))
     back = tmp_path / "back"
     assert (
-        run_killed("SavedTree", left, f"convert.to_hf.to_hf({str(ours)!r}, {str(back)!r})")
+        run_killed("SavedTree", left, f"convert.to_hf.to_hf({str(converted)!r}, {str(back)!r})")
         == -signal.SIGKILL
     )
     assert not back.exists()
-    to_hf(ours, back)
+    to_hf(converted, back)
     visible = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert sorted(visible) == ["back", "ours"]
 

@@ -181,7 +181,7 @@ def test_every_number_of_every_setting_has_a_range():
             return unbounded(kind, any(isinstance(rule, Range) for rule in rules))
         if hint in (int, float):
             return not ranged
-        return any(unbounded(one) for one in get_args(hint) if one is not Ellipsis)
+        return any(unbounded(part) for part in get_args(hint) if part is not Ellipsis)
 
     for part in config_parts():
         hints = field_hints(type(part))
@@ -246,7 +246,7 @@ def leaves(values, path=()) -> list[tuple]:
     """Keys of every value in nested dicts and lists."""
     items = values.items() if isinstance(values, dict) else enumerate(values)
     below = [leaves(x, (*path, key)) for key, x in items if isinstance(x, (dict, list, tuple))]
-    return [(*path, key) for key, _ in items] + [leaf for some in below for leaf in some]
+    return [(*path, key) for key, _ in items] + [leaf for paths in below for leaf in paths]
 
 
 @pytest.mark.fuzz

@@ -124,7 +124,7 @@ def test_our_round_trip_keeps_params_and_logits(tied, tmp_path):
     )
     record = [Plain(np.array([5, 6])), Context(np.arange(21)), Plain(np.array([7]))]
     before, after = (
-        logits(some, config, lay_out(record, config, tokenizer.memory)) for some in (params, back)
+        logits(tree, config, lay_out(record, config, tokenizer.memory)) for tree in (params, back)
     )
     assert np.array_equal(before, after)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "ours", "published"]
@@ -173,11 +173,11 @@ def test_table_covers_every_parameter():
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_are_inverse(transform):
-    ours = np.arange(2 * 3 * 4.0).reshape(
+    array = np.arange(2 * 3 * 4.0).reshape(
         {"none": (24,), "transpose": (6, 4)}.get(transform, (2, 3, 4))
     )
     assert np.array_equal(
-        from_published(to_published(ours, transform), transform, ours.shape), ours
+        from_published(to_published(array, transform), transform, array.shape), array
     )
 
 
@@ -189,8 +189,8 @@ def test_transforms_of_heads():
         weight @ x,
     )
     weight, x = weight.T, np.arange(6.0)
-    ours = from_published(weight, "join_heads", (2, 3, 4))
-    np.testing.assert_array_equal(np.einsum("NH,NHD->D", x.reshape(2, 3), ours), weight @ x)
+    array = from_published(weight, "join_heads", (2, 3, 4))
+    np.testing.assert_array_equal(np.einsum("NH,NHD->D", x.reshape(2, 3), array), weight @ x)
 
 
 # --- What is refused ---
@@ -476,7 +476,9 @@ def test_commands_say_where_the_result_lies(published, tmp_path, capsys, command
 @pytest.mark.parametrize("module", [convert.from_hf, convert.to_hf])
 def test_commands_report_errors_in_one_line(module, tmp_path, capsys, command):
     assert command(module, tmp_path / "absent", tmp_path / "new") == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "absent" in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert (
+        output.err.startswith("error: ") and output.err.count("\n") == 1 and "absent" in output.err
+    )
     assert not list(tmp_path.iterdir())

@@ -82,10 +82,10 @@ def test_a_shard_is_a_file_or_a_link_to_one(tmp_path):
 
 
 def test_the_permissions_of_a_read_only_checkpoint_are_not_exported(published, tmp_path):
-    ours = from_hf(published(), tmp_path / "ours")
-    for path in (ours / "published").rglob("*"):
+    converted = from_hf(published(), tmp_path / "ours")
+    for path in (converted / "published").rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    to_hf(ours, tmp_path / "back")
+    to_hf(converted, tmp_path / "back")
     assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "back").rglob("*"))
 
 

@@ -68,8 +68,8 @@ def case(request, published) -> Case:
 
 def test_every_quantity_is_the_originals(case):
     checks = replay(case.source, case.subject)
-    assert [one for one in checks if not one.passed] == []
-    names = {one.name for one in checks}
+    assert [result for result in checks if not result.passed] == []
+    names = {result.name for result in checks}
     contexts = range(len(case.inputs["memory_token_ids"]))
     assert names >= QUANTITIES | {
         f"{kind}_{i}" for kind in ("latents", "adapted") for i in contexts
@@ -122,7 +122,9 @@ def test_file_layouts(name):
     dtype, tied = LAYOUTS[name]
     assert (config.dtype, config.decoder.tied, "head" in params) == (dtype, tied, not tied)
     assert (config.encoder.rope_theta, config.decoder.rope_theta) == (1e6, 5e6)
-    assert {one.name: one.passed for one in replay(source, Subject.of(config, params))} == {
+    assert {
+        result.name: result.passed for result in replay(source, Subject.of(config, params))
+    } == {
         "logits": True,
         "latents": True,
     }
@@ -140,7 +142,7 @@ def layout(tmp_path) -> tuple[Path, Subject]:
 def test_a_changed_parameter_fails(layout):
     source, subject = layout
     subject.params["encoder"]["norm"]["scale"] += 0.01
-    assert [one.passed for one in replay(source, subject)] == [False, False]
+    assert [result.passed for result in replay(source, subject)] == [False, False]
 
 
 def test_an_unknown_quantity_is_named(layout):
@@ -173,8 +175,8 @@ def test_missing_files_are_named(tmp_path, layout):
 
 
 @pytest.mark.parametrize(
-    "ours", [[1.0, np.nan], [1.0], [1.0, 2.1]], ids=["not a number", "another shape", "too far"]
+    "values", [[1.0, np.nan], [1.0], [1.0, 2.1]], ids=["not a number", "another shape", "too far"]
 )
-def test_what_fails_a_check(ours):
-    assert not check("x", np.array(ours), np.array([1.0, 2.0]), Tolerance()).passed
+def test_what_fails_a_check(values):
+    assert not check("x", np.array(values), np.array([1.0, 2.0]), Tolerance()).passed
     assert check("x", np.array([1.0, 2.0001]), np.array([1.0, 2.0]), Tolerance()).passed

@@ -107,10 +107,10 @@ def test_an_export_of_qwens_kind_is_as_ever(tokenizer):
 
 def test_an_export_of_another_family_ends_where_its_turns_and_texts_do(tokenizer):
     special = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
-    one = llama(tokenizer, special=special)
-    assert special_ids(one) == {
-        "bos_token_id": one.id("<|begin|>"),
-        "eos_token_id": [one.id("<|eot_id|>"), one.id("<|end|>")],
+    exported = llama(tokenizer, special=special)
+    assert special_ids(exported) == {
+        "bos_token_id": exported.id("<|begin|>"),
+        "eos_token_id": [exported.id("<|eot_id|>"), exported.id("<|end|>")],
     }
     bare = Tokenizer(llama(tokenizer).definition, "{{ messages[0].content }}", special={})
     assert special_ids(bare) == {"bos_token_id": None, "eos_token_id": None}
@@ -130,11 +130,11 @@ def test_transformers_reads_the_special_tokens_of_an_export(tokenizer, tmp_path)
     special = {"bos_token": "<|begin|>", "eos_token": "<|eot_id|>"}
     exported = llama(tokenizer, special=special)
     exported.save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.special_tokens_map == special
-    assert theirs.eos_token_id == exported.id("<|eot_id|>")
-    assert theirs.pad_token is None
-    assert len(theirs) == exported.embedding_rows
-    assert [theirs.convert_tokens_to_ids(name) for name in MEMORY_TOKENS] == list(
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.special_tokens_map == special
+    assert loaded.eos_token_id == exported.id("<|eot_id|>")
+    assert loaded.pad_token is None
+    assert len(loaded) == exported.embedding_rows
+    assert [loaded.convert_tokens_to_ids(name) for name in MEMORY_TOKENS] == list(
         range(exported.embedding_rows - 3, exported.embedding_rows)
     )

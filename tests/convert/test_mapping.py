@@ -107,7 +107,7 @@ def test_only_what_rows_need_is_read(stored):
     sources["decoder/table"].read(3, 5)
     assert table.reads == [(3, 5)]
     sources["decoder/layers/attention/q"].read(1, 2)
-    first, second = (one for _, one in sources["decoder/layers/attention/q"].tensors)
+    first, second = (tensor for _, tensor in sources["decoder/layers/attention/q"].tensors)
     assert not first.reads and len(second.reads) == 1
 
 
@@ -119,7 +119,7 @@ def test_published_names_and_shapes(flat):
     o = tensors["model.layers.0.self_attn.o_proj.weight"]
     assert o == Tensor("decoder", o.key, (12, 24), "decoder/layers/attention/o", 0, "join_heads")
     parts = publish_params(unflatten(flat))
-    assert {part: len(some) for part, some in parts.items()} == {
+    assert {part: len(tensors) for part, tensors in parts.items()} == {
         "decoder": 2 * 11 + 3,
         "encoder": 11 + 2,
         "adapter": 5,
@@ -131,8 +131,8 @@ def test_published_names_and_shapes(flat):
     np.testing.assert_array_equal(parts["adapter"]["fc1.weight"], flat["adapter/fc1"].T)
     assert all(
         array.dtype == np.float32 and array.flags.c_contiguous
-        for some in parts.values()
-        for array in some.values()
+        for arrays in parts.values()
+        for array in arrays.values()
     )
 
 
@@ -157,10 +157,12 @@ def test_shapes_of_heads():
 
 
 def test_layers_of_different_dtypes_are_read_as_float32(stored):
-    layer = next(one for one in stored["decoder"] if one.key.endswith("0.mlp.up_proj.weight"))
+    layer = next(
+        tensor for tensor in stored["decoder"] if tensor.key.endswith("0.mlp.up_proj.weight")
+    )
     layer.array = layer.array.astype(ml_dtypes.bfloat16)
     layer.dtype = "BF16"
-    norm = next(one for one in stored["encoder"] if one.key == "norm.weight")
+    norm = next(tensor for tensor in stored["encoder"] if tensor.key == "norm.weight")
     norm.array, norm.dtype = norm.array.astype(np.float16), "F16"
     sources = find_sources(stored, CONFIG)
     assert sources["decoder/layers/mlp/up"].dtype == np.float32
@@ -171,11 +173,13 @@ def test_layers_of_different_dtypes_are_read_as_float32(stored):
 
 def test_wrappers_around_a_name_are_taken_off(flat, stored):
     stored["decoder"] = [
-        replace(one, key=f"module._orig_mod.{one.key}") for one in stored["decoder"]
+        replace(tensor, key=f"module._orig_mod.{tensor.key}") for tensor in stored["decoder"]
     ]
-    stored["encoder"] = [replace(one, key=f"model.{one.key}") for one in stored["encoder"]]
-    for one in stored["decoder"]:
-        one.key = one.key.replace(".model.norm", ".norm").replace(".model.layers.0", ".layers.0")
+    stored["encoder"] = [replace(tensor, key=f"model.{tensor.key}") for tensor in stored["encoder"]]
+    for tensor in stored["decoder"]:
+        tensor.key = tensor.key.replace(".model.norm", ".norm").replace(
+            ".model.layers.0", ".layers.0"
+        )
     sources = find_sources(stored, CONFIG)
     for path in ("decoder/layers/mlp/up", "decoder/norm/scale", "head", "encoder/table"):
         np.testing.assert_array_equal(sources[path].read(), flat[path])
@@ -187,7 +191,7 @@ def test_parts_that_are_not_stored_are_not_asked_for(stored):
 
 
 def test_everything_wrong_is_listed_one_line_each(stored):
-    decoder = {one.key: one for one in stored["decoder"]}
+    decoder = {tensor.key: tensor for tensor in stored["decoder"]}
     gone = decoder.pop("model.layers.1.mlp.down_proj.weight")
     decoder["lm_head.weight"].dtype = "I8"
     decoder["model.norm.weight"].array = np.ones(11, np.float32)
@@ -229,13 +233,13 @@ def test_a_tied_head_may_be_stored_where_it_is_the_table():
 
 def test_tensors_are_compared_to_the_last_row_in_any_dtype(monkeypatch):
     monkeypatch.setattr("convert.hf.mapping.CHUNK", 4 * 3 * 2)  # two rows of three at a time
-    one = Held("a", np.arange(15, dtype=np.float32).reshape(5, 3))
-    assert same_rows(one, replace(one, array=one.array.astype(np.float16), dtype="F16"))
-    assert {stop - start for start, stop in one.reads} == {2}
+    tensor = Held("a", np.arange(15, dtype=np.float32).reshape(5, 3))
+    assert same_rows(tensor, replace(tensor, array=tensor.array.astype(np.float16), dtype="F16"))
+    assert {stop - start for start, stop in tensor.reads} == {2}
     for row in range(5):
-        other = one.array.copy()
+        other = tensor.array.copy()
         other[row, 2] += 1
-        assert not same_rows(one, replace(one, array=other))
+        assert not same_rows(tensor, replace(tensor, array=other))
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_listed():
@@ -256,7 +260,7 @@ def test_rotary_frequencies_are_those_of_the_settings():
     key = "model.layers.0.self_attn.rotary_emb.inv_freq"
     right = Held(key, half)
     weights, buffers = split_rotary({"decoder": [right, Held("model.norm.weight", half)]})
-    assert [one.key for one in weights["decoder"]] == ["model.norm.weight"]
+    assert [tensor.key for tensor in weights["decoder"]] == ["model.norm.weight"]
     assert buffers == {"decoder": [right]}
     assert check_rotary(buffers, CONFIG) == []
     bfloat16 = Held(key, half.astype(ml_dtypes.bfloat16))

@@ -103,7 +103,7 @@ def test_every_parameter_is_split_along_its_own_axes(model_config):
     """Inputs of a layer over fsdp and context, its heads and inner width over tensor."""
     mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
     untied = replace(model_config, decoder=replace(model_config.decoder, tied=False))
-    found = {
+    specs = {
         path: tuple(leaf.sharding.spec)
         for path, leaf in flatten(abstract_params(untied, mesh)).items()
     }
@@ -111,7 +111,7 @@ def test_every_parameter_is_split_along_its_own_axes(model_config):
         f"{part}/{path}": spec for part in ("encoder", "decoder") for path, spec in SPECS.items()
     }
     expected |= {"head": SPECS["table"], "adapter/fc1": (None, ROWS), "adapter/fc2": (ROWS, None)}
-    split = {path: spec for path, spec in found.items() if any(spec)}
+    split = {path: spec for path, spec in specs.items() if any(spec)}
     assert split == expected
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.newest
 class Metadata(BaseHTTPRequestHandler):
     """What the metadata server says, and what it says once it is asked to wait for a change."""
 
-    said: ClassVar = {"maintenance-event": ("NONE", "NONE"), "preempted": ("FALSE", "FALSE")}
+    answers: ClassVar = {"maintenance-event": ("NONE", "NONE"), "preempted": ("FALSE", "FALSE")}
 
     def do_GET(self):
         name, _, waits = self.path.rpartition("/")[2].partition("?")
@@ -30,7 +30,7 @@ class Metadata(BaseHTTPRequestHandler):
             time.sleep(0.2)
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(self.said[name][bool(waits)].encode())
+        self.wfile.write(self.answers[name][bool(waits)].encode())
 
     def log_message(self, *_):
         pass
@@ -51,9 +51,9 @@ def server(monkeypatch):
 )
 @pytest.mark.parametrize("later", [True, False])
 def test_a_notice_asks_to_stop(server, monkeypatch, name, notice, later):
-    well = Metadata.said[name][0]
+    well = Metadata.answers[name][0]
     monkeypatch.setattr(
-        Metadata, "said", Metadata.said | {name: (well if later else notice, notice)}
+        Metadata, "answers", Metadata.answers | {name: (well if later else notice, notice)}
     )
     with stop_requests() as stop:
         deadline = time.monotonic() + 20
@@ -77,8 +77,8 @@ def test_a_server_that_goes_away_is_not_asked_without_pause(server, monkeypatch)
 def test_a_migration_stops_nothing(server, monkeypatch):
     monkeypatch.setattr(
         Metadata,
-        "said",
-        Metadata.said | {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")},
+        "answers",
+        Metadata.answers | {"maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE")},
     )
     with stop_requests() as stop:
         time.sleep(0.6)

@@ -97,9 +97,9 @@ def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model, noisy):
     expected, cache = decode(noisy)
     logits, split = decode(model.params)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    for one, other in ((split.keys, cache.keys), (split.values, cache.values)):
-        assert len(one) == model.config.decoder.layers
-        np.testing.assert_allclose(np.stack(one), other, atol=1e-5)
+    for layers, other in ((split.keys, cache.keys), (split.values, cache.values)):
+        assert len(layers) == model.config.decoder.layers
+        np.testing.assert_allclose(np.stack(layers), other, atol=1e-5)
     np.testing.assert_array_equal(split.places.positions, cache.places.positions)
 
 
@@ -147,9 +147,9 @@ def test_the_state_after_one_more_token():
 
 
 def test_what_has_ended_or_was_not_finite_stays_so():
-    rows, seen = jnp.zeros(2, jnp.int32), jnp.array([[True, False], [False, False]])
+    rows, used = jnp.zeros(2, jnp.int32), jnp.array([[True, False], [False, False]])
     state = generate.Decoding(
-        *(rows, rows, seen, jnp.array([True, False]), jnp.array([True, False])),
+        *(rows, rows, used, jnp.array([True, False]), jnp.array([True, False])),
         *(jnp.int32(4), jax.random.key(0), None),
     )
     state = generate._next(jnp.array([[0.0, 1], [0.0, 1]]), state, Rules.of(Sampling()))
@@ -174,7 +174,7 @@ def test_compress_many_windows(model):
         tokens
     )
     np.testing.assert_allclose(
-        latents.vectors, np.concatenate([one.vectors for one in alone]), atol=1e-5
+        latents.vectors, np.concatenate([context.vectors for context in alone]), atol=1e-5
     )
 
 
@@ -259,10 +259,10 @@ def test_text_never_becomes_a_control_token(model, prompts):
     model.generate([f"{MEMORY_START}{attack}{MEMORY_END}"])
     model.chat([{"role": "user", "content": attack}])
     for prompt in prompts:
-        found = prompt.tokens[0, : prompt.lengths[0]]
+        tokens = prompt.tokens[0, : prompt.lengths[0]]
         names = [
             name
-            for token in found
+            for token in tokens
             for name, number in model.tokenizer.control.items()
             if token == number
         ]

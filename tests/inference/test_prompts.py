@@ -94,16 +94,20 @@ def test_slots_of_several_rows_are_numbered_through_their_blocks():
 def test_prompts_are_cut_where_a_chunk_or_its_blocks_end(model_config, short_chunks):
     """Long chunks while more than half of one is left; a block limit of 8 // 2 + 2 a row."""
     plain = Prompt(np.zeros((1, 60), np.int32), np.full((1, 60), -1), np.array([57]), blocks_of(1))
-    planned = [(one.first, one.stop, one.length) for one in plan_chunks(plain, model_config)]
+    planned = [
+        (chunk.first, chunk.stop, chunk.length) for chunk in plan_chunks(plain, model_config)
+    ]
     assert planned == [(0, 32, 32), (32, 57, 32)]
     short = Prompt(plain.tokens, plain.slots, np.array([48]), blocks_of(1))
-    planned = [(one.first, one.stop, one.length) for one in plan_chunks(short, model_config)]
+    planned = [
+        (chunk.first, chunk.stop, chunk.length) for chunk in plan_chunks(short, model_config)
+    ]
     assert planned == [(0, 32, 32), (32, 40, 8), (40, 48, 8)]
     # Eight columns, each with a latent of another block, of which a chunk takes six.
     slots = np.arange(0, 16, 2)[None]
     spread = Prompt(np.zeros((1, 8), np.int32), slots, np.array([8]), blocks_of(8))
-    found = plan_chunks(spread, model_config)
-    assert [(one.first, one.stop, one.blocks.tolist()) for one in found] == [
+    chunks = plan_chunks(spread, model_config)
+    assert [(chunk.first, chunk.stop, chunk.blocks.tolist()) for chunk in chunks] == [
         (0, 6, [0, 1, 2, 3, 4, 5]),
         (6, 8, [6, 7]),
     ]
@@ -150,7 +154,7 @@ def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):
     spans = plan_chunks(prompt, model.config)
     assert all(len(span.blocks) <= limit for span, limit in zip(spans, limits, strict=True))
     logits, _ = prefill(model.weights, prompt, model.config, STEPS)
-    vectors = np.concatenate([one.vectors for one in latents])[None]
+    vectors = np.concatenate([part.vectors for part in latents])[None]
     slots = np.where(prompt.slots >= 0, np.cumsum(prompt.slots >= 0) - 1, -1)
     expected = score(model, prompt.tokens, slots, vectors, prompt.lengths)
     np.testing.assert_allclose(logits, expected, atol=2e-5)
@@ -159,8 +163,8 @@ def test_a_chunk_of_many_contexts_ends_where_its_blocks_do(model, short_chunks):
 def test_a_cache_that_is_given_is_read_on(model, short_chunks):
     tokens, slots, vectors, _ = random_prompt(model, [50])
     first, rest = (slice(0, 21), slice(21, 50))
-    begun = Prompt.of_arrays(tokens[:, first], slots[:, first], vectors, np.array([21]))
-    _, cache = prefill(model.weights, begun, model.config, 64)
+    prefix = Prompt.of_arrays(tokens[:, first], slots[:, first], vectors, np.array([21]))
+    _, cache = prefill(model.weights, prefix, model.config, 64)
     more = Prompt.of_arrays(tokens[:, rest], slots[:, rest], vectors, np.array([29]))
     logits, cache = prefill(model.weights, more, model.config, STEPS, cache, 21)
     expected = score(model, tokens, slots, vectors, np.array([50]))
@@ -262,15 +266,15 @@ def test_short_contexts_share_windows(model, monkeypatch):
     """Each gets the latents it gets alone, from fewer windows than there are contexts."""
     rng = np.random.default_rng(0)
     contexts = [Context(rng.integers(0, 256, n).astype(np.int32)) for n in (3, 5, 16, 4, 37, 1, 0)]
-    alone = [model.compress_tokens(one.tokens).vectors for one in contexts]
-    seen = []
+    alone = [model.compress_tokens(context.tokens).vectors for context in contexts]
+    counts = []
     original = language_model.empty_windows
     monkeypatch.setattr(
-        language_model, "empty_windows", lambda *shape: seen.append(shape[1]) or original(*shape)
+        language_model, "empty_windows", lambda *shape: counts.append(shape[1]) or original(*shape)
     )
-    for found, expected in zip(model.compress_all(contexts), alone, strict=True):
-        np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
-    assert sum(seen) < len(contexts)
+    for latents, expected in zip(model.compress_all(contexts), alone, strict=True):
+        np.testing.assert_allclose(latents.vectors, expected, atol=1e-5)
+    assert sum(counts) < len(contexts)
 
 
 def test_latents_of_an_array_are_read_as_those_of_the_device(model):

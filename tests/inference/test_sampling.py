@@ -13,9 +13,9 @@ pytestmark = pytest.mark.image
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 
 
-def draw(sampling, logits=LOGITS, seen=(), count=2000):
+def draw(sampling, logits=LOGITS, used=(), count=2000):
     """How often each token is chosen."""
-    marks = np.isin(np.arange(len(logits)), seen)
+    marks = np.isin(np.arange(len(logits)), used)
     tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
     chosen = choose(*tiled, jax.random.key(0), Rules.of(sampling))
     return np.bincount(chosen, minlength=len(logits)) / count
@@ -54,9 +54,9 @@ def test_repetition_penalty_lowers_what_was_written():
 
 def test_every_row_is_penalised_for_what_it_has_written_itself():
     logits = np.tile(np.float32([2.0, 1.5, -1.0]), (3, 1))
-    seen = np.array([[True, False, False], [False, True, False], [False, False, False]])
+    used = np.array([[True, False, False], [False, True, False], [False, False, False]])
     rules = Rules.of(Sampling(repetition_penalty=2.0))
-    assert choose(logits, seen, jax.random.key(0), rules).tolist() == [1, 0, 0]
+    assert choose(logits, used, jax.random.key(0), rules).tolist() == [1, 0, 0]
 
 
 LOWEST = [
@@ -81,9 +81,9 @@ def test_the_lowest_score_that_is_left(candidates, monkeypatch):
     logits = jnp.log(jnp.array([[4.0, 1.0, 8.0, 2.0], [2.0, 8.0, 1.0, 4.0]]))
     lowest = jax.jit(lambda x, rules: module._lowest(x, rules))
     for sampling, expected in LOWEST:
-        found = lowest(logits + jnp.array([[0.0], [5.0]]), Rules.of(sampling))
+        kept = lowest(logits + jnp.array([[0.0], [5.0]]), Rules.of(sampling))
         exact = np.log(2.0**expected) + np.array([0, 5])
-        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6, err_msg=str(sampling))
+        np.testing.assert_allclose(kept, exact, rtol=1e-5, atol=1e-6, err_msg=str(sampling))
 
 
 def test_rules_hold_the_settings_of_a_sampling():
@@ -109,9 +109,9 @@ def test_rules_hold_the_settings_of_a_sampling():
 
 
 def test_rows_draw_each_for_itself_and_another_key_draws_anew():
-    logits, seen = np.zeros((64, 50), np.float32), np.zeros((64, 50), bool)
+    logits, used = np.zeros((64, 50), np.float32), np.zeros((64, 50), bool)
     rules = Rules.of(Sampling(1.0))
     first, again, other = (
-        choose(logits, seen, jax.random.key(key), rules).tolist() for key in (0, 0, 1)
+        choose(logits, used, jax.random.key(key), rules).tolist() for key in (0, 0, 1)
     )
     assert len(set(first)) > 20 and first == again != other

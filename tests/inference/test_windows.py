@@ -276,8 +276,8 @@ def each_alone(contexts, config):
 def test_mixed_ratios_in_a_row_equal_each_context_alone(config, examples, mixed, tokenizer):
     text = Plain(np.arange(2, dtype=np.int32), True)
     records = [
-        [span for i in some for span in (mixed[i], text)]
-        for some in np.array_split(np.arange(len(mixed)), examples)
+        [span for i in part for span in (mixed[i], text)]
+        for part in np.array_split(np.arange(len(mixed)), examples)
     ]
     batch = pack(records, config, tokenizer)
     assert batch.windows.segments.max() > 2, "contexts share windows"
@@ -296,13 +296,18 @@ def test_one_ratio_throughout_equals_the_model_of_that_ratio(ratio, mixed, token
     )
     asked = [[span for context in mixed[:3] for span in (replace(context, ratio=ratio), text)]]
     plain = [[span for context in mixed[:3] for span in (replace(context, ratio=None), text)]]
-    ours, theirs = pack(asked, config, tokenizer), pack(plain, fixed(config, ratio), tokenizer)
-    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    mixed_ratio, fixed_ratio = (
+        pack(asked, config, tokenizer),
+        pack(plain, fixed(config, ratio), tokenizer),
+    )
+    np.testing.assert_array_equal(mixed_ratio.tokens, fixed_ratio.tokens)
     np.testing.assert_allclose(
-        forward(ours, config), forward(theirs, fixed(config, ratio)), atol=1e-5
+        forward(mixed_ratio, config), forward(fixed_ratio, fixed(config, ratio)), atol=1e-5
     )
     if config.compression.latents_per_window == fixed(config, ratio).compression.latents_per_window:
-        np.testing.assert_array_equal(forward(ours, config), forward(theirs, fixed(config, ratio)))
+        np.testing.assert_array_equal(
+            forward(mixed_ratio, config), forward(fixed_ratio, fixed(config, ratio))
+        )
 
 
 TEXT = "Ada likes pears, Ben likes figs and Cy likes plums; nobody likes rain. " * 3
@@ -315,10 +320,10 @@ def test_a_text_compressed_at_a_ratio_equals_the_model_of_that_ratio(kind, token
     counts = []
     for ratio in (2, 32, None):
         other = LanguageModel(fixed(config, ratio or 16), noise(config), tokenizer)
-        ours, theirs = loaded.compress(TEXT, ratio=ratio), other.compress(TEXT)
-        np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=5e-6)
-        assert ours.tokens == theirs.tokens > 64, "several windows"
-        counts.append(len(ours))
+        mixed_ratio, fixed_ratio = loaded.compress(TEXT, ratio=ratio), other.compress(TEXT)
+        np.testing.assert_allclose(mixed_ratio.vectors, fixed_ratio.vectors, atol=5e-6)
+        assert mixed_ratio.tokens == fixed_ratio.tokens > 64, "several windows"
+        counts.append(len(mixed_ratio))
     assert counts[0] > counts[2] > counts[1]
 
 
@@ -328,30 +333,30 @@ def test_a_prompt_of_mixed_ratios_is_answered_as_from_latents_of_each_model(toke
     contexts = [
         Context(tokenizer.encode(TEXT[start:]), ratio) for start, ratio in enumerate((2, 32, None))
     ]
-    held = []
+    latents = []
     for context in contexts:
         other = LanguageModel(fixed(config, context.ratio or 16), noise(config), tokenizer)
-        held.append(other.compress_tokens(context.tokens))
+        latents.append(other.compress_tokens(context.tokens))
     say = partial(loaded.complete, max_tokens=24, sampling=Sampling(temperature=0.3), seed=0)
     answer = say([*contexts, question])
-    assert answer == say([*held, question])
-    assert answer != say([*held[::-1], question]), "the answer depends on the latents"
+    assert answer == say([*latents, question])
+    assert answer != say([*latents[::-1], question]), "the answer depends on the latents"
 
 
 def test_a_ratio_the_model_does_not_have_is_refused_by_name(tokenizer):
     config = MIXED["mlp"]
     loaded = LanguageModel(config, noise(config), tokenizer)
-    told = r"ratio 16, 2, 4, 8, 32, got ratio=3; .* compression\.ratios"
-    with pytest.raises(ConfigError, match=told):
+    message = r"ratio 16, 2, 4, 8, 32, got ratio=3; .* compression\.ratios"
+    with pytest.raises(ConfigError, match=message):
         loaded.compress(TEXT, ratio=3)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         lay_out([Context(np.arange(9), 3)], config, tokenizer.memory)
     with pytest.raises(ConfigError, match=r"ratio 8, got ratio=16; .* compression\.ratios"):
         split_windows(Context(np.arange(9), 16), fixed(config, 8))
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"pooling": "concat", "ratios": (2,)}, "concat pooling has one ratio, got ratio=4"),
         ({"ratios": (2, 5)}, "window=8, ratio=5; set compression.window=10"),
@@ -359,8 +364,8 @@ def test_a_ratio_the_model_does_not_have_is_refused_by_name(tokenizer):
         ({"ratios": (0,)}, r"ratios\.0 must be an integer, from 1 to .*got 0"),
     ],
 )
-def test_ratios_that_cannot_be_are_refused(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_ratios_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         CompressionConfig(ratio=4, window=8, **settings)
 
 
@@ -383,7 +388,7 @@ def test_a_model_of_one_ratio_draws_nothing():
     )
     before = rng.bit_generator.state
     drawn = draw_ratios(record, rng, CompressionConfig(ratio=4, window=8))
-    assert all(one is other for one, other in zip(drawn, record, strict=True))
+    assert all(span is other for span, other in zip(drawn, record, strict=True))
     assert rng.bit_generator.state == before, "examples of earlier runs stay the same"
 
 

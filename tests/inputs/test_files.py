@@ -81,7 +81,7 @@ def test_a_directory_gives_its_data_files_in_order_and_a_glob_what_it_matches(tm
     ] * 40 + ["d.parquet"] * 40
     *rows, records, table, page = read(f"jsonl:{tmp_path}")
     assert len(rows) == 120
-    assert {one.reason for one in (records, table, page)} == {"other format"}
+    assert {result.reason for result in (records, table, page)} == {"other format"}
 
 
 def test_a_glob_gives_a_file_once_and_no_binary_one(tmp_path):
@@ -143,13 +143,13 @@ def test_a_line_belongs_to_the_unit_in_which_it_begins(tmp_path_factory, lines, 
     ]
     file.write_bytes((end.join(texts) + (end if last else "")).encode("utf-8", "surrogatepass"))
     expected = [(i, line) for i, line in enumerate(lines) if isinstance(line, dict)]
-    found = read(file, size)
-    assert [(row.number, row.fields) for row in found if isinstance(row, InputRow)] == [
+    results = read(file, size)
+    assert [(row.number, row.fields) for row in results if isinstance(row, InputRow)] == [
         (i, line) for i, line in expected if not _surrogate(line)
     ]
-    if found and found[-1].number == 0 and not expected:
-        assert found.pop().reason == "empty"
-    assert [row.number for row in found if isinstance(row, Rejection)] == [
+    if results and results[-1].number == 0 and not expected:
+        assert results.pop().reason == "empty"
+    assert [row.number for row in results if isinstance(row, Rejection)] == [
         i for i, line in expected if _surrogate(line)
     ]
 
@@ -187,9 +187,10 @@ def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
     ]
     bad += [b'{"a": "' + b"x" * 21 + b'"}', b'{"a": "' + b"x" * 22 + b'"}', b'{"a": 3}']
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(bad) + b"\n")
-    found = read(tmp_path / "x.jsonl")
+    results = read(tmp_path / "x.jsonl")
     assert [
-        (one.number, one.fields if isinstance(one, InputRow) else one.reason) for one in found
+        (result.number, result.fields if isinstance(result, InputRow) else result.reason)
+        for result in results
     ] == [
         (0, {"a": 1}),
         (1, "json"),
@@ -201,7 +202,7 @@ def test_bad_lines_are_named_and_the_others_still_come(tmp_path, monkeypatch):
         (8, "too long"),
         (9, {"a": 3}),
     ]
-    assert all(one.file == str(tmp_path / "x.jsonl") for one in found)
+    assert all(result.file == str(tmp_path / "x.jsonl") for result in results)
 
 
 @pytest.mark.parametrize("name", ["b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrayrecord"])
@@ -228,7 +229,7 @@ def test_a_damaged_file_never_raises(tmp_path, name):
         (tmp_path / name).write_bytes(
             data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
         )
-        assert all(isinstance(one, (InputRow, Rejection)) for one in read(tmp_path / name))
+        assert all(isinstance(result, (InputRow, Rejection)) for result in read(tmp_path / name))
 
 
 def test_what_comes_before_a_damaged_frame_is_kept(tmp_path):
@@ -278,14 +279,16 @@ def test_a_source_tree_gives_every_text_file(tmp_path):
     make_tree(tree)
     (tree / "crlf.txt").write_bytes(b"1\r\n2")
     (tree / "inside.txt").symlink_to(tree / "b" / "two.py")
-    found = read(tree)
-    assert [row.fields["text"] for row in found if isinstance(row, InputRow)] == [
+    results = read(tree)
+    assert [row.fields["text"] for row in results if isinstance(row, InputRow)] == [
         "1\n",
         "2\n",
         "1\r\n2",
         "2\n",
     ]
-    named = {Path(one.file).name: one.reason for one in found if isinstance(one, Rejection)}
+    named = {
+        Path(result.file).name: result.reason for result in results if isinstance(result, Rejection)
+    }
     assert named == UNREAD | {"d.txt": "empty"}
     assert {unit.files for unit in find_units(str(tree), 1)} > {(str(tree / "a.py"),)}
 
@@ -301,9 +304,11 @@ def test_small_texts_share_a_unit_and_too_long_ones_are_refused(tmp_path, monkey
         ["e"],
     ]
     monkeypatch.setattr(files, "MAX_TEXT_BYTES", 49)
-    assert [(one.file[-5], one.reason) for one in read(tmp_path) if isinstance(one, Rejection)] == [
-        ("d", "too long")
-    ]
+    assert [
+        (result.file[-5], result.reason)
+        for result in read(tmp_path)
+        if isinstance(result, Rejection)
+    ] == [("d", "too long")]
 
 
 def test_a_repository_is_one_document(tmp_path):
@@ -316,7 +321,7 @@ def test_a_repository_is_one_document(tmp_path):
             expected += "\n\n# FILE pyproject.toml\n[project]"
         *problems, document = read(pattern)
         assert document.fields == {"text": expected}
-        named = {Path(one.file).name: one.reason for one in problems}
+        named = {Path(result.file).name: result.reason for result in problems}
         assert named == UNREAD | {"bad.txt": "encoding"}
 
 

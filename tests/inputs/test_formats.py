@@ -43,11 +43,11 @@ def read(pattern, size=1 << 20):
     return [row for unit in find_units(str(pattern), size) for row in read_unit(unit)]
 
 
-def fields(found):
-    assert all(isinstance(one, InputRow) for one in found), [
-        one for one in found if type(one) is not InputRow
+def fields(results):
+    assert all(isinstance(result, InputRow) for result in results), [
+        result for result in results if type(result) is not InputRow
     ]
-    return [one.fields for one in found]
+    return [result.fields for result in results]
 
 
 def table(delimiter=","):
@@ -141,8 +141,8 @@ def test_one_object_in_a_file_is_a_row_or_a_text_by_its_name(tmp_path):
 )
 def test_a_list_that_is_not_whole_is_named_after_what_can_be_read(tmp_path, text, rows, reason):
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    *found, last = read(tmp_path / "a.json")
-    assert len(fields(found)) == rows and last.reason == reason
+    *results, last = read(tmp_path / "a.json")
+    assert len(fields(results)) == rows and last.reason == reason
 
 
 def test_a_list_is_read_in_pieces(tmp_path, monkeypatch):
@@ -152,14 +152,16 @@ def test_a_list_is_read_in_pieces(tmp_path, monkeypatch):
     )
     assert fields(read(tmp_path / "a.json")) == [*ROWS, {"text": "é" * 500}]
     monkeypatch.setattr("lclm_jax.data.inputs.files.MAX_TEXT_BYTES", 100)
-    *found, last = read(tmp_path / "a.json")
-    assert fields(found) == ROWS and last.reason == "too long"
+    *results, last = read(tmp_path / "a.json")
+    assert fields(results) == ROWS and last.reason == "too long"
 
 
 def test_a_bad_row_of_a_table_is_named_and_the_others_come(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'text,n\na,1\nb\n\xff,2\n"c"d,3\n,4\n"two\nlines",5\n')
-    found = read(tmp_path / "a.csv")
-    assert [one.fields if isinstance(one, InputRow) else one.reason for one in found] == [
+    results = read(tmp_path / "a.csv")
+    assert [
+        result.fields if isinstance(result, InputRow) else result.reason for result in results
+    ] == [
         {"text": "a", "n": "1"},
         "csv",
         "encoding",
@@ -202,10 +204,12 @@ def test_what_is_found_and_not_read_has_a_name(tmp_path):
     (tmp_path / "build").mkdir()
     (tmp_path / ".hidden").mkdir()
     for pattern in (tmp_path, tmp_path / "*"):
-        found = read(pattern)
-        texts = [one.fields["text"] for one in found if isinstance(one, InputRow)]
+        results = read(pattern)
+        texts = [result.fields["text"] for result in results if isinstance(result, InputRow)]
         assert texts == ["Ada likes pears.", "Ben likes figs."]
-        named = {Path(one.file).name: one.reason for one in found if type(one) is Rejection}
+        named = {
+            Path(result.file).name: result.reason for result in results if type(result) is Rejection
+        }
         named.pop("build", None)
         assert named == {
             "latin.txt": "encoding",
@@ -249,9 +253,9 @@ def test_a_file_that_cannot_be_read_costs_itself_alone(tmp_path, monkeypatch, na
         return opened(path, *arguments, **settings)
 
     monkeypatch.setattr(type(tmp_path), "open", refuse)
-    found = read(tmp_path)
-    assert {"text": "more"} in [one.fields for one in found if isinstance(one, InputRow)]
-    (problem,) = [one for one in found if isinstance(one, Rejection)]
+    results = read(tmp_path)
+    assert {"text": "more"} in [result.fields for result in results if isinstance(result, InputRow)]
+    (problem,) = [result for result in results if isinstance(result, Rejection)]
     assert problem.file == str(tmp_path / name) and problem.detail
 
 
@@ -263,7 +267,7 @@ def test_lists_and_tables_of_a_source_tree_are_text(tmp_path):
     assert len(fields(read(tmp_path))) == 4
     assert fields(read(tmp_path))[1] == {"text": '[{"text": "words"}]'}
     (tmp_path / "d.json").write_text('{"text": "first"}\n{"text": "second"}\n', encoding="utf-8")
-    texts = [one["text"] for one in fields(read(tmp_path))]
+    texts = [row["text"] for row in fields(read(tmp_path))]
     assert texts[:3] == ["first", "second", "print(1)"] and len(texts) == 6
     (tmp_path / "setup.py").write_text("", encoding="utf-8")
     (repository,) = fields(read(tmp_path))
@@ -303,8 +307,8 @@ def test_validation_and_test_files_of_a_dataset_are_named_and_not_read(tmp_path)
     for pattern in (top, top / "*" / "*.parquet"):
         assert fields(read(pattern)) == [{"text": "en train"}, {"text": "fr train"}]
         left = unread_files(find_units(str(pattern))[-1])
-        assert [one.reason for one in left] == ["other split"] * 4
-        assert all("split of a dataset is not trained on" in one.detail for one in left)
+        assert [rejection.reason for rejection in left] == ["other split"] * 4
+        assert all("split of a dataset is not trained on" in rejection.detail for rejection in left)
     for pattern in (top / "en" / "test-00000-of-00001.parquet", top / "en" / "test-*"):
         assert fields(read(pattern)) == [{"text": "en test"}]
 
@@ -393,8 +397,8 @@ MAGIC = [
 def test_a_file_of_any_bytes_is_read_or_named(tmp_path_factory, suffix, head, data, form):
     file = tmp_path_factory.mktemp("any") / f"a{suffix}"
     file.write_bytes((head if isinstance(head, bytes) else bytes([head])) + data)
-    found = read(f"{form}{file}", size=50)
-    assert found and all(isinstance(one, (InputRow, Rejection)) for one in found)
+    results = read(f"{form}{file}", size=50)
+    assert results and all(isinstance(result, (InputRow, Rejection)) for result in results)
 
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=8)

@@ -46,10 +46,10 @@ def test_every_part_has_results_although_the_first_section_fails(directory):
     results = read(directory)
     assert "fails on purpose" in results[FAIL]["errors"]["the part itself"]
     for name in RESULTS:
-        found = results[name]
-        assert found["errors"] == {}, "\n".join(found["errors"].values())
-        assert (found["skipped"], found["finished"]) == ({}, True), name
-        assert found["measurements"] or name == "serving", name
+        result = results[name]
+        assert result["errors"] == {}, "\n".join(result["errors"].values())
+        assert (result["skipped"], result["finished"]) == ({}, True), name
+        assert result["measurements"] or name == "serving", name
     assert all(check["passed"] for check in results["right"]["measurements"].values())
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     assert summary["goals"][0]["met"]
@@ -62,8 +62,8 @@ def test_every_part_has_results_although_the_first_section_fails(directory):
 
 def test_a_second_start_measures_nothing_anew(directory):
     before = {file: file.stat().st_mtime_ns for file in (directory / "results").iterdir()}
-    told = start(directory)
-    assert told.count("measured before") == len(CHOSEN)
+    lines = start(directory)
+    assert lines.count("measured before") == len(CHOSEN)
     assert {file: file.stat().st_mtime_ns for file in (directory / "results").iterdir()} == before
 
 

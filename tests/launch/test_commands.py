@@ -93,8 +93,8 @@ def modules() -> set[str]:
     files = [
         file for room in ("launch", "convert", "tests/soak") for file in (ROOT / room).rglob("*.py")
     ]
-    found = [file for file in files if "\nif __name__" in file.read_text(encoding="utf-8")]
-    dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
+    commands = [file for file in files if "\nif __name__" in file.read_text(encoding="utf-8")]
+    dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in commands]
     return {name.removesuffix(".__main__") for name in dotted}
 
 
@@ -159,7 +159,9 @@ def test_a_source_that_cannot_be_read_is_named(name, tmp_path, command, capsys, 
     for case, bad in bad_sources(tmp_path).items():
         for arguments in READS[name]:
             new = str(tmp_path / "new")
-            given = [str(one).replace("BAD", bad).replace("NEW", new) for one in arguments]
+            given = [
+                str(argument).replace("BAD", bad).replace("NEW", new) for argument in arguments
+            ]
             capsys.readouterr()
             assert_one_line(command(module, *given), capsys.readouterr(), (name, case, given))
             assert not Path(new).exists() and not Path("~nobody-has-this-name").exists()
@@ -171,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys
     module = import_command(name)
     for case, bad in bad_places(tmp_path).items():
         for arguments in WRITES[name]:
-            given = [str(one).replace("BAD", bad) for one in arguments]
+            given = [str(argument).replace("BAD", bad) for argument in arguments]
             capsys.readouterr()
             assert_one_line(command(module, *given), capsys.readouterr(), (name, case, given))
 

@@ -31,7 +31,8 @@ def sizes_of(examples):
         for example in examples
     ]
     return [
-        RecordSize(len(example), some, 0, 0) for example, some in zip(examples, pieces, strict=True)
+        RecordSize(len(example), count, 0, 0)
+        for example, count in zip(examples, pieces, strict=True)
     ]
 
 
@@ -85,7 +86,7 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
     batch = assemble(rows)
     assert batch.tokens.shape == (len(rows), 40)
     assert batch.windows.tokens.shape == (len(rows), 3, config.window_length)
-    found = []
+    packed = []
     for i, row in enumerate(rows):
         pieces, windows = [], jax.tree.map(lambda array, i=i: array[i], batch.windows)
         length, latents = 0, []
@@ -93,7 +94,7 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
             (here,) = np.nonzero(batch.segments[i] == segment)
             number = batch.streams[i, here[0]]
             example = examples[number]
-            found.append(number)
+            packed.append(number)
             assert here.tolist() == list(range(length, length + len(example)))
             length += len(example)
             assert batch.tokens[i, here].tolist() == example.tokens.tolist()
@@ -129,7 +130,7 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
                 assert positions[segments == segment].tolist() == list(range(len(in_windows[-1])))
             assert (groups[segments == 0] == -1).all() and not tokens[segments == 0].any()
         assert sorted(in_windows) == sorted(pieces)
-    assert sorted(found) == [example.stream for example in fitting]
+    assert sorted(packed) == [example.stream for example in fitting]
 
 
 def layout(*spans, config=None):
@@ -137,12 +138,12 @@ def layout(*spans, config=None):
 
 
 def test_contexts_that_share_a_window_are_told_apart():
-    two, one = (
+    two, single = (
         layout(("context", 3), ("plain", 1), ("context", 2)),
         layout(("context", 4), ("plain", 1)),
     )
     batch = assemble(
-        pack([two, one], RowBudget(positions=14, windows=1, window_length=10, window_latents=4))
+        pack([two, single], RowBudget(positions=14, windows=1, window_length=10, window_latents=4))
     )
     assert batch.windows.segments.tolist() == [[[1, 1, 1, 2, 2, 3, 3, 3, 3, 0]]]
     assert batch.windows.positions.tolist() == [[[0, 1, 2, 0, 1, 0, 1, 2, 3, 0]]]

@@ -53,7 +53,7 @@ def test_batches_have_the_configured_shape_and_all_differ(config, tokenizer):
         assert (batch.segments.max(axis=1) >= 1).all()
         assert (batch.slots.max(axis=1) < 4 * 4).all()
         assert not batch.weights[batch.segments == 0].any()
-    assert not any(same(one, other) for one, other in pairwise(batches))
+    assert not any(same(batch, other) for batch, other in pairwise(batches))
 
 
 @pytest.mark.parametrize("make", [packed, prefetched])
@@ -188,7 +188,7 @@ def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed
             parts.append(next(batches))
             states.append(batches.get_state())
         assert same(expected, jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts))
-        assert all(one == states[0] for one in states)
+        assert all(state == states[0] for state in states)
         state = states[-1]
 
 
@@ -225,12 +225,12 @@ def test_a_stream_that_never_fits_is_an_error(config, tokenizer):
 
 def test_another_tokenizer_reads_the_same_examples_anew(config, tokenizer):
     other = train_tokenizer(["Ada likes pears and Ben likes figs " * 20], vocab=400)
-    one, two = (mixture_of(config, some) for some in (tokenizer, other))
+    first, two = (mixture_of(config, reader) for reader in (tokenizer, other))
     for number in (0, 3, 5):
         assert two.sizes[number][1].positions == len(two.examples[number])
-    for some, mixture in ((tokenizer, one), (other, two)):
+    for reader, mixture in ((tokenizer, first), (other, two)):
         task = next(i for i in range(200) if mixture.sizes[i][0] == 2)
-        assert "Who likes figs?" in some.decode(mixture.examples[task].tokens)
+        assert "Who likes figs?" in reader.decode(mixture.examples[task].tokens)
 
 
 def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer):
@@ -244,10 +244,10 @@ def test_examples_depend_on_their_number_stage_and_seed_alone(config, tokenizer)
 
 
 def test_every_pass_over_a_source_is_in_a_new_order(config, tokenizer):
-    one = replace(config.stages[0], streams=(Stream("reconstruction", "docs", 1.0),))
+    stage = replace(config.stages[0], streams=(Stream("reconstruction", "docs", 1.0),))
     whole = replace(
         config,
-        stages=(one,),
+        stages=(stage,),
         data=replace(config.data, reconstruction_length=None, row_positions=4000, row_windows=100),
     )
     examples = mixture_of(whole, tokenizer).examples
@@ -267,9 +267,9 @@ def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, token
     for i in range(20):
         assert plain[i].pieces == [] and (plain[i].slots == -1).all()
         assert plain[i].weights.tolist() == [1.0] * (len(plain[i]) - 1) + [0.0]
-        held = [piece.tokens.tolist() for piece in compressed[i].pieces]
+        tokens = [piece.tokens.tolist() for piece in compressed[i].pieces]
         text = plain[i].tokens.tolist()
-        assert all(any(text[s : s + len(h)] == h for s in range(len(text))) for h in held)
+        assert all(any(text[s : s + len(h)] == h for s in range(len(text))) for h in tokens)
 
 
 def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_path):

@@ -32,23 +32,23 @@ def sides():
 
 
 def test_both_sides_agree_then_train_and_decode(sides):
-    work, ours, theirs = sides
-    assert max(bench.check_agreement(ours, theirs).values()) < 1e-5
-    for side in (ours, theirs):
+    work, jax_side, torch_side = sides
+    assert max(bench.check_agreement(jax_side, torch_side).values()) < 1e-5
+    for side in (jax_side, torch_side):
         for step in (side.encode, side.first_token, side.decode):
             step()()
-    mine = [float(ours.train()()[1]["loss"]) for _ in range(3)]
-    others = [theirs.train()() for _ in range(3)]
+    mine = [float(jax_side.train()()[1]["loss"]) for _ in range(3)]
+    others = [torch_side.train()() for _ in range(3)]
     np.testing.assert_allclose(mine, others, rtol=1e-5)
     assert mine[2] < mine[0]
     assert all(flops > 0 for flops in needed_flops(work).values())
 
 
 def test_sides_that_differ_are_not_timed(sides):
-    _, ours, theirs = sides
-    ours.model.params = jax.tree.map(lambda x: 1.01 * x, ours.params)
+    _, jax_side, torch_side = sides
+    jax_side.model.params = jax.tree.map(lambda x: 1.01 * x, jax_side.params)
     with pytest.raises(UserError, match=r"agree to 0.0001 before they are timed"):
-        bench.check_agreement(ours, theirs)
+        bench.check_agreement(jax_side, torch_side)
 
 
 def test_figures_are_pair_by_pair():

@@ -131,37 +131,37 @@ def test_decoder_logits(exported):
     hidden, _ = apply(
         config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode
     )
-    ours = apply(config, params, hidden, method=LCLM.logits)
-    theirs = hidden_states(exported.reference.decoder, input_ids=torch.from_numpy(tokens).long())[
+    actual = apply(config, params, hidden, method=LCLM.logits)
+    expected = hidden_states(exported.reference.decoder, input_ids=torch.from_numpy(tokens).long())[
         -1
     ]
-    np.testing.assert_allclose(ours, theirs, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 50])
 def test_latents(exported, length):
     """The exported encoder and adapter, and how they are to be used: all read back from the files we wrote."""
     tokens = random_tokens(1, length)[0]
-    ours, theirs = (
+    actual, expected = (
         exported.model.compress_tokens(tokens).vectors,
         exported.reference.compress(tokens)[1],
     )
-    np.testing.assert_allclose(ours, theirs, atol=ATOL, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=ATOL, rtol=0)
 
 
 def test_tokenizers(exported):
     """Text, names of control tokens, and a chat; a text that spells a control token is where we differ, on purpose."""
-    ours, theirs = exported.model.tokenizer, exported.reference.tokenizer
+    actual, expected = exported.model.tokenizer, exported.reference.tokenizer
     for text in (FACTS, NEWS, " Who?\n\n  It's 12,345 naïve “quotes” – ünïcödé 日本語 🙂\t"):
-        assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False)
-        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+        assert actual.encode(text).tolist() == expected.encode(text, add_special_tokens=False)
+        assert actual.decode(actual.encode(text)) == expected.decode(expected.encode(text))
     for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT, TURN_END):
-        assert theirs.encode(f"a{name}b", add_special_tokens=False) == [
-            *ours.encode("a").tolist(), ours.id(name), *ours.encode("b").tolist()
+        assert expected.encode(f"a{name}b", add_special_tokens=False) == [
+            *actual.encode("a").tolist(), actual.id(name), *actual.encode("b").tolist()
         ]  # fmt: skip
-    assert (theirs.eos_token_id, exported.reference.marker) == (
-        ours.id(TURN_END),
-        ours.memory.marker,
+    assert (expected.eos_token_id, exported.reference.marker) == (
+        actual.id(TURN_END),
+        actual.memory.marker,
     )
 
 
@@ -314,7 +314,7 @@ def test_complete(exported):
 def chat_prompt(exported: Exported) -> tuple[list[dict], torch.Tensor]:
     """A chat with two contexts, for `LanguageModel.chat` and for transformers."""
     contexts = [latents_of(exported.model, FACTS), latents_of(exported.model, NEWS)]
-    ours, theirs = (
+    actual, expected = (
         [
             {"role": "user", "content": f"Read this: {first} Who likes figs?"},
             {"role": "assistant", "content": "Ben."},
@@ -326,9 +326,9 @@ def chat_prompt(exported: Exported) -> tuple[list[dict], torch.Tensor]:
         )
     )
     rendered = exported.reference.tokenizer.apply_chat_template(
-        theirs, tokenize=False, add_generation_prompt=True
+        expected, tokenize=False, add_generation_prompt=True
     )
-    return ours, read_prompt(exported, rendered, contexts)
+    return actual, read_prompt(exported, rendered, contexts)
 
 
 def test_chat_with_two_contexts(exported):
@@ -449,9 +449,11 @@ def test_repetition_penalty_and_least_tokens(exported, penalty, least):
     embedded, prompt = read_records(exported, records), as_prompt(exported, records)
     stop = generate(exported.reference, embedded[:1]).rows[0][2]
     written = [
-        generate(exported.reference, [one], stop, repetition_penalty=penalty, min_new_tokens=least)
-        for one in embedded
+        generate(
+            exported.reference, [result], stop, repetition_penalty=penalty, min_new_tokens=least
+        )
+        for result in embedded
     ]
-    assert min(one.margin for one in written) > MARGIN
+    assert min(result.margin for result in written) > MARGIN
     sampling = Sampling(repetition_penalty=penalty, min_tokens=least)
-    assert our_rows(exported, prompt, stop, sampling) == [one.rows[0] for one in written]
+    assert our_rows(exported, prompt, stop, sampling) == [result.rows[0] for result in written]

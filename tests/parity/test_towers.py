@@ -128,10 +128,10 @@ def decoder_states(
     whole, _ = apply(
         config, params, tokens, np.full_like(tokens, -1), nothing, places, method=LCLM.decode
     )
-    seen = np.asarray(places.segments) > 0
+    real = np.asarray(places.segments) > 0
     np.testing.assert_allclose(
-        np.asarray(whole, np.float32)[seen],
-        states[-1][seen],
+        np.asarray(whole, np.float32)[real],
+        states[-1][real],
         atol=1e-5 if hidden.dtype == "float32" else 0.1,
     )
     return [*states, logits]
@@ -208,13 +208,13 @@ LAYOUTS = ("plain", "left_padded", "packed", "packed_by_matrix")
 
 
 def assert_states_equal(
-    ours: list[np.ndarray], theirs: list[np.ndarray], layout: Layout, atol: float = ATOL
+    states: list[np.ndarray], expected: list[np.ndarray], layout: Layout, atol: float = ATOL
 ):
-    assert len(ours) == len(theirs)
-    seen = layout.segments > 0
-    for depth, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
+    assert len(states) == len(expected)
+    real = layout.segments > 0
+    for depth, (mine, yours) in enumerate(zip(states, expected, strict=True)):
         np.testing.assert_allclose(
-            mine[seen], yours[seen], atol=atol, rtol=0, err_msg=f"state {depth} of {len(ours)}"
+            mine[real], yours[real], atol=atol, rtol=0, err_msg=f"state {depth} of {len(states)}"
         )
 
 
@@ -224,9 +224,9 @@ def assert_states_equal(
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_decoder_layer_by_layer(pair, name):
     layout = make_layout(name)
-    theirs = hidden_states(pair.reference.decoder, **layout.torch_inputs())
+    expected = hidden_states(pair.reference.decoder, **layout.torch_inputs())
     assert_states_equal(
-        decoder_states(pair.config, pair.params, layout.tokens, layout.places), theirs, layout
+        decoder_states(pair.config, pair.params, layout.tokens, layout.places), expected, layout
     )
 
 
@@ -236,9 +236,9 @@ def test_encoder_layer_by_layer(pair, name, causal):
     layout = make_layout(name)
     layout = replace(layout, tokens=layout.tokens % 380)
     config = replace(pair.config, encoder=replace(pair.config.encoder, causal=causal))
-    theirs = hidden_states(pair.reference.encoder, **layout.torch_inputs(causal))
+    expected = hidden_states(pair.reference.encoder, **layout.torch_inputs(causal))
     assert_states_equal(
-        encoder_states(config, pair.params, layout.tokens, layout.places), theirs, layout
+        encoder_states(config, pair.params, layout.tokens, layout.places), expected, layout
     )
 
 
@@ -259,9 +259,9 @@ def test_weights_published_in_half_precision(tmp_path, dtype):
     reference = publish(tmp_path / "published", *(tower.to(dtype) for tower in make_towers("tied")))
     config, params = read_hf(reference.directory)
     layout = make_layout("plain")
-    theirs = hidden_states(reference.decoder, **layout.torch_inputs())
+    expected = hidden_states(reference.decoder, **layout.torch_inputs())
     assert_states_equal(
-        decoder_states(config, params, layout.tokens, layout.places), theirs, layout
+        decoder_states(config, params, layout.tokens, layout.places), expected, layout
     )
 
 
@@ -291,13 +291,13 @@ def test_config_is_honoured_or_refused(name, tmp_path):
         encoding="utf-8",
     )
     layout = make_layout("plain")
-    theirs = hidden_states(reference.decoder, **layout.torch_inputs())
+    expected = hidden_states(reference.decoder, **layout.torch_inputs())
     try:
         config, params = read_hf(reference.directory)
     except ConversionError:
         return
     assert_states_equal(
-        decoder_states(config, params, layout.tokens, layout.places), theirs, layout
+        decoder_states(config, params, layout.tokens, layout.places), expected, layout
     )
 
 
@@ -311,16 +311,20 @@ def torch_rotary(config: Qwen3Config, rounded: bool = False) -> Qwen3RotaryEmbed
     return rotary
 
 
-def rotary_error(config: Qwen3Config, positions: np.ndarray, theirs: bool, ours: bool) -> float:
+def rotary_error(
+    config: Qwen3Config, positions: np.ndarray, torch_rounds: bool, jax_rounds: bool
+) -> float:
     """Largest difference of any cosine or sine; the arguments say which side rounds its frequencies."""
     half = config.head_dim // 2
-    cos, sin = torch_rotary(config, theirs)(
+    cos, sin = torch_rotary(config, torch_rounds)(
         torch.zeros(1), torch.from_numpy(positions)[None].long()
     )
     turned = jnp.concatenate(
         [jnp.ones((1, len(positions), 1, half)), jnp.zeros((1, len(positions), 1, half))], axis=-1
     )
-    mine = rotate(turned, positions[None], config.rope_parameters["rope_theta"], ours)[0, :, 0]
+    mine = rotate(turned, positions[None], config.rope_parameters["rope_theta"], jax_rounds)[
+        0, :, 0
+    ]
     expected = np.concatenate([cos[0, :, :half].numpy(), sin[0, :, :half].numpy()], axis=-1)
     return float(np.abs(np.asarray(mine) - expected).max())
 
@@ -350,7 +354,7 @@ def test_rounded_rope_layer_by_layer(pair, rounded):
     """Tokens far apart, where the rounding of the original's bf16 loading shows: the other setting of the switch is wrong."""
     far = np.tile(np.arange(LENGTH, dtype=np.int32) * 97, (3, 1))
     layout = replace(make_layout("plain"), positions=far, mask="row")
-    theirs = hidden_states(
+    expected = hidden_states(
         with_frequencies(pair.reference.decoder, rounded), **layout.torch_inputs()
     )
     same, other = (
@@ -358,10 +362,10 @@ def test_rounded_rope_layer_by_layer(pair, rounded):
         for switch in (rounded, not rounded)
     )
     assert_states_equal(
-        decoder_states(same, pair.params, layout.tokens, layout.places), theirs, layout, atol=2e-4
+        decoder_states(same, pair.params, layout.tokens, layout.places), expected, layout, atol=2e-4
     )
     wrong = decoder_states(other, pair.params, layout.tokens, layout.places)
-    assert np.abs(wrong[-1] - theirs[-1]).max() > 1e-2
+    assert np.abs(wrong[-1] - expected[-1]).max() > 1e-2
 
 
 # --- bfloat16 ---
@@ -371,12 +375,14 @@ def test_rounded_rope_layer_by_layer(pair, rounded):
 def test_bfloat16_layer_by_layer(pair, name):
     """The norms round in other places than transformers', so: close to it, and no further than it from float32."""
     layout = make_layout(name)
-    seen = layout.segments > 0
+    real = layout.segments > 0
     exact = hidden_states(pair.reference.decoder, **layout.torch_inputs())
     model = deepcopy(pair.reference.decoder).bfloat16()  # rounds the rotary frequencies too
     model.model.rotary_emb.inv_freq = pair.reference.decoder.model.rotary_emb.inv_freq
-    theirs = hidden_states(model, **layout.torch_inputs())
-    ours = decoder_states(pair.config, cast(pair.params, "bfloat16"), layout.tokens, layout.places)
-    assert_states_equal(ours, theirs, layout, atol=0.25)
-    for mine, yours, true in zip(ours, theirs, exact, strict=True):
-        assert np.abs(mine - true)[seen].mean() <= 1.2 * np.abs(yours - true)[seen].mean()
+    expected = hidden_states(model, **layout.torch_inputs())
+    states = decoder_states(
+        pair.config, cast(pair.params, "bfloat16"), layout.tokens, layout.places
+    )
+    assert_states_equal(states, expected, layout, atol=0.25)
+    for mine, yours, true in zip(states, expected, exact, strict=True):
+        assert np.abs(mine - true)[real].mean() <= 1.2 * np.abs(yours - true)[real].mean()

@@ -81,29 +81,35 @@ def test_the_manifest_says_what_there_is(prepared, inputs, tokenizer):
     assert manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
     assert set(manifest["libraries"]) >= {"tokenizers", "array-record"}
     for source, rows in (("docs", 180), ("talk", 120), ("traces", 1)):
-        told = manifest["sources"][source]
-        assert (told["rows"], sum(told["examples"].values()), told["rejected"]) == (rows, rows, {})
-        assert told["inputs"] == inputs[source]
+        figures = manifest["sources"][source]
+        assert (figures["rows"], sum(figures["examples"].values()), figures["rejected"]) == (
+            rows,
+            rows,
+            {},
+        )
+        assert figures["inputs"] == inputs[source]
         files = sorted(path for pattern in inputs[source] for path in Path("/").glob(pattern[1:]))
         digests = "".join(hash_file(path) for path in files)
-        assert told["sha256"] == hashlib.sha256(digests.encode()).hexdigest()
-        assert (told["files"], told["bytes"]) == (
+        assert figures["sha256"] == hashlib.sha256(digests.encode()).hexdigest()
+        assert (figures["files"], figures["bytes"]) == (
             len(files),
             sum(path.stat().st_size for path in files),
         )
-        for shard in told["shards"]:
+        for shard in figures["shards"]:
             assert hash_file(prepared / shard["file"]) == shard["sha256"]
         for split in ("train", "held"):
             opened = PreparedSource(prepared, source, split, tokenizer)
-            assert len(opened) == told["examples"][split]
+            assert len(opened) == figures["examples"][split]
             for i in range(0, len(opened), 7):
                 assert split_of(example_text(opened.raw(i))) == split
-                shapes = [(len(one.tokens), one.role) for one in opened.shapes[i]]
-                assert shapes == [(len(one.tokens), one.role) for one in opened[i]] != []
+                shapes = [(len(section.tokens), section.role) for section in opened.shapes[i]]
+                assert (
+                    shapes == [(len(section.tokens), section.role) for section in opened[i]] != []
+                )
             tokens = sum(
                 len(section.tokens) for i in range(len(opened)) for section in opened.shapes[i]
             )
-            assert tokens == told["tokens"][split]
+            assert tokens == figures["tokens"][split]
 
 
 def test_the_same_comes_of_any_number_of_workers(prepared, inputs, tokenizer, tmp_path):
@@ -192,17 +198,18 @@ def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
         json.loads(line)
         for line in (tmp_path / "out" / REJECTIONS).read_text(encoding="utf-8").splitlines()
     ]
-    assert [(one["number"], one["reason"]) for one in listed] == reasons
+    assert [(rejection["number"], rejection["reason"]) for rejection in listed] == reasons
     assert all(
-        one["file"] == str(file) and one["source"] == "docs" and one["detail"] for one in listed
+        rejection["file"] == str(file) and rejection["source"] == "docs" and rejection["detail"]
+        for rejection in listed
     )
-    told = manifest["sources"]["docs"]
+    counts = manifest["sources"]["docs"]
     assert (
-        sum(told["rejected"].values()) + sum(told["examples"].values())
-        == told["rows"]
+        sum(counts["rejected"].values()) + sum(counts["examples"].values())
+        == counts["rows"]
         == len(BAD) + 1
     )
-    assert told["rejected"] == {
+    assert counts["rejected"] == {
         "empty": 1,
         "encoding": 1,
         "fields": 1,
@@ -210,14 +217,14 @@ def test_bad_rows_are_named_counted_and_left_out(tmp_path, tokenizer):
         "memory tags": 2,
         "too long": 1,
     }
-    assert told["spelled_control"] == 1
+    assert counts["spelled_control"] == 1
     opened = [
         PreparedSource(tmp_path / "out", "docs", split, tokenizer) for split in ("train", "held")
     ]
     kept = [source[i] for source in opened for i in range(len(source))]
     control = set(tokenizer.control.values())
     assert len(kept) == 2 and not any(
-        int(token) in control for one in kept for token in one[0].tokens
+        int(token) in control for record in kept for token in record[0].tokens
     )
 
 
@@ -255,9 +262,9 @@ def prepare_one(tmp_path, tokenizer, rows, kind="text", name="docs.jsonl", **set
 def test_a_group_is_held_out_together_by_its_own_field_alone(tmp_path, tokenizer):
     rows = [{"text": f"words {i}", "split_group": f"module {i % 100}"} for i in range(400)]
     prepare_one(tmp_path, tokenizer, rows)
-    held = PreparedSource(tmp_path / "out", "docs", "held", tokenizer)
-    numbers = {int(held.raw(i)["text"].split()[1]) % 100 for i in range(len(held))}
-    assert len(held) == 4 * len(numbers) > 0
+    held_out = PreparedSource(tmp_path / "out", "docs", "held", tokenizer)
+    numbers = {int(held_out.raw(i)["text"].split()[1]) % 100 for i in range(len(held_out))}
+    assert len(held_out) == 4 * len(numbers) > 0
     assert all(split_of(f"module {number}") == "held" for number in numbers)
 
 
@@ -312,7 +319,7 @@ def test_files_that_are_not_read_are_counted_apart_from_refused_rows(tmp_path, t
     assert source["unread"] == {"not text": 5, "other format": 1, "other split": 1}
     assert source["rejected"] == {"fields": 1} and source["rows"] == 3 and source["files"] == 1
     assert source["ignored_fields"] == {"txt": 1, "url": 1}
-    reasons = {Path(one["file"]).name: one["reason"] for one in refused}
+    reasons = {Path(rejection["file"]).name: rejection["reason"] for rejection in refused}
     assert reasons["test.jsonl"] == "other split" and reasons["LICENSE"] == "other format"
     assert len(refused) == 8
 
@@ -368,12 +375,12 @@ def test_traces_expand_the_chunk_that_holds_the_answer(prepared, tokenizer):
     assert all(len(tokenizer.encode(chunk)) <= 520 for chunk in chunks)
     answer = last["content"].removeprefix("ANSWER: ")
     asked = [turn["content"] for turn in turns if turn["role"] == "assistant"]
-    told = [turn["content"][0]["text"] for turn in turns if turn["role"] == "user"]
-    assert 1 <= len(asked) <= 5 and len(asked) == len(told)
-    for request, text in zip(asked, told, strict=True):
+    replies = [turn["content"][0]["text"] for turn in turns if turn["role"] == "user"]
+    assert 1 <= len(asked) <= 5 and len(asked) == len(replies)
+    for request, text in zip(asked, replies, strict=True):
         numbers = [int(number) for number in request.removeprefix("EXPAND: ").split(", ")]
         assert text == "\n\n".join(f"Chunk {n}:\n{chunks[n - 1]}" for n in numbers)
-    assert answer in "".join(chunks) and any(answer.split()[0] in text for text in told)
+    assert answer in "".join(chunks) and any(answer.split()[0] in text for text in replies)
 
 
 def test_the_published_mixes_have_their_printed_weights():
@@ -444,13 +451,15 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
 
 
 def check_figures(figures, docs):
-    told = figures["sources"]["docs"]
-    assert told["examples"]["train"] == len(docs) == told["streams"]["interleaved"]["documents"]
+    counts = figures["sources"]["docs"]
+    assert counts["examples"]["train"] == len(docs) == counts["streams"]["interleaved"]["documents"]
     lengths = [sum(len(section.tokens) for section in docs.shapes[i]) for i in range(len(docs))]
     assert (
-        told["streams"]["interleaved"]["tokens_before"] == sum(lengths) == told["tokens"]["train"]
+        counts["streams"]["interleaved"]["tokens_before"]
+        == sum(lengths)
+        == counts["tokens"]["train"]
     )
-    (bucket,) = told["streams"]["interleaved"]["buckets"].values()
+    (bucket,) = counts["streams"]["interleaved"]["buckets"].values()
     assert bucket["pairs"]["1"] + bucket["too_short"] == len(docs)
     assert bucket["trainable_tokens"] == sum(length // 2 for length in lengths if length >= 256)
     assert bucket["shortest_segment"] >= 128 and bucket["first_wrapped_share"] is None
@@ -492,10 +501,10 @@ def test_prepared_examples_are_those_of_their_rows(prepared, tokenizer):
     talk = PreparedSource(prepared, "talk", "train", tokenizer)
     for i in range(5):
         again = tokenize_example(talk.raw(i), tokenizer)
-        assert [(one.role, np.asarray(one.tokens).tolist()) for one in again] == [
-            (one.role, one.tokens.tolist()) for one in talk[i]
+        assert [(section.role, np.asarray(section.tokens).tolist()) for section in again] == [
+            (section.role, section.tokens.tolist()) for section in talk[i]
         ]
-        assert [one.role for one in talk[i]] == [
+        assert [section.role for section in talk[i]] == [
             Role.FIXED,
             Role.PROMPT,
             Role.FIXED,

@@ -22,7 +22,7 @@ from lclm_jax.data.prepare.shards import (
 from lclm_jax.files.checksums import write_checksums
 from lclm_jax.files.directories import DirectoryError, locked
 
-ONE = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
+RECIPE = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
 
 
 def contents(directory) -> dict[str, str]:
@@ -31,14 +31,14 @@ def contents(directory) -> dict[str, str]:
 
 
 @pytest.fixture
-def one(tmp_path, tokenizer):
+def prepared(tmp_path, tokenizer):
     """(input, output) of a preparation of two files."""
     for name in "ab":
         rows = [{"text": f"text {name} {i} " * 20} for i in range(60)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text + "{broken\n", encoding="utf-8")
     inputs = {"docs": [f"{tmp_path}/*.jsonl"]}
-    prepare(ONE, inputs, tmp_path / "out", tokenizer, workers=1)
+    prepare(RECIPE, inputs, tmp_path / "out", tokenizer, workers=1)
     return inputs, tmp_path / "out"
 
 
@@ -66,8 +66,8 @@ def remove_index(out, outside):
 
 
 def exchange_indexes(out, outside):
-    train, held = (find_shards(out, "docs", split)[0] for split in ("train", "held"))
-    shutil.copy(index_path(held), index_path(train))
+    train, held_out = (find_shards(out, "docs", split)[0] for split in ("train", "held"))
+    shutil.copy(index_path(held_out), index_path(train))
 
 
 def break_report(out, outside):
@@ -80,9 +80,9 @@ def empty_report(out, outside):
 
 def name_outside(out, outside):
     report = out / "units" / "docs-00000.json"
-    told = json.loads(report.read_text(encoding="utf-8"))
-    told["shards"][0] |= {"file": "../mine", "sha256": hash_file(outside)}
-    report.write_text(json.dumps(told), encoding="utf-8")
+    record = json.loads(report.read_text(encoding="utf-8"))
+    record["shards"][0] |= {"file": "../mine", "sha256": hash_file(outside)}
+    report.write_text(json.dumps(record), encoding="utf-8")
 
 
 def remove_rejections(out, outside):
@@ -108,12 +108,12 @@ HARMS = (
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_what_is_not_whole_is_made_anew(one, tokenizer, tmp_path, harm):
-    inputs, out = one
+def test_what_is_not_whole_is_made_anew(prepared, tokenizer, tmp_path, harm):
+    inputs, out = prepared
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
     before = contents(out), (out / REJECTIONS).read_text(encoding="utf-8"), read_manifest(out)
     harm(out, tmp_path / "mine")
-    prepare(ONE, inputs, out, tokenizer, workers=1)
+    prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert (
         contents(out),
         (out / REJECTIONS).read_text(encoding="utf-8"),
@@ -122,20 +122,20 @@ def test_what_is_not_whole_is_made_anew(one, tokenizer, tmp_path, harm):
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
 
 
-def test_only_what_preparation_made_is_removed(one, tokenizer, tmp_path):
+def test_only_what_preparation_made_is_removed(prepared, tokenizer, tmp_path):
     """A report of a unit that is gone may name any file; another's files may lie anywhere."""
-    inputs, out = one
+    inputs, out = prepared
     (tmp_path / "mine").write_text("mine", encoding="utf-8")
     (out / "mine").write_text("mine", encoding="utf-8")
     (out / "units" / "mine-00001.json").write_text(
         '{"shards": [{"file": "mine"}]}', encoding="utf-8"
     )
     report = out / "units" / "docs-00001.json"
-    told = json.loads(report.read_text(encoding="utf-8"))
-    told["shards"] = [{"file": "../mine"}, {"file": "mine"}, {"file": str(tmp_path / "mine")}]
-    report.write_text(json.dumps(told), encoding="utf-8")
+    record = json.loads(report.read_text(encoding="utf-8"))
+    record["shards"] = [{"file": "../mine"}, {"file": "mine"}, {"file": str(tmp_path / "mine")}]
+    report.write_text(json.dumps(record), encoding="utf-8")
     (tmp_path / "b.jsonl").unlink()
-    prepare(ONE, inputs, out, tokenizer, workers=1)
+    prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert (tmp_path / "mine").exists() and (out / "mine").exists()
     assert (out / "units" / "mine-00001.json").exists() and not report.exists()
     assert len(find_shards(out, "docs", "train")) == 1
@@ -149,28 +149,28 @@ def test_a_directory_of_another_kind_is_not_prepared_into(tmp_path, tokenizer, n
     (out / name).write_text("mine", encoding="utf-8")
     (tmp_path / "a.jsonl").write_text('{"text": "words"}\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="expected a new directory or one of prepared data"):
-        prepare(ONE, {"docs": [str(tmp_path / "a.jsonl")]}, out, tokenizer, workers=1)
+        prepare(RECIPE, {"docs": [str(tmp_path / "a.jsonl")]}, out, tokenizer, workers=1)
     assert (out / name).read_text(encoding="utf-8") == "mine" and len(list(out.iterdir())) == 1
 
 
-def test_two_preparations_do_not_meet_in_one_directory(one, tokenizer):
-    inputs, out = one
+def test_two_preparations_do_not_meet_in_one_directory(prepared, tokenizer):
+    inputs, out = prepared
     index_path(find_shards(out, "docs", "train")[0]).unlink()
     before = contents(out)
     with (
         locked(out),
         pytest.raises(DirectoryError, match=f"out is being written by process {os.getpid()} on"),
     ):
-        prepare(ONE, inputs, out, tokenizer, workers=1)
+        prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert contents(out) == before and read_manifest(out)
 
 
-def test_finished_data_are_not_written_again(one, tokenizer):
+def test_finished_data_are_not_written_again(prepared, tokenizer):
     """Any number of runs may begin on them at once, beside one that reads them."""
-    inputs, out = one
+    inputs, out = prepared
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with locked(out):
-        again = prepare(ONE, inputs, out, tokenizer, workers=1)
+        again = prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert again["sources"] == read_manifest(out)["sources"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -201,7 +201,7 @@ def alike(tmp_path, tokenizer):
         rows = [{"text": f"{name} {i:03}"} for i in range(60)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    prepare(ONE, {"docs": [f"{tmp_path}/?.jsonl"]}, tmp_path / "out", tokenizer, workers=1)
+    prepare(RECIPE, {"docs": [f"{tmp_path}/?.jsonl"]}, tmp_path / "out", tokenizer, workers=1)
     forget(tmp_path / "out", "bytes")
     return tmp_path / "out"
 
@@ -225,8 +225,8 @@ def test_exchanged_shards_are_named_at_the_first_example(alike, tokenizer):
         PreparedSource(alike, "docs", "train", tokenizer)
 
 
-def test_a_shard_of_another_size_and_an_index_of_another_shard_are_named(one, tokenizer):
-    _, out = one
+def test_a_shard_of_another_size_and_an_index_of_another_shard_are_named(prepared, tokenizer):
+    _, out = prepared
     first, _ = find_shards(out, "docs", "train")
     whole = first.read_bytes()
     first.write_bytes(whole + b"more")
@@ -253,37 +253,37 @@ def test_an_index_of_an_earlier_version_has_lengths_alone(alike, tokenizer):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"sources": 3}', '{"sources": {"docs": {"shards": 1}}}']
 )
-def test_a_manifest_that_is_none_is_named(one, text):
-    (one[1] / "manifest.json").write_text(text, encoding="utf-8")
+def test_a_manifest_that_is_none_is_named(prepared, text):
+    (prepared[1] / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(DamagedError, match=r"manifest\.json is not a manifest"):
-        read_manifest(one[1])
+        read_manifest(prepared[1])
 
 
-def test_a_manifest_cannot_name_a_file_outside(one):
-    manifest = read_manifest(one[1])
+def test_a_manifest_cannot_name_a_file_outside(prepared):
+    manifest = read_manifest(prepared[1])
     manifest["sources"]["docs"]["shards"][0]["file"] = "../a.jsonl"
-    (one[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (prepared[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(DamagedError, match="not the name of a file in its directory"):
-        read_manifest(one[1])
+        read_manifest(prepared[1])
 
 
-def test_the_fingerprint_of_a_source_is_that_of_its_content(one, tokenizer, tmp_path):
-    inputs, out = one
-    found = PreparedSource(out, "docs", "train", tokenizer).fingerprint
-    assert found["shards"] == 2 and 100 < found["examples"] <= 120
+def test_the_fingerprint_of_a_source_is_that_of_its_content(prepared, tokenizer, tmp_path):
+    inputs, out = prepared
+    fingerprint = PreparedSource(out, "docs", "train", tokenizer).fingerprint
+    assert fingerprint["shards"] == 2 and 100 < fingerprint["examples"] <= 120
     moved = shutil.move(out, tmp_path / "moved")
-    assert PreparedSource(moved, "docs", "train", tokenizer).fingerprint == found
-    prepare(ONE, inputs, out, tokenizer, workers=2)
-    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint == found
+    assert PreparedSource(moved, "docs", "train", tokenizer).fingerprint == fingerprint
+    prepare(RECIPE, inputs, out, tokenizer, workers=2)
+    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint == fingerprint
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"text": "other words " * 40}) + "\n", encoding="utf-8"
     )
-    prepare(ONE, inputs, out, tokenizer, workers=1)
-    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint != found
+    prepare(RECIPE, inputs, out, tokenizer, workers=1)
+    assert PreparedSource(out, "docs", "train", tokenizer).fingerprint != fingerprint
 
 
-def test_verify_names_every_file_that_is_not_as_it_was_written(one, command, capsys):
-    _, out = one
+def test_verify_names_every_file_that_is_not_as_it_was_written(prepared, command, capsys):
+    _, out = prepared
     assert command(launch_inspect, out, "--verify") == 0
     assert "8 files are as they were written" in capsys.readouterr().out
     assert not (out / "inspect.html").exists()
@@ -291,9 +291,9 @@ def test_verify_names_every_file_that_is_not_as_it_was_written(one, command, cap
     remove_index(out, None)
     assert command(launch_inspect, out, "--verify") == 2
     first, second = find_shards(out, "docs", "train")
-    said = capsys.readouterr().err
-    assert "2 files in" in said and f"{second.name} is not as it was written" in said
-    assert f"{index_path(first).name} is missing" in said
+    message = capsys.readouterr().err
+    assert "2 files in" in message and f"{second.name} is not as it was written" in message
+    assert f"{index_path(first).name} is missing" in message
 
 
 def test_verify_checks_the_steps_of_a_run(tmp_path, command, capsys):

@@ -66,7 +66,7 @@ def test_long_documents_have_a_fixed_number_of_trainable_tokens(length, trainabl
     ],
 )
 def test_segments_are_cut_as_the_paper_says(lengths, pairs):
-    rng, seen = np.random.default_rng(1), set()
+    rng, counts = np.random.default_rng(1), set()
     for _ in range(1000):
         length = int(rng.integers(lengths[0], lengths[1] + 1))
         trainable = 8192 if length > 16384 else length // 2
@@ -74,14 +74,14 @@ def test_segments_are_cut_as_the_paper_says(lengths, pairs):
         assert (sum(wrapped), sum(plain)) == (length - trainable, trainable)
         assert len(wrapped) == len(plain)
         assert min(wrapped + plain) >= 128
-        seen.add(len(plain))
+        counts.add(len(plain))
         if len(plain) == 1:
             continue
         assert 0.3 * sum(wrapped) - 1 <= wrapped[0] <= 0.4 * sum(wrapped) + 1
         assert 0.4 * sum(plain) - 1 <= plain[-1] <= 0.5 * sum(plain) + 1
         for others in (wrapped[1:], plain[:-1]):
             assert max(others) - 1 <= 1.2 / 0.8 * (min(others) + 1)
-    assert seen == pairs
+    assert counts == pairs
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
     tokens, table = flatten_sections(example)
     for seed in range(30):
         data = DataConfig(min_segment_length=16)
-        one = TRANSFORMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
+        record = TRANSFORMS[kind](example, np.random.default_rng(seed), data, tokenizer, "code")
         other = TRANSFORMS[kind](
             split_sections(range(len(tokens)), table.tolist()),
             np.random.default_rng(seed),
@@ -343,7 +343,7 @@ def test_ranges_are_cut_as_tokens_are(tokenizer, kind):
             tokenizer,
             "code",
         )
-        assert lengths_of(one) == lengths_of(other)
+        assert lengths_of(record) == lengths_of(other)
 
 
 def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(tokenizer):
@@ -363,12 +363,12 @@ def test_half_of_the_analyses_are_compressed_and_what_follows_is_trained_on(toke
         )
         compressed = any(isinstance(span, Context) and span.tokens is thought for span in record)
         wrapped += compressed
-        said = (
+        expected = (
             "<think></think>Ben<|im_end|>"
             if compressed
             else f"<think>{'It is long. ' * 30}</think>Ben<|im_end|>"
         )
-        assert tokenizer.decode(trained) == said
+        assert tokenizer.decode(trained) == expected
     assert 160 < wrapped < 240
 
 
@@ -381,7 +381,7 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
         Section(np.arange(length), Role.ANSWER),
         Section(np.arange(2), Role.FIXED),
     ]
-    seen = set()
+    lengths = set()
     for seed in range(40):
         record = reasoning_record(example, np.random.default_rng(seed))
         (trained,) = (
@@ -391,9 +391,9 @@ def test_without_markers_the_end_of_an_answer_stays_plain(length, kept):
             trained + sum(len(span.tokens) for span in record if isinstance(span, Context))
             == length
         )
-        seen.add(trained)
+        lengths.add(trained)
         assert kept or not any(isinstance(span, Context) for span in record)
-    assert seen == {length, kept or length}
+    assert lengths == {length, kept or length}
 
 
 def test_only_what_the_assistant_writes_is_trained_on():

@@ -24,16 +24,16 @@ def test_an_example_as_arrays():
 
 def test_arrays_as_an_example():
     tokens, table = flatten_sections(EXAMPLE)
-    found = split_sections(tokens, table)
-    assert [(one.tokens.tolist(), one.role, one.ratio) for one in found] == [
+    sections = split_sections(tokens, table)
+    assert [(section.tokens.tolist(), section.role, section.ratio) for section in sections] == [
         ([10, 11, 12], Role.FIXED, None),
         ([7, 8], Role.CONTEXT, 4),
         ([], Role.PROMPT, None),
         ([5], Role.ANSWER, None),
     ]
-    assert all(type(one.role) is Role for one in found)
+    assert all(type(section.role) is Role for section in sections)
     lengths = split_sections(range(100, 106), table)
-    assert [one.tokens for one in lengths] == [
+    assert [section.tokens for section in lengths] == [
         range(100, 103),
         range(103, 105),
         range(105, 105),

@@ -169,9 +169,11 @@ def test_a_message_of_weight_0_is_read_and_not_trained_on(tokenizer, flag):
     (raw,) = examples({"messages": messages}, "chat", tokenizer)
     assert raw["messages"][1] == {"role": "assistant", "content": "Dan", "trained": False}
     sections = tokenize_example(raw, tokenizer)
-    answers = [tokenizer.decode(one.tokens) for one in sections if one.role is Role.ANSWER]
+    answers = [
+        tokenizer.decode(section.tokens) for section in sections if section.role is Role.ANSWER
+    ]
     assert answers == ["Ben<|im_end|>"]
-    assert "Dan<|im_end|>" in "".join(tokenizer.decode(one.tokens) for one in sections)
+    assert "Dan<|im_end|>" in "".join(tokenizer.decode(section.tokens) for section in sections)
 
 
 def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
@@ -183,9 +185,9 @@ def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
     )
     assert raw["messages"][0]["content"] == content
     contexts = [
-        (one.role, one.ratio)
-        for one in tokenize_example(raw, tokenizer)
-        if one.role is Role.CONTEXT
+        (section.role, section.ratio)
+        for section in tokenize_example(raw, tokenizer)
+        if section.role is Role.CONTEXT
     ]
     assert contexts == [(Role.CONTEXT, 8)]
     assert "Ben likes figs." in example_text(raw)
@@ -202,9 +204,9 @@ def test_instructions_keep_their_input_and_contents_their_parts(tokenizer):
 def test_what_the_assistant_thinks_is_told_apart(tokenizer, answer):
     (raw,) = examples({"messages": [TALK[0], {"role": "assistant"} | answer]}, "chat", tokenizer)
     thought = [
-        tokenizer.decode(one.tokens).strip()
-        for one in tokenize_example(raw, tokenizer)
-        if one.role is Role.ANALYSIS
+        tokenizer.decode(section.tokens).strip()
+        for section in tokenize_example(raw, tokenizer)
+        if section.role is Role.ANALYSIS
     ]
     assert thought == ["It is Ben."]
 
@@ -319,7 +321,10 @@ def test_packed_rows_have_turns_and_memory_written_out(tokenizer):
     document = "<|memory_start|>Once upon<|memory_end|> a time."
     (raw,) = examples({"text": document}, "packed", tokenizer)
     assert raw == {"spans": [{"context": "Once upon"}, {"text": " a time."}]}
-    assert [one.role for one in tokenize_example(raw, tokenizer)] == [Role.CONTEXT, Role.ANSWER]
+    assert [section.role for section in tokenize_example(raw, tokenizer)] == [
+        Role.CONTEXT,
+        Role.ANSWER,
+    ]
     assert example_text(raw) == "Once upon a time."
 
 
@@ -351,13 +356,13 @@ def test_the_last_turn_of_a_packed_row_may_be_open(tokenizer):
 
 def test_a_packed_row_gives_what_it_can_before_the_error_of_the_rest(tokenizer):
     good = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nBen<|im_end|>\n"
-    found = []
+    examples = []
     with pytest.raises(RowError, match="1 of 3 examples of the row, first: expected turns alone"):
         for raw in read_raw_examples(
             {"packed": [good, f"Stray {good}", [good]]}, "packed", tokenizer, 1000
         ):
-            found.append(raw)
-    assert found == [{"messages": TALK}] * 2
+            examples.append(raw)
+    assert examples == [{"messages": TALK}] * 2
 
 
 def test_bytes_that_hold_utf8_are_text(tokenizer):

@@ -156,41 +156,47 @@ def words_in(value):
 @FUZZ
 @given(row=st.one_of(CHATS, ROWS))
 def test_no_word_of_a_field_beside_a_chat_is_lost(tokenizer, row):
-    found = example_of(row, "chat", tokenizer)
-    if found is None:
+    examples = example_of(row, "chat", tokenizer)
+    if examples is None:
         return
-    ((raw, _),) = found
-    said = example_text(raw)
+    ((raw, _),) = examples
+    text = example_text(raw)
     # A text may be the whole chat written out again, in a form of its own.
     used = names.FIELDS_BY_KIND["chat"] - {"text", "label", "split_group", *names.TOOL_FIELDS}
     for name in used & row.keys():
         value = row[name]
         is_json = isinstance(value, str) and name in (*names.CHAT_FIELDS, "history")
-        assert is_json or all(word in said for word in words_in(value)), name
+        assert is_json or all(word in text for word in words_in(value)), name
 
 
 @FUZZ
 @given(text=PACKED)
 def test_no_word_of_a_packed_text_is_lost(tokenizer, text):
-    found = example_of({"text": text}, "packed", tokenizer)
-    if found is None:
+    examples = example_of({"text": text}, "packed", tokenizer)
+    if examples is None:
         return
-    said = "".join(example_text(raw) for raw, _ in found)
+    written = "".join(example_text(raw) for raw, _ in examples)
     for word in ("words", "Who?", "Ben", "é"):
-        assert said.count(word) == text.count(word)
+        assert written.count(word) == text.count(word)
 
 
 @FUZZ
 @given(row=CHATS)
 def test_a_message_of_weight_0_has_no_token_that_is_trained_on(tokenizer, row):
-    found = example_of(row, "chat", tokenizer)
-    if found is None:
+    examples = example_of(row, "chat", tokenizer)
+    if examples is None:
         return
-    ((raw, sections),) = found
+    ((raw, sections),) = examples
     trained = "".join(
-        tokenizer.decode(one.tokens) for one in sections if one.role in (Role.ANSWER, Role.ANALYSIS)
+        tokenizer.decode(section.tokens)
+        for section in sections
+        if section.role in (Role.ANSWER, Role.ANALYSIS)
     )
-    weights = [one.get("trained", True) for one in raw["messages"] if one["role"] == "assistant"]
+    weights = [
+        message.get("trained", True)
+        for message in raw["messages"]
+        if message["role"] == "assistant"
+    ]
     assert trained.count("<|im_end|>") >= sum(weights) > 0
     if "<|im_end|>" not in example_text(raw):
         assert trained.count("<|im_end|>") == sum(weights)

@@ -33,10 +33,10 @@ def test_every_record_is_scored_by_itself_in_every_view(model_config, params, to
     scores = score(params, records, model_config, memory)
     assert list(scores) == list(VIEWS)
     for name, view in VIEWS.items():
-        for record, found in zip(records, scores[name], strict=True):
+        for record, scored in zip(records, scores[name], strict=True):
             losses, right = losses_of(params, view(record), model_config, memory)
-            assert (found.tokens, found.correct) == (len(losses), right.sum())
-            assert found.nll == pytest.approx(losses.sum(), rel=1e-4)
+            assert (scored.tokens, scored.correct) == (len(losses), right.sum())
+            assert scored.nll == pytest.approx(losses.sum(), rel=1e-4)
 
 
 def test_scores_add_up():

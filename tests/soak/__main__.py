@@ -49,7 +49,7 @@ class Row:
 
     what: str
     times: int
-    seen: str
+    observation: str
     passed: bool
 
 
@@ -73,22 +73,22 @@ def main():
     )
     arguments = parser.parse_args()
     plan = make_plan(arguments.seed, arguments.kills, 2 * STEPS)
-    begun = time.monotonic()
-    rows, tries = soak(arguments.directory.resolve(), plan, STEPS, begun + 60 * arguments.minutes)
-    seconds = time.monotonic() - begun
+    start = time.monotonic()
+    rows, tries = soak(arguments.directory.resolve(), plan, STEPS, start + 60 * arguments.minutes)
+    seconds = time.monotonic() - start
     passed = all(row.passed for row in rows)
-    told = {
+    report = {
         "passed": passed,
         "seed": arguments.seed,
         "seconds": seconds,
         "rows": rows,
         "tries": tries,
     }
-    write_whole(arguments.directory / "soak.json", json.dumps(told, indent=2, default=asdict))
+    write_whole(arguments.directory / "soak.json", json.dumps(report, indent=2, default=asdict))
     show_table(
         draw(
             rows,
-            f"{sum(one.outcome is not None for one in tries)} faults in {seconds:.0f} s, seed {arguments.seed}",
+            f"{sum(attempt.outcome is not None for attempt in tries)} faults in {seconds:.0f} s, seed {arguments.seed}",
         )
     )
     sys.exit(0 if passed else 1)
@@ -124,15 +124,17 @@ def soak(
             late = str(error)
     tries += [Try(fault, None) for fault in plan[len(tries) :]]
     rows = [
-        summary(kind, [one for one in tries if one.fault.kind == kind])
+        summary(kind, [attempt for attempt in tries if attempt.fault.kind == kind])
         for kind in KINDS
         if any_of(kind, plan)
     ]
     if late is None:
-        found = compare(
+        outcomes = compare(
             config, Path(alone.run.directory), Path(config.run.directory), soaked.sessions
         )
-        rows += [Row(name, 1, outcome.seen, outcome.passed) for name, outcome in found.items()]
+        rows += [
+            Row(name, 1, outcome.observation, outcome.passed) for name, outcome in outcomes.items()
+        ]
     else:
         rows.append(
             Row(
@@ -147,13 +149,13 @@ def soak(
 
 def remove_earlier(directory: Path):
     """Removes what an earlier soak left. Raises FileExistsError for a directory with anything else in it."""
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    ended = held & {"children", "soak.json"}  # of which any earlier soak left at least one
-    if strange := sorted(held - set(FILES)) or ([] if ended else sorted(held)):
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    ended = names & {"children", "soak.json"}  # of which any earlier soak left at least one
+    if strange := sorted(names - set(FILES)) or ([] if ended else sorted(names)):
         raise FileExistsError(
             f"{directory} holds {', '.join(strange[:3])}, which is of no soak; name a new directory"
         )
-    for name in held:
+    for name in names:
         path = directory / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -164,41 +166,42 @@ def any_of(kind: Kind, plan: Sequence[Fault]) -> bool:
 
 def train_alone(config: Config, soaked: Soak):
     """The run that nothing disturbs. Raises HungError if it does not come to its end."""
-    with child(config, Order(), soaked.notes / "undisturbed", soaked.deadline) as one:
-        if status := one.ended():
+    with child(config, Order(), soaked.notes / "undisturbed", soaked.deadline) as process:
+        if status := process.ended():
             raise HungError(
-                f"the undisturbed run ended with status {status}: {one.message}; {one.said} has more"
+                f"the undisturbed run ended with status {status}: {process.message}; {process.output_file} has more"
             )
 
 
 def end_quietly(soaked: Soak):
     """Lets the disturbed run come to its end."""
-    with soaked.child() as one:
-        if status := one.ended():
+    with soaked.child() as process:
+        if status := process.ended():
             raise HungError(
-                f"the disturbed run ended with status {status}: {one.message}; {one.said} has more"
+                f"the disturbed run ended with status {status}: {process.message}; {process.output_file} has more"
             )
 
 
 def attempt(soaked: Soak, fault: Fault) -> Try:
     """Tries a fault; a child that hangs has not passed."""
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         outcome = try_fault(soaked, fault)
     except HungError as error:
         outcome = Outcome(False, str(error))
     if not outcome.passed:
-        log.warning("%s at step %d: %s", fault.kind, fault.step, outcome.seen)
-    return Try(fault, outcome, time.monotonic() - begun)
+        log.warning("%s at step %d: %s", fault.kind, fault.step, outcome.observation)
+    return Try(fault, outcome, time.monotonic() - start)
 
 
 def summary(kind: Kind, tries: Sequence[Try]) -> Row:
     """What was seen of a kind of fault: the failures if there are any, else everything, each with how often."""
-    outcomes = [one.outcome for one in tries if one.outcome is not None]
-    failed = [outcome.seen for outcome in outcomes if not outcome.passed]
-    told = failed or [outcome.seen for outcome in outcomes]
+    outcomes = [attempt.outcome for attempt in tries if attempt.outcome is not None]
+    failed = [outcome.observation for outcome in outcomes if not outcome.passed]
+    observations = failed or [outcome.observation for outcome in outcomes]
     words = [
-        f"{told.count(seen)} {seen}" if len(told) > 1 else seen for seen in dict.fromkeys(told)
+        f"{observations.count(observation)} {observation}" if len(observations) > 1 else observation
+        for observation in dict.fromkeys(observations)
     ]
     missing = len(tries) - len(outcomes)
     words += [f"{missing} not tried: out of time"] if missing else []
@@ -210,7 +213,7 @@ def draw(rows: Sequence[Row], title: str) -> Table:
     for name in ("fault", "times", "seen", "passed"):
         table.add_column(name, justify="right" if name == "times" else "left")
     for row in rows:
-        table.add_row(row.what, str(row.times), row.seen, "yes" if row.passed else "NO")
+        table.add_row(row.what, str(row.times), row.observation, "yes" if row.passed else "NO")
     return table
 
 

@@ -48,13 +48,13 @@ class Child:
 
     def __init__(self, config: Config, order: Order, notes: Path, deadline: float):
         self.config, self.directory, self.deadline = config, Path(config.run.directory), deadline
-        self.begun = time.time()
+        self.start_time = time.time()
         self.newest = next(iter(saved_steps(self.directory / STEPS)), None)
         self._offsets = {name: _size(self.directory / name) for name in (EVENTS, LOG)}
         notes.mkdir(parents=True, exist_ok=True)
         (notes / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
         (notes / "order.json").write_text(json.dumps(to_dict(order)), encoding="utf-8")
-        self.said = notes / "stderr.txt"
+        self.output_file = notes / "stderr.txt"
         command = [
             sys.executable,
             "-m",
@@ -63,9 +63,9 @@ class Child:
             str(notes / "order.json"),
         ]
         environment = _environment(notes.parent.parent / "programs")
-        with self.said.open("wb") as said:
+        with self.output_file.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=said, stderr=said
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output
             )
 
     def lines(self, name: str) -> list[Line]:
@@ -91,7 +91,7 @@ class Child:
     @property
     def message(self) -> str:
         """The error it ended with in a line, or else the last line it said."""
-        lines = self.said.read_text(errors="replace", encoding="utf-8").strip().splitlines()
+        lines = self.output_file.read_text(errors="replace", encoding="utf-8").strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or [""])[-1].strip()
 
@@ -99,7 +99,7 @@ class Child:
         """Whether a checkpoint of at least this step is being written, that is unfinished or has no checksums yet."""
         if self.step < least or not (self.directory / STEPS).is_dir():
             return False
-        begun = (
+        first = (
             self.newest or 0
         )  # what an earlier save left is of no later step than this child has come to
         names = [
@@ -108,7 +108,7 @@ class Child:
         numbers = [
             int(number) for path in names if (number := path.name.partition(".")[0]).isdigit()
         ]
-        return any(max(begun + 1, least) <= number <= self.step for number in numbers)
+        return any(max(first + 1, least) <= number <= self.step for number in numbers)
 
     def wait_until(self, true: Callable[[], bool]) -> bool:
         """Waits until it is true; False when the child ends before. Raises HungError, OutOfTimeError."""

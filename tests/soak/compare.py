@@ -48,13 +48,13 @@ def compare(
 
 def read_lines(file: Path) -> list[Line]:
     """The lines of a journal; those that a full disk cut short are left out."""
-    found = []
+    lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return lines
 
 
 def _places(config: Config) -> list[Place]:
@@ -74,15 +74,15 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
         abstract = {
             name: getattr(state, name) for name in ("moments", "step", "skipped", "failing")
         }
-        held = []
+        restored = []
         for directory in (undisturbed, disturbed):
             with Checkpoints(directory) as checkpoints:
                 trees = checkpoints.restore(step, {"params": state.params, "training": abstract})
-                held.append((bits(trees), checkpoints.metadata(step)["data"]))
-        (expected, position), (found, its_position) = held
+                restored.append((bits(trees), checkpoints.metadata(step)["data"]))
+        (expected, position), (actual, its_position) = restored
         count += len(expected)
         differing += [
-            f"step {step} {path}" for path in expected if expected[path] != found.get(path)
+            f"step {step} {path}" for path in expected if expected[path] != actual.get(path)
         ]
         differing += [f"step {step} position in the data"] if position != its_position else []
     return _all_same(
@@ -99,10 +99,10 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 def same_losses(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
     """The figures of every step, bit for bit; a step's last line counts."""
-    expected, found = (
+    expected, actual = (
         {_place(line): figures(line) for line in lines} for lines in (undisturbed, disturbed)
     )
-    return _all_same(_differing(config, expected, found), f"{len(expected)} steps, bit for bit")
+    return _all_same(_differing(config, expected, actual), f"{len(expected)} steps, bit for bit")
 
 
 def figures(line: Line) -> str:
@@ -114,29 +114,29 @@ def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
     """The batch of every step and its records; a step that was repeated must have had the same one each time."""
     expected = {_place(line): (line["sha256"], line["records"]) for line in undisturbed}
     lines = list(disturbed)
-    found = {_place(line): (line["sha256"], line["records"]) for line in lines}
+    actual = {_place(line): (line["sha256"], line["records"]) for line in lines}
     wrong = [
         _place(line)
         for line in lines
         if expected.get(_place(line)) != (line["sha256"], line["records"])
     ]
     records = sum(len(row) for _, rows in expected.values() for row in rows)
-    seen = f"{len(lines)} batches read for {len(expected)} steps, {records} records, each as in the undisturbed run"
-    return _all_same([*_differing(config, expected, found), *map(str, wrong)], seen)
+    summary = f"{len(lines)} batches read for {len(expected)} steps, {records} records, each as in the undisturbed run"
+    return _all_same([*_differing(config, expected, actual), *map(str, wrong)], summary)
 
 
-def _differing(config: Config, expected: dict[Place, Any], found: dict[Place, Any]) -> list[str]:
+def _differing(config: Config, expected: dict[Place, Any], actual: dict[Place, Any]) -> list[str]:
     """The steps that are missing somewhere or differ."""
-    places = dict.fromkeys([*_places(config), *expected, *found])
+    places = dict.fromkeys([*_places(config), *expected, *actual])
     return [
         f"{stage} {step}"
         for stage, step in places
-        if _missing_or_other(expected, found, (stage, step))
+        if _missing_or_other(expected, actual, (stage, step))
     ]
 
 
-def _missing_or_other(expected: dict[Place, Any], found: dict[Place, Any], place: Place) -> bool:
-    return place not in expected or place not in found or expected[place] != found[place]
+def _missing_or_other(expected: dict[Place, Any], actual: dict[Place, Any], place: Place) -> bool:
+    return place not in expected or place not in actual or expected[place] != actual[place]
 
 
 def same_skipped(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
@@ -144,23 +144,23 @@ def same_skipped(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
     planned = {
         (stage.name, step) for stage in config.stages for step in poisoned_steps(stage.steps)
     }
-    expected, found = (
+    expected, actual = (
         {_place(line): line["records"] for line in lines if line["event"] == "skipped"}
         for lines in (undisturbed, disturbed)
     )
     differing = [
         f"{stage} {step}"
-        for stage, step in planned | expected.keys() | found.keys()
+        for stage, step in planned | expected.keys() | actual.keys()
         if (stage, step) not in planned
     ]
     differing += [
         f"{stage} {step}"
         for stage, step in planned
-        if _missing_or_other(expected, found, (stage, step))
+        if _missing_or_other(expected, actual, (stage, step))
     ]
     return _all_same(
         differing,
-        f"{len(planned)} steps skipped in both runs, named with {sum(map(len, found.values()))} records",
+        f"{len(planned)} steps skipped in both runs, named with {sum(map(len, actual.values()))} records",
     )
 
 
@@ -169,7 +169,7 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
     wrong, reached, repeated = [], 0, 0
     for number, session in enumerate(sessions):
         aside = [event["checkpoint"] for event in session.events if event["event"] == "damaged"]
-        begun = next(
+        first = next(
             (
                 event.get("from", 0)
                 for event in session.events
@@ -178,20 +178,20 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
             None,
         )
         steps = [config.run_step(line["stage"], line["step"]) for line in session.log]
-        if begun is None:
+        if first is None:
             wrong += [f"child {number} trained and did not say from where"] if steps else []
             continue
-        if begun != (session.newest or 0) and not (aside and begun < min(aside)):
+        if first != (session.newest or 0) and not (aside and first < min(aside)):
             wrong.append(
-                f"child {number} found checkpoint {session.newest} and went on from {begun}"
+                f"child {number} found checkpoint {session.newest} and went on from {first}"
             )
-        if steps != list(range(begun + 1, begun + 1 + len(steps))):
+        if steps != list(range(first + 1, first + 1 + len(steps))):
             wrong.append(
-                f"child {number} went on from {begun} with steps {steps[:3]} to {steps[-1:]}"
+                f"child {number} went on from {first} with steps {steps[:3]} to {steps[-1:]}"
             )
-        if begun > reached:
+        if first > reached:
             wrong.append(
-                f"child {number} went on from {begun}, but only {reached} had been written"
+                f"child {number} went on from {first}, but only {reached} had been written"
             )
         repeated += sum(step <= reached for step in steps)
         reached = max([reached, *steps])
@@ -203,8 +203,8 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
     )
 
 
-def _all_same(differing: Sequence[str], seen: str) -> Outcome:
+def _all_same(differing: Sequence[str], summary: str) -> Outcome:
     more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
     return Outcome(
-        not differing, f"differing: {', '.join(differing[:5])}{more}" if differing else seen
+        not differing, f"differing: {', '.join(differing[:5])}{more}" if differing else summary
     )

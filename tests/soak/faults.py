@@ -94,17 +94,17 @@ def _with_scale(params: Any, scale: Any) -> Any:
 
 def keep_batches(config: Config):
     """Writes of every step which batch it was given, by its bytes and by the records it is made of."""
-    seen: list[str] = []
+    hashes: list[str] = []
     to_devices, add = trainer.global_batch, Recorder.add
     file = Path(config.run.directory) / BATCHES
 
     def global_batch(batch: Batch, *rest: Any):
-        seen[:] = [hash_batch(batch)]
+        hashes[:] = [hash_batch(batch)]
         return to_devices(batch, *rest)
 
     def add_and_keep(self: Recorder, step: int, metrics: Any, before: Any):
         records = batch_origins(self.mixture, dict(before))
-        line = {"stage": self.stage.name, "step": step, "sha256": seen[0], "records": records}
+        line = {"stage": self.stage.name, "step": step, "sha256": hashes[0], "records": records}
         with file.open("ab", buffering=0) as out:
             out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill leaves no half of it
         add(self, step, metrics, before)

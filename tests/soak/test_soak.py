@@ -53,41 +53,41 @@ def journals(soaked):
 
 
 def test_a_killed_run_equals_the_undisturbed_one(soaked):
-    _, rows, (one,) = soaked
+    _, rows, (attempt,) = soaked
     assert [row for row in rows if not row.passed] == []
-    assert (one.fault, one.outcome) == (KILL, Outcome(True, "in a step"))
-    seen = {row.what: row.seen for row in rows}
-    assert seen["loss curve"] == "12 steps, bit for bit"
-    assert seen["nothing lost or repeated"].startswith("2 children, ")
-    assert seen["not finite"].startswith("4 steps skipped in both runs")
+    assert (attempt.fault, attempt.outcome) == (KILL, Outcome(True, "in a step"))
+    observations = {row.what: row.observation for row in rows}
+    assert observations["loss curve"] == "12 steps, bit for bit"
+    assert observations["nothing lost or repeated"].startswith("2 children, ")
+    assert observations["not finite"].startswith("4 steps skipped in both runs")
 
 
 def test_another_loss_is_found(config, journals):
-    expected, found = journals(LOG)
-    assert same_losses(config, expected, found).passed
-    found[-1]["loss"] = float(np.nextafter(found[-1]["loss"], 9))
-    assert same_losses(config, expected, found) == Outcome(False, "differing: all 6")
+    expected, actual = journals(LOG)
+    assert same_losses(config, expected, actual).passed
+    actual[-1]["loss"] = float(np.nextafter(actual[-1]["loss"], 9))
+    assert same_losses(config, expected, actual) == Outcome(False, "differing: all 6")
     assert (
-        same_losses(config, expected, [line for line in expected if line["step"] != 3]).seen
+        same_losses(config, expected, [line for line in expected if line["step"] != 3]).observation
         == "differing: adapter 3, all 3"
     )
 
 
 def test_another_batch_is_found(config, journals):
     """Even if the step was repeated with the right one."""
-    expected, found = journals(BATCHES)
-    assert same_batches(config, expected, found).passed
-    assert not same_batches(config, expected, [found[0] | {"sha256": "other"}, *found]).passed
-    assert not same_batches(config, expected, [*found, found[-1] | {"records": []}]).passed
+    expected, actual = journals(BATCHES)
+    assert same_batches(config, expected, actual).passed
+    assert not same_batches(config, expected, [actual[0] | {"sha256": "other"}, *actual]).passed
+    assert not same_batches(config, expected, [*actual, actual[-1] | {"records": []}]).passed
 
 
 def test_another_skipped_step_is_found(config, journals):
-    expected, found = journals(EVENTS)
-    more = found + [{"event": "skipped", "stage": "all", "step": 5, "records": []}]
-    assert same_skipped(config, expected, found).passed
+    expected, actual = journals(EVENTS)
+    more = actual + [{"event": "skipped", "stage": "all", "step": 5, "records": []}]
+    assert same_skipped(config, expected, actual).passed
     assert same_skipped(config, expected, more) == Outcome(False, "differing: all 5")
     assert not same_skipped(
-        config, expected, [line for line in found if line["event"] != "skipped"]
+        config, expected, [line for line in actual if line["event"] != "skipped"]
     ).passed
 
 
@@ -95,16 +95,16 @@ def test_another_bit_of_a_checkpoint_is_found(soaked, config):
     directory, stage = soaked[0], config.stages[1]
     state = abstract_state(config, stage, make_mesh(config.mesh, jax.devices()[:1]))
     training = {name: getattr(state, name) for name in ("moments", "step", "skipped", "failing")}
-    with Checkpoints(directory / "disturbed") as held:
-        trees = held.restore(2 * STEPS, {"params": state.params, "training": training})
-        position = held.metadata(2 * STEPS)
+    with Checkpoints(directory / "disturbed") as checkpoints:
+        trees = checkpoints.restore(2 * STEPS, {"params": state.params, "training": training})
+        position = checkpoints.metadata(2 * STEPS)
         params = flatten(trees["params"])
         params["adapter/norm/scale"] = np.nextafter(
             np.asarray(params["adapter/norm/scale"]), np.float32(9)
         )
     with (
         Checkpoints(directory / "planted", keep=9) as planted,
-        Checkpoints(directory / "disturbed") as held,
+        Checkpoints(directory / "disturbed") as checkpoints,
     ):
         first = abstract_state(config, config.stages[0], make_mesh(config.mesh, jax.devices()[:1]))
         training = {
@@ -112,14 +112,14 @@ def test_another_bit_of_a_checkpoint_is_found(soaked, config):
         }
         planted.save(
             STEPS,
-            held.restore(STEPS, {"params": first.params, "training": training}),
-            held.metadata(STEPS) | {"data": {}},
+            checkpoints.restore(STEPS, {"params": first.params, "training": training}),
+            checkpoints.metadata(STEPS) | {"data": {}},
         )
         planted.save(2 * STEPS, {**trees, "params": jax.device_put(unflatten(params))}, position)
     outcome = same_checkpoints(config, directory / "undisturbed", directory / "planted")
     assert not outcome.passed
-    assert f"step {STEPS} position in the data" in outcome.seen
-    assert "adapter" in outcome.seen and outcome.seen.count("step 12") == 1
+    assert f"step {STEPS} position in the data" in outcome.observation
+    assert "adapter" in outcome.observation and outcome.observation.count("step 12") == 1
 
 
 def logged(*steps):
@@ -130,7 +130,7 @@ def logged(*steps):
 
 
 @pytest.mark.parametrize(
-    ("newest", "began", "steps", "said"),
+    ("newest", "began", "steps", "message"),
     [
         (6, 6, range(7, 13), None),
         (6, 4, range(5, 13), "found checkpoint 6 and went on from 4"),
@@ -140,11 +140,14 @@ def logged(*steps):
         (6, 6, range(7, 12), "11 of 12 steps were written"),
     ],
 )
-def test_a_step_lost_or_repeated_is_found(config, newest, began, steps, said):
+def test_a_step_lost_or_repeated_is_found(config, newest, began, steps, message):
     first = Session(None, [{"event": "started"}], logged(*range(1, 9)))
     second = Session(newest, [{"event": "resumed", "from": began}], logged(*steps))
     outcome = whole_sessions(config, [first, second])
-    assert (outcome.passed, True) == (said is None, said is None or said in outcome.seen)
+    assert (outcome.passed, True) == (
+        message is None,
+        message is None or message in outcome.observation,
+    )
 
 
 def test_a_line_that_cannot_be_written_says_what_to_do(config, tmp_path):
@@ -182,13 +185,13 @@ def test_the_plan_has_everything_and_leaves_room():
 def test_what_is_not_tried_in_time_does_not_pass(tmp_path):
     rows, tries = soak(tmp_path, [KILL], STEPS, time.monotonic())
     assert [(row.what, row.passed) for row in rows] == [(KILL.kind, False), ("the same run", False)]
-    assert tries == [Try(KILL, None)] and rows[0].seen == "1 not tried: out of time"
+    assert tries == [Try(KILL, None)] and rows[0].observation == "1 not tried: out of time"
 
 
 def test_one_failure_among_many_is_told():
     tries = [Try(KILL, Outcome(True, "in a step"))] * 3 + [Try(KILL, Outcome(False, "hung"))]
     assert summary(KILL.kind, tries) == Row(KILL.kind, 4, "hung", False)
-    assert summary(KILL.kind, tries[:3]).seen == "3 in a step"
+    assert summary(KILL.kind, tries[:3]).observation == "3 in a step"
 
 
 def test_the_command_ends_with_what_it_found(command, tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ class Outcome:
     """What was seen of a child, and whether that is as it should be."""
 
     passed: bool
-    seen: str
+    observation: str
 
 
 @dataclass
@@ -78,97 +78,108 @@ def try_fault(soak: Soak, fault: Fault) -> Outcome:
 
 def _kill_starting(soak: Soak, fault: Fault) -> Outcome:
     seconds = fault.moment * (median(soak.starting) if soak.starting else STARTING)
-    begun = time.monotonic()
-    with soak.child(fault) as one:
-        one.wait_until(lambda: time.monotonic() > begun + seconds)
-        return _killed(one, "before its first step" if not one.step else "after its first step")
+    start = time.monotonic()
+    with soak.child(fault) as process:
+        process.wait_until(lambda: time.monotonic() > start + seconds)
+        return _killed(
+            process, "before its first step" if not process.step else "after its first step"
+        )
 
 
 def _kill_in_a_step(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
-        if one.wait_until(lambda: one.step >= fault.step):
-            soak.starting.append(_starting(one))
+    with soak.child(fault) as process:
+        if process.wait_until(lambda: process.step >= fault.step):
+            soak.starting.append(_starting(process))
             time.sleep(fault.moment * 3 * soak.pause)
-        return _killed(one, "in a step")
+        return _killed(process, "in a step")
 
 
 def _kill_saving(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
+    with soak.child(fault) as process:
         if fault.moment < 0.5:
-            one.wait_until(lambda: one.saving(fault.step))
+            process.wait_until(lambda: process.saving(fault.step))
             time.sleep(0.5 * fault.moment)
         else:  # as soon as it has its name: its checksums are still missing, or just there
-            one.wait_until(lambda: (soak.newest or 0) >= max(fault.step, (one.newest or 0) + 1))
-        status = one.kill()
+            process.wait_until(
+                lambda: (soak.newest or 0) >= max(fault.step, (process.newest or 0) + 1)
+            )
+        status = process.kill()
         step = soak.newest
         whole = step is not None and step >= fault.step
         sums = whole and (soak.directory / STEPS / str(step) / CHECKSUMS).exists()
         left = "whole" if sums else "whole but for its checksums" if whole else "unfinished"
         return Outcome(
-            status == KILLED, f"left {left}" if status == KILLED else _ended(one, status)
+            status == KILLED, f"left {left}" if status == KILLED else _ended(process, status)
         )
 
 
-def _killed(one: Child, where: str) -> Outcome:
-    status = one.kill()
-    return Outcome(status == KILLED, where if status == KILLED else _ended(one, status))
+def _killed(process: Child, where: str) -> Outcome:
+    status = process.kill()
+    return Outcome(status == KILLED, where if status == KILLED else _ended(process, status))
 
 
-def _ended(one: Child, status: int) -> str:
-    return f"ended with status {status}: {one.message[:300]}"
+def _ended(process: Child, status: int) -> str:
+    return f"ended with status {status}: {process.message[:300]}"
 
 
-def _starting(one: Child) -> float:
+def _starting(process: Child) -> float:
     """Seconds from a child's start to its first line."""
-    return one.lines(LOG)[0]["time"] - one.begun
+    return process.lines(LOG)[0]["time"] - process.start_time
 
 
-def _message(one: Child, fault: Fault, *words: str) -> Outcome:
+def _message(process: Child, fault: Fault, *words: str) -> Outcome:
     """Passed if the child ends by itself with an error's message that has all these words, and soon."""
-    one.wait_until(lambda: one.process.poll() is not None or one.step > fault.step + SOON)
-    status = one.kill()
-    missing = [word for word in words if word not in one.message]
-    passed = status == MESSAGE and one.message.startswith("error: ") and not missing
+    process.wait_until(
+        lambda: process.process.poll() is not None or process.step > fault.step + SOON
+    )
+    status = process.kill()
+    missing = [word for word in words if word not in process.message]
+    passed = status == MESSAGE and process.message.startswith("error: ") and not missing
     return Outcome(
-        passed, one.message[:300] if passed else f"missing {missing}; {_ended(one, status)}"
+        passed, process.message[:300] if passed else f"missing {missing}; {_ended(process, status)}"
     )
 
 
 def _full_while_saving(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
+    with soak.child(fault) as process:
         outcome = _message(
-            one,
+            process,
             fault,
             "could not write a checkpoint",
             "before it is intact",
             "start again to continue",
         )
-    found = [] if soak.newest is None else find_damage(soak.directory / STEPS / str(soak.newest))
-    intact = f"Step {soak.newest} before it is intact" in one.message and not found
-    return Outcome(outcome.passed and intact, "; ".join([outcome.seen, *found]))
+    damage = [] if soak.newest is None else find_damage(soak.directory / STEPS / str(soak.newest))
+    intact = f"Step {soak.newest} before it is intact" in process.message and not damage
+    return Outcome(outcome.passed and intact, "; ".join([outcome.observation, *damage]))
 
 
 def _full(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
-        return _message(one, fault, "could not write", "start again to continue")
+    with soak.child(fault) as process:
+        return _message(process, fault, "could not write", "start again to continue")
 
 
 def _damaged_checkpoint(soak: Soak, fault: Fault) -> Outcome:
     """A child is stopped in order, so that a checkpoint is newest and has its checksums; then its largest file is changed."""
-    with soak.child() as one:
-        if not one.wait_until(lambda: one.step >= fault.step) or one.stop() != INTERRUPTED:
-            return Outcome(False, _ended(one, one.kill()))
+    with soak.child() as process:
+        if (
+            not process.wait_until(lambda: process.step >= fault.step)
+            or process.stop() != INTERRUPTED
+        ):
+            return Outcome(False, _ended(process, process.kill()))
     steps = saved_steps(soak.directory / STEPS)
     files = [path for path in (soak.directory / STEPS / str(steps[0])).rglob("*") if path.is_file()]
     flip(max(files, key=lambda path: path.stat().st_size), fault.moment)
-    with soak.child(fault) as one:
-        one.wait_until(lambda: bool(one.step))
-        told = {event["event"]: event for event in one.lines(EVENTS)}
+    with soak.child(fault) as process:
+        process.wait_until(lambda: bool(process.step))
+        events = {event["event"]: event for event in process.lines(EVENTS)}
     aside = list((soak.directory / "damaged").glob(f"{steps[0]}.*"))
-    named = told.get("damaged", {}).get("checkpoint")
-    resumed = told.get("resumed", {}).get("from")
-    seen = f"checkpoint {named} named and set aside in {len(aside)} place, went on from {resumed}"
-    return Outcome(bool(aside) and (named, resumed) == (steps[0], steps[1]), seen)
+    named = events.get("damaged", {}).get("checkpoint")
+    resumed = events.get("resumed", {}).get("from")
+    observation = (
+        f"checkpoint {named} named and set aside in {len(aside)} place, went on from {resumed}"
+    )
+    return Outcome(bool(aside) and (named, resumed) == (steps[0], steps[1]), observation)
 
 
 def flip(file: Path, moment: float, least: float = 0.0, most: float = 1.0, every: int = 0):
@@ -196,8 +207,8 @@ def _damaged_shard(part: str) -> Callable[[Soak, Fault], Outcome]:
                 file, fault.moment, least=0.05, most=0.5, every=64
             )  # what follows the records is needed to open it
         try:
-            with soak.child(fault) as one:
-                return _message(one, fault, file.name)
+            with soak.child(fault) as process:
+                return _message(process, fault, file.name)
         finally:
             file.write_bytes(before)
 
@@ -205,58 +216,61 @@ def _damaged_shard(part: str) -> Callable[[Soak, Fault], Outcome]:
 
 
 def _slow_data(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
-        if not one.wait_until(lambda: one.step >= fault.step):
-            return Outcome(False, _ended(one, one.ended()))
-        status = one.stop()
-        waited = median(line["waiting"] for line in one.lines(LOG))
+    with soak.child(fault) as process:
+        if not process.wait_until(lambda: process.step >= fault.step):
+            return Outcome(False, _ended(process, process.ended()))
+        status = process.stop()
+        waited = median(line["waiting"] for line in process.lines(LOG))
     return Outcome(
         status == INTERRUPTED and waited > 0.3, f"waited for data {100 * waited:.0f} % of the time"
     )
 
 
 def _dead_data(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
-        status = one.ended()
-        died = DIED in one.said.read_text(errors="replace", encoding="utf-8")
+    with soak.child(fault) as process:
+        status = process.ended()
+        died = DIED in process.output_file.read_text(errors="replace", encoding="utf-8")
         return Outcome(
             status > 0 and died,
-            f"ended with status {status} and its error" if died else _ended(one, status),
+            f"ended with status {status} and its error" if died else _ended(process, status),
         )
 
 
 def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
-    with soak.child(fault) as one:
-        status = one.ended()
-        said = "no step was finished in" in one.message and "read_or_block" in one.said.read_text(
-            errors="replace", encoding="utf-8"
+    with soak.child(fault) as process:
+        status = process.ended()
+        named = (
+            "no step was finished in" in process.message
+            and "read_or_block" in process.output_file.read_text(errors="replace", encoding="utf-8")
         )
-        seen = f"ended with status {status}, its message and where the worker stood"
-        return Outcome(status == EXIT_STATUS and said, seen if said else _ended(one, status))
+        observation = f"ended with status {status}, its message and where the worker stood"
+        return Outcome(
+            status == EXIT_STATUS and named, observation if named else _ended(process, status)
+        )
 
 
 def _clock(soak: Soak, fault: Fault) -> Outcome:
     """The child goes on until it is stopped; or, if a checkpoint was being written, which takes days now, it says so and ends."""
-    with soak.child(fault) as one:
-        if not one.wait_until(lambda: one.step >= fault.step and _jumped(one)):
+    with soak.child(fault) as process:
+        if not process.wait_until(lambda: process.step >= fault.step and _jumped(process)):
             outcome = _message(
-                one, fault, "could not write a checkpoint", "start again to continue"
+                process, fault, "could not write a checkpoint", "start again to continue"
             )
-            return Outcome(outcome.passed, f"jumped while saving: {outcome.seen}")
-        saved, status = soak.newest, one.stop()
-        if status == MESSAGE and "could not write a checkpoint" in one.message:
-            return Outcome(True, f"jumped while saving: {one.message[:300]}")
-        lines = len(one.lines(LOG))
-        seen = f"{lines} steps with a jump of a day among them, stopped when asked, saved"
+            return Outcome(outcome.passed, f"jumped while saving: {outcome.observation}")
+        saved, status = soak.newest, process.stop()
+        if status == MESSAGE and "could not write a checkpoint" in process.message:
+            return Outcome(True, f"jumped while saving: {process.message[:300]}")
+        lines = len(process.lines(LOG))
+        observation = f"{lines} steps with a jump of a day among them, stopped when asked, saved"
     return Outcome(
         status == INTERRUPTED and soak.newest != saved,
-        seen if status == INTERRUPTED else _ended(one, status),
+        observation if status == INTERRUPTED else _ended(process, status),
     )
 
 
-def _jumped(one: Child) -> bool:
+def _jumped(process: Child) -> bool:
     """Whether the times of its lines do."""
-    times = [line["time"] for line in one.lines(EVENTS)[:1] + one.lines(LOG)]
+    times = [line["time"] for line in process.lines(EVENTS)[:1] + process.lines(LOG)]
     return max(times) - min(times) > DAY / 2
 
 

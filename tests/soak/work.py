@@ -90,8 +90,8 @@ def write_work(directory: Path, modules: int = MODULES):
         "tasks": [_task(text) for text in texts if len(text.splitlines()[0]) < 60],
     }
     files = {
-        name: _write_rows(directory / "input" / f"{name}.jsonl", some)
-        for name, some in rows.items()
+        name: _write_rows(directory / "input" / f"{name}.jsonl", lines)
+        for name, lines in rows.items()
     }
     tokenizer: Tokenizer = train_tokenizer(texts, VOCAB)
     recipe = Recipe("soak", (Source("docs", "text"), Source("tasks", "chat")), STREAMS)

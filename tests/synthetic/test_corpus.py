@@ -43,8 +43,8 @@ def test_needle_tasks_put_the_facts_in_the_context_and_the_question_after_it():
         facts, question = user["content"][0]["context"], user["content"][1]["text"]
         assert question.startswith(" Who ") and question.endswith("? Reply only with a name.")
         assert "Who " not in facts and 2 <= facts.count(".") <= 6
-        told = question.removeprefix(" Who ").removesuffix("? Reply only with a name.")
-        assert f"{assistant['content']} {told}." in facts
+        sentence = question.removeprefix(" Who ").removesuffix("? Reply only with a name.")
+        assert f"{assistant['content']} {sentence}." in facts
     assert tasks == list(corpus.needle_tasks(5))
 
 

@@ -88,7 +88,7 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
     )
     modules = [(f"module{i}.py", f'"""Module {i} {words}"""') for i in range(300)]
     monkeypatch.setattr(pairs.corpus, "standard_library", lambda: modules)
-    everything, held = (
+    everything, held_out = (
         pairs.write_corpus(tmp_path / "all", 400),
         pairs.write_held_out(tmp_path / "held"),
     )
@@ -98,7 +98,7 @@ def test_documents_held_out_are_the_same_without_the_others(monkeypatch, tmp_pat
                 json.loads(line)
                 for line in Path(files[name][0]).read_text(encoding="utf-8").splitlines()
             ]
-            for files in (everything, held)
+            for files in (everything, held_out)
         )
         assert kept == [
             row for row in rows if split_of(row.get("split_group") or example_text(row)) == "held"

@@ -78,8 +78,8 @@ def test_sources_say_what_they_promise(few):
     assert all(sheet["text"].count("\\int") in (8, 16) for sheet in latex)
     thought = reasoning["messages"][1]["content"]
     assert thought.startswith("<think>\n") and thought.rpartition("</think>\n\n")[2].strip()
-    held = {path for path, _ in samples._modules() if samples.split_of(path) == "held"}
-    assert not any(f"# {path}\n" in row["text"] for row in samples.long() for path in held)
+    held_out = {path for path, _ in samples._modules() if samples.split_of(path) == "held"}
+    assert not any(f"# {path}\n" in row["text"] for row in samples.long() for path in held_out)
 
 
 def test_inputs_are_found_by_the_names_of_their_sources(tmp_path):
@@ -87,10 +87,10 @@ def test_inputs_are_found_by_the_names_of_their_sources(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name in ("instructions.jsonl", "instructions.parquet", "web.jsonl.zst", "webpage.jsonl"):
         (tmp_path / name).touch()
-    found = find_inputs(["web=elsewhere/*.txt"], recipe, tmp_path)
-    assert found["web"] == ["elsewhere/*.txt"]
-    assert found["corpus"] == [str(tmp_path / "corpus")]
-    assert found["instructions"] == [
+    inputs = find_inputs(["web=elsewhere/*.txt"], recipe, tmp_path)
+    assert inputs["web"] == ["elsewhere/*.txt"]
+    assert inputs["corpus"] == [str(tmp_path / "corpus")]
+    assert inputs["instructions"] == [
         str(tmp_path / "instructions.jsonl"),
         str(tmp_path / "instructions.parquet"),
     ]
@@ -110,9 +110,9 @@ def test_the_commands_run_on_samples(few, command, tmp_path, capsys):
     assert (
         command(bench_data, tmp_path / "bench", "--rows", 1, "--slice", "v5e:4x4", *settings) == 0
     )
-    told = capsys.readouterr().out
-    assert told.count("prepared at") == 2 and told.count("from 4 hosts") == 2
-    assert told.count("every host, all rows") == 2 and told.count("assemble") == 2
+    output = capsys.readouterr().out
+    assert output.count("prepared at") == 2 and output.count("from 4 hosts") == 2
+    assert output.count("every host, all rows") == 2 and output.count("assemble") == 2
     assert command(bench_data, tmp_path / "bench", "--slice", "v5e:4x4x4") == 2
     assert (
         "a slice of v5e has 2 dimensions, such as v5e:4x4, got 'v5e:4x4x4'"

@@ -114,10 +114,10 @@ def check_gcloud(commands: list[list[str]]):
         for command in commands:
             quoted = subprocess.list2cmdline(["gcloud", *command])
             linted = [GCLOUD, "meta", "lint-gcloud-commands", f"--command-string={quoted}"]
-            (told,) = json.loads(
+            (figures,) = json.loads(
                 subprocess.run(linted, capture_output=True, check=True, timeout=120).stdout
             )
-            assert told["success"], told["error_message"]
+            assert figures["success"], figures["error_message"]
 
 
 @pytest.mark.parametrize("file", SHELL, ids=lambda file: file.name)
@@ -135,9 +135,17 @@ def test_ssh_starts_a_process_on_every_host(cluster, tmp_path):
     (tmp_path / "hosts").write_text("# ours\nme@one\n\ntwo\nthree\n", encoding="utf-8")
     done = cluster("ssh.sh", *TRAIN, HOSTS="hosts", PORT="99")
     assert done.returncode == 0, done.stderr
-    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    fields = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     for process, host in enumerate(("me@one", "two", "three")):
-        assert json.loads(told[host]) == [process, 3, "one:99", None, "-m", "launch.train", *TRAIN]
+        assert json.loads(fields[host]) == [
+            process,
+            3,
+            "one:99",
+            None,
+            "-m",
+            "launch.train",
+            *TRAIN,
+        ]
 
 
 def test_ssh_ends_with_the_status_of_what_failed(cluster, tmp_path):

@@ -47,9 +47,9 @@ def environment(process: int, processes: int, port: int, **more: str) -> dict[st
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Ended:
     """How a process ended."""
 
     status: int
-    said: str
+    stderr: str
     time: float  # seconds since the epoch
 
 
@@ -65,7 +65,7 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
     """Starts a command in so many processes, one device each, and waits for all."""
     port = free_port()
 
-    def one(process: int) -> Ended:
+    def run_process(process: int) -> Ended:
         given = environment(process, processes, port, **more)
         command = [
             sys.executable,
@@ -77,12 +77,12 @@ def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
         return Ended(done.returncode, done.stderr, time.time())
 
     with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(one, range(processes)))
+        return list(pool.map(run_process, range(processes)))
 
 
 def statuses(ended: list[Ended], *expected: int):
-    assert [one.status for one in ended] == list(expected), "\n\n".join(
-        one.said[-2000:] for one in ended
+    assert [process.status for process in ended] == list(expected), "\n\n".join(
+        process.stderr[-2000:] for process in ended
     )
 
 
@@ -179,10 +179,10 @@ def test_processes_together_read_every_row_once_and_share_what_they_split(comput
     for count, meshes in MESHES.items():
         for mesh in meshes:
             name = "-".join(map(str, mesh))
-            held = [np.load(computed / f"{name}.rows{process}.npz") for process in range(count)]
-            for part in held:
+            rows = [np.load(computed / f"{name}.rows{process}.npz") for process in range(count)]
+            for part in rows:
                 np.testing.assert_array_equal(part["tokens"], one_batch.tokens[part["rows"]])
-            times = np.bincount(np.concatenate([part["rows"] for part in held]), minlength=8)
+            times = np.bincount(np.concatenate([part["rows"] for part in rows]), minlength=8)
             assert times.tolist() == [mesh[2] * mesh[3]] * 8
 
 
@@ -209,14 +209,14 @@ def log_of(directory) -> list[dict]:
 
 
 def test_a_request_to_one_process_stops_all_at_one_step_with_a_checkpoint(runs):
-    told = runs.result()
-    statuses(told.stopped, 130, 130)
-    messages = {one.said.splitlines()[-1] for one in told.stopped}
+    result = runs.result()
+    statuses(result.stopped, 130, 130)
+    messages = {process.stderr.splitlines()[-1] for process in result.stopped}
     (message,) = messages
     assert message.startswith(
         "stopped in stage adapter after step 4 of 4; saved, run again to continue"
     )
-    assert told.saved[0] == 4
+    assert result.saved[0] == 4
 
 
 def test_a_checkpoint_that_one_process_did_not_write_is_none(runs):
@@ -224,17 +224,17 @@ def test_a_checkpoint_that_one_process_did_not_write_is_none(runs):
 
 
 def test_a_killed_process_ends_the_job_within_a_minute_and_all_say_so(runs):
-    told = runs.result()
+    result = runs.result()
     statuses(
-        told.killed,
+        result.killed,
         *[
             128 + number
             for number in (signal.SIGABRT, signal.SIGABRT, signal.SIGKILL, signal.SIGABRT)
         ],
     )
-    assert max(one.time for one in told.killed) - told.killed_at < 60
-    for process, one in enumerate(told.killed):
-        last = one.said.splitlines()[-1]
+    assert max(process.time for process in result.killed) - result.killed_at < 60
+    for process, ended in enumerate(result.killed):
+        last = ended.stderr.splitlines()[-1]
         if process == 2:
             assert last.startswith(
                 "error: process 2 of 4 was killed by SIGKILL; the others end within a minute."
@@ -247,11 +247,11 @@ def test_a_killed_process_ends_the_job_within_a_minute_and_all_say_so(runs):
 def test_two_then_four_then_one_process_train_as_one_undisturbed(
     runs, config, monkeypatch, one_device
 ):
-    told = runs.result()
-    statuses(told.finished, 0)
+    result = runs.result()
+    statuses(result.finished, 0)
     monkeypatch.setattr(sys.modules["lclm_jax.training.loop"], "make_mesh", lambda _: one_device)
     expected = log_of(train(config))
-    lines = log_of(told.directory)
+    lines = log_of(result.directory)
     steps = [(line["stage"], line["step"]) for line in lines]
     assert steps[:4] == [("adapter", step) for step in (1, 2, 3, 4)] and steps[-1] == ("all", 4)
     again = [step for step in steps if steps.count(step) > 1]
@@ -268,14 +268,14 @@ def test_two_then_four_then_one_process_train_as_one_undisturbed(
 
 
 def test_what_process_0_cannot_write_ends_all_with_its_error(runs):
-    told = runs.result()
-    statuses(told.refused, 2, 2)
+    result = runs.result()
+    statuses(result.refused, 2, 2)
     assert (
         "holds another model (model.json differs in decoder): decoder.mlp 64 -> 48"
-        in told.refused[0].said
+        in result.refused[0].stderr
     )
     assert (
-        told.refused[1].said.splitlines()[-1]
+        result.refused[1].stderr.splitlines()[-1]
         == "error: process 0 failed to write the files of the model; its output says why"
     )
 
@@ -286,16 +286,16 @@ def test_a_second_job_on_a_directory_is_refused_in_all_its_processes(runs, writt
     with locked(tmp_path):
         ended = run(2, *command, "--set", f"run.directory={tmp_path}", TEST_CONFIG=str(written))
     statuses(ended, 2, 2)
-    assert f"{tmp_path} is being written by process {os.getpid()} on" in ended[0].said
-    last = ended[1].said.splitlines()[-1]
+    assert f"{tmp_path} is being written by process {os.getpid()} on" in ended[0].stderr
+    last = ended[1].stderr.splitlines()[-1]
     assert last == f"error: process 0 failed to lock {tmp_path}; its output says why"
 
 
 def test_a_directory_that_is_not_shared_is_named(runs):
     apart = runs.result().apart
     statuses(apart, 2, 2)
-    for one in apart:
-        last = one.said.splitlines()[-1]
+    for process in apart:
+        last = process.stderr.splitlines()[-1]
         assert re.fullmatch(
             r"error: process 1 does not see what process 0 writes to .*; set run\.directory to one .*",
             last,
@@ -349,7 +349,7 @@ def test_slurm_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "dead"),
+    ("output", "dead"),
     [
         (
             FATAL
@@ -370,12 +370,12 @@ def test_slurm_is_found(monkeypatch):
         ("Segmentation fault", []),
     ],
 )
-def test_the_runtime_names_who_died(said, dead):
-    assert dead_processes(said) == dead
+def test_the_runtime_names_who_died(output, dead):
+    assert dead_processes(output) == dead
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "word"),
+    ("status", "output", "word"),
     [
         (0, "", ""),
         (2, "error: unknown setting", ""),
@@ -396,5 +396,5 @@ def test_the_runtime_names_who_died(said, dead):
         ),
     ],
 )
-def test_the_last_word(status, said, word):
-    assert last_word(Job(4, 1, "host:1"), status, said).startswith(word)
+def test_the_last_word(status, output, word):
+    assert last_word(Job(4, 1, "host:1"), status, output).startswith(word)

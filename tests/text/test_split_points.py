@@ -226,7 +226,7 @@ def test_a_cut_is_safe_beside_added_words_that_lie_between_cuts(word, safe):
 
 def test_a_space_to_the_library_is_one_to_python():
     every = (chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
-    others = "".join(one for one in every if not one.isspace())
+    others = "".join(character for character in every if not character.isspace())
     spaces = pre_tokenizers.Split(Regex(r"\s"), "isolated")
     for text in (others, normalizers.NFC().normalize_str(others)):
         assert len(spaces.pre_tokenize_str(text)) == 1

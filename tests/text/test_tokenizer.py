@@ -163,14 +163,14 @@ def test_an_empty_answer_trains_the_end_of_the_turn(tokenizer):
 
 
 def test_a_prompt_for_generation_is_a_prefix_of_the_full_chat(tokenizer):
-    for said in (1, 3):
-        start = tokens_of(build_chat_record(CONVERSATION[: said + 1], tokenizer, generate=True))
-        full = tokens_of(build_chat_record(CONVERSATION[: said + 2], tokenizer))
+    for turn in (1, 3):
+        start = tokens_of(build_chat_record(CONVERSATION[: turn + 1], tokenizer, generate=True))
+        full = tokens_of(build_chat_record(CONVERSATION[: turn + 2], tokenizer))
         assert full[: len(start)] == start
         assert tokenizer.decode(start).endswith("<|im_start|>assistant\n")
         assert (
             tokenizer.decode(full[len(start) :])
-            == CONVERSATION[said + 1]["content"] + "<|im_end|>\n"
+            == CONVERSATION[turn + 1]["content"] + "<|im_end|>\n"
         )
 
 
@@ -259,11 +259,11 @@ def test_a_chat_needs_a_message(tokenizer):
     ],
 )
 def test_memory_tags_mark_what_is_compressed(tokenizer, text, parts):
-    found = parse_context_tags(text, tokenizer)
+    spans = parse_context_tags(text, tokenizer)
     assert [
-        (tokenizer.decode(part.tokens),) if isinstance(part, Context) else part for part in found
+        (tokenizer.decode(part.tokens),) if isinstance(part, Context) else part for part in spans
     ] == parts
-    contexts = [part.tokens for part in found if isinstance(part, Context)]
+    contexts = [part.tokens for part in spans if isinstance(part, Context)]
     assert not {int(token) for tokens in contexts for token in tokens} & set(
         tokenizer.control.values()
     )

@@ -107,18 +107,18 @@ def test_templates_and_special_tokens_are_those_of_transformers(tokenizer, tmp_p
 
     write(tmp_path, tokenizer.definition, FILES[name])
     loaded = Tokenizer.load(tmp_path)
-    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    template = theirs.chat_template or {}
+    reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    template = reference.chat_template or {}
     expected = template if isinstance(template, dict) else {"default": template}
     assert loaded.templates == expected
     assert loaded.template == expected.get("default")
-    assert loaded.special == theirs.special_tokens_map
+    assert loaded.special == reference.special_tokens_map
     loaded.save(tmp_path / "saved")
     saved = Tokenizer.load(tmp_path / "saved")
     assert (saved.templates, saved.special) == (loaded.templates, loaded.special)
     assert saved.fingerprint == loaded.fingerprint
-    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
-    assert loaded.special == theirs.special_tokens_map
+    reference = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved")
+    assert loaded.special == reference.special_tokens_map
 
 
 @pytest.mark.parametrize(

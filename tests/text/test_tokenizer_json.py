@@ -49,13 +49,13 @@ def check_ids(tokenizer, directory, added):
     from transformers import AutoTokenizer
 
     tokenizer.save(directory)
-    theirs = AutoTokenizer.from_pretrained(directory)
+    reference = AutoTokenizer.from_pretrained(directory)
     for name, number in added.items():
         assert tokenizer.id(name) == number
         assert tokenizer.decode([number]) == name
-        assert theirs.convert_tokens_to_ids(name) == number
+        assert reference.convert_tokens_to_ids(name) == number
         assert tokenizer.encode_with_control([(name, True)])[0].tolist() == [number]
-    assert tokenizer.embedding_rows == len(theirs) == tokenizer.vocab_size
+    assert tokenizer.embedding_rows == len(reference) == tokenizer.vocab_size
     assert Tokenizer.load(directory).definition == tokenizer.definition
 
 
@@ -129,8 +129,8 @@ def test_added_words_are_part_of_text(wordy, tmp_path, text):
     from transformers import AutoTokenizer
 
     wordy.save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"]
-    assert wordy.encode(text).tolist() == theirs
+    expected = AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"]
+    assert wordy.encode(text).tolist() == expected
     assert wordy.decode(wordy.encode(text)) == text
     assert not set(WORDS) & wordy.control.keys()
 
@@ -151,9 +151,9 @@ def test_characters_called_special_are_still_text(tokenizer, tmp_path, name):
     special = Tokenizer(json.dumps(fields), special={"pad_token": name})
     special.save(tmp_path)
     text = f"No{name}{name} Why{name}?"
-    theirs = AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"]
-    assert special.encode(text).tolist() == theirs
-    assert added["id"] in theirs
+    expected = AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"]
+    assert special.encode(text).tolist() == expected
+    assert added["id"] in expected
 
 
 def test_text_with_words_is_still_cut(wordy):

@@ -24,9 +24,11 @@ def test_figures_go_to_tensorboard(config, tmp_path):
 
 
 def test_figures_go_to_wandb(config, tmp_path, monkeypatch):
-    seen, made = [], []
+    lines, made = [], []
     run = types.SimpleNamespace(
-        log=seen.append, define_metric=lambda *_, **__: None, finish=lambda: made.append("finished")
+        log=lines.append,
+        define_metric=lambda *_, **__: None,
+        finish=lambda: made.append("finished"),
     )
     monkeypatch.setitem(
         sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: made.append(given) or run)
@@ -35,8 +37,8 @@ def test_figures_go_to_wandb(config, tmp_path, monkeypatch):
     assert (
         made[0]["project"] == "lclm" and made[0]["resume"] == "allow" and made[1:] == ["finished"]
     )
-    assert [line["step"] for line in seen] == [1, 2, 3, 4]
-    assert all(line["streams/sft/tasks/loss"] > 0 for line in seen)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["streams/sft/tasks/loss"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("tensorboard", True), ("wandb", "lclm")])

@@ -110,8 +110,8 @@ def test_a_stage_waits_for_the_end_of_the_one_before(config, tmp_path, monkeypat
 
 def test_the_first_stage_begins_with_a_checkpoint(config, tmp_path, noisy, tokenizer):
     save_model(tmp_path / "base", config.model, tokenizer, noisy)
-    begun = moved(config, tmp_path / "run", init_from=str(tmp_path / "base"))
-    train(begun, "adapter")
+    child = moved(config, tmp_path / "run", init_from=str(tmp_path / "base"))
+    train(child, "adapter")
     after = flatten(saved(config, tmp_path / "run", 4)["params"])
     for path, x in flatten(noisy).items():
         assert np.array_equal(after[path], x) != path.startswith("adapter"), path
@@ -166,9 +166,11 @@ def gradients(config, params, batch, mesh):
         return jax.device_get(run(*split_trained(params, config.stages[1]), batch))
 
 
-def assert_same_gradients(found, expected):
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found[1:], expected[1:])
+def assert_same_gradients(actual, expected):
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual[1:], expected[1:]
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
@@ -211,7 +213,7 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
         name.split(" ")[0] in {stream.name for stream in config.stages[1].streams}
         for name in sources
     )
-    held = {
+    shares = {
         source: PreparedSource(config.data.directory, source, "train", tokenizer)
         for source in ("docs", "tasks")
     }
@@ -219,11 +221,11 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
         assert len(names) == batch.segments[row].max()
         for number, name in enumerate(names, start=1):
             stream, where = name.split(" ")
-            source = held[stream.split("/")[1]]
+            source = shares[stream.split("/")[1]]
             i = next(i for i in range(len(source)) if source.where(i) == where)
             trained = batch.targets[row][(batch.segments[row] == number) & (batch.weights[row] > 0)]
-            said = tokenizer.decode(trained, control=False).strip()
-            assert said and said[:20] in json.dumps(
+            answer = tokenizer.decode(trained, control=False).strip()
+            assert answer and answer[:20] in json.dumps(
                 source.raw(i), ensure_ascii=False
             ).encode().decode("unicode_escape")
 
@@ -356,8 +358,8 @@ def test_a_damaged_checkpoint_is_told_and_the_run_ends_as_it_would_have(finished
         )
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     train(moved(config, again))
-    told = events_of(again, "damaged")
-    assert [(event["checkpoint"], event["stage"], event["step"]) for event in told] == [
+    events = events_of(again, "damaged")
+    assert [(event["checkpoint"], event["stage"], event["step"]) for event in events] == [
         (8, "adapter", 4),
         (6, "adapter", 4),
     ]

@@ -116,8 +116,10 @@ def test_log_has_a_line_a_step_and_every_stream(finished):
         (name, n) for name in ("adapter", "all") for n in (1, 2, 3, 4)
     ]
     for stage in config.stages:
-        seen = {name for line in lines if line["stage"] == stage.name for name in line["streams"]}
-        assert seen == {"reconstruction/docs", "interleaved/docs", "sft/tasks"}
+        trained = {
+            name for line in lines if line["stage"] == stage.name for name in line["streams"]
+        }
+        assert trained == {"reconstruction/docs", "interleaved/docs", "sft/tasks"}
     for line in lines:
         streams = line["streams"].values()
         assert line["trained_tokens"] == sum(stream["tokens"] for stream in streams)

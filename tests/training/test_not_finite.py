@@ -65,22 +65,22 @@ def test_too_many_steps_that_are_not_finite_stop_with_what_made_them(
     )
     assert skipped[0]["records"][0] in caplog.text
     first = skipped[-2]["step"]
-    batch, told = read_batch(directory / "skipped" / f"adapter-{first}.npz")
-    assert [record for row in told["records"] for record in row] == skipped[-2]["records"]
-    after = saved(failing, directory, told["checkpoint"])
+    batch, origin = read_batch(directory / "skipped" / f"adapter-{first}.npz")
+    assert [record for row in origin["records"] for record in row] == skipped[-2]["records"]
+    after = saved(failing, directory, origin["checkpoint"])
     for path, x in flatten(poisoned[0]).items():
         if not path.startswith("adapter"):
             np.testing.assert_array_equal(flatten(after["params"])[path], x)
     assert after["training"]["failing"] >= 2
-    found = replay(directory)
+    result = replay(directory)
     rows = np.unique(
         np.nonzero((batch.windows.tokens == poisoned[1]) & (batch.windows.segments > 0))[0]
     )
-    blamed = {row for record, row, loss in found.examples if not np.isfinite(loss)}
+    blamed = {row for record, row, loss in result.examples if not np.isfinite(loss)}
     assert (
-        np.isnan(found.loss)
+        np.isnan(result.loss)
         and blamed == set(rows.tolist())
-        and 0 < len(found.suspects) < len(found.examples)
+        and 0 < len(result.suspects) < len(result.examples)
     )
 
 
@@ -108,10 +108,10 @@ def test_gradients_alone_are_traced_to_rows(
         for row, row_segments in enumerate(batch.segments)
     ]
     keep_batch(tmp_path, batch, {"stage": "all", "step": 1, "checkpoint": 0, "records": records})
-    found = replay(tmp_path)
-    assert np.isfinite(found.loss) and not np.isfinite(found.norms["encoder"])
-    assert [np.isfinite(norm) for _, norm in found.rows] == [False] * 5 + [True] * 3
-    assert found.suspects == [name for row in records[:5] for name in row]
+    result = replay(tmp_path)
+    assert np.isfinite(result.loss) and not np.isfinite(result.norms["encoder"])
+    assert [np.isfinite(norm) for _, norm in result.rows] == [False] * 5 + [True] * 3
+    assert result.suspects == [name for row in records[:5] for name in row]
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_path, monkeypatch):

@@ -146,13 +146,13 @@ def by_hand(params: dict, gradients: list[dict]) -> dict:
 
 def take_steps(params, gradients, finite=True, memory=True):
     """Parameters, moments and the rates of each of the steps by `update`."""
-    moments, seen = init_moments(params, MIXED, ADAM), []
+    moments, rates = init_moments(params, MIXED, ADAM), []
     for gradient in gradients:
-        seen.append({part: float(x) for part, x in learning_rates(moments, MIXED).items()})
+        rates.append({part: float(x) for part, x in learning_rates(moments, MIXED).items()})
         params, moments = update(
             params, moments, gradient, MIXED, ADAM, jnp.bool_(finite), jnp.bool_(memory)
         )
-    return params, moments, seen
+    return params, moments, rates
 
 
 def mixed_gradients(steps: int) -> list[dict]:
@@ -172,9 +172,9 @@ def test_eight_steps_equal_adamw_by_hand():
     expected = by_hand(mixed_params(), gradients)
     for path, value in flatten(after).items():
         np.testing.assert_allclose(value, expected[path], rtol=2e-4, atol=1e-6, err_msg=path)
-    assert [one["encoder"] for one in rates][:3] == pytest.approx([0.1, 0.2, 0.187272], rel=1e-4)
+    assert [rate["encoder"] for rate in rates][:3] == pytest.approx([0.1, 0.2, 0.187272], rel=1e-4)
     # Of the decoder's two groups the first counts.
-    assert [one["decoder"] for one in rates][-1] == pytest.approx(0.01)
+    assert [rate["decoder"] for rate in rates][-1] == pytest.approx(0.01)
     assert rates[1]["decoder"] == pytest.approx(0.3)
 
 

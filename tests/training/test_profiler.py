@@ -11,10 +11,10 @@ from lclm_jax.training.profiler import DEFAULT_STEPS, MAX_STEPS, Profiler
 @pytest.fixture
 def traces(monkeypatch):
     """The directories of the traces that were begun."""
-    begun = []
-    monkeypatch.setattr(jax.profiler, "start_trace", begun.append)
+    starts = []
+    monkeypatch.setattr(jax.profiler, "start_trace", starts.append)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
-    return begun
+    return starts
 
 
 def steps_traced(profiler: Profiler, steps: int = 8) -> int:

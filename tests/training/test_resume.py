@@ -53,7 +53,7 @@ def once() -> dict[str, Path]:
 
 
 @pytest.fixture
-def begun(config, batches, once, tmp_path_factory):
+def started(config, batches, once, tmp_path_factory):
     """The config of a run that stopped after step 2 of 4."""
     if "run" not in once:
         train(config)
@@ -69,36 +69,36 @@ def manifest_of(config) -> tuple[Path, dict]:
     return file, json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_other_data_of_the_same_name_are_refused(begun, batches):
-    file, manifest = manifest_of(begun)
+def test_other_data_of_the_same_name_are_refused(started, batches):
+    file, manifest = manifest_of(started)
     manifest["sources"]["docs"]["shards"][0]["sha256"] = "0" * 64
     file.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(
         ConfigError, match=r"not those the run was trained on: source docs 50 examples"
     ):
-        train(begun)
+        train(started)
     assert len(batches) == 1
 
 
-def test_the_same_data_elsewhere_go_on(begun, batches, tmp_path):
-    shutil.move(begun.data.directory, tmp_path / "moved")
-    train(override(begun, f"data.directory={tmp_path / 'moved'}"))
+def test_the_same_data_elsewhere_go_on(started, batches, tmp_path):
+    shutil.move(started.data.directory, tmp_path / "moved")
+    train(override(started, f"data.directory={tmp_path / 'moved'}"))
     assert len(batches) == 2
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(begun, batches, monkeypatch):
+def test_a_checkpoint_of_an_earlier_version_goes_on(started, batches, monkeypatch):
     """It has no fingerprint of its data."""
     metadata = Checkpoints.metadata
     without = lambda self, step: {  # noqa: E731
         name: value for name, value in metadata(self, step).items() if name != "sources"
     }
     monkeypatch.setattr(Checkpoints, "metadata", without)
-    train(begun)
+    train(started)
     assert len(batches) == 2
 
 
-def test_settings_that_may_change_go_on(begun, batches):
-    again = begun
+def test_settings_that_may_change_go_on(started, batches):
+    again = started
     for setting in (
         "data.batch_rows=4",
         "data.packing_lookahead=20",
@@ -109,14 +109,14 @@ def test_settings_that_may_change_go_on(begun, batches):
     assert len(batches) == 2 and len(batches[1].tokens) == 4
 
 
-def test_a_refused_config_changes_nothing(begun, batches):
-    directory = Path(begun.run.directory)
+def test_a_refused_config_changes_nothing(started, batches):
+    directory = Path(started.run.directory)
     before = (
         (directory / "config.json").read_text(encoding="utf-8"),
         (directory / "events.jsonl").read_text(encoding="utf-8"),
     )
     with pytest.raises(ConfigError, match=r"data\.seed 0 -> 3; set them as they were"):
-        train(override(begun, "data.seed=3"))
+        train(override(started, "data.seed=3"))
     after = (
         (directory / "config.json").read_text(encoding="utf-8"),
         (directory / "events.jsonl").read_text(encoding="utf-8"),
@@ -124,40 +124,40 @@ def test_a_refused_config_changes_nothing(begun, batches):
     assert after == before and len(batches) == 1
 
 
-def test_checksums_are_made_when_the_run_is_started_again(begun, batches, caplog):
+def test_checksums_are_made_when_the_run_is_started_again(started, batches, caplog):
     caplog.set_level("INFO", "lclm_jax.training.loop")
-    listed = Path(begun.run.directory) / "checkpoints" / "2" / CHECKSUMS
+    listed = Path(started.run.directory) / "checkpoints" / "2" / CHECKSUMS
     before = listed.read_text(encoding="utf-8")
     listed.unlink()
-    train(override(begun, "stages.adapter.steps=2"))
+    train(override(started, "stages.adapter.steps=2"))
     assert (
         "checkpoint 2 had no checksums" in caplog.text
         and listed.read_text(encoding="utf-8") == before
     )
 
 
-def test_a_finished_run_needs_no_data_but_its_tokenizer(begun, batches):
-    (Path(begun.data.directory) / MANIFEST).unlink()
-    train(override(begun, "stages.adapter.steps=2"))
+def test_a_finished_run_needs_no_data_but_its_tokenizer(started, batches):
+    (Path(started.data.directory) / MANIFEST).unlink()
+    train(override(started, "stages.adapter.steps=2"))
     assert len(batches) == 1
 
 
-def test_a_finished_stage_needs_no_moments(begun, batches):
+def test_a_finished_stage_needs_no_moments(started, batches):
     """It may have trained other parameters than its config says now; the next stage begins."""
-    frozen = override(begun, "stages.adapter.steps=2")
+    frozen = override(started, "stages.adapter.steps=2")
     first = replace(frozen.stages[0], groups=(ParameterGroup(".*", 1e-3),))
     train(replace(frozen, stages=(first, replace(first, name="next", steps=4))))
     assert len(batches) == 2
-    with Checkpoints(begun.run.directory) as checkpoints:
+    with Checkpoints(started.run.directory) as checkpoints:
         assert checkpoints.latest == 4 and checkpoints.metadata(4)["stage"] == "next"
 
 
-def test_a_second_trainer_is_refused(begun, batches):
+def test_a_second_trainer_is_refused(started, batches):
     with (
-        locked(begun.run.directory),
+        locked(started.run.directory),
         pytest.raises(DirectoryError, match=f"run is being written by process {os.getpid()} on"),
     ):
-        train(begun)
+        train(started)
     assert len(batches) == 1
 
 

@@ -113,7 +113,7 @@ def test_an_objective_without_a_total_is_over_its_own_weights(config, batch):
 @pytest.mark.parametrize("parts", [1, 4])
 def test_gradients_of_a_bfloat16_model_are_float32_and_add_up_there(config, batch, parts):
     """Three rows of 1/256 beside one of 1 would be lost if sums were rounded to eight bits."""
-    ones = np.array([1.0, 1 / 256, 0, 0, 0], np.float32)
+    factors = np.array([1.0, 1 / 256, 0, 0, 0], np.float32)
     even = batch.replace(
         targets=np.array([[0] * 4, [1] * 4, [1] * 4, [1] * 4], np.int32),
         weights=np.array([[0, 0, 0, 1]] * 4, np.float32),
@@ -123,7 +123,7 @@ def test_gradients_of_a_bfloat16_model_are_float32_and_add_up_there(config, batc
         model=replace(config.model, dtype="bfloat16"),
         run=replace(config.run, micro_batches=parts),
     )
-    trained, frozen = split_trained(params_of(ones), STAGE)
+    trained, frozen = split_trained(params_of(factors), STAGE)
     loss, _, gradients = gradients_of(trained, frozen, even, half, STAGE)
     assert gradients["decoder/scores"].dtype == jnp.float32
     np.testing.assert_allclose(loss, (1 + 3 / 256**2) / 4, rtol=1e-6)
@@ -138,8 +138,8 @@ def test_the_figures_of_a_step(config, batch):
     norm = np.linalg.norm(SLOPES)
     np.testing.assert_allclose(metrics["loss"], LOSS, rtol=1e-6)
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-6)
-    found = {name: metrics[name] for name in metrics if name.partition("_norm/")[1]}
-    assert found == {
+    norms = {name: metrics[name] for name in metrics if name.partition("_norm/")[1]}
+    assert norms == {
         "gradient_norm/decoder": pytest.approx(norm, rel=1e-6),
         "update_norm/decoder": pytest.approx(0.05 * np.sqrt(5), rel=1e-3),  # Adam's first is a sign
         "parameter_norm/decoder": pytest.approx(np.linalg.norm(SCORES), rel=1e-6),
