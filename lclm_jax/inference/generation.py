@@ -1,7 +1,7 @@
-"""Generation with a KV cache: the prompt is read in chunks, then tokens are sampled on the device.
+"""Generation with a KV cache: read the prompt in chunks, then sample tokens on the device.
 
-A few programs serve prompts of any length: chunks have one of two lengths, caches one of a few
-sizes. Lengths and sampling settings are traced arguments, so changing them does not recompile.
+A few compiled programs serve prompts of any length: chunks have one of two lengths, caches one of
+a few sizes. Lengths and sampling settings are traced arguments, so changing them does not recompile.
 """
 
 from collections.abc import Sequence
@@ -31,17 +31,20 @@ from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.transformer import empty_cache
 from lclm_jax.typing import Array, Bool, Float, Int, Params
 
-ROOM = 1024  # positions of a cache for what is asked and answered after a prompt
-EXTRA = 2 * ROOM + 256  # positions beside a power of two of latents: tags, question, answer
-DECODE_STEPS = 64  # tokens that one call of the decoding program writes, at most
+ROOM = 1024  # cache positions reserved after a prompt, for the answer and further turns
+EXTRA = 2 * ROOM + 256  # cache positions beside the latents: tags, question and answer
+DECODE_STEPS = 64  # maximum tokens per call of the decoding program
 
 
 class NotFiniteError(UserError):
-    """Scores of a next token that are NaN or infinite."""
+    """Logits of a next token that are NaN or infinite."""
 
 
 def positions_needed(chunks: Sequence[PlannedChunk], room: int) -> int:
-    """Positions of a cache that chunks write to, or `room` more than they fill."""
+    """Return the cache positions needed to read the chunks and to have `room` more after them.
+
+    A padded chunk may need more: its padding is written to the cache as well.
+    """
     return max(*(planned.first + planned.length for planned in chunks), chunks[-1].stop + room)
 
 
@@ -49,31 +52,33 @@ def positions_needed(chunks: Sequence[PlannedChunk], room: int) -> int:
 def read_chunk(
     params: Params, chunk: Chunk, logits: Float[Array, "B V"], cache: Cache, config: ModelConfig
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads some positions of prompts into the cache.
+    """Read one chunk of the prompts into the cache.
 
-    Returns `logits` with the scores of the next token for the prompts that end in this chunk.
+    Returns `logits`, updated with the next token's logits of the prompts that end in this chunk,
+    and the extended cache. Both inputs are donated.
     """
     latents = jnp.concatenate(chunk.blocks).astype(params["decoder"]["table"].dtype)
     inputs = (chunk.tokens, chunk.slots, latents, chunk.places, cache, chunk.count)
     hidden, read = apply(config, params, *inputs, method=LCLM.decode)
     columns = jnp.maximum(chunk.last, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, columns, axis=1)
-    scores = apply(config, params, last, method=LCLM.logits)[:, 0]
-    return jnp.where((chunk.last >= 0)[:, None], scores, logits), read
+    last_logits = apply(config, params, last, method=LCLM.logits)[:, 0]
+    return jnp.where((chunk.last >= 0)[:, None], last_logits, logits), read
 
 
 def allocate_cache(params: Params, config: ModelConfig, rows: int, length: int) -> Cache:
-    """Room for at least `length` positions a row, of one of a few sizes."""
+    """Allocate an empty cache of at least `length` positions per row (see `cache_size`)."""
     stacked = not isinstance(params["decoder"]["layers"], tuple)
     dtype = str(params["decoder"]["table"].dtype)
     return empty_cache(config.decoder, dtype, rows, cache_size(rows, length), stacked)
 
 
 def cache_size(rows: int, length: int) -> int:
-    """The size of a cache for so many positions.
+    """Round a cache length up to one of a few sizes, in positions per row.
 
-    Of one row: 4096, 16384, 32768, 65536 ... latents, and EXTRA for tags, a question and an answer.
-    Of several rows: at most an eighth more than the length.
+    For one row: 4096, 16384, 32768, 65536, ... positions for latents, plus EXTRA for tags,
+    question and answer. For several rows: a multiple of 128, and of a power of two between a 16th
+    and an 8th of the length.
     """
     if rows > 1:
         unit = max(128, 1 << max(0, (length - 1).bit_length() - 4))
@@ -92,13 +97,13 @@ def prefill(
     cache: Cache | None = None,
     start: int = 0,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads prompts in chunks. Returns the scores of each row's next token, and the cache.
+    """Read prompts in chunks and return each row's next-token logits [B V] and the cache.
 
-    Without a `cache` a new one has `room` more positions. One that is given is used up: its rows
-    all have `start` tokens, contiguous, and its `end` is `start`. Calls are dispatched and not
-    waited for.
+    Without a `cache`, a new one with `room` positions after the prompt is allocated. A `cache`
+    passed in is donated; each of its rows must have `start` contiguous tokens, and its `end` must
+    be `start`. The calls are dispatched asynchronously.
 
-    Raises ValueError where a given cache is too small.
+    Raises ValueError if the cache passed in is too small.
     """
     prompt = with_blocks(prompt, config)
     chunks = plan_chunks(prompt, config)
@@ -123,10 +128,11 @@ def decode_one(
     cache: Cache,
     config: ModelConfig,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads one more token of every row and returns the scores of the next."""
-    nothing = jnp.zeros((1, config.decoder.width), params["decoder"]["table"].dtype)
+    """Read one more token of every row; return the logits of the next token and the cache."""
+    no_latents = jnp.zeros((1, config.decoder.width), params["decoder"]["table"].dtype)
+    no_slots = jnp.full_like(tokens, -1)[:, None]
     places = Places(jnp.ones_like(tokens)[:, None], positions[:, None])
-    inputs = (tokens[:, None], jnp.full_like(tokens, -1)[:, None], nothing, places, cache)
+    inputs = (tokens[:, None], no_slots, no_latents, places, cache)
     hidden, cache = apply(config, params, *inputs, method=LCLM.decode)
     return apply(config, params, hidden, method=LCLM.logits)[:, 0], cache
 
@@ -136,25 +142,29 @@ decode_step = ServingProgram(decode_one, static_argnames=("config",), donate_arg
 
 @flax.struct.dataclass
 class Decoding:
-    """Where a generation stands: the newest token of every row is chosen and not yet read."""
+    """State of a generation whose newest token in every row is chosen but not yet read."""
 
     tokens: Int[Array, "B"]
     positions: Int[Array, "B"]  # of the newest tokens
     seen: Bool[Array, "B V"]  # tokens a row has generated
     ended: Bool[Array, "B"]
-    finite: Bool[Array, "B"]  # all scores of a row so far
+    finite: Bool[Array, "B"]  # all logits of a row so far are finite
     step: Int[Array, ""]  # tokens chosen so far
     rng: Array
     cache: Cache
 
 
 def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
-    """The state after one more token is chosen."""
+    """Choose one more token of every row, given its logits [B V]."""
     rng, draw = jax.random.split(state.rng)
     stops = rules.stops
     finite = state.finite & jnp.all(jnp.isfinite(logits), axis=-1)
-    early = jnp.where((stops >= 0) & (state.step < rules.min_tokens), stops, logits.shape[-1])
-    banned = jnp.zeros(logits.shape[-1], bool).at[early].set(True, mode="drop")
+
+    # Padding, and every stop token once min_tokens are chosen, goes out of range and is dropped.
+    vocabulary = logits.shape[-1]
+    early = jnp.where((stops >= 0) & (state.step < rules.min_tokens), stops, vocabulary)
+    banned = jnp.zeros(vocabulary, bool).at[early].set(True, mode="drop")
+
     tokens = choose(jnp.where(banned, -jnp.inf, logits), state.seen, draw, rules)
     return state.replace(
         tokens=tokens,
@@ -170,12 +180,18 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
 def start_decoding(
     logits: Float[Array, "B V"], lengths: Int[Array, "B"], cache: Cache, seed: Array, rules: Rules
 ) -> Decoding:
-    """Chooses the first token of every row after its prompt of so many tokens."""
+    """Choose the first token of every row; `lengths` are the lengths of the prompts."""
     rows = len(lengths)
-    nothing = jnp.zeros(rows, jnp.int32)
-    seen, ended = jnp.zeros(logits.shape, bool), jnp.zeros(rows, bool)
-    rng, finite = jax.random.key(seed), jnp.ones(rows, bool)
-    state = Decoding(nothing, jnp.asarray(lengths), seen, ended, finite, jnp.int32(0), rng, cache)
+    state = Decoding(
+        tokens=jnp.zeros(rows, jnp.int32),
+        positions=jnp.asarray(lengths),
+        seen=jnp.zeros(logits.shape, bool),
+        ended=jnp.zeros(rows, bool),
+        finite=jnp.ones(rows, bool),
+        step=jnp.int32(0),
+        rng=jax.random.key(seed),
+        cache=cache,
+    )
     return _next(logits, state, rules)
 
 
@@ -183,23 +199,26 @@ def start_decoding(
 def decode_block(
     params: Params, state: Decoding, limit: Int[Array, ""], rules: Rules, config: ModelConfig
 ) -> tuple[Decoding, Int[Array, "B steps"]]:
-    """Reads and chooses up to DECODE_STEPS tokens, until `limit` are chosen in all or every row
-    ended."""
+    """Read and choose up to DECODE_STEPS tokens per row.
+
+    It stops early when `limit` tokens are chosen in total, or when every row has ended. Unused
+    columns of the tokens it returns are -1.
+    """
 
     def unfinished(carry):
-        state, number, _ = carry
-        return (number < DECODE_STEPS) & (state.step < limit) & ~jnp.all(state.ended)
+        state, column, _ = carry
+        return (column < DECODE_STEPS) & (state.step < limit) & ~jnp.all(state.ended)
 
-    def one(carry):
-        state, number, out = carry
+    def step(carry):
+        state, column, out = carry
         logits, cache = decode_one(params, state.tokens, state.positions, state.cache, config)
         state = state.replace(positions=state.positions + 1, cache=cache)
         state = _next(logits, state, rules)
-        out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], number, axis=1)
-        return state, number + 1, out
+        out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], column, axis=1)
+        return state, column + 1, out
 
     out = jnp.full((len(state.tokens), DECODE_STEPS), -1, jnp.int32)
-    state, _, out = jax.lax.while_loop(unfinished, one, (state, jnp.int32(0), out))
+    state, _, out = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0), out))
     return state, out
 
 
@@ -214,16 +233,19 @@ def continue_tokens(
     seed: int = 0,
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[np.ndarray, "B steps"], Int[np.ndarray, "B"], Cache]:
-    """Up to `steps` new tokens a row after a `prefill`, and how many of them count, a stop token
-    excluded; and the cache, without the last tokens.
+    """Generate up to `steps` tokens per row from the logits and cache of a `prefill`.
 
-    Raises ValueError where the cache has no room for them, and NotFiniteError where a row's scores
-    are not finite.
+    Returns the tokens, each row's count of them before its stop token, and the cache, in which
+    the newest token of each row is not yet read.
+
+    Raises ValueError if the cache has no room for the tokens, and NotFiniteError if the logits of
+    a row are NaN or infinite.
     """
     room = cache.length - int(cache.end)
     if steps - 1 > room:
         raise ValueError(
-            f"expected room for {steps - 1} tokens in the cache, it has {room}; set room of prefill"
+            f"expected room for {steps - 1} tokens in the cache, it has {room}; "
+            "raise `room` of prefill"
         )
     rules = Rules.of(sampling, stops)
     lengths = np.asarray(lengths, np.int32)
@@ -234,14 +256,17 @@ def continue_tokens(
         blocks.append(np.asarray(out))
     if bad := np.flatnonzero(~np.asarray(state.finite)).tolist():
         raise NotFiniteError(
-            f"the scores of the next token are NaN or infinite for prompts {bad}; look for such "
-            "values in the latents (Latents.vectors) and in the parameters, or load the model in "
+            f"the logits of the next token are NaN or infinite for prompts {bad}; check the "
+            "latents (Latents.vectors) and the parameters for such values, or load the model in "
             "float32"
         )
+
     tokens = np.concatenate(blocks, axis=1)[:, :steps]
     tokens = np.pad(tokens, ((0, 0), (0, steps - tokens.shape[1])), constant_values=-1)
-    ends = np.pad(np.isin(tokens, [*stops, -1]), ((0, 0), (0, 1)), constant_values=True)
-    return np.maximum(tokens, 0), ends.argmax(axis=1), state.cache
+    ends = np.isin(tokens, [*stops, -1])
+    ends = np.pad(ends, ((0, 0), (0, 1)), constant_values=True)  # at the latest after `steps`
+    counts = ends.argmax(axis=1)
+    return np.maximum(tokens, 0), counts, state.cache
 
 
 def generate_tokens(
@@ -253,7 +278,11 @@ def generate_tokens(
     seed: int = 0,
     sampling: Sampling = Sampling(),
 ) -> tuple[Int[np.ndarray, "B steps"], Int[np.ndarray, "B"]]:
-    """Up to `steps` new tokens a row and how many of them count, a stop token excluded."""
+    """Generate up to `steps` tokens per row after a prompt.
+
+    Returns the tokens, and each row's count of them before its stop token. Raises NotFiniteError
+    if the logits of a row are NaN or infinite.
+    """
     logits, cache = prefill(params, prompt, config, max(steps, ROOM))
     inputs = (logits, prompt.lengths, cache, config, steps, stops, seed, sampling)
     return continue_tokens(params, *inputs)[:2]

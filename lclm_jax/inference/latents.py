@@ -1,4 +1,4 @@
-"""Compressed texts: vectors for the decoder, in blocks that lie on the device."""
+"""Compressed text: vectors for the decoder, stored in blocks on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from lclm_jax.typing import Array
 
 
 class LatentsError(UserError, ValueError):
-    """Latents that are of another shape, NaN or infinite."""
+    """Latents of a wrong shape, or with NaN or infinite values."""
 
 
 @dataclass(frozen=True)
 class BlockSlice:
-    """Some latents of one block [P D], which lies on the device."""
+    """Rows `first` to `first + count` of one block [P D] of latents."""
 
     block: Array
     first: int
@@ -26,54 +26,63 @@ class BlockSlice:
 
 
 class Latents:
-    """A compressed text: vectors for the decoder, and how many tokens they stand for.
+    """A compressed text: M vectors [M D] for the decoder, in place of `tokens` tokens.
 
-    They lie on the device, in blocks that hold the latents of one window. Made from an array of
-    vectors [M D], or by `LanguageModel.compress`. Raises LatentsError for vectors that are NaN
-    or infinite; those of a compressed text are checked when `vectors` is read.
+    `LanguageModel.compress` makes them, on the device, in blocks with the latents of one window
+    each. They can also be made from an array of vectors [M D].
+
+    Raises LatentsError for an array of another rank, or with NaN or infinite values. The values
+    of a compressed text are checked when `vectors` is first read.
     """
 
     def __init__(self, vectors: np.ndarray | Sequence[BlockSlice], tokens: int):
-        given = vectors if _are_slices(vectors) else np.asarray(vectors)
-        if isinstance(given, np.ndarray):
-            if given.ndim != 2:
-                raise LatentsError(f"expected vectors [M, D], got an array of shape {given.shape}")
-            check_finite(given)
-        self._given, self.tokens = given, tokens
+        source = vectors if _are_slices(vectors) else np.asarray(vectors)
+        if isinstance(source, np.ndarray):
+            if source.ndim != 2:
+                raise LatentsError(f"expected vectors [M, D], got an array of shape {source.shape}")
+            check_finite(source)
+        self._source, self.tokens = source, tokens
         self._copies: dict[tuple[int, str], list[BlockSlice]] = {}
 
     def __len__(self) -> int:
-        if isinstance(self._given, np.ndarray):
-            return len(self._given)
-        return sum(one.count for one in self._given)
+        if isinstance(self._source, np.ndarray):
+            return len(self._source)
+        return sum(part.count for part in self._source)
 
     @property
     def width(self) -> int:
-        """The width of the decoder that reads them."""
-        if isinstance(self._given, np.ndarray):
-            return self._given.shape[1]
-        return self._given[0].block.shape[-1]
+        """Width D of the vectors, equal to the decoder's width."""
+        if isinstance(self._source, np.ndarray):
+            return self._source.shape[1]
+        return self._source[0].block.shape[-1]
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """The vectors [M D] as one array of the host; waits for the device."""
-        if isinstance(self._given, np.ndarray):
-            return self._given
-        blocks = jax.device_get([one.block for one in self._given])
-        parts = [
-            block[one.first : one.first + one.count]
-            for block, one in zip(blocks, self._given, strict=True)
+        """The vectors [M D] as one array on the host; reading it waits for the device.
+
+        Raises LatentsError if a vector is NaN or infinite.
+        """
+        if isinstance(self._source, np.ndarray):
+            return self._source
+        blocks = jax.device_get([part.block for part in self._source])
+        rows = [
+            block[part.first : part.first + part.count]
+            for block, part in zip(blocks, self._source, strict=True)
         ]
-        vectors = np.concatenate(parts)
+        vectors = np.concatenate(rows)
         check_finite(vectors)
         return vectors
 
     def slices(self, size: int, dtype: str) -> Sequence[BlockSlice]:
-        """The latents as slices of blocks of `size` latents, copied into new ones where they lie in
-        an array, or in the blocks of a model of another size."""
-        given = self._given
-        if not isinstance(given, np.ndarray) and all(len(one.block) == size for one in given):
-            return given
+        """Return the latents as slices of blocks [size D].
+
+        They are copied into new blocks of `dtype`, once, if they come from an array or from a
+        model with another block size.
+        """
+        source = self._source
+        if not isinstance(source, np.ndarray) and all(len(part.block) == size for part in source):
+            return source
+
         if (size, dtype) not in self._copies:
             vectors = self.vectors.astype(dtype)
             parts = [vectors[start : start + size] for start in range(0, len(vectors), size)]
@@ -84,14 +93,14 @@ class Latents:
         return self._copies[size, dtype]
 
     def block_until_ready(self) -> "Latents":
-        """Waits until the device has made them."""
-        if not isinstance(self._given, np.ndarray):
-            jax.block_until_ready([one.block for one in self._given])
+        """Wait until the device has computed the latents, and return them."""
+        if not isinstance(self._source, np.ndarray):
+            jax.block_until_ready([part.block for part in self._source])
         return self
 
 
 def check_finite(vectors: np.ndarray):
-    """Raises LatentsError for vectors [M D] that are not numbers or not finite."""
+    """Raise LatentsError if vectors [M D] are not numbers or not finite."""
     try:
         finite = np.isfinite(vectors.astype(np.float32)).all(axis=-1)
     except (TypeError, ValueError) as error:
@@ -105,4 +114,4 @@ def check_finite(vectors: np.ndarray):
 
 
 def _are_slices(vectors: Any) -> bool:
-    return len(vectors) > 0 and all(isinstance(one, BlockSlice) for one in vectors)
+    return len(vectors) > 0 and all(isinstance(part, BlockSlice) for part in vectors)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedy or at random, by temperature, top-k, top-p and penalties."""
+"""Choice of the next token: greedy, or sampled with temperature, top-k, top-p and penalties."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +12,25 @@ import numpy as np
 from lclm_jax.config.settings import Count, Positive, Range, Settings
 from lclm_jax.typing import Array, Bool, Float, Int, typed
 
-CANDIDATES = 1024  # tokens that top-k and top-p look at before they sort the whole vocabulary
-STOPS = 16  # places for stop tokens; of more there are a multiple
+# Most likely tokens that top-k and top-p try first; the whole vocabulary is sorted only if these
+# do not suffice.
+CANDIDATES = 1024
+STOPS = 16  # the array of stop tokens is padded to a multiple of this
 
 
 @dataclass(frozen=True)
 class Sampling(Settings):
-    """How the next token is chosen. The default is greedy."""
+    """Settings for the choice of the next token; the default is greedy decoding."""
 
-    # Divides scores. 0 takes the most likely token.
+    # Divides the logits; 0 takes the most likely token.
     temperature: Annotated[float, Range(least=1e-6, also=(0,))] = 0.0
-    top_k: Count = 0  # most likely tokens to choose among; 0 is all
-    # Smallest set of most likely tokens with this probability.
+    top_k: Count = 0  # sample among the k most likely tokens; 0: all
+    # Sample among the fewest most likely tokens whose probabilities sum to at least this.
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    # Divides positive and multiplies negative logits of generated tokens, not of the prompt.
+    # Divides positive and multiplies negative logits of tokens already generated; the tokens of
+    # the prompt are not penalised.
     repetition_penalty: Positive = 1.0
-    min_tokens: Count = 0  # before so many tokens a stop token cannot be chosen
+    min_tokens: Count = 0  # tokens to generate before a stop token may be chosen
 
 
 GREEDY = Sampling()
@@ -35,27 +38,33 @@ GREEDY = Sampling()
 
 @flax.struct.dataclass
 class Rules:
-    """A `Sampling` and its stop tokens as values that a compiled program is given."""
+    """A `Sampling` and its stop tokens as arrays.
+
+    They are traced arguments of compiled programs: new settings do not recompile.
+    """
 
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
     repetition_penalty: Float[Array, ""]
     min_tokens: Int[Array, ""]
-    stops: Int[Array, "stops"]  # -1 where there is none
+    stops: Int[Array, "stops"]  # padded with -1
 
     @classmethod
     def of(cls, sampling: Sampling, stops: Sequence[int] = ()) -> "Rules":
-        """The rules as arrays; for any number of stops up to STOPS the same program serves."""
-        padded = np.full(-(-max(len(stops), 1) // STOPS) * STOPS, -1, np.int32)
+        """Convert settings and stop tokens to arrays.
+
+        Stop tokens are padded to a multiple of STOPS, so their number rarely changes the shape.
+        """
+        multiples = -(-max(len(stops), 1) // STOPS)
+        padded = np.full(multiples * STOPS, -1, np.int32)
         padded[: len(stops)] = stops
-        s = sampling
         return cls(
-            np.float32(s.temperature),
-            np.int32(s.top_k),
-            np.float32(s.top_p),
-            np.float32(s.repetition_penalty),
-            np.int32(s.min_tokens),
+            np.float32(sampling.temperature),
+            np.int32(sampling.top_k),
+            np.float32(sampling.top_p),
+            np.float32(sampling.repetition_penalty),
+            np.int32(sampling.min_tokens),
             padded,
         )
 
@@ -64,7 +73,10 @@ class Rules:
 def choose(
     logits: Float[Array, "B V"], seen: Bool[Array, "B V"], rng: Array, rules: Rules
 ) -> Int[Array, "B"]:
-    """The next token of every row, given which tokens it has generated before."""
+    """Choose the next token of every row.
+
+    `seen` marks the tokens that each row has generated so far, for the repetition penalty.
+    """
     penalty = rules.repetition_penalty
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(seen, penalised, logits)
@@ -74,7 +86,7 @@ def choose(
 
 
 def _draw(logits: Array, rng: Array, rules: Rules) -> Array:
-    """A token of every row at random, by temperature, top-k and top-p."""
+    """Sample a token [B] for every row, with temperature, top-k and top-p."""
     logits = logits / rules.temperature
     limited = (rules.top_k > 0) | (rules.top_p < 1)
     lowest = jax.lax.cond(limited, _lowest, lambda x, _: jnp.full(len(x), -jnp.inf), logits, rules)
@@ -83,15 +95,19 @@ def _draw(logits: Array, rng: Array, rules: Rules) -> Array:
 
 
 def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:
-    """The lowest score that top-k and top-p leave; by the best CANDIDATES where these suffice."""
+    """Return the lowest logit of each row that top-k and top-p keep.
+
+    The CANDIDATES best logits are used if they suffice; otherwise the vocabulary is sorted.
+    """
     vocabulary = logits.shape[-1]
-    few = min(CANDIDATES, vocabulary)
+    candidates = min(CANDIDATES, vocabulary)
     total = jax.nn.logsumexp(logits, axis=-1)
-    best = jax.lax.top_k(logits, few)[0]
-    covered = jnp.exp(jax.nn.logsumexp(best, axis=-1) - total) >= rules.top_p
-    enough = jnp.where(rules.top_k > 0, rules.top_k <= few, jnp.all(covered))
-    if few == vocabulary:
+    best = jax.lax.top_k(logits, candidates)[0]
+    if candidates == vocabulary:
         return _lowest_of(best, total, rules)
+
+    covered = jnp.exp(jax.nn.logsumexp(best, axis=-1) - total) >= rules.top_p
+    enough = jnp.where(rules.top_k > 0, rules.top_k <= candidates, jnp.all(covered))
 
     def sort_all(_):
         return _lowest_of(jnp.sort(logits, axis=-1, descending=True), total, rules)
@@ -102,12 +118,17 @@ def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:
 def _lowest_of(
     ordered: Float[Array, "B candidates"], total: Float[Array, "B"], rules: Rules
 ) -> Float[Array, "B"]:
-    """`_lowest` from the best scores in order; `total` is the log of the sum of all."""
+    """Return the lowest kept logit of each row, given its best logits in descending order.
+
+    `total` is the logsumexp over the whole vocabulary.
+    """
     rank = jnp.arange(ordered.shape[-1])
     limit = jnp.where(rules.top_k > 0, rules.top_k, ordered.shape[-1])
     kept = jnp.where(rank < limit, ordered, -jnp.inf)
+
+    # After top-k, top-p counts the probabilities among the k tokens.
     total = jnp.where(rules.top_k > 0, jax.nn.logsumexp(kept, axis=-1), total)
-    shares = jnp.exp(kept - total[:, None])
-    before = jnp.cumsum(shares, axis=-1) - shares
-    inside = (rank < limit) & (before < rules.top_p)
+    probabilities = jnp.exp(kept - total[:, None])
+    preceding = jnp.cumsum(probabilities, axis=-1) - probabilities
+    inside = (rank < limit) & (preceding < rules.top_p)
     return jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1)
