@@ -1,5 +1,4 @@
-"""A chat that keeps the keys and values of what was read, so that each turn reads only what is
-new."""
+"""Chats of several turns that keep the KV cache, so each turn reads only its new tokens."""
 
 from __future__ import annotations
 
@@ -25,11 +24,13 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """A chat that keeps the keys and values of what was read.
+    """A chat of several turns that keeps its KV cache between them.
 
     >>> conversation = model.conversation()
-    >>> conversation.ask([memory, "What broke?"])
-    >>> conversation.ask("Since when?")  # reads these words only
+    >>> conversation.ask([latents, "What broke?"])
+    >>> conversation.ask("Since when?")  # reads only this turn
+
+    `tools` and `settings` are passed to the chat template, as in `LanguageModel.chat`.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class Conversation:
     ):
         self.model, self.tools, self.settings = model, tools, settings
         self.messages: list[Message] = []
-        self._read: Prompt | None = None  # what the cache holds
+        self._read: Prompt | None = None  # the contents of the cache
         self._cache: Cache | None = None
-        self._weights: Params | None = None  # the model's when it was read
+        self._weights: Params | None = None  # the model's when the cache was filled
 
     def ask(
         self,
@@ -51,9 +52,13 @@ class Conversation:
         sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> str:
-        """The assistant's answer to one more turn of the user, as `LanguageModel.chat` gives it."""
+        """Add a turn of the user and return the assistant's answer.
+
+        Arguments and errors are those of `LanguageModel.chat`. The turn and the answer are added
+        to `messages`.
+        """
         model = self.model
-        messages = [*self.messages, {"role": "user", "content": self._kept(content)}]
+        messages = [*self.messages, {"role": "user", "content": self._compress(content)}]
         prompt = model.read([model.render(messages, self.tools, self.settings)])
         length = int(prompt.lengths[0])
         model.check_length(length, max_tokens)
@@ -67,8 +72,8 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": split_reasoning(answer)}]
         return answer
 
-    def _kept(self, content: str | Latents | Sequence[str | Latents]) -> str | list[Any]:
-        """A content as parts in which contexts are latents, so that they are compressed once."""
+    def _compress(self, content: str | Latents | Sequence[str | Latents]) -> str | list[Any]:
+        """Replace the contexts of a content by their latents, so they are compressed only once."""
         model = self.model
         parts = split_content(content, model.tokenizer)
         if isinstance(parts, str):
@@ -79,10 +84,11 @@ class Conversation:
         ]
 
     def _prefill(self, prompt: Prompt, room: int):
-        """`generate.prefill` of what the cache does not have."""
+        """Run `generation.prefill` on the positions that are not in the cache."""
         model, cache = self.model, self._cache
-        self._cache = None  # a chunk uses it up
+        self._cache = None  # prefill donates it
         if cache is not None and self._read is not None and self._weights is model.weights:
+            # At least one token is read again: its logits are needed.
             shared = min(shared_length(self._read, prompt), int(prompt.lengths[0]) - 1)
             rest = without_first(prompt, shared)
             needed = positions_needed(plan_chunks(rest, model.config), room)
@@ -93,7 +99,7 @@ class Conversation:
 
 
 def shared_length(one: Prompt, other: Prompt) -> int:
-    """Count the leading positions, tokens and latents, that two prompts of one row share."""
+    """Count the leading positions, tokens and latents, that two one-row prompts share."""
     length = min(int(one.lengths[0]), int(other.lengths[0]))
     same = one.tokens[0, :length] == other.tokens[0, :length]
     same &= _sources(one, length) == _sources(other, length)
@@ -101,7 +107,7 @@ def shared_length(one: Prompt, other: Prompt) -> int:
 
 
 def _sources(prompt: Prompt, length: int) -> np.ndarray:
-    """Identifies the latent of each position [T] by one number; -1 for tokens."""
+    """Return a number for each position [T] that identifies its latent; -1 for tokens."""
     slots = prompt.slots[0, :length].astype(np.int64)
     if not prompt.blocks:
         return slots
@@ -111,20 +117,24 @@ def _sources(prompt: Prompt, length: int) -> np.ndarray:
 
 
 def without_first(prompt: Prompt, count: int) -> Prompt:
-    """A prompt of one row without its first positions."""
+    """Return a one-row prompt without its first `count` positions."""
     tokens, slots = prompt.tokens[:, count:], prompt.slots[:, count:]
     return Prompt(tokens, slots, prompt.lengths - count, prompt.blocks)
 
 
 def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
-    """A prompt of one row with tokens [1 n] after it."""
+    """Return a one-row prompt with tokens [1 T] appended."""
     slots = np.concatenate([prompt.slots, np.full_like(tokens, -1)], axis=1)
     joined = np.concatenate([prompt.tokens, tokens], axis=1)
     return Prompt(joined, slots, prompt.lengths + tokens.shape[1], prompt.blocks)
 
 
 def split_content(content: Any, tokenizer: Tokenizer) -> Any:
-    """A content as a list of parts where it has any but text: latents, or memory tags in text."""
+    """Split a message's content into a list of parts if it is more than plain text.
+
+    A string with memory tags, latents, and a sequence become lists; other content is returned as
+    it is.
+    """
     if isinstance(content, str):
         parts = parse_context_tags(content, tokenizer)
         return content if all(isinstance(part, str) for part in parts) else parts
@@ -134,5 +144,5 @@ def split_content(content: Any, tokenizer: Tokenizer) -> Any:
 
 
 def split_parts(parts: Any) -> list[Any]:
-    """Lists the parts of a prompt that is one text, latents, or a list of both."""
+    """List the parts of a prompt that is a text, latents, or a sequence of both."""
     return [parts] if isinstance(parts, (str, bytes, Latents)) else list(parts)

@@ -1,7 +1,7 @@
 """Generation with a KV cache: read the prompt in chunks, then sample tokens on the device.
 
 A few compiled programs serve prompts of any length: chunks have one of two lengths, caches one of
-a few sizes. Lengths and sampling settings are traced arguments, so changing them does not recompile.
+a few sizes. Lengths and sampling settings are traced arguments: new values do not recompile.
 """
 
 from collections.abc import Sequence
