@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.hf.files import FileTensor, Published
 from convert.hf.mapping import COPIES, Source
-from lclm_jax.data.text.tokenizer_files import MORE_TEMPLATES
+from lclm_jax.data.text.tokenizer_files import NAMED_TEMPLATES_DIRECTORY
 from lclm_jax.files import checksums
 
 PROVENANCE = "provenance.json"
@@ -52,7 +52,7 @@ def copy_originals(published: Published, directory: Path):
         (published.encoder, "encoder"),
         (published.settings, ""),
     ):
-        for file in (*origin.iterdir(), *origin.glob(f"{MORE_TEMPLATES}/*")):
+        for file in (*origin.iterdir(), *origin.glob(f"{NAMED_TEMPLATES_DIRECTORY}/*")):
             if (
                 file.is_file()
                 and file.suffix in SMALL_FILES

@@ -15,7 +15,6 @@ NOT_YET = {
     "lclm_jax/checkpoint",
     "lclm_jax/data/chat",
     "lclm_jax/data/rows",
-    "lclm_jax/data/text",
     "lclm_jax/distributed",
     "lclm_jax/inference",
     "lclm_jax/reports",

@@ -486,7 +486,7 @@ def test_a_tokenizer_is_found_in_a_directory_or_shipped_and_has_memory_tokens(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(
         FileNotFoundError,
-        match="elsewhere/model: no such directory, and no tokenizer could be had from the hub",
+        match="elsewhere/model: no such directory, and no tokenizer could be loaded from the hub",
     ):
         hub.find_tokenizer("elsewhere/model")
     qwen = hub.find_tokenizer("Qwen/Qwen3-4B-Instruct-2507")

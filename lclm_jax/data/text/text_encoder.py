@@ -1,4 +1,4 @@
-"""Text to tokens by a model that has no control tokens."""
+"""Encoding of text with a model from which the control tokens are removed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,15 @@ from lclm_jax.data.text.tokenizer_json import (
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes text by a model without control tokens, and by a choice of added tokens."""
+    """Encoder of text with a model without control tokens and with chosen added tokens.
+
+    `ids` maps the library's numbers of entries to their ids; None where they are equal. `dropped`
+    is the id of an unknown token that is a control token: it is removed from the result.
+    """
 
     fast: FastTokenizer
-    ids: np.ndarray | None = None  # of entries, by the library's numbers for them; None: the same
-    dropped: int | None = None  # the id of an unknown token that is a control token
+    ids: np.ndarray | None = None
+    dropped: int | None = None
 
     @classmethod
     def of(
@@ -32,31 +36,38 @@ class Encoder:
         matched: Sequence[Mapping[str, Any]],
         dropped: int | None = None,
     ) -> "Encoder":
-        """An encoder that has no entry of the `reserved` names but for those that are `matched`,
-        added tokens as in a `tokenizer.json`.
+        """Return an encoder without the entries named `reserved`, with `matched` as added tokens.
 
-        The library numbers added tokens after all entries of the model. So that these numbers are
-        no entry's id, the ids before them are taken by tokens that are never found.
+        `matched` are added tokens as in a `tokenizer.json`, with the ids that they are to have.
+
+        The library numbers added tokens from the size of the model's vocabulary on. Filler tokens,
+        which occur in no text, take the numbers that are the ids of other entries.
         """
         bare = {**fields, "model": without_entries(fields["model"], reserved), "added_tokens": []}
         if not matched:
             return cls(build_library_tokenizer(bare), None, dropped)
         vocab = bare["model"]["vocab"]
         size = count_embedding_rows(fields)
-        hidden = [
+
+        filler = [
             {**CONTROL_TOKEN_FLAGS, "id": 0, "content": f"\ufdd0{n}\ufdd1"}
             for n in range(len(vocab), size)
         ]
-        found = [{**one, "special": False} for one in matched]
-        fast = build_library_tokenizer({**bare, "added_tokens": [*hidden, *found]})
-        fast.encode_special_tokens = True  # as text, that is: hidden ones are not looked for
-        ids = np.arange(size + len(found), dtype=np.int32)
-        for one in found:
-            ids[fast.token_to_id(one["content"])] = one["id"]
+        added = [{**token, "special": False} for token in matched]
+        fast = build_library_tokenizer({**bare, "added_tokens": [*filler, *added]})
+        # The library then reads special tokens as text, so it does not search for the filler.
+        fast.encode_special_tokens = True
+
+        ids = np.arange(size + len(added), dtype=np.int32)
+        for token in added:
+            ids[fast.token_to_id(token["content"])] = token["id"]
         return cls(fast, ids, dropped)
 
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n] and the characters [n, 2] each stands for: from, up to."""
+        """Return tokens [n] and the characters [n, 2] (start, stop) of each.
+
+        Raises TextError for a text that cannot be encoded.
+        """
         with library_errors_as_text_errors("a text that can be encoded", [text]):
             encoded = self.fast.encode(text, add_special_tokens=False)
         numbers = np.array(encoded.ids, np.int32)
@@ -65,23 +76,23 @@ class Encoder:
         return self._tokens(numbers), offsets[kept]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Tokens of many texts, on all cores."""
+        """Return the tokens of each text, encoded on all cores; raises TextError as `encode`."""
         with library_errors_as_text_errors("a text that can be encoded", texts):
             encoded = self.fast.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._tokens(np.array(one.ids, np.int32)) for one in encoded]
+        return [self._tokens(np.array(result.ids, np.int32)) for result in encoded]
 
     def _tokens(self, numbers: np.ndarray) -> np.ndarray:
-        """The ids of entries from the library's numbers for them."""
+        """Return the ids of entries given by their numbers in the library."""
         if self.dropped is not None:
             numbers = numbers[numbers != self.dropped]
         return numbers if self.ids is None else self.ids[numbers]
 
 
 def without_entries(model: TokenizerJson, names: Collection[str]) -> TokenizerJson:
-    """The model without entries of these names, and with all other entries as they were.
+    """Return the model without the entries of these names; other entries keep their numbers.
 
-    The unknown token, which a model cannot do without, loses its spelling only: the empty string,
-    which no text has as a piece.
+    A model needs its unknown token, so that one is renamed to the empty string, which never
+    occurs as a piece of text.
     """
     vocab, unknown = model["vocab"], model.get("unk_token")
     if isinstance(vocab, list):
