@@ -1,4 +1,4 @@
-"""Chats with tools and analyses, by our template and by the one Qwen3 comes with: whose words each token is."""
+"""Chats with tools and analyses: the role of each token, by two chat templates."""
 
 import importlib.util
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Chats have the tokens that transformers' `apply_chat_template` gives, whatever the template and
-the tokenizer, and each token has a role."""
+"""Chats get the tokens of transformers' `apply_chat_template`, and every token has a role."""
 
 import json
 

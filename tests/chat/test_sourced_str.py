@@ -1,4 +1,4 @@
-"""Strings remember the source of every character, whatever Python or Jinja makes of them."""
+"""Strings keep the source of every character through operations of Python and Jinja."""
 
 import json
 import os

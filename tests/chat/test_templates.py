@@ -1,4 +1,4 @@
-"""Chat templates are foreign code: they end, write a bounded amount, see nothing of Python."""
+"""Untrusted chat templates: bounded time and output, and no access to Python objects."""
 
 import time
 

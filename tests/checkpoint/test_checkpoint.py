@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back exactly, on any mesh, and what cannot be saved or read says why."""
+"""Checkpoints: exact restoration on any mesh, and errors of saving and reading."""
 
 import re
 import shutil

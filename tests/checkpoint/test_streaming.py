@@ -1,4 +1,4 @@
-"""Weights in passing: onto a mesh, from a hub, rounded, and a conversion that is killed on the way."""
+"""Streaming of weights: onto a mesh, from a hub, rounded, and through a killed conversion."""
 
 import hashlib
 import json

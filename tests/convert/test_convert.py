@@ -1,4 +1,4 @@
-"""Conversion in both directions: what comes back, what is refused, and how settings are read."""
+"""Conversion in both directions: exact round trips, refused inputs, settings."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Files of a conversion: sources stay as they are, and nothing outside them is read."""
+"""Files of a conversion: sources are not modified and nothing outside them is read."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a foreign config.json means to transformers, and what is refused by name."""
+"""Meaning of published config.json files, and the settings that are refused by name."""
 
 import json
 import os

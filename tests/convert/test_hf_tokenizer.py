@@ -1,5 +1,8 @@
-"""The tokenizers of a published checkpoint: both towers' must split text alike, and an export
-keeps the special tokens and ids of generation that were read."""
+"""Tokenizers of published checkpoints.
+
+Those of both towers must split text alike, and an export keeps the special tokens and
+generation ids that were read.
+"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The table of tensors on arrays in memory: what is read, what is compared, what is refused."""
+"""The table of tensors on arrays in memory: reading, comparison and refused layouts."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What convert.verify.round_trip, convert.from_towers and launch.bench.convert say of a checkpoint, and that they can say no."""
+"""The commands that verify, build and time a conversion, on good and damaged checkpoints."""
 
 import json
 import shutil

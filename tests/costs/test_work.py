@@ -1,4 +1,4 @@
-"""What reading and training cost, against figures reckoned by hand, and slices by name."""
+"""FLOPs and bytes of reading and training against figures computed by hand."""
 
 import pytest
 

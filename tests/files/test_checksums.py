@@ -1,4 +1,4 @@
-"""Checksums of a directory: what they cover, and what each kind of damage is called."""
+"""Checksums of a directory: the files they cover and the name of each kind of damage."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Directories: one writer at a time, whole when they get their name, and no file of others lost."""
+"""Directories: one writer at a time, atomic creation, and no loss of other files."""
 
 import errno
 import fcntl

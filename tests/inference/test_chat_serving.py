@@ -1,4 +1,4 @@
-"""What a model is asked: `LanguageModel.chat` reads the chat that training reads."""
+"""`LanguageModel.chat` reads the same chat as training does."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""NaN in latents and parameters, bad arguments, and settings of JAX that cannot be."""
+"""Non-finite latents and parameters, invalid arguments, and unsupported settings of JAX."""
 
 import jax
 import numpy as np

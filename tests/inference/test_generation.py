@@ -1,4 +1,4 @@
-"""Generation against repeated full forward passes, sampling on hand-made logits, and the public face of a model."""
+"""Generation against repeated full forward passes, and the public interface of a model."""
 
 import json
 import re
@@ -104,8 +104,7 @@ def test_layers_one_by_one_read_and_write_what_stacked_ones_do(model, noisy):
 
 
 def test_no_token_copies_the_cache(model, monkeypatch):
-    """Keys and values of the cache are among what a step of the compiled loop reads, and not among
-    what it copies."""
+    """A step of the compiled loop reads the keys and values of the cache and copies neither."""
     length = 896  # of the cache; no other array has such an axis
     monkeypatch.setattr(generate, "cache_size", lambda rows, needed: length)
     tokens = np.zeros((1, 600), np.int32)

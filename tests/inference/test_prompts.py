@@ -1,4 +1,4 @@
-"""How prompts are read: in chunks, with latents where they lie, and a conversation once."""
+"""Reading of prompts: in chunks, with latents in place, and conversations without rereading."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The choice of the next token on scores made by hand."""
+"""Sampling of the next token from logits written by hand."""
 
 import jax
 import jax.numpy as jnp

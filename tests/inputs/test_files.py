@@ -1,4 +1,4 @@
-"""Input files of every format as rows: nothing lost, whatever the units; what is damaged is named and the rest still comes."""
+"""Input files as rows: the same rows for any unit size, and damage reported by name."""
 
 import gzip
 import io

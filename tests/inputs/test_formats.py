@@ -1,4 +1,4 @@
-"""The form of a file is that of its content, and what is found and not read has a name."""
+"""The format of a file is detected from its content, and unread files are reported by name."""
 
 import bz2
 import codecs

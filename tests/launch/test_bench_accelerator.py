@@ -1,4 +1,4 @@
-"""The accelerator's benchmark, run on tiny models: every part measures, and nothing twice."""
+"""The accelerator benchmark on tiny models: every part is measured once."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Every command names what a user gets wrong in one line, with status 2."""
+"""Every command reports a user's mistake in one line and ends with status 2."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The trained models that are committed do what is said of them."""
+"""The committed trained models reach their documented results."""
 
 import pytest
 

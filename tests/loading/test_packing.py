@@ -1,4 +1,4 @@
-"""Examples into rows: nothing is lost, every slot leads to its own context, and rows are filled well."""
+"""Packing of examples into rows: no loss, slots beside their own context, and high fill."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The input pipeline: one global mixture, mixed and packed, resumed at any point and any number of hosts."""
+"""The input pipeline: one global mixture that resumes at any step on any number of hosts."""
 
 import json
 from collections import Counter

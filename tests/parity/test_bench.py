@@ -1,4 +1,4 @@
-"""Both sides of `launch.bench` compute the same, and train the same."""
+"""Both sides of `launch.bench` compute and train the same."""
 
 import pytest
 

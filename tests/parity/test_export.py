@@ -1,4 +1,4 @@
-"""What convert.to_hf writes, in transformers: the same logits, and the same greedy text from the same latents."""
+"""Exported models in transformers: the same logits and the same greedy text."""
 
 import pytest
 
@@ -151,17 +151,17 @@ def test_latents(exported, length):
 
 def test_tokenizers(exported):
     """Text, names of control tokens, and a chat; a text that spells a control token is where we differ, on purpose."""
-    actual, expected = exported.model.tokenizer, exported.reference.tokenizer
+    tokenizer, reference = exported.model.tokenizer, exported.reference.tokenizer
     for text in (FACTS, NEWS, " Who?\n\n  It's 12,345 naïve “quotes” – ünïcödé 日本語 🙂\t"):
-        assert actual.encode(text).tolist() == expected.encode(text, add_special_tokens=False)
-        assert actual.decode(actual.encode(text)) == expected.decode(expected.encode(text))
+        assert tokenizer.encode(text).tolist() == reference.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(tokenizer.encode(text)) == reference.decode(reference.encode(text))
     for name in (MEMORY_START, MEMORY_END, MEMORY_SLOT, TURN_END):
-        assert expected.encode(f"a{name}b", add_special_tokens=False) == [
-            *actual.encode("a").tolist(), actual.id(name), *actual.encode("b").tolist()
+        assert reference.encode(f"a{name}b", add_special_tokens=False) == [
+            *tokenizer.encode("a").tolist(), tokenizer.id(name), *tokenizer.encode("b").tolist()
         ]  # fmt: skip
-    assert (expected.eos_token_id, exported.reference.marker) == (
-        actual.id(TURN_END),
-        actual.memory.marker,
+    assert (reference.eos_token_id, exported.reference.marker) == (
+        tokenizer.id(TURN_END),
+        tokenizer.memory.marker,
     )
 
 
@@ -443,8 +443,11 @@ def test_batch_of_mixed_lengths(exported):
 @pytest.mark.parametrize("exported", ["untied"], indirect=True)
 @pytest.mark.parametrize("penalty, least", [(1.3, 0), (1.0, 12), (1.1, 12)])
 def test_repetition_penalty_and_least_tokens(exported, penalty, least):
-    """One row after the other there: with prompt embeddings, transformers 5.23 takes as many of a row's new tokens for
-    padding as it was padded with, and exempts them from the penalty."""
+    """Repetition penalty and least tokens, with the rows of transformers generated one by one.
+
+    With prompt embeddings, transformers 5.23 treats as many new tokens of a row as its padding
+    had as padding too, and exempts them from the penalty.
+    """
     records = make_records(exported.model)
     embedded, prompt = read_records(exported, records), as_prompt(exported, records)
     stop = generate(exported.reference, embedded[:1]).rows[0][2]

@@ -1,4 +1,4 @@
-"""From tokens to latents, against windows, pooling and adapter restated in torch around transformers' own encoder."""
+"""From tokens to latents, against windows, pooling and adapter written in torch."""
 
 import pytest
 

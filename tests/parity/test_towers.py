@@ -1,4 +1,4 @@
-"""Both towers against transformers' Qwen3 and Llama, layer by layer, on random models that save_pretrained wrote."""
+"""Both towers against transformers' Qwen3 and Llama, layer by layer, on random models."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Input to prepared sources: the same whatever the workers, resumed where it stopped, nothing bad passed over in silence."""
+"""Preparation of sources: independent of workers, resumable, with every rejection recorded."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""The files of prepared data: repaired when they are not whole, named when they are others."""
+"""Files of prepared data: repaired when incomplete, reported when replaced."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The three streams: what becomes context, what is trained, and in which proportions."""
+"""The three streams: their contexts, trained tokens and proportions."""
 
 import numpy as np
 import pytest

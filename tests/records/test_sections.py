@@ -1,4 +1,4 @@
-"""Sections as they lie in files: one array of tokens and a table of lengths, roles and ratios."""
+"""Stored sections: one array of tokens and a table of lengths, roles and ratios."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""From a record to one example: windows, groups, slots and targets, and the other views of a record."""
+"""From a record to an example: windows, groups, slots, targets and the other views."""
 
 from dataclasses import replace
 

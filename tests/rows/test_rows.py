@@ -1,4 +1,4 @@
-"""Rows to raw examples: every spelling of a chat, the original's packed rows, and a name for everything that cannot be used."""
+"""Rows to raw examples: spellings of chats, the original's packed rows, and errors by name."""
 
 import datetime
 import json

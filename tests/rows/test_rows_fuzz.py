@@ -1,4 +1,4 @@
-"""Rows of any shape: an example that says all their words, or an error that names why not."""
+"""Random rows: an example with all their words, or an error that names the reason."""
 
 import os
 import string

@@ -1,4 +1,4 @@
-"""Scores of records: the losses of their trained tokens, record by record and view by view."""
+"""Scores of records: losses of the trained tokens by record and view."""
 
 import jax
 import numpy as np

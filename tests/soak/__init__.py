@@ -1,1 +1,4 @@
-"""A tiny model trained while everything goes wrong, compared with the same run left alone: python -m tests.soak RUN_DIR"""
+"""A tiny model trained under faults and compared with the same run undisturbed.
+
+Run by python -m tests.soak RUN_DIR.
+"""

@@ -1,8 +1,11 @@
-"""Trains a tiny model while everything goes wrong, and compares it with the same run left alone: python -m tests.soak RUN_DIR
+"""Train a tiny model under faults and compare it with the same run undisturbed.
 
-Kills at random moments, a full disk, damaged checkpoints and shards, slow and dead data workers, numbers that are not finite,
-jumps of the clock. Exit status 1 says that something did not behave, differed, or was not tried in time; RUN_DIR/soak.json has
-it all, RUN_DIR/children what every child was told and said.
+python -m tests.soak RUN_DIR
+
+The faults: kills at random moments, a full disk, damaged checkpoints and shards, slow and dead
+data workers, numbers that are not finite, jumps of the clock. Exit status 1 means that a fault
+was not handled, the runs differ, or a fault was not tried in time. RUN_DIR/soak.json has all
+results, RUN_DIR/children the orders and the output of every child.
 """
 
 import json

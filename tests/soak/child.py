@@ -1,4 +1,4 @@
-"""A child of a soak as its parent sees it: what it has written since it was started, how it is ended, what it left."""
+"""A child process of a soak as its parent sees it: its output, its end and its files."""
 
 import json
 import os

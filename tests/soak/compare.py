@@ -1,4 +1,4 @@
-"""Whether a disturbed run is the undisturbed one: its parameters, its losses, its batches, and what it did twice."""
+"""Comparison of a disturbed run with the undisturbed one: parameters, losses and batches."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The child of a soak: trains a config while something goes wrong, which is wrapped around the library from outside.
+"""The child process of a soak: trains a config while a fault is injected from outside.
 
 python -m tests.soak.faults CONFIG.json FAULT.json
 """

@@ -1,4 +1,4 @@
-"""The faults of a soak, in the order they are tried: drawn from a seed, spread over the steps of a run."""
+"""The faults of a soak in order, drawn from a seed and spread over the steps of a run."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The soak: its plan, a short one that passes, and planted discrepancies that it must find."""
+"""The soak: its plan, a short one that passes, and planted discrepancies that it must report."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What is done to one child of a soak, by the kind of fault, and whether it behaved as it should."""
+"""The disturbance of a child for each kind of fault, and the expected behaviour."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""What a soak trains: a small corpus that every Python installation has, a tiny model, two stages."""
+"""The training job of a soak: a small corpus, a tiny model and two stages."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The demo's corpus: real text as input files, and the tokenizer trained on it."""
+"""The corpus of the demo: real text as input files, and the tokenizer trained on it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Documents of random pairs and what is asked about them."""
+"""Documents of random pairs and the questions about them."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Sample input: what each source is made of, and that the recipes and the benchmark of data run on it."""
+"""Sample input: the content of each source, and recipes that run on it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real processes over localhost: they compute what one does, share the data, stop together, die together, and go on."""
+"""Real processes on localhost: parallel results, shared data, stops, crashes and resumption."""
 
 import json
 import os

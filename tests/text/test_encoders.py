@@ -1,5 +1,8 @@
-"""Tokenizers of every kind: text has no control tokens, marked pieces have those transformers
-finds, and added words are part of the text."""
+"""Tokenizers of every kind against transformers.
+
+Text has no control tokens, marked pieces have those that transformers finds, and added words
+are part of the text.
+"""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A long text is cut where that is proven to change no token, or not at all."""
+"""Long texts are split only where the split provably changes no token."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Text, control tokens and chats: what somebody typed stays text, whatever it spells; only templates bring in control tokens."""
+"""Text, control tokens and chats: only templates produce control tokens."""
 
 import json
 import re

@@ -1,5 +1,8 @@
-"""The files beside a tokenizer.json: templates, special tokens and ids of generation are those
-transformers reads, and all of them come back from a saved directory."""
+"""The files beside a tokenizer.json.
+
+Templates, special tokens and generation ids are those that transformers reads, and all of
+them are restored from a saved directory.
+"""
 
 import json
 import os

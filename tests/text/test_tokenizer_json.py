@@ -1,4 +1,4 @@
-"""Ids of a tokenizer.json that leave numbers free, and words among its added tokens."""
+"""Ids of a tokenizer.json with gaps, and words among its added tokens."""
 
 import json
 import os

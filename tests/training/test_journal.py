@@ -1,4 +1,4 @@
-"""What a run writes of itself, and where else it goes."""
+"""The journal of a run, and the other places its records are sent to."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""What a run can be left alone with: stages by themselves, how tokens count, held-out figures, traces."""
+"""Long runs: separate stages, token counts, held-out figures and traces."""
 
 import json
 import shutil

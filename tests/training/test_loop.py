@@ -1,4 +1,4 @@
-"""Training from the first step to the last: two stages, interruptions, what must not move, and mistakes in a config."""
+"""The training loop: two stages, interruptions, frozen parameters and invalid configs."""
 
 import json
 import os

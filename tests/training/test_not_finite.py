@@ -1,4 +1,4 @@
-"""Steps that are not finite: skipped, told, in the end the run's end, and looked into by a replay."""
+"""Steps that are not finite: skipped, reported, limited in number and replayed."""
 
 import json
 import sys

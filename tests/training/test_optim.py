@@ -1,4 +1,4 @@
-"""Rates of a stage's steps, clipping, and AdamW beside the same written by hand."""
+"""Learning rates, clipping, and AdamW against the same algorithm written by hand."""
 
 from dataclasses import replace
 

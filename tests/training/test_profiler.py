@@ -1,4 +1,4 @@
-"""Requests for a trace: good ones are met, odd ones logged, and none of them ends training."""
+"""Requests for a trace: valid ones are served, invalid ones logged, training continues."""
 
 import os
 

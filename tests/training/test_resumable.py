@@ -1,4 +1,4 @@
-"""From which position a config can continue, and that the settings that decide it are named."""
+"""The positions from which a config can continue, and the settings that decide it."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One update and its figures beside numbers by hand, with a table of squares for a model."""
+"""One update and its metrics against numbers computed by hand, on a model of squares."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A run that stands still is ended; one that is slow, or is done, is not."""
+"""The watchdog ends a run that makes no progress, and no slow or finished run."""
 
 import subprocess
 import sys
