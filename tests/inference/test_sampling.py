@@ -47,9 +47,9 @@ def test_top_k_and_top_p_cut_the_tail(sampling, possible):
 
 
 def test_repetition_penalty_lowers_what_was_written():
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([-1.0, -1.5, -9.0]), seen=[0])[1] == 1
-    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), seen=[1, 2])[0] == 1
+    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), used=[0])[1] == 1
+    assert draw(Sampling(repetition_penalty=2.0), np.array([-1.0, -1.5, -9.0]), used=[0])[1] == 1
+    assert draw(Sampling(repetition_penalty=2.0), np.array([2.0, 1.5, -1.0]), used=[1, 2])[0] == 1
 
 
 def test_every_row_is_penalised_for_what_it_has_written_itself():
