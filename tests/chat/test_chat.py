@@ -74,7 +74,7 @@ def sections(messages, tokenizer, tools=None):
 
 
 def answers(messages, tokenizer):
-    """What the assistant writes, without the empty analysis that Qwen3's template puts before its last turn."""
+    """Return the assistant's texts, without the empty analysis that Qwen3's template adds."""
     texts = sections(messages, tokenizer, TOOLS)
     return [
         text.removeprefix("<think>\n\n</think>\n\n") for role, text in texts if role is Role.ANSWER

@@ -193,7 +193,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_complete(left, published,
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a download asks for: the files of a repository, and which there are."""
+    """A stand-in for the Hugging Face hub: the list of a repository's files, and the files."""
 
     def __init__(self, directory: Path, asked: list[str], *arguments):
         self.directory, self.asked = directory, asked

@@ -286,7 +286,10 @@ def test_window_must_be_a_multiple_of_the_ratio():
 
 
 def test_published_recipe():
-    """Paper, Table 1: rates of adapter, encoder and decoder, decay, warm-up; optimizer and schedule are those of all stages."""
+    """Paper, Table 1: rates of adapter, encoder and decoder, decay and warm-up.
+
+    Optimizer and schedule are those of all stages.
+    """
     config = lclm_0p6b_4b_16x.config()
     rates = {
         stage.name: tuple(group.learning_rate for group in stage.groups) for stage in config.stages

@@ -36,7 +36,7 @@ def test_training_on_a_row_of_the_smallest_model():
 
 
 def test_frozen_parts_need_fewer_gradients():
-    """Before the adapter nothing is trained: the encoder only runs forward, the decoder hands gradients through."""
+    """Only the adapter is trained: the encoder runs forward, the decoder passes gradients on."""
     config = ModelConfig(TOWER, TOWER, CompressionConfig(2, 4))
     layer, adapter, head = 2 * (8 * 8 * 4 + 3 * 8 * 8), 2 * 6 * 8 * 16, 2 * 10 * 8 * 128
     flops = training_flops(config, positions=10, windows=3, trained=("adapter",))

@@ -195,7 +195,8 @@ def test_rows_of_a_process_and_the_batch_they_make():
         (
             (8, 1, 1, 1),
             {"batch_rows": 12},
-            r"data\.batch_rows must divide over mesh\.data \* mesh\.fsdp.*data\.batch_rows=12.*multiple of 8",
+            r"data\.batch_rows must divide over mesh\.data \* mesh\.fsdp.*"
+            r"data\.batch_rows=12.*multiple of 8",
         ),
         (
             (1, 1, 8, 1),

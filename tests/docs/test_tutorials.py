@@ -1,4 +1,4 @@
-"""The tutorials run as they stand: files are written and commands run, in one directory, in order."""
+"""The tutorials run as written: their files and commands, in order, in one directory."""
 
 import os
 import re

@@ -10,7 +10,7 @@ from tests.support.paths import MODELS
 
 @pytest.fixture
 def shown(monkeypatch, tmp_path, command):
-    """What `launch.show` measures of a committed model, on a few of the documents held out from it."""
+    """Measurements of `launch.show` for a committed model, on a few held-out documents."""
     monkeypatch.setattr(pairs, "COUNTS", {"": 2000, "_short": 100})
     monkeypatch.setattr(pairs, "TOKENIZER_DOCUMENTS", 100)
     monkeypatch.setattr(evaluator, "MAX_EXAMPLES", 16)

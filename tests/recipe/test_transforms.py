@@ -214,7 +214,7 @@ def test_the_number_of_regions_changes_at_the_bounds(length, most):
 
 
 def evenly_spread(values, low, high, rounding):
-    """Whether a sample looks uniform between two bounds: within them, its quarters as full as they should be."""
+    """Tell whether a sample looks uniform between two bounds, by the counts of its quarters."""
     values = np.array(values)
     assert low - rounding <= values.min() and values.max() <= high + rounding
     counts, _ = np.histogram(np.clip(values, low, high), bins=4, range=(low, high))

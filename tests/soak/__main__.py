@@ -88,10 +88,11 @@ def main():
         "tries": tries,
     }
     write_whole(arguments.directory / "soak.json", json.dumps(report, indent=2, default=asdict))
+    tried = sum(attempt.outcome is not None for attempt in tries)
     show_table(
         draw(
             rows,
-            f"{sum(attempt.outcome is not None for attempt in tries)} faults in {seconds:.0f} s, seed {arguments.seed}",
+            f"{tried} faults in {seconds:.0f} s, seed {arguments.seed}",
         )
     )
     sys.exit(0 if passed else 1)
@@ -100,9 +101,10 @@ def main():
 def soak(
     directory: Path, plan: Sequence[Fault], steps: int, deadline: float
 ) -> tuple[list[Row], list[Try]]:
-    """Trains undisturbed, then disturbed by every fault of the plan until it is finished, and compares.
+    """Train undisturbed, then with every fault of the plan, and compare both runs.
 
-    What is not done by the deadline (of time.monotonic) is a row that did not pass. Raises FileExistsError, as `remove_earlier`.
+    A fault that is not tried by the deadline (of time.monotonic) is a row that did not pass.
+    Raises FileExistsError as `remove_earlier` does.
     """
     remove_earlier(directory)
     write_work(directory / "data")
@@ -151,7 +153,10 @@ def soak(
 
 
 def remove_earlier(directory: Path):
-    """Removes what an earlier soak left. Raises FileExistsError for a directory with anything else in it."""
+    """Remove the files of an earlier soak.
+
+    Raises FileExistsError for a directory with anything else in it.
+    """
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     ended = names & {"children", "soak.json"}  # of which any earlier soak left at least one
     if strange := sorted(names - set(FILES)) or ([] if ended else sorted(names)):
@@ -172,7 +177,8 @@ def train_alone(config: Config, soaked: Soak):
     with child(config, Order(), soaked.notes / "undisturbed", soaked.deadline) as process:
         if status := process.ended():
             raise HungError(
-                f"the undisturbed run ended with status {status}: {process.message}; {process.output_file} has more"
+                f"the undisturbed run ended with status {status}: {process.message}; "
+                f"{process.output_file} has more"
             )
 
 
@@ -181,7 +187,8 @@ def end_quietly(soaked: Soak):
     with soaked.child() as process:
         if status := process.ended():
             raise HungError(
-                f"the disturbed run ended with status {status}: {process.message}; {process.output_file} has more"
+                f"the disturbed run ended with status {status}: {process.message}; "
+                f"{process.output_file} has more"
             )
 
 
@@ -198,7 +205,7 @@ def attempt(soaked: Soak, fault: Fault) -> Try:
 
 
 def summary(kind: Kind, tries: Sequence[Try]) -> Row:
-    """What was seen of a kind of fault: the failures if there are any, else everything, each with how often."""
+    """Summarize a kind of fault: its failures if there are any, else all observations, counted."""
     outcomes = [attempt.outcome for attempt in tries if attempt.outcome is not None]
     failed = [outcome.observation for outcome in outcomes if not outcome.passed]
     observations = failed or [outcome.observation for outcome in outcomes]

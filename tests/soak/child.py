@@ -96,7 +96,10 @@ class Child:
         return (errors or lines or [""])[-1].strip()
 
     def saving(self, least: int) -> bool:
-        """Whether a checkpoint of at least this step is being written, that is unfinished or has no checksums yet."""
+        """Tell whether a checkpoint of at least this step is being written.
+
+        Such a checkpoint is unfinished or has no checksums yet.
+        """
         if self.step < least or not (self.directory / STEPS).is_dir():
             return False
         first = (
@@ -111,7 +114,10 @@ class Child:
         return any(max(first + 1, least) <= number <= self.step for number in numbers)
 
     def wait_until(self, true: Callable[[], bool]) -> bool:
-        """Waits until it is true; False when the child ends before. Raises HungError, OutOfTimeError."""
+        """Wait until `true()` holds; return False if the child ends before.
+
+        Raises HungError, OutOfTimeError.
+        """
         patience = time.monotonic() + PATIENCE
         while not true():
             if self.process.poll() is not None:

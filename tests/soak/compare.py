@@ -66,7 +66,10 @@ def _place(line: Line) -> Place:
 
 
 def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outcome:
-    """Parameters, moments, counters and the position in the data of the last step of every stage, bit for bit."""
+    """Compare the last checkpoint of every stage bit for bit.
+
+    It has parameters, moments, counters and the position in the data.
+    """
     differing, count, mesh = [], 0, make_mesh(config.mesh, jax.devices()[:1])
     for stage in config.stages:
         step = config.run_step(stage.name, stage.steps)
@@ -87,7 +90,8 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
         differing += [f"step {step} position in the data"] if position != its_position else []
     return _all_same(
         differing,
-        f"{count} arrays of {len(config.stages)} checkpoints and their positions in the data, bit for bit",
+        f"{count} arrays of {len(config.stages)} checkpoints and their positions in the data, "
+        "bit for bit",
     )
 
 
@@ -106,12 +110,12 @@ def same_losses(config: Config, undisturbed: Iterable[Line], disturbed: Iterable
 
 
 def figures(line: Line) -> str:
-    """What must not differ of a line, as text that tells every float apart and lets NaN equal NaN."""
+    """Return the compared fields of a line, as text: exact for floats, and NaN equals NaN."""
     return json.dumps([line[name] for name in FIGURES])
 
 
 def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
-    """The batch of every step and its records; a step that was repeated must have had the same one each time."""
+    """Compare the batch and records of every step, every repetition of a step included."""
     expected = {_place(line): (line["sha256"], line["records"]) for line in undisturbed}
     lines = list(disturbed)
     actual = {_place(line): (line["sha256"], line["records"]) for line in lines}
@@ -121,7 +125,10 @@ def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
         if expected.get(_place(line)) != (line["sha256"], line["records"])
     ]
     records = sum(len(row) for _, rows in expected.values() for row in rows)
-    summary = f"{len(lines)} batches read for {len(expected)} steps, {records} records, each as in the undisturbed run"
+    summary = (
+        f"{len(lines)} batches read for {len(expected)} steps, {records} records, "
+        "each as in the undisturbed run"
+    )
     return _all_same([*_differing(config, expected, actual), *map(str, wrong)], summary)
 
 
@@ -160,12 +167,13 @@ def same_skipped(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
     ]
     return _all_same(
         differing,
-        f"{len(planned)} steps skipped in both runs, named with {sum(map(len, actual.values()))} records",
+        f"{len(planned)} steps skipped in both runs, "
+        f"named with {sum(map(len, actual.values()))} records",
     )
 
 
 def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
-    """Every child went on from the newest good checkpoint and missed no step, so that it repeated only what came after that."""
+    """Check that every child resumed from the newest good checkpoint and missed no step."""
     wrong, reached, repeated = [], 0, 0
     for number, session in enumerate(sessions):
         aside = [event["checkpoint"] for event in session.events if event["event"] == "damaged"]
@@ -199,7 +207,8 @@ def whole_sessions(config: Config, sessions: Sequence[Session]) -> Outcome:
     wrong += [f"{reached} of {total} steps were written"] if reached != total else []
     return _all_same(
         wrong,
-        f"{len(sessions)} children, {repeated} steps repeated, all after the checkpoint gone on from",
+        f"{len(sessions)} children, {repeated} steps repeated, "
+        "all after the checkpoint gone on from",
     )
 
 

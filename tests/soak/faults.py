@@ -69,7 +69,10 @@ def poisoned_steps(steps: int) -> list[int]:
 
 
 def poison(config: Config):
-    """Some steps of every stage read a parameter that is not a number, within the compiled step; it is put back after them."""
+    """Make a parameter NaN within the compiled step, in a few steps of every stage.
+
+    It is restored after each of them.
+    """
     original = trainer.train_step
 
     def train_step(state: TrainState, batch: Batch, *, config: Config, stage: Any):
@@ -93,7 +96,7 @@ def _with_scale(params: Any, scale: Any) -> Any:
 
 
 def keep_batches(config: Config):
-    """Writes of every step which batch it was given, by its bytes and by the records it is made of."""
+    """Write the batch of every step to a journal: the hash of its bytes, and its records."""
     hashes: list[str] = []
     to_devices, add = trainer.global_batch, Recorder.add
     file = Path(config.run.directory) / BATCHES
@@ -195,7 +198,7 @@ def kill_data(config: Config, fault: Fault):
 
 
 def block_data(config: Config, fault: Fault):
-    """What reads the data never comes back, in its own thread, after a few batches; the run's patience is short."""
+    """Block the thread that reads the data after a few batches, under a short step timeout."""
     watch = trainer.watchdog
     trainer.watchdog = lambda _: watch(STUCK)
     read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]

@@ -22,7 +22,8 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KILLS = KINDS[:3]
-MARGIN = 3  # faults' worth of steps left after the last one, so that no run is over before it is disturbed
+# Faults' worth of steps left after the last one, so that no run is over before it is disturbed.
+MARGIN = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Fault:
 def make_plan(
     seed: int, kills: int, steps: int, others: tuple[Kind, ...] = KINDS[3:]
 ) -> tuple[Fault, ...]:
-    """As many kills, of every kind in turn, and each of the other faults once, shuffled over a run of `steps`."""
+    """Plan faults over a run of `steps`: `kills` of every kind in turn, the others once each."""
     rng = random.Random(seed)
     kinds: list[Kind] = [KILLS[(i + 1) % len(KILLS)] for i in range(kills)]
     kinds += others

@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass
 class Soak:
-    """A disturbed run: its config, where its children leave what they say, and what they did so far."""
+    """A disturbed run: its config, the directory of its children's output, and its sessions."""
 
     config: Config
     notes: Path
@@ -72,7 +72,10 @@ class Soak:
 
 
 def try_fault(soak: Soak, fault: Fault) -> Outcome:
-    """Starts a child (or two), disturbs it, and says what it did. Raises OutOfTimeError, HungError."""
+    """Start a child (or two), disturb it, and return the outcome.
+
+    Raises OutOfTimeError, HungError.
+    """
     return TRIES[fault.kind](soak, fault)
 
 
@@ -128,7 +131,7 @@ def _starting(process: Child) -> float:
 
 
 def _message(process: Child, fault: Fault, *words: str) -> Outcome:
-    """Passed if the child ends by itself with an error's message that has all these words, and soon."""
+    """Expect the child to end soon, by itself, with an error message that has all these words."""
     process.wait_until(
         lambda: process.process.poll() is not None or process.step > fault.step + SOON
     )
@@ -160,7 +163,11 @@ def _full(soak: Soak, fault: Fault) -> Outcome:
 
 
 def _damaged_checkpoint(soak: Soak, fault: Fault) -> Outcome:
-    """A child is stopped in order, so that a checkpoint is newest and has its checksums; then its largest file is changed."""
+    """Damage the newest checkpoint and start again.
+
+    The child is stopped first, so that the checkpoint has checksums; then its largest file is
+    changed.
+    """
     with soak.child() as process:
         if (
             not process.wait_until(lambda: process.step >= fault.step)
@@ -183,7 +190,7 @@ def _damaged_checkpoint(soak: Soak, fault: Fault) -> Outcome:
 
 
 def flip(file: Path, moment: float, least: float = 0.0, most: float = 1.0, every: int = 0):
-    """Changes a byte of a file, or one in every so many, of the part from `least` to `most` of it."""
+    """Change one byte of a file, or one of `every` bytes, between its fractions `least` and `most`."""
     content = bytearray(file.read_bytes())
     begin, end = int(least * len(content)), int(most * len(content))
     first = begin + int(moment * (every or end - begin))
@@ -193,7 +200,10 @@ def flip(file: Path, moment: float, least: float = 0.0, most: float = 1.0, every
 
 
 def _damaged_shard(part: str) -> Callable[[Soak, Fault], Outcome]:
-    """Tries a shard that was cut short, or whose records or index are not as they were written; it is brought back afterwards."""
+    """Return a trial of a truncated shard, or of changed records or a changed index.
+
+    The file is restored afterwards.
+    """
 
     def attempt(soak: Soak, fault: Fault) -> Outcome:
         shards = find_shards(soak.config.data.directory, "docs", "train")
@@ -250,7 +260,10 @@ def _stuck_data(soak: Soak, fault: Fault) -> Outcome:
 
 
 def _clock(soak: Soak, fault: Fault) -> Outcome:
-    """The child goes on until it is stopped; or, if a checkpoint was being written, which takes days now, it says so and ends."""
+    """Let the clock jump; the child must go on until it is stopped.
+
+    If a checkpoint was being written, which appears to take days, it must report that and end.
+    """
     with soak.child(fault) as process:
         if not process.wait_until(lambda: process.step >= fault.step and _jumped(process)):
             outcome = _message(

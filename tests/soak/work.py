@@ -81,7 +81,10 @@ def soak_config(data: Path, directory: Path, steps: int, save_every: int = 7) ->
 
 
 def write_work(directory: Path, modules: int = MODULES):
-    """Prepares docstrings of the standard library, as documents and as chats that ask for their first line."""
+    """Prepare docstrings of the standard library as documents and as chats.
+
+    The chats ask for the first line of a docstring.
+    """
     texts = [row["text"] for row in documentation(list(islice(standard_library(), modules)))]
     half = len(texts) // 2
     rows = {
