@@ -14,7 +14,6 @@ NOT_YET = {
     "launch/bench/accelerator",
     "lclm_jax/checkpoint",
     "lclm_jax/data/chat",
-    "lclm_jax/data/rows",
     "lclm_jax/distributed",
     "lclm_jax/inference",
     "lclm_jax/reports",

@@ -11,7 +11,7 @@ from lclm_jax.data.chat.messages import TEMPLATE_ROLES
 from lclm_jax.data.records import Role
 from lclm_jax.data.records.sections import flatten_sections
 from lclm_jax.data.rows import field_names as names
-from lclm_jax.data.rows.dataset_messages import CALLS, CONTENT, ROLE
+from lclm_jax.data.rows.dataset_messages import CALL_FIELDS, CONTENT_FIELDS, ROLE_FIELDS
 from lclm_jax.data.rows.raw_examples import (
     RowError,
     example_text,
@@ -40,7 +40,18 @@ SCALARS = st.one_of(
     st.dates(),
 )
 KEYS = st.one_of(
-    st.sampled_from([*ROLE, *CONTENT, "type", "ratio", "name", "arguments", "function", *CALLS]),
+    st.sampled_from(
+        [
+            *ROLE_FIELDS,
+            *CONTENT_FIELDS,
+            "type",
+            "ratio",
+            "name",
+            "arguments",
+            "function",
+            *CALL_FIELDS,
+        ]
+    ),
     st.text(max_size=4),
     st.integers(),
 )
@@ -148,7 +159,9 @@ def words_in(value):
         return set(value.split())
     if isinstance(value, dict):
         value = [
-            value[name] for name in (*CONTENT, "context", *names.REASONING_FIELDS) if name in value
+            value[name]
+            for name in (*CONTENT_FIELDS, "context", *names.REASONING_FIELDS)
+            if name in value
         ]
     return set().union(*map(words_in, value)) if isinstance(value, list) else set()
 

@@ -1,4 +1,4 @@
-"""Rows of the original's public training data: text with turns and memory tags written out."""
+"""Rows of the published training data of the paper: text with turns and memory tags written out."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -26,20 +26,20 @@ from lclm_jax.data.text.tokenizer import (
     TextError,
 )
 
-MARK = re.compile(rf"({re.escape(TURN_START)}|{re.escape(TURN_END)})")
+TURN_MARK = re.compile(rf"({re.escape(TURN_START)}|{re.escape(TURN_END)})")
 
 
 def read_packed_row(fields: Mapping[str, Any], longest: int) -> Iterator[JsonObject]:
-    """The examples of a row, alone or in lists; those that can be used come first.
+    """Yield the examples of a row, which holds a text or nested lists of texts.
 
-    Raises RowError after them where others cannot be used, or where there are none.
+    Raises RowError after the usable examples if there are others, or if there are none at all.
     """
     check_depth(fields)
     count, problems = 0, []
     for text in _texts(fields):
         count += 1
         try:
-            example = _example(text, longest)
+            example = _read_example(text, longest)
         except RowError as error:
             problems.append(error)
         else:
@@ -54,7 +54,10 @@ def read_packed_row(fields: Mapping[str, Any], longest: int) -> Iterator[JsonObj
 
 
 def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
-    """The texts of a row; an object with more texts than one example has, as it stands."""
+    """Yield the texts of a row.
+
+    An object with more texts than an example has is yielded unchanged, for the error that names it.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -73,7 +76,8 @@ def _texts(value: Any) -> Iterator[str | Mapping[str, Any]]:
             yield from _texts([part for part in value.values() if not isinstance(part, str)])
 
 
-def _example(text: str | Mapping[str, Any], longest: int) -> JsonObject:
+def _read_example(text: str | Mapping[str, Any], longest: int) -> JsonObject:
+    """Return a text as a raw example: a chat if it has turns, else spans."""
     if not isinstance(text, str):
         raise RowError("fields", f"expected one text, and one answer, got {describe_fields(text)}")
     check_length(len(text), longest)
@@ -81,13 +85,14 @@ def _example(text: str | Mapping[str, Any], longest: int) -> JsonObject:
     check_split_points(text)
     if not text.strip():
         raise RowError("empty", "expected words, got none")
+
     if MEMORY_SLOT in text:
         raise RowError(
             "memory tags",
             f"expected text between {MEMORY_START} and {MEMORY_END}, got {MEMORY_SLOT}",
         )
     try:
-        if not MARK.search(text):
+        if not TURN_MARK.search(text):
             return {"spans": _parts(text)}
         messages = [{"role": role, "content": _content(content)} for role, content in _turns(text)]
     except TextError as error:
@@ -96,11 +101,13 @@ def _example(text: str | Mapping[str, Any], longest: int) -> JsonObject:
 
 
 def _content(text: str) -> str | list[JsonObject]:
+    """Return the content of a turn: parts if it has contexts, else text."""
     parts = _parts(text)
     return parts if any("context" in part for part in parts) else text
 
 
 def _parts(text: str) -> list[JsonObject]:
+    """Return text around memory tags as parts."""
     return [
         {"context" if is_context else "text": piece}
         for piece, is_context in split_context_tags(text)
@@ -108,8 +115,11 @@ def _parts(text: str) -> list[JsonObject]:
 
 
 def _turns(text: str) -> Iterator[tuple[str, str]]:
-    """Roles and contents of turns; the last may be open. Raises RowError for text in no turn."""
-    before, *marked = MARK.split(text)
+    """Yield the role and content of each turn, of which the last may lack its end.
+
+    Raises RowError for text outside of turns.
+    """
+    before, *marked = TURN_MARK.split(text)
     _refuse_outside(before)
     turn: str | None = None
     for mark, body in zip(marked[::2], marked[1::2], strict=True):
@@ -122,14 +132,15 @@ def _turns(text: str) -> Iterator[tuple[str, str]]:
         else:
             if turn is None:
                 raise RowError("chat", f"expected a turn before {TURN_END}, got none")
-            yield _turn(turn)
+            yield _split_turn(turn)
             turn = None
             _refuse_outside(body)
     if turn is not None:
-        yield _turn(turn)
+        yield _split_turn(turn)
 
 
-def _turn(text: str) -> tuple[str, str]:
+def _split_turn(text: str) -> tuple[str, str]:
+    """Return the role, which is the first line of a turn, and the content after it."""
     role, _, content = text.partition("\n")
     role = read_role(role)
     if role in ("user", "assistant") and not content.strip():
@@ -138,6 +149,7 @@ def _turn(text: str) -> tuple[str, str]:
 
 
 def _refuse_outside(text: str):
+    """Raise RowError for text between turns other than padding and spaces."""
     if text.replace(PAD, "").strip():
         raise RowError(
             "chat", f"expected turns alone, got text outside of them: {text.strip()!r:.80}"

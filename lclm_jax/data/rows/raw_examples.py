@@ -1,9 +1,12 @@
-"""Rows of the input to raw examples, and raw examples to sections of tokens.
+"""Conversion of input rows to raw examples, and of raw examples to sections of tokens.
 
-A raw example is kept beside its tokens, so that another tokenizer can read it later. It is one of
-`{"text": str}`, `{"messages": [...], "tools": [...]}`,
-`{"spans": [{"context": str} | {"text": str}, ...]}`. Messages are those of
-`lclm_jax.data.rows.dataset_messages`. In examples of earlier versions a content may also hold parts
+A raw example is stored beside its tokens, so that another tokenizer can read it later. It is one of
+
+- `{"text": str}`,
+- `{"messages": [...], "tools": [...]}`, with messages as in `lclm_jax.data.rows.dataset_messages`,
+- `{"spans": [{"context": str} | {"text": str}, ...]}`.
+
+In examples written by earlier versions, a content may also hold parts
 `{"analysis", "before", "after"}`.
 """
 
@@ -36,10 +39,10 @@ __all__ = ["RawExample", "RowError", "example_text", "read_raw_examples", "token
 def read_raw_examples(
     fields: Mapping[str, Any], kind: str, tokenizer: Tokenizer, longest: int
 ) -> Iterator[RawExample]:
-    """The raw examples in a row of a source of this kind (see `lclm_jax.config.Source`).
+    """Yield the raw examples in a row of a source of this kind (see `lclm_jax.config.Source`).
 
-    There is one, but for packed rows, whose usable examples come before the error of others.
-    Raises RowError.
+    Rows of every kind but "packed" hold one. `longest` limits its characters. Raises RowError for a
+    row that cannot be used, for packed rows after their usable examples.
     """
     if kind == "packed":
         yield from read_packed_row(fields, longest)
@@ -47,13 +50,16 @@ def read_raw_examples(
         yield read_chat_row(fields, longest)
     elif kind == "expand":
         text = _document(fields, longest, tokenizer)
-        yield build_expand_chat(text, tokenizer, *_question(fields)) or _no_trace(fields)
+        chat = build_expand_chat(text, tokenizer, *_read_question(fields))
+        if chat is None:
+            raise _no_trace_error(fields)
+        yield chat
     else:
         yield {"text": _document(fields, longest, tokenizer)}
 
 
 def tokenize_example(raw: RawExample, tokenizer: Tokenizer) -> list[Section]:
-    """The sections of an example. Raises TextError for a chat that cannot be rendered."""
+    """Return the sections of an example; raises TextError for a chat that cannot be rendered."""
     if "text" in raw:
         return [Section(tokenizer.encode(raw["text"]), Role.DOCUMENT)]
     if "spans" in raw:
@@ -68,11 +74,15 @@ def tokenize_example(raw: RawExample, tokenizer: Tokenizer) -> list[Section]:
 
 
 def example_text(raw: RawExample) -> str:
-    """Everything that an example says: its hash decides its split, a tokenizer is trained on it."""
+    """Return all words of an example.
+
+    Their hash decides the split of the example, and new tokenizers are trained on them.
+    """
     if "text" in raw:
         return raw["text"]
     if "spans" in raw:
         return "".join(text for span in raw["spans"] for text in span.values())
+
     words = []
     for message in raw["messages"]:
         content = message.get("content") or ""
@@ -94,7 +104,10 @@ def example_text(raw: RawExample) -> str:
 
 
 def _split_markers(role: str, content: str) -> list[RawExample]:
-    """The texts around and between an assistant's markers of thoughts: markers are no words."""
+    """Return the texts around and between the markers of an assistant's reasoning.
+
+    Markers are not words: a template may spell them in another way.
+    """
     for name in ("think", "analysis", "thinking", "reasoning") if role == "assistant" else ():
         before, _, rest = content.partition(f"<{name}>")
         thought, closed, after = rest.partition(f"</{name}>")
@@ -104,6 +117,7 @@ def _split_markers(role: str, content: str) -> list[RawExample]:
 
 
 def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> str:
+    """Return the text of a document, the first of its fields with words."""
     given = {
         name: fields[name] for name in DOCUMENT_FIELDS if isinstance(fields.get(name), (str, bytes))
     }
@@ -116,6 +130,7 @@ def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> 
     text = next((text for text in texts if text.strip()), None)
     if text is None:
         raise RowError("empty", f"expected words in {' or '.join(given)}, got none")
+
     check_length(len(text), longest)
     check_surrogates(text)
     check_memory_tags(text)
@@ -131,12 +146,12 @@ def _document(fields: Mapping[str, Any], longest: int, tokenizer: Tokenizer) -> 
 
 @lru_cache(maxsize=1)
 def _splits(definition: str) -> bool:
-    """Whether a tokenizer splits text into words before its model sees it."""
+    """Return whether a tokenizer splits text into words before its model encodes it."""
     return json.loads(definition).get("pre_tokenizer") is not None
 
 
-def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """A question and the first of its answers, where the row has them."""
+def _read_question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return a question and the first of its answers, each None where the row lacks it."""
     question, answer = fields.get("question"), fields.get("answer") or fields.get("answers")
     if isinstance(answer, list) and answer:
         answer = answer[0]
@@ -146,8 +161,8 @@ def _question(fields: Mapping[str, Any]) -> tuple[str | None, str | None]:
     )
 
 
-def _no_trace(fields: Mapping[str, Any]) -> RawExample:
-    expected = (
-        "the answer written in it" if fields.get("question") else "a line that can be asked for"
-    )
-    raise RowError("no answer", f"expected a text of two chunks or more with {expected}, got none")
+def _no_trace_error(fields: Mapping[str, Any]) -> RowError:
+    """Return the error for a text without a trace of expansions."""
+    expected = "the answer in it" if fields.get("question") else "a line to ask for"
+    message = f"expected a text of two chunks or more with {expected}, got none"
+    return RowError("no answer", message)
