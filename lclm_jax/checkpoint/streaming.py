@@ -1,7 +1,8 @@
-"""Parameters too large for memory: streamed into an Orbax checkpoint, and read out of any, some rows at a time.
+"""Parameters too large for memory: streamed into an Orbax checkpoint, and read from any by rows.
 
-Orbax writes the checkpoint as always (names, metadata, atomic end); only the leaves are our own. They become zarr arrays
-without compression, a layer a chunk, so that a layer is one read for whoever restores them, onto any mesh.
+Orbax writes the checkpoint as always (names, metadata, atomic end); only the leaves are written
+here. They become zarr arrays without compression, one layer per chunk, so that restoring a layer
+takes one read, on any mesh.
 """
 
 import asyncio
@@ -21,18 +22,18 @@ import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.experimental.v1._src.serialization import registry
 
-CHUNK = 64 << 20  # bytes of a chunk, and of a block in memory
+CHUNK = 64 << 20  # bytes of a chunk on disk, and of a block in memory
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names in malloc.h
 WILDCARDS = "*?["
-AHEAD = 2  # blocks on their way to disk while the next one is read
+MAX_PENDING_WRITES = 2  # blocks on their way to disk while the next one is read
 
 
 def keep_memory():
-    """Makes this process keep the memory of freed blocks for the next ones; a command that streams calls it first.
+    """Make this process reuse the memory of freed blocks; call it before streaming.
 
-    By default glibc returns every large block to the kernel, which then clears the pages of the next one, and the arenas of
-    other threads return theirs whatever the threshold: that took longer than reading the weights. Does nothing where the C
-    library has no such setting.
+    By default glibc returns every large block to the kernel, which then clears the pages of the
+    next one, and the arenas of other threads return theirs whatever the threshold: that took longer
+    than reading the weights. Does nothing where the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -43,7 +44,7 @@ def keep_memory():
 
 @dataclass(frozen=True)
 class Streamed:
-    """A leaf of a tree to be saved: `read(start, stop)` gives rows of its first axis, never all of them."""
+    """A leaf of a tree to be saved, of which `read(start, stop)` returns rows of the first axis."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -51,20 +52,26 @@ class Streamed:
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """As many rows as fit CHUNK; a row that does not fit (a layer's matrix) is cut along its own first axis."""
+        """Shape of a chunk: as many rows as fit CHUNK.
+
+        A row that does not fit, such as a layer's matrix, is cut along its own first axis.
+        """
         row, rank = math.prod(self.shape[1:]) * self.dtype.itemsize, len(self.shape)
         if row <= CHUNK or rank < 3:
             return (max(1, min(self.shape[0], CHUNK // max(row, 1))), *self.shape[1:])
         return (1, -(-self.shape[1] // -(-row // CHUNK)), *self.shape[2:])
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows), chunk by chunk."""
+        """Yield (first row, rows), chunk by chunk."""
         step = self.chunk[0]
         for start in range(0, self.shape[0], step):
             yield start, self.read(start, min(start + step, self.shape[0]))
 
     def to_array(self, sharding: jax.sharding.Sharding) -> jax.Array:
-        """Reads the leaf into a sharded array: every block goes to the local shards it is part of, and is forgotten."""
+        """Read the leaf into a sharded array, block by block.
+
+        Each block is copied to the local shards that contain it, and then freed.
+        """
         where = sharding.addressable_devices_indices_map(self.shape)
         bounds = {
             device: [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
@@ -87,7 +94,7 @@ class Streamed:
 
 
 class _Handler:
-    """What Orbax asks of a leaf type when it saves; a streamed leaf is restored as the ordinary array it then is.
+    """The handler by which Orbax saves streamed leaves; they are restored as ordinary arrays.
 
     An error of a reader leaves the step unfinished.
     """
@@ -104,7 +111,7 @@ class _Handler:
 
 
 class _Abstract:
-    """The abstract counterpart that Orbax wants every leaf type to have; nothing is ever loaded as this."""
+    """The abstract leaf type that Orbax requires beside every leaf type; never loaded."""
 
 
 def _write_leaves(directory: Path, params: Any):
@@ -113,7 +120,7 @@ def _write_leaves(directory: Path, params: Any):
         leaf: Streamed = param.value
         array = _create(directory / param.name, leaf)
         for start, block in leaf.blocks():
-            while len(pending) >= AHEAD:
+            while len(pending) >= MAX_PENDING_WRITES:
                 pending.popleft().result()
             written = array[start : start + len(block)].write(
                 block, can_reference_source_data_indefinitely=True
@@ -128,7 +135,8 @@ def _create(path: Path, leaf: Streamed) -> Any:
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{path}/"},
         "dtype": leaf.dtype.name,
-        "store_data_equal_to_fill_value": True,  # else a chunk of zeros is not written, and missing to the reader
+        # Otherwise a chunk of zeros is not written, and the reader misses it.
+        "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": leaf.shape,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": leaf.chunk}},
@@ -139,7 +147,10 @@ def _create(path: Path, leaf: Streamed) -> Any:
 
 
 class _StreamingTree:
-    """Makes a plain PyTreeHandler that takes Streamed leaves too: the checkpoint names the plain one, which anyone has."""
+    """A factory of plain PyTreeHandlers that also accept Streamed leaves.
+
+    The checkpoint then names the plain handler, so that any Orbax can read it.
+    """
 
     def __new__(cls):
         leaves = registry.StandardLeafHandlerRegistry()
@@ -148,11 +159,11 @@ class _StreamingTree:
 
 
 def saving(trees: dict[str, Any], directory: Path) -> ocp.Context:
-    """A context in which Orbax saves these trees so that a layer can be read by itself.
+    """Return a context in which Orbax saves these trees so that single layers can be read.
 
     Leaves may be Streamed. Orbax joins the parts of an OCDBT store by a glob over the whole path:
-    below a directory with wildcards in its name it would find none, or another run's. Arrays are
-    files of their own there.
+    below a directory with wildcards in its name it would find none, or those of another run. There
+    each array has its own files instead.
     """
     context = ocp.Context()
     context.array.saving.use_ocdbt = not set(WILDCARDS) & set(str(directory))
@@ -168,7 +179,7 @@ def saving(trees: dict[str, Any], directory: Path) -> ocp.Context:
 
 
 def _by_rows(_, value: Any) -> Any:
-    """Chunks of an array that is whole in memory: along its first axis, as those of Streamed leaves are."""
+    """Chunk an array in memory along its first axis, as Streamed leaves are chunked."""
     if len(getattr(value, "shape", ())) < 2:
         return None
     return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK, shard_axes=(0,))
@@ -176,7 +187,7 @@ def _by_rows(_, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class SavedTree:
-    """The arrays of a saved tree, `<directory>/checkpoints/<step>/<name>`, by flat path; each is read when asked for."""
+    """A saved tree, `<directory>/checkpoints/<step>/<name>`, whose arrays are opened one by one."""
 
     directory: Path
 
@@ -185,7 +196,7 @@ class SavedTree:
         return json.loads((self.directory / "_METADATA").read_text(encoding="utf-8"))
 
     def open(self, path: str) -> ts.TensorStore:
-        """The array at `path` ("decoder/table"), as a tensorstore: index it, then read."""
+        """Open the array at `path` ("decoder/table") as a tensorstore: index it, then read."""
         name, directory = path.replace("/", "."), self.directory.resolve()
         if self._metadata["use_ocdbt"]:
             base = {"driver": "file", "path": f"{directory}/"}
@@ -193,7 +204,6 @@ class SavedTree:
         else:
             store = {"driver": "file", "path": f"{directory}/{name}/"}
         spec = {"driver": "zarr3" if self._metadata["use_zarr3"] else "zarr", "kvstore": store}
-        spec["context"] = {
-            "file_io_mode": {"mode": "memmap"}
-        }  # one copy less, and no pages to clear
+        # Memory maps save a copy, and the kernel has no pages to clear.
+        spec["context"] = {"file_io_mode": {"mode": "memmap"}}
         return ts.open({**spec, "fill_missing_data_reads": False}, open=True, read=True).result()

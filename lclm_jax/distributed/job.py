@@ -1,15 +1,18 @@
-"""The processes of a training job: how they find each other, and what is said when one of them dies.
+"""The processes of a training job: how they find each other, and what a dying one reports.
 
-On a TPU slice, in a JobSet and under SLURM JAX itself knows how many processes there are; elsewhere each gets
+On a TPU slice, in a JobSet and under SLURM, JAX itself knows how many processes there are.
+Elsewhere each process gets
 
     JAX_COORDINATOR_ADDRESS=HOST:PORT   of process 0
     JAX_NUM_PROCESSES=N
     JAX_PROCESS_ID=0 ... N - 1
 
-and with none of these a process is alone. LCLM_JAX_START_SECONDS is how long the first waits for the last to start.
+and with none of these a process is alone. LCLM_JAX_START_SECONDS is how long the first process
+waits for the last to start.
 
-When a process dies, JAX's runtime aborts all others from C++, where Python cannot say why. So each worker has a small parent,
-which passes on what the worker writes, has the last word, and ends with the worker's status.
+When a process dies, JAX's runtime aborts all others from C++, where Python cannot report why. So
+each worker has a small parent process, which passes on what the worker writes, prints the cause
+last, and ends with the worker's status.
 """
 
 import ctypes
@@ -26,75 +29,83 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import jax
-from jax._src.clusters import (
-    ClusterEnv,  # the only place that knows whether jax.distributed would find a cluster
-)
+
+# The only place that knows whether jax.distributed would find a cluster.
+from jax._src.clusters import ClusterEnv
 
 from lclm_jax.errors import UserError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process is dead
-START = 40  # seconds in which all processes must have started, unless LCLM_JAX_START_SECONDS says otherwise
+HEARTBEAT_SECONDS = 30  # a process that gives no sign of life for so long is dead
+START_SECONDS = 40  # for all processes to start, unless LCLM_JAX_START_SECONDS is set
 SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 WORKER = "LCLM_JAX_WORKER"  # set by the parent
-KEPT = 500  # lines of the worker's output in which the parent looks for who died
-DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+MAX_OUTPUT_LINES = 500  # of the worker, among which the parent looks for the process that died
+PR_SET_PDEATHSIG = 1  # Linux: end the worker with its parent
 
 FATAL = "Terminating process because the JAX distributed service detected fatal errors"
 AGAIN = "Start the job again: it continues from its newest checkpoint."
 
 
 class JobError(UserError):
-    """An environment that does not say how many processes a job has, or which of them this one is."""
+    """An environment that does not define the number of processes, or the id of this one."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One process's view of a job of several."""
+    """The view that one process has of a job of several processes."""
 
     processes: int
     process: int
     address: str | None = None  # of process 0, host:port; None where JAX finds it
-    start: int = START  # seconds
+    start: int = START_SECONDS  # seconds to wait for all processes
 
     @property
     def meeting_place(self) -> str:
+        """The address of process 0, for messages."""
         return self.address or "the address JAX detected"
 
 
 def join():
-    """Joins the other processes of this one's job, if there are any. Before anything that touches devices.
+    """Join the other processes of this job, if there are any.
 
-    The process that was started becomes the parent of the one that returns from here, and ends with its status.
+    Call it before anything that touches devices. The process that was started becomes the parent
+    of the one that returns from here, and ends with its status.
     """
     job = find(os.environ)
     if job is None:
         return
+
     if WORKER not in os.environ:
         sys.exit(supervise(job))
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if job.process:
-        logging.getLogger().setLevel(logging.ERROR)  # process 0 says what all would say
-    jax.config.update("jax_enable_preemption_service", False)  # a stop request is train()'s to hear
+        logging.getLogger().setLevel(logging.ERROR)  # process 0 logs for all
+
+    # train() handles requests to stop by itself.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         job.address,
         job.processes,
         job.process,
-        initialization_timeout=max(
-            1, job.start // 2
-        ),  # JAX waits so long twice: to connect, and for the others
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=HEARTBEAT,
+        # JAX waits twice for this long: to connect, and for the other processes.
+        initialization_timeout=max(1, job.start // 2),
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
 
 
 def find(environment: Mapping[str, str]) -> Job | None:
-    """The job this process belongs to; None when it is alone. Raises JobError on settings that contradict each other."""
-    start = _number(environment, "LCLM_JAX_START_SECONDS", START)
+    """Return the job that this process belongs to, or None when it is alone.
+
+    Raises JobError for settings that are incomplete or contradict each other.
+    """
+    start = _number(environment, "LCLM_JAX_START_SECONDS", START_SECONDS)
     given = [name for name in SETTINGS if environment.get(name)]
     if given and len(given) < len(SETTINGS):
         raise JobError(
-            f"expected all of {', '.join(SETTINGS)} or none, got only {', '.join(given)}; set the others, too"
+            f"expected all of {', '.join(SETTINGS)} or none, got only {', '.join(given)}; "
+            "set the others, too"
         )
     if given:
         job = Job(
@@ -105,19 +116,18 @@ def find(environment: Mapping[str, str]) -> Job | None:
         )
         if not 0 <= job.process < job.processes:
             raise JobError(
-                f"expected JAX_PROCESS_ID from 0 to {job.processes - 1} (JAX_NUM_PROCESSES - 1), got {job.process}"
+                f"expected JAX_PROCESS_ID from 0 to {job.processes - 1} (JAX_NUM_PROCESSES - 1), "
+                f"got {job.process}"
             )
         if not re.fullmatch(r".+:\d+", job.address or ""):
             raise JobError(f"expected JAX_COORDINATOR_ADDRESS as host:port, got {job.address!r}")
     else:
-        cluster = next(
-            (
-                one
-                for one in ClusterEnv._cluster_types
-                if not one.opt_in_only_method and one.is_env_present()
-            ),
-            None,
+        present = (
+            kind
+            for kind in ClusterEnv._cluster_types
+            if not kind.opt_in_only_method and kind.is_env_present()
         )
+        cluster = next(present, None)
         if cluster is None:
             return None
         job = Job(cluster.get_process_count(), cluster.get_process_id(), start=start)
@@ -132,48 +142,58 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def supervise(job: Job) -> int:
-    """Runs this very command as the job's worker; passes signals and output on. Returns the status to end with."""
+    """Run this command again as the job's worker, and return the status to end with.
+
+    Signals are passed on to the worker, and its output to this process's own.
+    """
     command = [sys.executable, *sys.orig_argv[1:]]
-    said: deque[bytes] = deque(maxlen=KEPT)
+    output: deque[bytes] = deque(maxlen=MAX_OUTPUT_LINES)
     # In a group of its own, or Ctrl-C would reach it twice.
     worker = subprocess.Popen(
         command, env={**os.environ, WORKER: "1"}, stderr=subprocess.PIPE, process_group=0
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: worker.send_signal(number))
-    if (
-        signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    ):  # a connection that broke; not under nohup
+    # A broken connection stops the worker, too; under nohup the signal is ignored.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: worker.send_signal(signal.SIGTERM))
+
     assert worker.stderr is not None
-    listener = threading.Thread(target=_pass_on, args=(worker.stderr, said), daemon=True)
+    listener = threading.Thread(target=_pass_on, args=(worker.stderr, output), daemon=True)
     listener.start()
     status = worker.wait()
-    listener.join(timeout=2)  # a child of the worker may still hold its end
-    sys.stderr.write(last_word(job, status, b"".join(said).decode(errors="replace")))
+    listener.join(timeout=2)  # a child of the worker may keep the pipe open
+    text = b"".join(output).decode(errors="replace")
+    sys.stderr.write(last_word(job, status, text))
     sys.stderr.flush()
     return status if status >= 0 else 128 - status
 
 
-def _pass_on(output: BinaryIO, said: deque[bytes]):
-    for line in output:
-        said.append(line)
+def _pass_on(stream: BinaryIO, output: deque[bytes]):
+    """Copy a worker's output to stderr, and its newest lines to `output`."""
+    for line in stream:
+        output.append(line)
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
 
 
-def last_word(job: Job, status: int, said: str) -> str:
-    """What a person should read last of a worker that ended with `status`, given what it wrote; nothing where it said it all."""
+def last_word(job: Job, status: int, output: str) -> str:
+    """Return the last line to print for a worker that ended with `status`, given its output.
+
+    It is empty where the worker has reported everything itself.
+    """
     if status in (0, 2, 130):
         return ""
     me = f"process {job.process} of {job.processes}"
-    if "RegisterTask" in said and "DEADLINE_EXCEEDED" in said:
+    if "RegisterTask" in output and "DEADLINE_EXCEEDED" in output:
         return (
-            f"error: {me} waited about {job.start} s at {job.meeting_place}, and not all of the {job.processes} processes came. "
-            f"Start one with each JAX_PROCESS_ID from 0 to {job.processes - 1} and the same JAX_COORDINATOR_ADDRESS, which "
-            "all hosts must reach; where hosts start slowly, raise LCLM_JAX_START_SECONDS\n"
+            f"error: {me} waited about {job.start} s at {job.meeting_place}, and not all of the "
+            f"{job.processes} processes came. Start one with each JAX_PROCESS_ID from 0 to "
+            f"{job.processes - 1} and the same JAX_COORDINATOR_ADDRESS, which all hosts must "
+            "reach; where hosts start slowly, raise LCLM_JAX_START_SECONDS\n"
         )
-    dead = dead_processes(said)
+
+    dead = dead_processes(output)
     if dead == [job.process]:
         return f"error: {me} failed, as it says above, and ended the job. {AGAIN}\n"
     if dead:
@@ -181,17 +201,19 @@ def last_word(job: Job, status: int, said: str) -> str:
         return f"error: {me} ends because {who} died; the output of {who} says why. {AGAIN}\n"
     if status == -signal.SIGABRT:
         return f"error: {me} ends because the job's processes lost each other; see above. {AGAIN}\n"
-    how = (
-        f"was killed by {signal.Signals(-status).name}"
-        if status < 0
-        else f"failed with status {status}"
-    )
+    if status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+    else:
+        how = f"failed with status {status}"
     return f"error: {me} {how}; the others end within a minute. {AGAIN}\n"
 
 
-def dead_processes(said: str) -> list[int]:
-    """The processes that the runtime's last message calls dead, or first to leave; none when it names none."""
-    message = said.rpartition(FATAL)[2] if FATAL in said else ""
+def dead_processes(output: str) -> list[int]:
+    """Return the processes that the runtime's last message calls dead, or the first to leave.
+
+    The list is empty where the message names none.
+    """
+    message = output.rpartition(FATAL)[2] if FATAL in output else ""
     if listed := re.search(r"unhealthy \(stopped sending heartbeats\):\n((?:\d+\n)+)", message):
         return sorted(map(int, listed[1].split()))
     if named := re.search(
@@ -199,5 +221,5 @@ def dead_processes(said: str) -> list[int]:
     ):
         return [int(named[1] or named[2])]
     if "Failed to send RPC to coordination service" in message:
-        return [0]  # which runs the service
+        return [0]  # process 0 runs the service
     return []

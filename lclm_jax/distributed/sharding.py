@@ -1,4 +1,4 @@
-"""The mesh, and the one table that maps logical axes to mesh axes."""
+"""The device mesh, and the one table that maps logical axes to mesh axes."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from lclm_jax.config import Config, ConfigError, MeshConfig, ModelConfig
 
 Tree = TypeVar("Tree")
 
-MESH_AXES = ("data", "fsdp", "context", "tensor")  # the first may cross slices, the last moves most
-SPLIT_AXES = ("TPU v5 lite", "TPU v5e")  # chips whose two dimensions carry more axes than two
+# The first may cross slices; the last communicates most.
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+# Chips with a torus of two dimensions, which must be split to carry more than two mesh axes.
+SPLIT_AXES = ("TPU v5 lite", "TPU v5e")
 
 # Logical axis of a parameter or an activation -> mesh axes that split it.
 RULES = (
@@ -28,13 +30,13 @@ RULES = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
-    ("vocab", None),  # of a table, which need not divide; what is split is its width
+    ("vocab", None),  # need not divide over the mesh: a table is split by width
     ("table", ("fsdp", "context", "tensor")),
     ("logits", "tensor"),  # entries of the vocabulary, padded where they do not divide
 )
 
 
-# Settings of JAX with which our programs cannot be compiled or run -> the values they need.
+# Settings of JAX with which the programs cannot be compiled or run -> the values they need.
 FLAGS = {
     "jax_enable_x64": (False,),
     "jax_disable_jit": (False,),
@@ -48,7 +50,7 @@ FLAGS = {
 
 
 def check_flags():
-    """Raises ConfigError for a setting of JAX, from wherever it comes, that our programs exclude."""
+    """Raise ConfigError for a setting of JAX that the programs cannot run with."""
     for name, allowed in FLAGS.items():
         value = getattr(jax.config, name, allowed[0])
         if value not in allowed:
@@ -59,11 +61,11 @@ def check_flags():
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh; one axis may be -1 and takes the devices that the others leave.
+    """Return the device mesh; one axis may be -1 and takes the devices that the others leave.
 
     Of several slices, each has its own part of the axis data, and every other axis stays within a
     slice. Raises ConfigError when the axes do not multiply to the number of devices, when slices do
-    not divide data, and for settings of JAX that exclude our programs.
+    not divide data, and for settings of JAX that the programs cannot run with.
     """
     check_flags()
     devices = devices or jax.devices()
@@ -72,18 +74,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         shape[shape.index(-1)] = max(1, len(devices) // -math.prod(shape))
     if math.prod(shape) != len(devices):
         raise ConfigError(
-            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} devices; set mesh.<axis>"
+            f"mesh {dict(zip(MESH_AXES, shape, strict=True))} does not fill {len(devices)} "
+            "devices; set mesh.<axis>"
         )
-    slices = (
-        len({getattr(device, "slice_index", 0) for device in devices})
-        if devices[0].platform == "tpu"
-        else 1
-    )
+    slices = 1
+    if devices[0].platform == "tpu":
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         raise ConfigError(
-            f"mesh.data must be a multiple of the number of slices, got data={shape[0]} on {slices} slices"
+            "mesh.data must be a multiple of the number of slices, "
+            f"got data={shape[0]} on {slices} slices"
         )
-    # As jax.make_mesh, which refuses several slices, and takes the hosts of a GPU cluster for some.
+    # Not jax.make_mesh: it refuses several slices, and takes the hosts of a GPU cluster for slices.
     split = devices[0].device_kind in SPLIT_AXES
     try:
         if slices == 1:
@@ -98,37 +100,47 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     except NotImplementedError as error:
         sizes = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
         raise ConfigError(
-            f"each of mesh {sizes} must be a product of sides of the slice; set mesh.<axis>: {error}"
+            f"each of mesh {sizes} must be a product of sides of the slice; "
+            f"set mesh.<axis>: {error}"
         ) from error
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 def serving_mesh(config: ModelConfig, chips: int) -> MeshConfig:
-    """Heads over as many chips as there are key heads to split, positions of the cache over the rest."""
+    """Return the mesh for generation on a number of chips.
+
+    The axis `tensor` splits heads as far as the kv heads of both towers allow; `context` splits
+    the positions of the cache over the rest.
+    """
     tensor = math.gcd(chips, config.decoder.kv_heads, config.encoder.kv_heads)
     return MeshConfig(data=1, fsdp=1, context=chips // tensor, tensor=tensor)
 
 
 def one_device() -> Mesh:
-    """The mesh of this process's first device."""
+    """Return the mesh of this process's first device."""
     return make_mesh(MeshConfig(), jax.local_devices()[:1])
 
 
 def platform() -> str:
-    """What the devices of the mesh in scope are: cpu, tpu, gpu; without a mesh, this process's own."""
+    """Return the platform of the devices of the mesh in scope: cpu, tpu or gpu.
+
+    Without a mesh in scope it is the platform of this process's own devices.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def device_kind() -> str:
-    """The model of the devices of the mesh in scope, such as "NVIDIA H100 80GB HBM3"; without a
-    mesh, of this process's own."""
+    """Return the model of the devices of the mesh in scope, such as "NVIDIA H100 80GB HBM3".
+
+    Without a mesh in scope it is the model of this process's own devices.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
 def mesh_axes(*axes: str | None) -> tuple[str, ...]:
-    """The mesh axes that split any of these logical axes; none without a mesh in scope."""
+    """Return the mesh axes that split any of these logical axes; none without a mesh in scope."""
     if jax.sharding.get_abstract_mesh().empty:
         return ()
     split = (dict(RULES)[axis] for axis in axes if axis)
@@ -138,29 +150,32 @@ def mesh_axes(*axes: str | None) -> tuple[str, ...]:
 
 
 def splits(axis: str | None) -> int:
-    """Into how many parts the mesh in scope splits a logical axis."""
+    """Return the number of parts into which the mesh in scope splits a logical axis."""
     return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in mesh_axes(axis))
 
 
 def to_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical axes of one array -> its PartitionSpec, by `RULES`."""
+    """Return the PartitionSpec of an array with these logical axes, by `RULES`."""
     return nn.logical_to_mesh_axes(axes, RULES) or PartitionSpec()
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """Asks the compiler to lay `array` out by its logical axes; without a mesh in scope it does nothing."""
+    """Ask the compiler to lay `array` out by its logical axes.
+
+    Without a mesh in scope it returns the array as it is.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, to_spec(axes))
 
 
 def shardings(boxed, mesh: Mesh):
-    """Shardings of a tree of boxed (logically annotated) parameters or their abstract shapes.
+    """Return the shardings of a tree of boxed (logically annotated) parameters or shapes.
 
     Raises ConfigError where a mesh axis does not divide the dimension it splits.
     """
 
-    def one(path, leaf):
+    def leaf_sharding(path, leaf):
         axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
         shape = nn.meta.unbox(leaf).shape
         sharding = NamedSharding(mesh, to_spec(axes))
@@ -168,43 +183,50 @@ def shardings(boxed, mesh: Mesh):
             sharding.shard_shape(shape)
         except ValueError as error:
             raise ConfigError(
-                f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}; set mesh.data "
-                f"to keep copies of the model on parts of the devices, or other axes: {error}"
+                f"{jax.tree_util.keystr(path)} {shape} does not divide over the mesh by {axes}; "
+                "set mesh.data to keep copies of the model on parts of the devices, or other "
+                f"axes: {error}"
             ) from error
         return sharding
 
     return jax.tree_util.tree_map_with_path(
-        one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+        leaf_sharding, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over all batch axes."""
+    """Return the sharding of a batch, by rows over all batch axes."""
     return NamedSharding(mesh, to_spec(("batch",)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole on every device."""
+    """Return the sharding that puts a whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(array: Any) -> Any:
-    """An array of the host, whole on every device of the mesh in scope; as it is without a mesh."""
+    """Put a whole host array on every device of the mesh in scope.
+
+    Without a mesh in scope it returns the array as it is.
+    """
     mesh = jax.sharding.get_mesh()
     return array if mesh.empty else jax.device_put(array, replicated(mesh))
 
 
 def own_rows(sharding: NamedSharding, rows: int) -> list[int]:
-    """Which of a global batch's rows the devices of this process hold, in order; processes that split a row all hold it."""
-    held = sharding.addressable_devices_indices_map((rows,)).values()
-    return sorted({row for index in held if index for row in range(*index[0].indices(rows))})
+    """Return the rows of a global batch that this process's devices hold, in ascending order.
+
+    Processes that split a row among them all hold it.
+    """
+    indices = sharding.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in indices if index for row in range(*index[0].indices(rows))})
 
 
 def global_batch(own: Tree, sharding: NamedSharding, rows: int) -> Tree:
-    """A tree of global arrays of `rows` rows, put together from the `own_rows` that each process gives."""
+    """Return a tree of global arrays of `rows` rows, each process giving its `own_rows`."""
     where = own_rows(sharding, rows)
 
-    def one(x):
+    def global_array(x):
         def part(index: tuple[slice, ...]):
             start, stop, _ = index[0].indices(rows)
             begin = where.index(start)
@@ -212,11 +234,14 @@ def global_batch(own: Tree, sharding: NamedSharding, rows: int) -> Tree:
 
         return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, part)
 
-    return jax.tree.map(one, own)
+    return jax.tree.map(global_array, own)
 
 
 def check_batches(config: Config):
-    """Raises ConfigError unless the mesh in scope divides the batches of every stage, and names the settings."""
+    """Raise ConfigError unless the mesh in scope divides the batches of every stage.
+
+    The message names the settings to change.
+    """
     data, parts = config.data, config.run.micro_batches
     rows = data.batch_rows // parts
     mesh = ", ".join(
@@ -230,18 +255,17 @@ def check_batches(config: Config):
         )
     if data.row_positions % splits("length"):
         raise ConfigError(
-            f"data.row_positions must divide over mesh.context, got data.row_positions={data.row_positions} on the mesh {mesh}"
+            "data.row_positions must divide over mesh.context, "
+            f"got data.row_positions={data.row_positions} on the mesh {mesh}"
         )
     for stage in config.stages:
         windows = stage.row_windows or data.row_windows
         if rows * windows % splits("windows"):
-            name = (
-                "data.row_windows"
-                if stage.row_windows is None
-                else f"stages.{stage.name}.row_windows"
-            )
+            owner = "data" if stage.row_windows is None else f"stages.{stage.name}"
+            name = f"{owner}.row_windows"
             raise ConfigError(
-                f"windows must divide over mesh.data * mesh.fsdp * mesh.context; stage {stage.name} reads {rows} rows at once of "
-                f"{windows} windows on the mesh {mesh}; set data.batch_rows or {name} so that their product is a multiple of "
+                "windows must divide over mesh.data * mesh.fsdp * mesh.context; "
+                f"stage {stage.name} reads {rows} rows at once of {windows} windows on the mesh "
+                f"{mesh}; set data.batch_rows or {name} so that their product is a multiple of "
                 f"{splits('windows') * parts}"
             )

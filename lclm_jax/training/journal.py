@@ -1,7 +1,8 @@
-"""What a run leaves to be read: its log, its validations and what happened to it, as lines of JSON; TensorBoard and W&B too.
+"""The journal of a run: metrics, validations and events as JSON lines, and in TensorBoard and W&B.
 
-`log.jsonl` has a line for every few steps, `validation.jsonl` one for every look at held-out examples, `events.jsonl` one for
-everything else that happened. In a run of several processes the first writes.
+`log.jsonl` has a line for every few steps, `validation.jsonl` one for every validation, and
+`events.jsonl` one for everything else that happened. In a run of several processes the first one
+writes.
 """
 
 import hashlib
@@ -23,18 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class JournalError(UserError, OSError):
-    """A line that could not be written."""
+    """A failure to write a line."""
 
 
 class Sink(Protocol):
-    """Where figures go beside the files."""
+    """A destination of metrics beside the files."""
 
     def add(self, step: int, figures: Mapping[str, float]):
-        """Figures by name, of a step of the run."""
+        """Add metrics by name, at a step of the run."""
 
 
 class Journal:
-    """Writes lines of JSON into a run's directory and hands their numbers to the sinks."""
+    """A writer of JSON lines into a run's directory, and of their numbers to the sinks."""
 
     def __init__(
         self, directory: Path, config: Config, sinks: tuple[Sink, ...] = (), writes: bool = True
@@ -42,12 +43,15 @@ class Journal:
         self.directory, self.config, self.sinks, self.writes = directory, config, sinks, writes
 
     def log(self, line: Mapping[str, Any]):
+        """Write the metrics of the last steps."""
         self._write(LOG, line)
 
     def validation(self, line: Mapping[str, Any]):
+        """Write the scores of a validation."""
         self._write(VALIDATION, line, "validation/")
 
     def event(self, event: str, stage: StageConfig, step: int, **fields: Any):
+        """Write an event, at a step of a stage."""
         self._append(
             EVENTS,
             {"time": time.time(), "event": event, "stage": stage.name, "step": step, **fields},
@@ -73,16 +77,17 @@ class Journal:
         try:
             with path.open("a+b") as file:
                 if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                    file.write(b"\n")  # a line that was cut short stays by itself
+                    file.write(b"\n")  # keep apart a line that was cut short
                 file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise JournalError(
-                f"could not write to {path}: {error}; free some space, then start again to continue from the newest checkpoint"
+                f"could not write to {path}: {error}; free some space, then start again to "
+                "continue from the newest checkpoint"
             ) from error
 
 
 def numbers(line: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested figures, by its path.
+    """Yield every number in nested metrics, with its path.
 
     >>> dict(numbers({"loss": 2.0, "streams": {"sft": {"tokens": 3}}}))
     {'loss': 2.0, 'streams/sft/tokens': 3.0}
@@ -96,7 +101,7 @@ def numbers(line: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, floa
 
 @contextmanager
 def open_journal(directory: Path, config: Config) -> Iterator[Journal]:
-    """The journal of a run, with the sinks its config asks for."""
+    """Open the journal of a run, with the sinks that its config asks for."""
     with ExitStack() as stack:
         sinks: list[Sink] = []
         if is_first():
@@ -123,7 +128,8 @@ def _tensorboard(directory: Path) -> Iterator[Sink]:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
-            "run.tensorboard needs tensorboardX; pip install -e '.[watch]', or set run.tensorboard=False"
+            "run.tensorboard needs tensorboardX; pip install -e '.[watch]', "
+            "or set run.tensorboard=False"
         ) from error
     with SummaryWriter(str(directory / "tensorboard")) as writer:
         yield _TensorBoard(writer)
@@ -139,18 +145,18 @@ class _Wandb:
 
 @contextmanager
 def _wandb(directory: Path, config: Config) -> Iterator[Sink]:
-    """One W&B run for a directory, however often training is started there."""
+    """Open the W&B run of a directory, the same one however often training is started there."""
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             "run.wandb needs wandb; pip install -e '.[watch]', or set run.wandb=None"
         ) from error
-    number = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    identifier = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     run = wandb.init(
         project=config.run.wandb,
         name=directory.resolve().name,
-        id=number,
+        id=identifier,
         resume="allow",
         dir=str(directory),
         config=to_dict(config),

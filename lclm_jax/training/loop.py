@@ -1,6 +1,7 @@
-"""Training: one loop for every stage, from the first decoder-only warm-up to supervised fine-tuning.
+"""Training: one loop for every stage, from adapter warm-up to supervised fine-tuning.
 
-`train(config)` starts, continues after any interruption, or returns at once when all stages are done.
+`train(config)` starts a run, continues it after any interruption, or returns at once when all
+stages are done.
 """
 
 import json
@@ -61,16 +62,16 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and has saved where it was."""
+    """A requested stop: training has saved its position."""
 
 
 class NotFinite(UserError, ArithmeticError):
-    """Too many steps in a row whose loss or gradients were not finite."""
+    """A loss or gradients that were not finite for too many steps in a row."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages of a run share."""
+    """The parts of a run that all its stages share."""
 
     config: Config
     directory: Path
@@ -79,58 +80,63 @@ class Run:
     journal: Journal
     checkpoints: Checkpoints
     stop: StopRequest
-    alive: Callable[[], None]  # says that the run goes on
+    alive: Callable[[], None]  # resets the watchdog
     damaged: list[tuple[int, str]]  # checkpoints that were set aside, and why
 
 
 def train(config: Config, only: str | None = None) -> Path:
-    """Runs every stage that is not done and returns the run's directory, a complete checkpoint.
+    """Run every stage that is not done; return the run's directory, a complete checkpoint.
 
-    With `only`, a stage's name or its number from 0, no other stage is run: the one before it must be done, or nothing yet.
-    Ctrl-C, SIGTERM or a notice of maintenance saves and raises `Interrupted`; calling again continues from there, data included.
-    In a run of several processes all call this, the directories of run and data are the same for all, and a request to one of
-    them stops all. Raises NotFinite after too many steps in a row that are not finite; `training.replay` looks into them.
+    With `only`, a stage's name or its index from 0, no other stage is trained; the stage before it
+    must be complete, unless the run is new. Ctrl-C, SIGTERM or a maintenance notice saves and
+    raises `Interrupted`; another call continues from there, data included.
+
+    In a run of several processes all call this. They share the directories of run and data, and a
+    request to one of them stops all.
+
+    Raises NotFinite after `run.max_skipped_steps` non-finite steps in a row; `training.replay`
+    examines them.
     """
     with _open(config) as run:
         position = _position(run)
         once("write the files of the run", partial(_write_files, run))
         run.checkpoints.check_writable()
-        _tell_damaged(run, position)
-        stages = _chosen(config, only, position)
+        _log_damaged(run, position)
+        stages = _stages_to_run(config, only, position)
         params = _first_params(run) if position is None else {}
         for stage in stages:
             if position is None:
-                examples = _open_examples(run, stage, None)
+                examples = _open_data(run, stage, None)
                 state = begin_stage(params, config, stage, run.mesh)
                 event = "started" if stage is stages[0] else "entered"
                 run.journal.event(event, stage, 0, code=code_version())
                 params = _run_stage(run, stage, state, *examples).params
             elif position["stage_step"] < stage.steps:
-                examples = _open_examples(run, stage, position)
-                state = _going_on(
+                examples = _open_data(run, stage, position)
+                state = _reset_failing(
                     _restore(run.checkpoints, abstract_state(config, stage, run.mesh)), config
                 )
-                _tell_resumed(run, stage, position)
+                _log_resumed(run, stage, position)
                 params = _run_stage(run, stage, state, *examples).params
-            else:  # neither its examples nor its moments are needed any more
+            else:  # a complete stage: its examples and moments are no longer needed
                 params = load_params(run.directory, abstract_params(config.model, run.mesh))
-                _tell_resumed(run, stage, position)
+                _log_resumed(run, stage, position)
             position = None
         return run.directory
 
 
-def _tell_resumed(run: Run, stage: StageConfig, position: Position):
+def _log_resumed(run: Run, stage: StageConfig, position: Position):
     step = position["stage_step"]
-    begun = {"from": run.config.run_step(stage.name, step)}
-    run.journal.event("resumed", stage, step, **begun, code=code_version())
+    origin = {"from": run.config.run_step(stage.name, step)}
+    run.journal.event("resumed", stage, step, **origin, code=code_version())
 
 
-def _open_examples(
+def _open_data(
     run: Run, stage: StageConfig, position: Position | None
 ) -> tuple[Mixture, Iterator[Batch]]:
-    """The examples of a stage, and its batches from a position on.
+    """Return the mixture of a stage's streams, and its batches from a position on.
 
-    Raises ConfigError where the position is one of other data.
+    Raises ConfigError if the position belongs to other data.
     """
     config = run.config
     data = StageData(config, stage, run.tokenizer)
@@ -146,21 +152,22 @@ def _open_examples(
 def _run_stage(
     run: Run, stage: StageConfig, state: TrainState, mixture: Mixture, batches: Iterator[Batch]
 ) -> TrainState:
-    config, mesh, begun = run.config, run.mesh, int(state.step)
+    """Train a stage from the state's step to its end, and return the last state."""
+    config, mesh, first = run.config, run.mesh, int(state.step)
     recorder = Recorder(config, stage, mixture, run.journal)
     profiler = Profiler(run.directory, is_first())
     validate = (
         Validation(StageData(config, stage, run.tokenizer), mesh)
-        if config.run.validate_every and begun < stage.steps
+        if config.run.validate_every and first < stage.steps
         else None
     )
     step_function = None
     with (
-        progress_bar(stage.name, stage.steps, begun, shown=is_first()) as bar,
+        progress_bar(stage.name, stage.steps, first, shown=is_first()) as bar,
         ExitStack() as stack,
     ):
         stack.callback(profiler.close)
-        for step in range(begun + 1, stage.steps + 1):
+        for step in range(first + 1, stage.steps + 1):
             run.alive()
             with recorder.waiting():
                 before = batches.get_state()
@@ -194,32 +201,31 @@ def _run_stage(
                 run.checkpoints.wait()
                 run.journal.event("stopped", stage, step, reason=run.stop.reason)
                 raise Interrupted(
-                    f"stopped in stage {stage.name} after step {step} of {stage.steps}; saved, run again to continue"
+                    f"stopped in stage {stage.name} after step {step} of {stage.steps}; "
+                    "saved, run again to continue"
                 )
     for name, reasons in recorder.left_out.items():
-        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        log.warning("stage %s left out examples of %s: %s", stage.name, name, told)
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        log.warning("stage %s left out examples of %s: %s", stage.name, name, counts)
     return state
 
 
 def _compile(run: Run, stage: StageConfig, state: TrainState, batch: Batch) -> Any:
-    """The step as a program for these shapes and no others: it can never be compiled again in the middle of a stage."""
-    begun = time.perf_counter()
-    where = (
-        jax.tree.map(lambda x: x.sharding, state),
-        replicated(run.mesh),
-    )  # so that every process can read the metrics
+    """Compile the training step for these shapes only, so a stage never compiles it again."""
+    start = time.perf_counter()
+    # Metrics are replicated, so that every process can read them.
+    where = (jax.tree.map(lambda x: x.sharding, state), replicated(run.mesh))
     step = jax.jit(
         partial(train_step, config=run.config, stage=stage), donate_argnums=0, out_shardings=where
     )
     compiled = step.lower(state, batch).compile()
-    run.journal.event("compiled", stage, int(state.step), seconds=time.perf_counter() - begun)
+    run.journal.event("compiled", stage, int(state.step), seconds=time.perf_counter() - start)
     return compiled
 
 
 @contextmanager
 def _open(config: Config) -> Iterator[Run]:
-    """Opens a run's directory for this job alone, its journal and checkpoints, and what stops it.
+    """Lock a run's directory and open its journal, checkpoints, stop requests and watchdog.
 
     Damaged checkpoints are set aside first.
     """
@@ -255,9 +261,9 @@ def _open(config: Config) -> Iterator[Run]:
 
 
 def _check_files(directory: Path, config: Config, tokenizer: Tokenizer):
-    """Writes the files of the model into a new directory, before any step.
+    """Write the files of the model into a new directory, before any step.
 
-    Raises CheckpointError for a directory of another run.
+    Raises CheckpointError if the directory has the files of another model.
     """
     check_model_files(directory, config.model, tokenizer)
     if not (directory / STEPS).exists():
@@ -265,15 +271,15 @@ def _check_files(directory: Path, config: Config, tokenizer: Tokenizer):
 
 
 def _write_files(run: Run):
-    """Writes what a run's directory holds beside its steps; only for a run that can go on."""
+    """Write the files of a run beside its steps, after its position was found valid."""
     write_model_files(run.directory, run.config.model, run.tokenizer)
     write_whole(run.directory / CONFIG, json.dumps(to_dict(run.config), indent=2))
 
 
 def _position(run: Run) -> Position | None:
-    """The position of the newest checkpoint, if there is one.
+    """Return the position of the newest checkpoint, or None without one.
 
-    Raises ConfigError where the config cannot continue from it.
+    Raises ConfigError if the config cannot continue from it.
     """
     step = run.checkpoints.latest
     if step is None:
@@ -289,8 +295,8 @@ def _position(run: Run) -> Position | None:
     return position
 
 
-def _tell_damaged(run: Run, position: Position | None):
-    """Which checkpoints were passed over, and where the run goes on instead."""
+def _log_damaged(run: Run, position: Position | None):
+    """Log the damaged checkpoints, at the position from which the run continues instead."""
     stages = {stage.name: stage for stage in run.config.stages}
     stage, step = (
         (stages[position["stage"]], position["stage_step"])
@@ -307,8 +313,13 @@ def _tell_damaged(run: Run, position: Position | None):
         run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)
 
 
-def _chosen(config: Config, only: str | None, position: Position | None) -> tuple[StageConfig, ...]:
-    """The stages to run, from the one the position is in. Raises ConfigError where `only` cannot begin yet."""
+def _stages_to_run(
+    config: Config, only: str | None, position: Position | None
+) -> tuple[StageConfig, ...]:
+    """Return the stages to run, from the stage of the position on.
+
+    Raises ConfigError if the stage `only` does not exist or cannot start yet.
+    """
     names = [stage.name for stage in config.stages]
     current = 0 if position is None else names.index(position["stage"])
     if only is None:
@@ -320,31 +331,36 @@ def _chosen(config: Config, only: str | None, position: Position | None) -> tupl
     if position is None:
         if wanted and config.run.init_from is None:
             raise ConfigError(
-                f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is empty; "
-                "run the stages before it, or set run.init_from to a checkpoint to begin with"
+                f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, "
+                f"and {config.run.directory} is empty; run the stages before it, or set "
+                "run.init_from to a checkpoint to begin with"
             )
         return (config.stages[wanted],)
     done = position["stage_step"] >= config.stages[current].steps
     if wanted > current + done:
         raise ConfigError(
-            f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, and {config.run.directory} is at step "
-            f"{position['stage_step']} of {config.stages[current].steps} of stage {names[current]}; run that first"
+            f"stage {names[wanted]} begins where stage {names[wanted - 1]} ends, "
+            f"and {config.run.directory} is at step {position['stage_step']} of "
+            f"{config.stages[current].steps} of stage {names[current]}; run that first"
         )
     return config.stages[current : wanted + 1]
 
 
 def _first_params(run: Run) -> Params:
-    """Random parameters, or those of the checkpoint that the config names. Raises ConfigError for one of another tokenizer."""
-    config, begin = run.config, run.config.run.init_from
-    if begin is None:
+    """Return random parameters, or those of the checkpoint `run.init_from`.
+
+    Raises ConfigError if that checkpoint has another tokenizer.
+    """
+    config, checkpoint = run.config, run.config.run.init_from
+    if checkpoint is None:
         return init_params(config.model, run.mesh, config.run.seed)
-    _, tokenizer = read_model_files(begin)
+    _, tokenizer = read_model_files(checkpoint)
     if tokenizer.definition != run.tokenizer.definition:
         raise ConfigError(
-            f"expected {begin} (run.init_from) and {config.data.directory} (data.directory) to have one tokenizer, got two; "
-            "prepare the data with the checkpoint's (--tokenizer)"
+            f"expected {checkpoint} (run.init_from) and {config.data.directory} (data.directory) "
+            "to have one tokenizer, got two; prepare the data with the checkpoint's (--tokenizer)"
         )
-    return load_params(begin, abstract_params(config.model, run.mesh))
+    return load_params(checkpoint, abstract_params(config.model, run.mesh))
 
 
 def _save(
@@ -365,13 +381,13 @@ def _save(
     }
     run.checkpoints.save(
         run.config.run_step(stage.name, step),
-        {"params": state.params, "training": _training(state)},
+        {"params": state.params, "training": _training_tree(state)},
         position,
     )
 
 
-def _training(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint keeps beside the parameters."""
+def _training_tree(state: TrainState) -> dict[str, Any]:
+    """Return the part of the state that a checkpoint keeps beside the parameters."""
     return {
         "moments": state.moments,
         "step": state.step,
@@ -384,13 +400,13 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
     latest = checkpoints.latest
     assert latest is not None
     trees = checkpoints.restore(
-        latest, {"params": abstract.params, "training": _training(abstract)}
+        latest, {"params": abstract.params, "training": _training_tree(abstract)}
     )
     return TrainState(params=trees["params"], **trees["training"])
 
 
-def _going_on(state: TrainState, config: Config) -> TrainState:
-    """The state with which a run that stopped because nothing was finite tries again."""
+def _reset_failing(state: TrainState, config: Config) -> TrainState:
+    """Let a run that stopped after too many non-finite steps try again."""
     gave_up = int(state.failing) >= config.run.max_skipped_steps
     return state.replace(failing=jax.numpy.zeros_like(state.failing)) if gave_up else state
 
@@ -403,17 +419,21 @@ def _not_finite(
     batches: Iterator[Batch],
     recorder: Recorder,
 ) -> NotFinite:
-    """Saves the state, in which nothing has moved since, and the first batch of those in a row; returns what to raise."""
+    """Save the state and the first of the failing batches; return the error to raise.
+
+    The parameters are those that the first failing step met: nothing has changed since.
+    """
     assert recorder.failed is not None
     first, before = recorder.failed
     _save(run, stage, step, state, recorder.mixture, batches)
     run.checkpoints.wait()
-    told = {"stage": stage.name, "step": first, "checkpoint": run.config.run_step(stage.name, step)}
+    checkpoint = run.config.run_step(stage.name, step)
+    details = {"stage": stage.name, "step": first, "checkpoint": checkpoint}
 
     def keep() -> str:
         records = batch_origins(recorder.mixture, dict(before))
         batch = batch_at(recorder.mixture, dict(before))
-        return str(keep_batch(run.directory, batch, told | {"records": records}))
+        return str(keep_batch(run.directory, batch, details | {"records": records}))
 
     file = once("keep the batch", keep)
     run.journal.event(
@@ -423,7 +443,8 @@ def _not_finite(
         reason=f"{run.config.run.max_skipped_steps} steps in a row were not finite",
     )
     return NotFinite(
-        f"{run.config.run.max_skipped_steps} steps in a row up to step {step} of stage {stage.name} had a loss "
-        f"or gradients that are not finite (run.max_skipped_steps); saved as they were, with the first of the batches in {file}. "
+        f"{run.config.run.max_skipped_steps} steps in a row up to step {step} of stage "
+        f"{stage.name} had a loss or gradients that are not finite (run.max_skipped_steps); "
+        f"saved as they were, with the first of the batches in {file}. "
         f"Look into it by python -m launch.replay {run.directory}"
     )

@@ -1,4 +1,7 @@
-"""The figures of steps: read a step late, so that no device waits, watched for what is not finite, and written as lines."""
+"""Metrics of training steps: read one step late, checked for non-finite values, and logged.
+
+Reading late keeps the devices busy: the next step runs while the host reads the one before.
+"""
 
 import logging
 import math
@@ -19,49 +22,58 @@ from lclm_jax.training.state import trained_parts
 from lclm_jax.training.step import STREAM_SUMS, Metrics
 
 log = logging.getLogger(__name__)
-ADDED = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")  # over a line's steps
-HIDDEN = ("finite", "seconds", "waited")  # told by other names
+# Metrics that a log line sums over its steps.
+SUMMED_METRICS = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")
+# Metrics that a log line has under other names.
+RENAMED_METRICS = ("finite", "seconds", "waited")
 Position = Mapping[str, Any]  # of the data's iterator
 
 
 class Recorder:
-    """Reads the metrics of the step before the one that runs, and writes a line every `log_every` steps."""
+    """Metrics of a stage: read for the step before the running one, logged every `log_every` steps.
+
+    Attributes:
+        summary: the newest known step in a few words, for the progress bar.
+        failing: number of non-finite steps in a row.
+        failed: step and data position of the first of them.
+        left_out: number of examples that fit no row, by stream and reason, since the stage began.
+    """
 
     def __init__(self, config: Config, stage: StageConfig, mixture: Mixture, journal: Journal):
         self.config, self.stage, self.mixture, self.journal = config, stage, mixture, journal
         self.unread: list[tuple[int, Metrics, Position]] = []  # at most one while a step runs
-        self.steps: list[Metrics] = []  # on the host, since the line before
-        self.summary = ""  # of the last step that is known
-        self.failing = 0  # steps in a row that were not finite
-        self.failed: tuple[int, Position] | None = None  # the first of them
-        self.left_out: dict[
-            str, dict[str, int]
-        ] = {}  # examples that fit no row, by stream and reason, since the stage began
-        self.since, self.waited = time.perf_counter(), 0.0  # of the step that begins
+        self.steps: list[Metrics] = []  # on the host, since the last log line
+        self.summary = ""
+        self.failing = 0
+        self.failed: tuple[int, Position] | None = None
+        self.left_out: dict[str, dict[str, int]] = {}
+        # Start of the current step, and the seconds it has waited for data.
+        self.since, self.waited = time.perf_counter(), 0.0
+
         windows = stage.row_windows or config.data.row_windows
         row = training_flops(
             config.model, config.data.row_positions, windows, trained_parts(config, stage)
         ).total
-        self.flops = config.data.batch_rows * row / jax.device_count()  # of a step and device
+        self.flops = config.data.batch_rows * row / jax.device_count()  # of one step on one device
         chip = find_chip(jax.devices()[0].device_kind)
         self.peak = chip.peak_flops if chip else None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data; its share of the time bounds from above how long devices stood idle for them."""
-        begun = time.perf_counter()
+        """Measure time spent waiting for data: an upper bound of the devices' idle time."""
+        start = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - begun
+        self.waited += time.perf_counter() - start
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Around what is no part of a step, as validation; its time counts in no line."""
-        begun = time.perf_counter()
+        """Leave work that is no part of a step, such as validation, out of the step's time."""
+        start = time.perf_counter()
         yield
-        self.since += time.perf_counter() - begun
+        self.since += time.perf_counter() - start
 
     def summarise(self) -> str:
-        """The last step that is known, in a few words."""
+        """Describe the newest known step in a few words."""
         seconds, waited = self._pace()
         figures = self.steps[-1]
         tokens = float(figures["context_tokens"] + figures["decoder_tokens"]) / seconds
@@ -75,14 +87,18 @@ class Recorder:
         return " · ".join(words)
 
     def _pace(self) -> tuple[float, float]:
-        """Seconds a step, and the share of them waited for data, of the steps read since the line before."""
+        """Return the mean seconds per step, and the share of them spent waiting for data.
+
+        Both are over the steps read since the last log line.
+        """
         seconds, waited = (sum(step[key] for step in self.steps) for key in ("seconds", "waited"))
         return max(seconds, 1e-9) / len(self.steps), waited / max(seconds, 1e-9)
 
     def add(self, step: int, metrics: Metrics, before: Position):
-        """Of a step that has just begun, and the data's position before its batch; reads those of the step before.
+        """Add the metrics of a step that has just started, and read those of the step before.
 
-        A step's time is that between two calls: it waits for its batch, and for the end of the step before.
+        `before` is the position of the data before the step's batch. A step's time is the time
+        between two calls: it includes the wait for its batch and for the end of the step before.
         """
         if self.unread:
             jax.block_until_ready(self.unread[-1][1])
@@ -94,7 +110,7 @@ class Recorder:
         self._read(keep=1)
 
     def flush(self):
-        """Reads all, waiting for the step that runs, and writes what is left as a line."""
+        """Read all metrics, waiting for the running step, and log those that are left."""
         self._read(keep=0)
         self._write()
 
@@ -119,27 +135,28 @@ class Recorder:
             return
         self.failed = self.failed or (step, before)
         if figures["finite"]:
-            return  # not taken because of those before it
+            return  # skipped because of the steps before it
         if not self.journal.writes:
             return
-        told = {"loss": float(figures["loss"]), "gradient_norm": float(figures["gradient_norm"])}
+        loss, norm = float(figures["loss"]), float(figures["gradient_norm"])
         records = [record for row in batch_origins(self.mixture, dict(before)) for record in row]
         log.warning(
             "%s step %d was skipped: loss %s, gradient norm %s; its examples: %s",
-            *(self.stage.name, step, told["loss"], told["gradient_norm"], ", ".join(records)),
+            *(self.stage.name, step, loss, norm, ", ".join(records)),
         )
-        self.journal.event("skipped", self.stage, step, **told, records=records)
+        self.journal.event(
+            "skipped", self.stage, step, loss=loss, gradient_norm=norm, records=records
+        )
 
     def _write(self):
         if not self.steps:
             return
         last, (seconds, waiting) = self.steps[-1], self._pace()
-        taken = [
-            figures for figures in self.steps if figures["finite"]
-        ]  # what was skipped was not trained on
+        # A skipped step has trained on nothing.
+        taken = [figures for figures in self.steps if figures["finite"]]
         sums = {
             key: sum((np.asarray(figures[key], np.float64) for figures in taken), np.zeros(()))
-            for key in ADDED
+            for key in SUMMED_METRICS
         }
         tokens = float(sums["stream_tokens"].sum())
         line = {
@@ -170,7 +187,7 @@ class Recorder:
         line |= {
             key: float(x)
             for key, x in last.items()
-            if key not in line and key not in HIDDEN and np.ndim(x) == 0
+            if key not in line and key not in RENAMED_METRICS and np.ndim(x) == 0
         }
         columns = np.stack(
             [sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1

@@ -1,6 +1,7 @@
-"""Stages as data: a table of path patterns says which parameters train, at which rate and decay. The rest is frozen.
+"""The optimizer of a stage: a table of path patterns sets each parameter's rate and decay.
 
-Trained and frozen parameters are two flat dicts, path -> array; only the first is differentiated and has moments.
+Trained and frozen parameters are two flat dicts, path -> array; only the first is differentiated
+and has moments.
 """
 
 import re
@@ -13,14 +14,15 @@ from lclm_jax.config import ConfigError, OptimizerConfig, ParameterGroup, StageC
 from lclm_jax.model.params import Flat, component, flatten, unflatten
 from lclm_jax.typing import Array, Bool, Params
 
-MEMORY_COMPONENTS = ("encoder", "adapter")  # what a batch without contexts must leave untouched
+# Components that a batch without contexts must leave untouched.
+CONTEXT_COMPONENTS = ("encoder", "adapter")
 
 
 def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, ParameterGroup]]:
-    """Trained parameters by label, "component/number of the group"; frozen ones are in none.
+    """Return the trained parameters by label, "component/index of the group".
 
-    The first matching pattern decides. Raises ConfigError for a parameter no pattern matches, and for a pattern that
-    matches nothing.
+    The first matching pattern decides; frozen parameters have no label. Raises ConfigError for a
+    parameter that no pattern matches, and for a pattern that matches no parameter.
     """
     assigned: dict[str, dict[str, ParameterGroup]] = {}
     for path in paths:
@@ -29,7 +31,8 @@ def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, P
         )
         if number is None:
             raise ConfigError(
-                f"stage {stage.name}: no group matches parameter {path}; add a pattern (learning_rate=none freezes it)"
+                f"stage {stage.name}: no group matches parameter {path}; add a pattern "
+                "(learning_rate=none freezes it)"
             )
         if stage.groups[number].learning_rate is not None:
             assigned.setdefault(f"{component(path)}/{number}", {})[path] = stage.groups[number]
@@ -40,28 +43,31 @@ def assign_groups(paths: list[str], stage: StageConfig) -> dict[str, dict[str, P
     ]
     if unused:
         raise ConfigError(
-            f"stage {stage.name}: patterns {unused} match no parameter; parameters begin {paths[:3]}"
+            f"stage {stage.name}: patterns {unused} match no parameter; "
+            f"parameters begin {paths[:3]}"
         )
     return assigned
 
 
 def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
-    """(trained, frozen) parameters of a stage."""
+    """Return (trained, frozen) parameters of a stage."""
     flat = flatten(params)
     names = {path for group in assign_groups(list(flat), stage).values() for path in group}
-    return {p: x for p, x in flat.items() if p in names}, {
-        p: x for p, x in flat.items() if p not in names
-    }
+    trained = {path: array for path, array in flat.items() if path in names}
+    frozen = {path: array for path, array in flat.items() if path not in names}
+    return trained, frozen
 
 
 def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
-    """The rate of each update of a stage, by the number of updates before it.
+    """Return the learning rate of an update as a function of the number of updates before it.
 
     Rises linearly to `rate` at step `warmup`, then falls as a cosine to the final rate at the last
     step. Warm-up takes at most half of the steps; without it step 1 has the full rate, as has a
     stage's only step.
 
-    >>> stage = StageConfig("short", steps=4, warmup_steps=2, final_learning_rate=0.0, groups=(), streams=())
+    >>> stage = StageConfig(
+    ...     "short", steps=4, warmup_steps=2, final_learning_rate=0.0, groups=(), streams=()
+    ... )
     >>> [float(schedule(stage, 1.0)(updates)) for updates in range(4)]
     [0.5, 1.0, 0.5, 0.0]
     """
@@ -75,7 +81,7 @@ def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
 def optimizers(
     paths: list[str], stage: StageConfig, config: OptimizerConfig
 ) -> dict[str, optax.GradientTransformation]:
-    """AdamW for every label of `assign_groups`."""
+    """Return AdamW for every label of `assign_groups`."""
     made = {}
     for label, members in assign_groups(paths, stage).items():
         group = next(iter(members.values()))
@@ -89,7 +95,7 @@ def optimizers(
 def init_moments(
     params: Params, stage: StageConfig, config: OptimizerConfig
 ) -> dict[str, optax.OptState]:
-    """Fresh optimizer state, for trained parameters only."""
+    """Return fresh optimizer state, for trained parameters only."""
     flat = flatten(params)
     groups = assign_groups(list(flat), stage)
     made = optimizers(list(flat), stage, config)
@@ -100,7 +106,7 @@ def init_moments(
 
 
 def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> dict[str, Array]:
-    """The rate of the next update by component; of its first group where it has several."""
+    """Return the rate of the next update by component, that of its first group."""
     rates: dict[str, Array] = {}
     for label in sorted(moments):
         rate = stage.groups[int(label.partition("/")[2])].learning_rate or 0.0
@@ -118,11 +124,12 @@ def update(
     stage: StageConfig,
     config: OptimizerConfig,
     finite: Bool[Array, ""],
-    memory: Bool[Array, ""],
+    has_contexts: Bool[Array, ""],
 ) -> tuple[Params, dict[str, optax.OptState]]:
-    """One clipped AdamW step.
+    """Return parameters and moments after one clipped AdamW step.
 
-    Nothing moves unless `finite`; the encoder, the adapter, their moments and counts do not move without `memory` either.
+    Nothing changes unless `finite`. The encoder, the adapter, and their moments and counts change
+    only with `has_contexts`, too.
     """
     flat = flatten(params)
     made = optimizers(list(flat), stage, config)
@@ -134,7 +141,7 @@ def update(
         old = {path: flat[path] for path in members}
         clipped = {path: gradients[path] * scale for path in members}
         updates, state = made[label].update(clipped, moments[label], old)
-        moves = finite & memory if component(label) in MEMORY_COMPONENTS else finite
+        moves = finite & has_contexts if component(label) in CONTEXT_COMPONENTS else finite
         new = optax.apply_updates(old, updates)
         new, new_moments[label] = jax.tree.map(
             lambda after, before, moves=moves: jnp.where(moves, after, before),

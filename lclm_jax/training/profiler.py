@@ -1,4 +1,7 @@
-"""Traces of a few steps for `jax.profiler`, asked for while training runs: `echo 5 > RUN_DIR/profile`."""
+"""Traces of a few steps by `jax.profiler`, requested while training runs.
+
+`echo 5 > RUN_DIR/profile` asks for five steps.
+"""
 
 import logging
 from pathlib import Path
@@ -9,27 +12,25 @@ import jax
 from lclm_jax.files.run_layout import PROFILE_REQUEST, PROFILES
 
 log = logging.getLogger(__name__)
-DEFAULT_STEPS = 3  # traced for an empty request
-MAX_STEPS = 1000  # a trace takes memory with every step
+DEFAULT_STEPS = 3  # of an empty request
+MAX_STEPS = 1000  # every traced step takes memory
 
 
 class Profiler:
-    """Begins a trace when the file is there, and ends it so many steps later.
+    """A watch for the request file, which starts a trace and ends it after the requested steps.
 
-    One process of a run has one. Training goes on whatever the request is, traced or not.
+    Only one process of a run traces. A request that cannot be met is logged and training goes on.
     """
 
     def __init__(self, directory: Path, watches: bool = True):
-        self.request, self.traces, self.watches = (
-            directory / PROFILE_REQUEST,
-            directory / PROFILES,
-            watches,
-        )
-        self.left = 0
+        self.request, self.traces = directory / PROFILE_REQUEST, directory / PROFILES
+        self.watches = watches
+        self.left = 0  # steps that are still to be traced
         self.trace: Path | None = None
-        self._problem = ""  # the last that was logged
+        self._problem = ""  # the last one logged
 
     def before_step(self, name: str):
+        """Start a trace called `name` if one was requested."""
         if not self.watches or self.trace is not None:
             return
         try:
@@ -41,7 +42,7 @@ class Profiler:
             self._warn(error)
 
     def after_step(self, metrics: Any) -> Path | None:
-        """The finished trace's directory, after its last step."""
+        """End a trace after its last step and return its directory; None at any other step."""
         if self.trace is None:
             return None
         self.left -= 1
@@ -51,7 +52,7 @@ class Profiler:
         return self.close()
 
     def close(self) -> Path | None:
-        """Ends a trace that is open. Returns its directory, unless it could not be written."""
+        """End an open trace; return its directory, or None if it could not be written."""
         trace, self.trace = self.trace, None
         if trace is None:
             return None
@@ -64,14 +65,14 @@ class Profiler:
         return trace
 
     def _warn(self, error: Exception):
-        """Logs a new problem; a request that cannot be removed is there at every step."""
+        """Log a problem, but only once: a request that cannot be removed is met at every step."""
         if str(error) != self._problem:
             log.warning("no trace for %s: %s; training goes on", self.request, error)
         self._problem = str(error)
 
 
 def _take(request: Path) -> int:
-    """Removes a request and returns its number of steps, 0 if there is none.
+    """Remove a request and return its number of steps, 0 if there is none.
 
     Raises ValueError for anything but a number of steps.
     """

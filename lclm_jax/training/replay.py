@@ -1,4 +1,7 @@
-"""A batch whose loss or gradients were not finite, kept beside the checkpoint from before it, and looked at again."""
+"""Batches whose loss or gradients were not finite, saved with a checkpoint and computed again.
+
+A batch is saved with the checkpoint whose parameters it was skipped with.
+"""
 
 import dataclasses
 import json
@@ -23,16 +26,19 @@ from lclm_jax.training.optim import split_trained
 from lclm_jax.training.step import component_norms, gradients_of
 
 
-def keep_batch(directory: Path, batch: Batch, told: Mapping[str, Any]) -> Path:
-    """Writes a whole global batch and what is known of it: stage, step, checkpoint, records by row."""
-    place = directory / SKIPPED
-    place.mkdir(exist_ok=True)
-    file = place / f"{told['stage']}-{told['step']}.npz"
+def keep_batch(directory: Path, batch: Batch, details: Mapping[str, Any]) -> Path:
+    """Write a whole global batch with its details, and return the file.
+
+    The details are stage, step, checkpoint and records by row.
+    """
+    folder = directory / SKIPPED
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{details['stage']}-{details['step']}.npz"
     arrays = {
         **_fields(batch),
         **{f"windows.{name}": x for name, x in _fields(batch.windows).items()},
     }
-    np.savez_compressed(file, told=np.array(json.dumps(told)), **arrays)
+    np.savez_compressed(file, told=np.array(json.dumps(details)), **arrays)
     return file
 
 
@@ -42,38 +48,37 @@ def _fields(part: Batch | Windows) -> dict[str, np.ndarray]:
 
 
 def kept_batches(directory: Path) -> list[Path]:
-    """The kept batches of a run, the newest last."""
+    """Return the files of a run's saved batches, the newest last."""
     return sorted((directory / SKIPPED).glob("*.npz"), key=lambda file: file.stat().st_mtime)
 
 
 def read_batch(file: Path) -> tuple[Batch, dict[str, Any]]:
-    """A kept batch and what is known of it."""
-    with np.load(file, allow_pickle=False) as held:
-        arrays = {name: held[name] for name in held.files}
-    told = json.loads(str(arrays.pop("told")))
+    """Return a saved batch and its details."""
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    details = json.loads(str(arrays.pop("told")))
     windows = {
         name.partition(".")[2]: arrays.pop(name)
         for name in list(arrays)
         if name.startswith("windows.")
     }
-    return Batch(**arrays, windows=Windows(**windows)), told
+    return Batch(**arrays, windows=Windows(**windows)), details
 
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """What a batch does to the parameters it was skipped with."""
+    """The loss and gradients of a batch, with the parameters it was skipped with."""
 
-    told: dict[str, Any]
+    details: dict[str, Any]  # stage, step, checkpoint, records by row
     loss: float
     norms: dict[str, float]  # of gradients, by component
     examples: list[tuple[str, int, float]]  # (record, row, mean loss), in the batch's order
-    rows: list[
-        tuple[int, float]
-    ]  # (row, gradient norm) of each alone; only where every loss is finite and a gradient is not
+    # (row, gradient norm) of each row alone; only where every loss is finite and a gradient is not
+    rows: list[tuple[int, float]]
 
     @property
     def suspects(self) -> list[str]:
-        """The records that are not finite by themselves."""
+        """The records whose own loss, or whose row's gradient, is not finite."""
         bad = [row for row, norm in self.rows if not np.isfinite(norm)]
         return [
             record for record, row, loss in self.examples if not np.isfinite(loss) or row in bad
@@ -81,53 +86,41 @@ class Replayed:
 
 
 def replay(directory: Path, file: Path | None = None) -> Replayed:
-    """Computes a kept batch's loss and gradients again, from the checkpoint that was saved with it, and who is to blame.
+    """Compute a saved batch's loss and gradients again, in total and by record or row.
 
-    Raises CheckpointError for a run without such a batch.
+    The parameters are those of the checkpoint that was saved with it; `file` is by default the
+    newest saved batch. Raises CheckpointError for a run without one.
     """
     files = kept_batches(directory)
     if file is None and not files:
         raise CheckpointError(
-            f"{directory} has kept no batch; one is kept when too many steps in a row are not finite"
+            f"{directory} has kept no batch; one is kept when too many steps in a row are not "
+            "finite"
         )
-    batch, told = read_batch(file or files[-1])
+    batch, details = read_batch(file or files[-1])
     config = from_dict(Config, read_json(directory / CONFIG))
-    stage = next(stage for stage in config.stages if stage.name == told["stage"])
+    stage = next(stage for stage in config.stages if stage.name == details["stage"])
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        params = load_params(directory, abstract_params(config.model, mesh), told["checkpoint"])
+        params = load_params(directory, abstract_params(config.model, mesh), details["checkpoint"])
         trained, frozen = split_trained(params, stage)
         batch = jax.device_put(batch, batch_sharding(mesh))
         losses = partial(token_losses, config=config.model, loss_chunk=config.run.loss_chunk)
         nll = np.asarray(jax.jit(losses)(params, batch)[1])
         differentiate = jax.jit(partial(_norms, config=config, stage=stage))
         loss, norms = jax.device_get(differentiate(trained, frozen, batch))
-        examples = _by_example(nll, batch, told["records"])
+        examples = _by_example(nll, batch, details["records"])
         rows: list[tuple[int, float]] = []
-        if all(np.isfinite(x) for _, _, x in examples) and not all(
-            map(np.isfinite, norms.values())
-        ):
+        finite_losses = all(np.isfinite(x) for _, _, x in examples)
+        if finite_losses and not all(map(np.isfinite, norms.values())):
             for row in range(len(nll)):
-                only = np.where(
-                    np.arange(len(nll))[:, None] == row, np.asarray(batch.weights), 0
-                ).astype(np.float32)
-                alone = batch.replace(weights=jax.device_put(only, batch_sharding(mesh)))
-                rows.append(
-                    (
-                        row,
-                        float(
-                            np.linalg.norm(
-                                list(
-                                    jax.device_get(
-                                        differentiate(trained, frozen, alone)[1]
-                                    ).values()
-                                )
-                            )
-                        ),
-                    )
-                )
+                is_row = np.arange(len(nll))[:, None] == row
+                weights = np.where(is_row, np.asarray(batch.weights), 0).astype(np.float32)
+                alone = batch.replace(weights=jax.device_put(weights, batch_sharding(mesh)))
+                row_norms = jax.device_get(differentiate(trained, frozen, alone)[1])
+                rows.append((row, float(np.linalg.norm(list(row_norms.values())))))
     return Replayed(
-        told, float(loss), {name: float(norm) for name, norm in norms.items()}, examples, rows
+        details, float(loss), {name: float(norm) for name, norm in norms.items()}, examples, rows
     )
 
 
@@ -140,9 +133,10 @@ def _by_example(
     nll: np.ndarray, batch: Batch, records: Sequence[Sequence[str]]
 ) -> list[tuple[str, int, float]]:
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
-    found = []
+    losses = []
     for row, names in enumerate(records):
         for number, name in enumerate(names, start=1):
-            mine = (segments[row] == number) & (weights[row] > 0)
-            found.append((name, row, float(nll[row][mine].mean()) if mine.any() else 0.0))
-    return found
+            trained = (segments[row] == number) & (weights[row] > 0)
+            loss = float(nll[row][trained].mean()) if trained.any() else 0.0
+            losses.append((name, row, loss))
+    return losses

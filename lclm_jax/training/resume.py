@@ -1,8 +1,8 @@
-"""Where a run stands, and whether a config can continue from there.
+"""The position of a run, and the check that a config can continue from it.
 
-A position is the number of a step, and the state of the data's iterator: the numbers of examples
-in an order that seed, streams, lengths and the prepared data decide. Where one of those changes,
-examples would be repeated or left out, or a step would be saved under a number that is taken.
+A position is the number of a step and the state of the data's iterator: indices of examples in an
+order that follows from seed, streams, lengths and the prepared data. If one of those changed,
+examples would be repeated or left out, or a step would be saved under a number already in use.
 """
 
 import json
@@ -14,16 +14,18 @@ from lclm_jax.config.values import differences, from_dict, to_dict, with_current
 from lclm_jax.training.optim import assign_groups
 
 Position = dict[str, Any]  # stage, stage_step, data, sources, config, code
-# Settings of data that leave the order of examples alone. The content of `directory` is compared
+# Settings of data that do not affect the order of examples. The content of `directory` is compared
 # by its fingerprint.
-FREE = ("data.directory", "data.batch_rows", "data.packing_lookahead")
-ORDERED = ("streams", "row_windows", "compress")  # settings of a stage that decide it
+FREE_DATA_SETTINGS = ("data.directory", "data.batch_rows", "data.packing_lookahead")
+# Settings of a stage that affect that order.
+ORDERING_STAGE_SETTINGS = ("streams", "row_windows", "compress")
 
 
 def check_position(config: Config, position: Position, step: int, paths: list[str], where: str):
-    """Raises ConfigError where a config cannot continue from a position, naming old and new values.
+    """Raise ConfigError, with old and new values, if a config cannot continue from a position.
 
-    `step` is the checkpoint's number, `paths` are those of all parameters, `where` names its place.
+    `step` is the checkpoint's number, `paths` are those of all parameters, and
+    `where` names the checkpoint in the message.
     """
     stages = {stage.name: stage for stage in config.stages}
     if position.get("stage") not in stages:
@@ -54,13 +56,13 @@ def check_position(config: Config, position: Position, step: int, paths: list[st
 
 
 def changed_settings(old: Mapping[str, Any], config: Config) -> dict[str, list[Any]]:
-    """Returns [old, new] of every setting that differs from an earlier config, by its path."""
+    """Return [old, new] of every setting that differs from an earlier config, by its path."""
     before = with_current_names(Config, dict(old))
     return differences(*(json.loads(json.dumps(values)) for values in (before, to_dict(config))))
 
 
 def _config_of(position: Position) -> Config | None:
-    """The config a position was saved with, if it can be read; newer settings have defaults."""
+    """Return the config of a position, or None if unreadable; newer settings get defaults."""
     try:
         return from_dict(Config, position["config"])
     except (ConfigError, KeyError):
@@ -68,8 +70,8 @@ def _config_of(position: Position) -> Config | None:
 
 
 def _changed_order(old: Config, config: Config, stage: str) -> dict[str, list[Any]]:
-    """Differences in the stages up to one, which number the steps of the run."""
-    done, now = ([(one.name, one.steps) for one in _until(x, stage)] for x in (old, config))
+    """Return the differences in the stages up to one, which number the steps of the run."""
+    done, now = ([(part.name, part.steps) for part in _until(x, stage)] for x in (old, config))
     if [name for name, _ in done] != [name for name, _ in now]:
         return {"stages": [[name for name, _ in x] for x in (done, now)]}
     return {
@@ -80,45 +82,46 @@ def _changed_order(old: Config, config: Config, stage: str) -> dict[str, list[An
 
 
 def _until(config: Config, name: str) -> tuple[StageConfig, ...]:
-    """The stages up to the named one, or all."""
+    """Return the stages up to the named one, or all if there is no such stage."""
     names = [stage.name for stage in config.stages]
     return config.stages[: names.index(name) + 1 if name in names else None]
 
 
 def _changed_examples(old: Config, config: Config, stage: StageConfig) -> dict[str, list[Any]]:
-    """Differences that reorder a stage's examples, or leave no room for those that wait."""
-    own = tuple(f"stages.{stage.name}.{name}" for name in ORDERED)
+    """Return the differences that reorder a stage's examples or shrink the rows for queued ones."""
+    own = tuple(f"stages.{stage.name}.{name}" for name in ORDERING_STAGE_SETTINGS)
     return {
         name: values
         for name, values in changed_settings(to_dict(old), config).items()
-        if (name.startswith("data.") and name not in FREE) or name.startswith(own)
+        if (name.startswith("data.") and name not in FREE_DATA_SETTINGS) or name.startswith(own)
     }
 
 
 def _changed_groups(old: Config, stage: StageConfig, paths: list[str]) -> dict[str, list[Any]]:
-    """The groups of a stage, where they train other parameters than before, or group them anew."""
-    before = next(one for one in old.stages if one.name == stage.name)
+    """Return the groups of a stage if they train other parameters, or group them in another way."""
+    before = next(part for part in old.stages if part.name == stage.name)
     members = [
-        {label: sorted(group) for label, group in assign_groups(paths, one).items()}
-        for one in (before, stage)
+        {label: sorted(group) for label, group in assign_groups(paths, version).items()}
+        for version in (before, stage)
     ]
     if members[0] == members[1]:
         return {}
     patterns = [
-        [(group.pattern, group.learning_rate) for group in one.groups] for one in (before, stage)
+        [(group.pattern, group.learning_rate) for group in version.groups]
+        for version in (before, stage)
     ]
     return {f"stages.{stage.name}.groups": patterns}
 
 
-def check_sources(saved: Mapping[str, Any] | None, found: Mapping[str, Any], directory: str):
-    """Raises ConfigError where a stage's prepared data are not those a checkpoint was trained on.
+def check_sources(saved: Mapping[str, Any] | None, current: Mapping[str, Any], directory: str):
+    """Raise ConfigError if a stage's prepared data are not those that a checkpoint was trained on.
 
-    Checkpoints of earlier versions have no fingerprints, and nothing is compared.
+    Checkpoints of earlier versions have no fingerprints; they pass.
     """
     changed = {
-        name: (mark, found.get(name))
+        name: (mark, current.get(name))
         for name, mark in (saved or {}).items()
-        if mark != found.get(name)
+        if mark != current.get(name)
     }
     if changed:
         listed = ", ".join(

@@ -1,4 +1,4 @@
-"""The training state: how it is born on a mesh, and what a stage keeps of the one before."""
+"""The training state: its creation on a mesh, and what a stage takes over from the one before."""
 
 from functools import partial
 from typing import Any
@@ -18,21 +18,23 @@ from lclm_jax.typing import Array, Int, Params
 
 @flax.struct.dataclass
 class TrainState:
+    """Parameters, optimizer state and step counters of a stage."""
+
     params: Params  # float32 masters
     moments: dict[str, Any]  # optax state of trained parameters, by label
     step: Int[Array, ""]  # within the stage
-    skipped: Int[Array, ""]  # steps of the stage not taken because something was not finite
-    failing: Int[Array, ""]  # of these, the ones in a row up to now
+    skipped: Int[Array, ""]  # steps of the stage skipped because they were not finite
+    failing: Int[Array, ""]  # skipped steps in a row, up to now
 
 
 def trained_parts(config: Config, stage: StageConfig) -> set[str]:
-    """Which of encoder, adapter and decoder a stage trains."""
+    """Return those of encoder, adapter and decoder that a stage trains."""
     shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
     return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
 
 
 def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
-    """The state of a stage as shapes and shardings; moments lie where their parameters do."""
+    """Return a stage's state as shapes and shardings; moments are sharded as their parameters."""
     params = abstract_params(config.model, mesh)
     flat = flatten(params)
     shapes = jax.eval_shape(partial(init_state, stage=stage, optimizer=config.optimizer), params)
@@ -52,14 +54,17 @@ def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState
 
 
 def init_state(params: Params, stage: StageConfig, optimizer: OptimizerConfig) -> TrainState:
-    """The state in which a stage begins: these parameters, fresh moments."""
+    """Return the state in which a stage begins: these parameters and fresh moments."""
     return TrainState(
         params, init_moments(params, stage, optimizer), jnp.int32(0), jnp.int32(0), jnp.int32(0)
     )
 
 
 def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
-    """`init_state`, born sharded; the encoder first takes the decoder's layers where the stage says so."""
+    """Return the state in which a stage begins, created in its shardings.
+
+    With `encoder_from_decoder` the encoder starts as a copy of the decoder's first layers.
+    """
     if stage.encoder_from_decoder:
         params = {**params, "encoder": first_layers(params["decoder"], config.model)}
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, stage, mesh))
@@ -69,7 +74,10 @@ def begin_stage(params: Params, config: Config, stage: StageConfig, mesh: Mesh) 
 
 
 def first_layers(decoder: Params, config: ModelConfig) -> Params:
-    """An encoder made of the decoder's embedding, first layers and final norm ("encoder from an LM")."""
+    """Return an encoder made of the decoder's embedding, first layers and final norm.
+
+    Raises ConfigError where the shapes of the two towers do not allow it.
+    """
     small, large = config.encoder, config.decoder
     for name in (
         "vocab",
@@ -83,7 +91,8 @@ def first_layers(decoder: Params, config: ModelConfig) -> Params:
     ):
         if getattr(small, name) != getattr(large, name):
             raise ConfigError(
-                f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, got {small}, {large}"
+                f"encoder_from_decoder needs equal encoder.{name} and decoder.{name}, "
+                f"got {small}, {large}"
             )
     if small.layers > large.layers:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One update as a pure function: loss, gradients, what moves and what does not, and the figures it leaves behind."""
+"""One training step as a pure function: loss, gradients, update and metrics."""
 
 from functools import partial
 from typing import Any
@@ -18,29 +18,33 @@ from lclm_jax.training.state import TrainState
 from lclm_jax.typing import Array
 
 Metrics = dict[str, Any]
-STREAM_SUMS = (
-    "stream_nll",
-    "stream_correct",
-    "stream_tokens",
-)  # of losses, right guesses and trained tokens
+# Sums by stream: of losses, of right best guesses, and of trained tokens.
+STREAM_SUMS = ("stream_nll", "stream_correct", "stream_tokens")
 
 
 def train_step(
     state: TrainState, batch: Batch, *, config: Config, stage: StageConfig
 ) -> tuple[TrainState, Metrics]:
-    """One update of a stage's trained parameters. Metrics are sums and norms, still on device.
+    """Update a stage's trained parameters once; return the state and metrics, still on device.
 
-    A loss or gradient that is not finite anywhere moves nothing anywhere. After `run.max_skipped_steps` of them in a row nothing
-    moves any more, so that what made them can be looked at as it was.
+    Where the loss or any gradient is not finite, no parameter and no moment changes. After
+    `run.max_skipped_steps` such steps in a row nothing changes any more, so that their cause can
+    be examined in the state that met it.
     """
     trained, frozen = split_trained(state.params, stage)
     loss, streams, gradients = gradients_of(trained, frozen, batch, config, stage)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     going = state.failing < config.run.max_skipped_steps
-    memory = jnp.any(batch.slots >= 0)
+    has_contexts = jnp.any(batch.slots >= 0)
     params, moments = update(
-        state.params, state.moments, gradients, stage, config.optimizer, finite & going, memory
+        state.params,
+        state.moments,
+        gradients,
+        stage,
+        config.optimizer,
+        finite & going,
+        has_contexts,
     )
     failing = jnp.where(finite & going, 0, state.failing + 1)
     after = TrainState(params, moments, state.step + 1, state.skipped + ~(finite & going), failing)
@@ -66,7 +70,7 @@ def train_step(
 
 
 def component_norms(arrays: Flat) -> dict[str, Array]:
-    """The norm over each component's arrays."""
+    """Return the norm over all arrays of each component."""
     parts = sorted({component(path) for path in arrays})
     return {
         part: optax.tree.norm([x for path, x in arrays.items() if component(path) == part])
@@ -77,40 +81,47 @@ def component_norms(arrays: Flat) -> dict[str, Array]:
 def gradients_of(
     trained: Flat, frozen: Flat, batch: Batch, config: Config, stage: StageConfig
 ) -> tuple[Array, Metrics, Flat]:
-    """The mean loss over the batch's trained tokens, sums by stream, and float32 gradients.
+    """Return the mean loss over the batch's trained tokens, STREAM_SUMS, and float32 gradients.
 
-    With `run.micro_batches`, rows are read a share at a time and gradients add up; each trained token counts the same.
+    With `run.micro_batches` the rows are read one part after another and their gradients are
+    summed; each trained token has the same weight.
     """
     trained, frozen = cast(trained, config.model.dtype), cast(frozen, config.model.dtype)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0)
     differentiate = jax.value_and_grad(objective, has_aux=True)
 
-    def some(rows: Batch):
+    def differentiate_rows(rows: Batch):
         (loss, (nll, correct)), gradients = differentiate(trained, frozen, rows, config, total)
         sums = stream_sums(rows, nll, correct, len(stage.streams))
         return loss, sums, jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
 
     count = config.run.micro_batches
     if count == 1:
-        return some(batch)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(some, batch))
-    shares = jax.tree.map(partial(_shares, count=count), batch)
+        return differentiate_rows(batch)
+    shapes = jax.eval_shape(differentiate_rows, batch)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    parts = jax.tree.map(partial(_split_rows, count=count), batch)
     return jax.lax.scan(
-        lambda sums, rows: (jax.tree.map(jnp.add, sums, some(rows)), None), nothing, shares
+        lambda sums, rows: (jax.tree.map(jnp.add, sums, differentiate_rows(rows)), None),
+        zeros,
+        parts,
     )[0]
 
 
-def _shares(x: Array, count: int) -> Array:
-    """[B ...] -> [count, B / count ...]; every device splits the rows it has."""
-    return constrain(
-        x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), None, "batch", *[None] * (x.ndim - 1)
-    )
+def _split_rows(x: Array, count: int) -> Array:
+    """Reshape [B ...] to [count, B / count ...]; every device splits the rows it has."""
+    parts = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(parts, None, "batch", *[None] * (x.ndim - 1))
 
 
 def objective(
     trained: Flat, frozen: Flat, batch: Batch, config: Config, total: Array | None = None
 ):
-    """Loss of the trained tokens over `total`, by default their number, and by position (loss, best guess right)."""
+    """Return the loss to differentiate, and (loss, correct) per position.
+
+    `correct` is true where the best guess is right. The loss is the sum over trained tokens,
+    divided by `total`, by default their number.
+    """
     params = unflatten({**trained, **frozen})
     summed, nll, correct = token_losses(params, batch, config.model, config.run.loss_chunk)
     total = jnp.maximum(jnp.sum(batch.weights), 1.0) if total is None else total

@@ -1,7 +1,7 @@
-"""Validation during training: held-out examples scored as latents, as full text, and without contexts.
+"""Validation during training: held-out examples scored in every view of their contexts.
 
-Every view has the same examples, packed into batches of the shape that is trained on, so that a pod
-reads them as it reads its training data.
+The views are latents, full text, and no contexts. They have the same examples, packed into batches
+of the shape that is trained on, so that a pod reads them as it reads its training data.
 """
 
 import jax
@@ -16,7 +16,7 @@ ViewScores = dict[str, dict[str, Score]]  # by stream and view
 
 
 class Validation:
-    """The held-out examples of a stage's streams, packed in every view, and a program to score them.
+    """Held-out examples of a stage's streams, packed in every view, with a program to score them.
 
     The mesh must be in scope when it is called.
     """
