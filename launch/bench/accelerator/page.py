@@ -1,4 +1,4 @@
-"""The page with everything that was measured: goals, pictures, and a table for every part."""
+"""HTML page with all measurements: goals, pictures, and a table for every part."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,11 +12,12 @@ from lclm_jax.reports.pages import render
 from lclm_jax.reports.records import ReportError
 
 GOALS = ("figure", "value", "goal", "verdict")
-HIDDEN = ("rounds", "losses", "points", "packages", "allowed")  # in tables; they are in the files
+# Fields that tables leave out; the JSON files have them.
+HIDDEN_FIELDS = ("rounds", "losses", "points", "packages", "allowed")
 
 
 def write_page(directory: Path, summary: Summary, pictures: bool = True) -> Path:
-    """Writes index.html and its pictures; without matplotlib the page has none."""
+    """Write index.html and its pictures, without pictures if matplotlib is missing."""
     drawn, reason = draw(directory, summary) if pictures else ([], "Pictures are drawn at the end.")
     page = render(
         "measurements.html.j2",
@@ -36,7 +37,7 @@ def write_page(directory: Path, summary: Summary, pictures: bool = True) -> Path
 
 
 def draw(directory: Path, summary: Summary) -> tuple[list[tuple[str, str]], str]:
-    """File and caption of all pictures, or none of them and the reason."""
+    """Draw the pictures; return their files and captions, or none and the reason."""
     try:
         return write_pictures(directory, summary), ""
     except ReportError as error:
@@ -49,9 +50,9 @@ def title(summary: Summary) -> str:
 
 
 def machine(summary: Summary) -> str:
-    found = figures.measurements(summary.results, "peaks").get("machine", {})
-    packages = ", ".join(f"{name} {number}" for name, number in found.get("packages", {}).items())
-    parts = (found.get("nvidia"), f"Python {found.get('python', '?')}", packages, found.get("code"))
+    facts = figures.measurements(summary.results, "peaks").get("machine", {})
+    packages = ", ".join(f"{name} {number}" for name, number in facts.get("packages", {}).items())
+    parts = (facts.get("nvidia"), f"Python {facts.get('python', '?')}", packages, facts.get("code"))
     return "; ".join(part for part in parts if part)
 
 
@@ -61,54 +62,57 @@ def goal_rows(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
 
 
 def first_tokens(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """At every ratio, beside the paper and beside what the operations alone would take."""
+    """Return the table of first tokens, with the paper's figures and the time of FLOPs at peak."""
     peak = figures.measured_flops(summary.results)
     headings = ("context", "ratio", "latents", "compress", "prefill", "first token", "paper, H200")
     headings += ("FLOPs at peak", "compile", "peak memory", "paper, H200", "runs")
     rows = []
-    for one in figures.measurements(summary.results, "first_token.compressed").values():
-        paper = PAPER.get(one["tokens"]) if one["ratio"] == figures.RATIO else None
+    for result in figures.measurements(summary.results, "first_token.compressed").values():
+        paper = PAPER.get(result["tokens"]) if result["ratio"] == figures.RATIO else None
         rows.append(
             (
-                f"{one['tokens']:,}",
-                f"{one['ratio']}x",
-                f"{one['latents']:,}",
-                shown(one["compress_seconds"], "s"),
-                shown(one["prefill_seconds"], "s"),
-                shown(one["seconds"], "s"),
+                f"{result['tokens']:,}",
+                f"{result['ratio']}x",
+                f"{result['latents']:,}",
+                shown(result["compress_seconds"], "s"),
+                shown(result["prefill_seconds"], "s"),
+                shown(result["seconds"], "s"),
                 shown(paper and paper[0], "s"),
-                shown(one["flops"] / peak if peak else None, "s"),
-                shown(one["compile_seconds"], "s"),
-                gigabytes(one["peak_bytes"]),
+                shown(result["flops"] / peak if peak else None, "s"),
+                shown(result["compile_seconds"], "s"),
+                gigabytes(result["peak_bytes"]),
                 gigabytes(paper and paper[1]),
-                str(one["repeats"]),
+                str(result["repeats"]),
             )
         )
     return headings, rows
 
 
 def steps(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the table of training steps."""
     headings = ("step", "seconds", "MFU, data sheet", "MFU, measured peak", "compile")
     headings += ("peak memory", "predicted", "ratio", "steps")
     rows = []
     for number in range(3):
-        for name, one in figures.measurements(summary.results, f"training.{number}").items():
-            timed = bool(one["seconds"])
+        for name, result in figures.measurements(summary.results, f"training.{number}").items():
+            timed = bool(result["seconds"])
             shares = [
-                figures.scaled(figures.mfu(summary.results, one, measured), 100) if timed else None
+                figures.scaled(figures.mfu(summary.results, result, measured), 100)
+                if timed
+                else None
                 for measured in (False, True)
             ]
             rows.append(
                 (
                     name,
-                    shown(one["seconds"], "s") if timed else "does not fit",
+                    shown(result["seconds"], "s") if timed else "does not fit",
                     shown(shares[0], "%"),
                     shown(shares[1], "%"),
-                    shown(one["compile_seconds"], "s"),
-                    gigabytes(one["peak_bytes"]),
-                    gigabytes(one["predicted_peak_bytes"]),
-                    shown(one["peak_over_predicted"]),
-                    str(one["steps"]),
+                    shown(result["compile_seconds"], "s"),
+                    gigabytes(result["peak_bytes"]),
+                    gigabytes(result["predicted_peak_bytes"]),
+                    shown(result["peak_over_predicted"]),
+                    str(result["steps"]),
                 )
             )
     return headings, rows
@@ -119,32 +123,30 @@ def gigabytes(size: float | None) -> str:
 
 
 def part_sections(summary: Summary) -> Iterator[dict[str, Any]]:
-    """Everything every part has measured, and why it lacks what it lacks."""
-    for name, found in summary.results.items():
-        measured = found["measurements"]
-        keys = list(dict.fromkeys(key for one in measured.values() for key in cells(one)))
-        rows = [
-            (what, *(cells(one).get(key, "") for key in keys)) for what, one in measured.items()
-        ]
+    """Yield the measurements of every part, and the reasons for those that are missing."""
+    for name, part in summary.results.items():
+        texts = {what: cells(result) for what, result in part["measurements"].items()}
+        keys = list(dict.fromkeys(key for row in texts.values() for key in row))
+        rows = [(what, *(row.get(key, "") for key in keys)) for what, row in texts.items()]
         missing = [
-            f"{what}\n{text}"
+            f"{what}\n{reason}"
             for kind in ("errors", "skipped")
-            for what, text in found[kind].items()
+            for what, reason in part[kind].items()
         ]
         yield {"name": name, "table": (("measurement", *keys), rows), "missing": missing}
 
 
 def cells(result: Mapping[str, Any]) -> dict[str, str]:
-    """A result's fields as text; those of a field that is a table by itself get its name."""
-    found = {}
+    """Return a result's fields as text; names in a nested table are preceded by the field's."""
+    texts = {}
     for key, value in result.items():
-        if key in HIDDEN:
+        if key in HIDDEN_FIELDS:
             continue
         if isinstance(value, Mapping):
-            found |= {f"{key}: {name}": cell(one) for name, one in value.items()}
+            texts |= {f"{key}: {name}": cell(item) for name, item in value.items()}
         else:
-            found[key.replace("_", " ")] = cell(value)
-    return found
+            texts[key.replace("_", " ")] = cell(value)
+    return texts
 
 
 def cell(value: Any) -> str:

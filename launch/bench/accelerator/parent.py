@@ -1,4 +1,4 @@
-"""The process that runs the parts one after the other, each until its time is over.
+"""The process that runs the parts one after the other, each within its share of the time.
 
 It uses no device itself. A part that crashes, hangs or runs out of memory costs only its own time.
 """
@@ -23,10 +23,11 @@ from launch.bench.accelerator.summary import write_summary
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.version import REPOSITORY
 
-RESERVE = 8.0  # seconds at the end for the page
-SHORTEST = 4.0  # seconds below which no part is started
-GRACE = 3.0  # seconds between asking a process to end and ending it
-MEMORY = "0.95"  # of the device, taken at once: peak_bytes_in_use counts what is used of it
+RESERVE_SECONDS = 8.0  # at the end, to write the page
+MIN_PART_SECONDS = 4.0
+GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL
+# Share of the device's memory that JAX allocates at start; peak_bytes_in_use counts within it.
+MEMORY_FRACTION = "0.95"
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class Plan:
 
     @property
     def end(self) -> float:
-        """When the last part must have ended."""
-        return self.started + 60 * self.minutes - RESERVE
+        """Time by which the last part must have ended."""
+        return self.started + 60 * self.minutes - RESERVE_SECONDS
 
 
 class Ended(KeyboardInterrupt):
-    """The command was asked to end."""
+    """Signal that the command was asked to end."""
 
 
 def find_platform() -> str:
-    """Finds the kind of accelerator without initialising it: gpu, tpu or cpu."""
+    """Return gpu, tpu or cpu, without initialising a device."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     if asked:
         first = asked.split(",")[0]
@@ -73,10 +74,10 @@ def visible_gpus() -> bool:
 
 
 def run_parts(plan: Plan):
-    """Every part that is not finished. Raises Ended when the command is asked to end.
+    """Run every part that is not finished. Raises Ended when the command is asked to end.
 
-    The process of the next part is started early: it reads its modules while the part before it
-    measures, and waits to be told to begin before it touches a device.
+    The process of the next part starts early: it imports its modules while the part before it
+    measures, and waits for its deadline before it uses a device.
     """
     signal.signal(signal.SIGTERM, _end)
     check_directory(plan)
@@ -93,7 +94,7 @@ def run_parts(plan: Plan):
             part, current = waiting.pop(0), following
             following = start(plan, waiting[0]) if waiting else None
             left = plan.end - time.time()
-            if left < SHORTEST or current is None:
+            if left < MIN_PART_SECONDS or current is None:
                 report(f"{part.name}: no time left", plan.started)
                 continue
             run_one(plan, part, current, allowance(part, waiting, left))
@@ -104,32 +105,35 @@ def run_parts(plan: Plan):
 
 
 def allowance(part: Part, waiting: list[Part], left: float) -> float:
-    """Seconds for a part: what is left is divided among it and those that follow by their shares.
+    """Return the seconds for a part: its share of the time left, relative to those that follow.
 
-    Where there is more time than all need, only the last part gets more than its share.
+    If there is more time than all need, only the last part gets more than 1.5 times its share.
 
     >>> allowance(Part("a", 60), [Part("b", 40)], 50.0), allowance(Part("a", 60), [], 200.0)
     (30.0, 200.0)
     """
     if not waiting:
         return left
-    total = part.share + sum(one.share for one in waiting)
+    total = part.share + sum(later.share for later in waiting)
     return part.share * min(left / total, 1.5)
 
 
 def check_directory(plan: Plan):
-    """Raises ValueError where the directory holds measurements of other shapes or devices."""
+    """Record what is measured in a directory.
+
+    Raises ValueError if it holds measurements of other shapes or another device.
+    """
     file, asked = plan.directory / "plan.json", {"tiny": plan.tiny, "platform": plan.platform}
-    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8"))) != asked:
+    if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8"))) != asked:
         raise ValueError(
-            f"expected {plan.directory} to hold measurements of {asked}, it holds some of {found}; "
+            f"expected {plan.directory} to hold measurements of {asked}, it holds those of {kept}; "
             "set --out to another directory"
         )
     write_whole(file, json.dumps(asked))
 
 
 def start(plan: Plan, part: Part) -> subprocess.Popen:
-    """The process of a part, in a group of its own, that waits for its deadline."""
+    """Start the process of a part, in its own process group; it waits for its deadline."""
     command = [sys.executable, "-m", "launch.bench.accelerator.section", part.name]
     command += ["--out", str(plan.directory), "--started", str(plan.started)]
     command += ["--tiny"] if plan.tiny else []
@@ -147,13 +151,13 @@ def start(plan: Plan, part: Part) -> subprocess.Popen:
 
 
 def log(plan: Plan, part: Part) -> Path:
-    """The file for the standard error of a part's process."""
+    """Return the file for the standard error of a part's process."""
     return plan.directory / "logs" / f"{part.name}.txt"
 
 
 def run_one(plan: Plan, part: Part, process: subprocess.Popen, seconds: float):
-    """Lets a part begin, and ends its process and all it has started when its time is over."""
-    report(f"{part.name}: begins, {seconds:.0f} s at most", plan.started)
+    """Let a part begin, and end its process group when its time is over."""
+    report(f"{part.name}: started, at most {seconds:.0f} s", plan.started)
     status, timed_out = 0, False
     try:
         process.communicate(f"{time.time() + seconds}\n", timeout=seconds)
@@ -161,18 +165,18 @@ def run_one(plan: Plan, part: Part, process: subprocess.Popen, seconds: float):
     except subprocess.TimeoutExpired:
         timed_out = True
     except BrokenPipeError:
-        status = process.wait(GRACE)
+        status = process.wait(GRACE_SECONDS)
     finally:
         end_group(process)
     if timed_out:
-        note_end(plan, part, f"its {seconds:.0f} s were over", kind="skipped")
+        note_end(plan, part, f"time limit of {seconds:.0f} s reached", kind="skipped")
     elif status:
-        said = f"the process ended with status {status}:\n{tail(log(plan, part))}"
-        note_end(plan, part, said)
+        message = f"the process ended with status {status}:\n{tail(log(plan, part))}"
+        note_end(plan, part, message)
 
 
 def environment(plan: Plan, part: Part) -> dict[str, str]:
-    """Environment of a part's process: devices, memory, and the program cache all parts share."""
+    """Return the environment of a part: devices, memory, and the shared compilation cache."""
     platforms = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}.get(plan.platform, "cpu")
     settings = {
         "JAX_PLATFORMS": "cpu" if part.on_cpu else platforms,
@@ -189,16 +193,16 @@ def environment(plan: Plan, part: Part) -> dict[str, str]:
     settings["PYTHONPATH"] = os.pathsep.join(paths)
     known = {key: value for key, value in os.environ.items() if "MEM_FRACTION" not in key}
     if plan.platform == "gpu":
-        settings["XLA_CLIENT_MEM_FRACTION"] = MEMORY
+        settings["XLA_CLIENT_MEM_FRACTION"] = MEMORY_FRACTION
     return known | settings
 
 
 def note_end(plan: Plan, part: Part, text: str, kind: str = "errors"):
-    """Writes into a part's file why it did not end by itself."""
+    """Write into a part's file why its process did not end normally."""
     report(f"{part.name}: {text.splitlines()[0]}", plan.started)
-    found = read_results(part.file(plan.directory))
-    found[kind]["the part itself"] = text
-    write_whole(part.file(plan.directory), json.dumps(found, indent=1))
+    results = read_results(part.file(plan.directory))
+    results[kind]["the part itself"] = text
+    write_whole(part.file(plan.directory), json.dumps(results, indent=1))
 
 
 def tail(file: Path, lines: int = 40) -> str:
@@ -206,14 +210,14 @@ def tail(file: Path, lines: int = 40) -> str:
 
 
 def end_group(process: subprocess.Popen):
-    """Ends a process and all it has started."""
+    """End a process and all processes in its group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             break
         with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+            process.wait(GRACE_SECONDS)
 
 
 def _end(*_):

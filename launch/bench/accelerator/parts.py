@@ -1,4 +1,4 @@
-"""The parts of the benchmark: each is a process of its own, with a share of the time."""
+"""Parts of the benchmark; each is a process of its own with a share of the time."""
 
 import time
 from collections.abc import Callable
@@ -15,19 +15,18 @@ FAIL = "fail"  # a section that always fails, for tests
 
 @dataclass(frozen=True)
 class Part:
-    """One process. Its name is that of its section, and of what it measures of it."""
+    """A process. Its name is SECTION, or SECTION.DETAIL if a section has several parts."""
 
     name: str
     share: float  # time budget in seconds, scaled if the total does not fit
-    on_cpu: bool = False  # whether jax must leave the accelerator alone
-    # Whether programs come from and go to the cache on disk; threads that write to it at the same
-    # time were seen to break entries.
+    on_cpu: bool = False  # jax must not use the accelerator
+    # Use the compilation cache on disk. Threads that write to it at the same time broke entries.
     cached: bool = True
     needed_by: str = ""  # another section that reads its results
 
     @property
     def case(self) -> int | None:
-        """The number of the training case."""
+        """Number of the training case, None for other sections."""
         return int(self.name.partition(".")[2]) if self.section == "training" else None
 
     @property
@@ -38,15 +37,15 @@ class Part:
         return results_directory(directory) / f"{self.name}.json"
 
 
-# Measurements of one model in one process, which share its weights and programs: their results,
-# each in a file of its own, and their shares of the process's time.
+# Parts that share a process, and with it a model's weights and programs: their names and their
+# shares of the time. Each writes a file of results.
 SERVING = {
     "first_token.compressed": 72,
     "decoding": 40,
     "beside_torch.serving": 8,
     "peaks": 25,
 }
-# In the order in which they run: what is worth most comes first.
+# In the order in which they run, the most important first.
 PARTS = (
     Part("right", 70, cached=False),
     Part("serving", 130, needed_by="beside_torch"),
@@ -67,9 +66,9 @@ def results_directory(directory: Path) -> Path:
 
 
 def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
-    """The parts of these sections, or of these names, of so many training cases.
+    """Return the parts with these sections or names, for `cases` training cases.
 
-    Raises ValueError for a section that is not known.
+    Raises ValueError for an unknown section.
     """
     names = [part.name for part in PARTS]
     unknown = [name for name in sections if name not in (*SECTIONS, *names, FAIL)]
@@ -84,7 +83,7 @@ def choose_parts(sections: tuple[str, ...], cases: int) -> list[Part]:
 
 
 def module_of(name: str) -> str:
-    """The module that measures a part."""
+    """Return the name of the module that measures a part."""
     known = {
         "beside_torch.ours": "beside_ours",
         "beside_torch.serving": "beside_ours",
@@ -97,7 +96,7 @@ def module_of(name: str) -> str:
 
 
 def read_modules(name: str):
-    """Imports what a part needs, torch included, but uses no device."""
+    """Import what a part needs, including torch, without using a device."""
     if name == FAIL:
         return
     module = import_module(module_of(name))
@@ -106,13 +105,13 @@ def read_modules(name: str):
 
 
 def measure_part(name: str, sizes: Sizes, record: Record, directory: Path):
-    """Runs a part; an exception outside its measurements is recorded as that of the part itself."""
+    """Run a part and record an exception outside its measurements as that of the part itself."""
     record.attempt("the part itself", lambda: run_part(name, sizes, record, directory))
     record.finish()
 
 
 def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
-    """Measures everything of a part."""
+    """Take all measurements of a part."""
     if name == FAIL:
         raise RuntimeError("this section fails on purpose")
     module, case = import_module(module_of(name)), name.partition(".")[2]
@@ -134,7 +133,7 @@ def run_part(name: str, sizes: Sizes, record: Record, directory: Path):
 
 
 def run_serving(sizes: Sizes, record: Record, directory: Path):
-    """Runs the parts of SERVING; each gets its share of the time that is left."""
+    """Run the parts of SERVING, each with its share of the time left."""
     shares = dict(SERVING)
     while shares:
         name, share = next(iter(shares.items()))

@@ -1,4 +1,4 @@
-"""What the device can do: matrix products, memory, and attention at the shapes that matter."""
+"""Peak speeds of a device: matrix products, memory, and attention at the model's shapes."""
 
 import platform
 import shutil
@@ -25,18 +25,20 @@ from lclm_jax.typing import Array
 from lclm_jax.version import code_version
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "numpy", "torch", "transformers")
-THREADS = 8  # programs that are compiled at a time
-FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm"
+COMPILING_THREADS = 8
+NVIDIA_SMI_FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 
 
 @dataclass(frozen=True)
 class Machine(Result):
+    """Device, packages and code of a run."""
+
     device: str
     platform: str
     memory_limit: int | None  # bytes
-    nvidia: str  # as nvidia-smi says it
-    data_sheet_flops: float | None  # a second, bfloat16
-    data_sheet_memory_speed: float | None  # bytes a second
+    nvidia: str  # from nvidia-smi
+    data_sheet_flops: float | None  # per second, bfloat16
+    data_sheet_memory_speed: float | None  # bytes per second
     python: str
     packages: dict[str, str]
     code: str
@@ -44,7 +46,7 @@ class Machine(Result):
 
 @dataclass(frozen=True)
 class Speed(Result):
-    """A program's median time, and what it did in a second."""
+    """Median time of a program, and its speed."""
 
     seconds: float
     rounds: list[float]
@@ -58,7 +60,7 @@ def run(sizes: Sizes, record: Record):
     record.measure("memory", partial(measure_memory, sizes.copied))
     cases = attention_cases(sizes)
     missing = [name for name in cases if name not in record.measurements]
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(COMPILING_THREADS) as threads:
         compiling = {name: threads.submit(compile_attention, cases[name]) for name in missing}
     for name, program in compiling.items():
         record.measure(name, lambda program=program: measure_attention(program.result()))
@@ -75,7 +77,7 @@ def machine() -> Machine:
         chip.peak_flops if chip else None,
         chip.memory_bandwidth if chip else None,
         platform.python_version(),
-        {name: found for name in PACKAGES if (found := version_of(name))},
+        {name: number for name in PACKAGES if (number := version_of(name))},
         code_version(),
     )
 
@@ -90,7 +92,7 @@ def version_of(package: str) -> str | None:
 def nvidia_smi() -> str:
     if not shutil.which("nvidia-smi"):
         return ""
-    command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={NVIDIA_SMI_FIELDS}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -99,7 +101,7 @@ def nvidia_smi() -> str:
 
 
 def measure_product(size: int) -> Speed:
-    """The product of two random square matrices."""
+    """Time the product of two random square matrices."""
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     multiply = jax.jit(lambda a, b: a @ b)
     rounds = pipelined(lambda: multiply(a, b))
@@ -107,7 +109,7 @@ def measure_product(size: int) -> Speed:
 
 
 def measure_memory(size: int) -> Speed:
-    """One pass over a large array that writes another: bytes read and written."""
+    """Time a pass over a large array that writes another; count bytes read and written."""
     x = jax.random.normal(jax.random.key(0), (size // 4,), jnp.float32)
     scale = jax.jit(lambda x: x * 1.5)
     rounds = pipelined(lambda: scale(x))
@@ -116,7 +118,7 @@ def measure_memory(size: int) -> Speed:
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """Attention alone, of some rows of one length."""
+    """Attention of rows of one length."""
 
     backend: Backend
     name: str
@@ -127,8 +129,10 @@ class AttentionCase:
 
 
 def attention_cases(sizes: Sizes) -> dict[str, AttentionCase]:
-    """The model's own back end at every shape, and others beside it: blocks forward only, cuDNN
-    where a row is one example."""
+    """Return the model's back end at every shape, and others for comparison.
+
+    The blocked back end runs forward only, and cuDNN only where a row is one example.
+    """
     own = next(iter(attention_backends()))
     ways: dict[str, Backend] = dict(attention_backends())
     if jax.default_backend() == "gpu":
@@ -147,7 +151,7 @@ def attention_cases(sizes: Sizes) -> dict[str, AttentionCase]:
 
 @dataclass(frozen=True)
 class AttentionProgram:
-    """A compiled case, its inputs, and the model's operations of a call."""
+    """A compiled case, its inputs, and the model FLOPs of a call."""
 
     call: Any
     inputs: tuple[Array, ...]
@@ -160,8 +164,11 @@ def measure_attention(program: AttentionProgram) -> Speed:
 
 
 def compile_attention(case: AttentionCase) -> AttentionProgram:
-    """Operations are the model's: a causal query meets the keys before it, and the backward pass
-    does twice the work of the forward pass."""
+    """Compile a case and count its model FLOPs.
+
+    A causal query attends to the keys before it only, and the backward pass counts twice the
+    forward pass.
+    """
     rows, length, tower, backward = case.rows, case.length, case.tower, case.backward
     lengths = example_lengths(case.name, length)
     segments, positions = segments_of(lengths, length)
@@ -184,7 +191,7 @@ def compile_attention(case: AttentionCase) -> AttentionProgram:
 
 
 def example_lengths(name: str, length: int) -> list[int]:
-    """Lengths of the examples in a row: as in the training row if it is packed, else one."""
+    """Return the lengths of a row's examples: as in the training row if packed, else one."""
     return [int(share * length) for share in SHARES] if "packed" in name else [length]
 
 

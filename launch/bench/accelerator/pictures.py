@@ -1,4 +1,4 @@
-"""The pictures of the page, as PNG files. matplotlib is imported only where one is made."""
+"""Pictures of the page as PNG files; drawing them imports matplotlib."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Lines = Mapping[str, Mapping[int, float]]  # name -> x -> y
-RESOLUTION = 150  # dots an inch
+DOTS_PER_INCH = 150
 COLOURS = (*VIEW_COLOURS.values(), *STREAM_COLOURS)
 
 
 def write_pictures(directory: Path, summary: Summary) -> list[tuple[str, str]]:
-    """File name and caption of every picture for which there are measurements."""
+    """Write every picture that has measurements; return file names and captions."""
     written = []
     for name, caption, figure in draw_all(summary.results):
-        figure.savefig(directory / name, dpi=RESOLUTION)
+        figure.savefig(directory / name, dpi=DOTS_PER_INCH)
         written.append((name, caption))
     return written
 
@@ -55,26 +55,27 @@ def draw_all(results: Results) -> Iterator[tuple[str, str, "Figure"]]:
 
 
 def first_token_lines(results: Results) -> dict[str, dict[int, float]]:
-    peak, found = figures.measured_flops(results), figures.compressed(results)
-    lines = {f"{RATIO}x": {one["tokens"]: one["seconds"] for one in found}}
+    peak, lengths = figures.measured_flops(results), figures.compressed(results)
+    lines = {f"{RATIO}x": {length["tokens"]: length["seconds"] for length in lengths}}
     if peak:
         lines[f"{RATIO}x, FLOPs at the measured peak"] = {
-            one["tokens"]: one["flops"] / peak for one in found
+            length["tokens"]: length["flops"] / peak for length in lengths
         }
-    lines["as text"] = {one["tokens"]: one["seconds"] for one in figures.plain(results)}
+    lines["as text"] = {length["tokens"]: length["seconds"] for length in figures.plain(results)}
     return with_paper(lines, 0)
 
 
 def memory_lines(results: Results) -> dict[str, dict[int, float]]:
-    def memory(found: Sequence[Mapping]) -> dict[int, float]:
-        return {one["tokens"]: one["peak_bytes"] / 1e9 for one in found if one["peak_bytes"]}
+    def memory(lengths: Sequence[Mapping]) -> dict[int, float]:
+        measured = [length for length in lengths if length["peak_bytes"]]
+        return {length["tokens"]: length["peak_bytes"] / 1e9 for length in measured}
 
-    # A length that is measured after a longer one has no peak of its own.
+    # Peak memory is that of the process, so it counts only for the longest length so far.
     ascending, longest = [], 0
-    for one in figures.measurements(results, "first_token.compressed").values():
-        if one["ratio"] == RATIO and one["tokens"] > longest:
-            ascending.append(one)
-            longest = one["tokens"]
+    for length in figures.measurements(results, "first_token.compressed").values():
+        if length["ratio"] == RATIO and length["tokens"] > longest:
+            ascending.append(length)
+            longest = length["tokens"]
     lines = {f"{RATIO}x": memory(ascending), "as text": memory(figures.plain(results))}
     return with_paper(lines, 1, 1e-9)
 
@@ -82,7 +83,7 @@ def memory_lines(results: Results) -> dict[str, dict[int, float]]:
 def with_paper(
     lines: dict[str, dict[int, float]], index: int, factor: float = 1.0
 ) -> dict[str, dict[int, float]]:
-    """The lines that have points and, where published lengths were measured, the paper's."""
+    """Return the lines with points, and the paper's if a published length was measured."""
     measured = {tokens for line in lines.values() for tokens in line}
     if measured & PAPER.keys():
         for name, values in ((f"paper, H200, {RATIO}x", PAPER), ("paper, as text", PAPER_TEXT)):
@@ -91,13 +92,13 @@ def with_paper(
 
 
 def training_shares(results: Results) -> dict[str, float]:
-    found = [best for number in range(3) if (best := figures.best_step(results, number))]
-    shares = {name: figures.mfu(results, step) for name, step in found}
+    steps = [best for number in range(3) if (best := figures.best_step(results, number))]
+    shares = {name: figures.mfu(results, step) for name, step in steps}
     return {name: 100 * share for name, share in shares.items() if share is not None}
 
 
 def draw_lines(lines: Lines, xlabel: str, ylabel: str) -> "Figure":
-    """Both axes logarithmic; the paper's lines dashed."""
+    """Draw lines on logarithmic axes, those of the paper and of FLOPs dashed."""
     figure, axes = new_figure(6.4, 4.2)
     for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
         style = "--" if "paper" in name or "FLOPs" in name else "-"
@@ -128,10 +129,10 @@ def draw_bars(values: Mapping[str, float], xlabel: str, goal: float) -> "Figure"
 
 def draw_curve(points: Sequence[Mapping]) -> "Figure":
     figure, axes = new_figure(6.4, 3.6)
-    minutes = [one["minutes"] for one in points]
+    minutes = [point["minutes"] for point in points]
     names = {"from latents": "latents", "from full text": "text", "from nothing": "nothing"}
     for name, view in names.items():
-        values = [one[f"accuracy_{view}"] for one in points]
+        values = [point[f"accuracy_{view}"] for point in points]
         axes.plot(minutes, values, color=VIEW_COLOURS[view], marker="o", ms=3, label=name)
     axes.set_xlabel("minutes of training", fontsize=FONT_SIZE)
     axes.set_ylabel("tokens right", fontsize=FONT_SIZE)

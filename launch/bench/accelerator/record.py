@@ -1,4 +1,4 @@
-"""The measurements of one part in one JSON file, which is written again after each of them."""
+"""Measurements of a part in a JSON file, which is written again after each of them."""
 
 import json
 import time
@@ -14,8 +14,8 @@ from lclm_jax.files.atomic import write_whole
 from lclm_jax.version import REPOSITORY
 
 T = TypeVar("T")
-SHOWN = 160  # characters of a result on the terminal
-RESERVE = 1.0  # seconds that must be left before another measurement begins
+MAX_REPORTED_CHARACTERS = 160
+MIN_SECONDS_LEFT = 1.0  # to start another measurement
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
 
 
 class Record:
-    """Measurements of a part, kept in a file. One that is in the file already is not repeated."""
+    """Measurements of a part, kept in a file; those already in the file are not repeated."""
 
     def __init__(self, file: Path, deadline: float, started: float | None = None):
         self.file, self.deadline = file, deadline
@@ -40,16 +40,16 @@ class Record:
         return self._data["measurements"]
 
     def left(self) -> float:
-        """Seconds until the part is ended."""
+        """Return the seconds until the part's deadline."""
         return self.deadline - time.time()
 
     def measure(
-        self, name: str, call: Callable[[], Result], needs: float = RESERVE
+        self, name: str, call: Callable[[], Result], needs: float = MIN_SECONDS_LEFT
     ) -> dict[str, Any] | None:
-        """Returns the result of `call`, from the file if it is there.
+        """Return the result of `call`, from the file if it is there.
 
-        None if it failed, which is recorded with its traceback, or if fewer than `needs` seconds
-        are left.
+        Returns None if the call fails, which is recorded with its traceback, or if fewer than
+        `needs` seconds are left.
         """
         if name in self.measurements:
             return self.measurements[name]
@@ -58,10 +58,10 @@ class Record:
             self._keep("skipped", name, reason)
             return None
         started = time.perf_counter()
-        found = self.attempt(name, call)
-        if found is None:
+        measured = self.attempt(name, call)
+        if measured is None:
             return None
-        result = found.to_dict()
+        result = measured.to_dict()
         result["measured_in_seconds"] = time.perf_counter() - started
         self._data["partial"].pop(name, None)
         self._keep("measurements", name, result)
@@ -69,32 +69,33 @@ class Record:
         return result
 
     def attempt(self, name: str, call: Callable[[], T]) -> T | None:
-        """Calls `call`; records an exception under a name, so that what follows can still run."""
+        """Call `call` and record an exception, so that later measurements still run."""
         try:
             return call()
         except Exception as error:  # noqa: BLE001 - a failure must not end the other measurements
             self._keep("errors", name, traceback.format_exc().replace(f"{REPOSITORY}/", ""))
-            report(f"{name}: FAILED, {type(error).__name__}: {str(error)[:SHOWN]}", self.started)
+            message = str(error)[:MAX_REPORTED_CHARACTERS]
+            report(f"{name}: FAILED, {type(error).__name__}: {message}", self.started)
             return None
 
     def say(self, text: str):
         report(text, self.started)
 
     def keep_partial(self, name: str, result: Result):
-        """Keeps what a long measurement has found so far; a later `measure` replaces it."""
+        """Write the result of a long measurement so far; a later `measure` replaces it."""
         self._keep("partial", name, result.to_dict())
 
     @property
     def finished(self) -> bool:
-        """True once `finish` found nothing that failed or was skipped."""
+        """True after `finish` if nothing failed or was skipped."""
         return self._data["finished"]
 
     def skip(self, name: str, reason: str):
-        """Records that something was not measured."""
+        """Record that something was not measured."""
         self._keep("skipped", name, reason)
 
     def finish(self):
-        """Marks the part as complete, unless something failed or was skipped."""
+        """Mark the part as complete, unless something failed or was skipped."""
         with self._lock:
             complete = not self._data["errors"] and not self._data["skipped"]
             self._data["finished"] = complete
@@ -110,7 +111,7 @@ class Record:
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """The content of a part's file; an empty one where there is none."""
+    """Return the content of a part's file, with empty sections if there is none."""
     empty = {"measurements": {}, "partial": {}, "errors": {}, "skipped": {}, "finished": False}
     return empty | json.loads(file.read_text(encoding="utf-8")) if file.exists() else empty
 
@@ -121,4 +122,4 @@ def _brief(result: dict[str, Any]) -> str:
         for key, value in result.items()
         if isinstance(value, (bool, int, float, str)) and key != "measured_in_seconds"
     ]
-    return ", ".join(shown)[:SHOWN]
+    return ", ".join(shown)[:MAX_REPORTED_CHARACTERS]

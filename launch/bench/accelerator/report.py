@@ -1,12 +1,12 @@
-"""The one place where the benchmark writes to the terminal."""
+"""Progress lines of the benchmark on the terminal."""
 
 import sys
 import time
 
-BEGUN = time.time()
+STARTED = time.time()
 
 
-def report(text: str, since: float = BEGUN):
-    """Writes a line with the seconds since the command was started, at once."""
+def report(text: str, since: float = STARTED):
+    """Write a line with the seconds since the command started, and flush it."""
     sys.stdout.write(f"[{time.time() - since:6.1f} s] {text}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Whether the device computes what it should: attention, golden cases, training, checkpoints."""
+"""Correctness checks of a device: attention, golden cases, training, checkpoints."""
 
 import shutil
 import tempfile
@@ -47,18 +47,22 @@ from lclm_jax.training.state import TrainState, init_state
 from lclm_jax.training.step import gradients_of, train_step
 from lclm_jax.typing import Array
 
-THREADS = 4  # programs that are compiled at a time
-ATTENTION = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}  # tolerances: output, gradients
-STEPS = 3  # of training
-LOSS, GRADIENTS = 1e-4, 1e-3  # tolerances of training on the device against the CPU
-ANSWER = 32  # tokens
+COMPILING_THREADS = 4
+# Largest relative errors of the output and of the gradients.
+ATTENTION_TOLERANCES = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}
+TRAINING_STEPS = 3
+# Largest relative errors of training on the device against the CPU.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
+ANSWER_TOKENS = 32
 GOLDEN = Path(__file__).parents[3] / "tests" / "data" / "golden"
-LAYOUT = GOLDEN / "layouts" / "bf16_config457"  # a case of few quantities
-EXACT = "highest"  # jax's precision of float32 products, which by default are rounded on GPUs
+SMALL_LAYOUT = GOLDEN / "layouts" / "bf16_config457"  # a case with few quantities
+EXACT = "highest"  # float32 products without rounding; JAX's default on GPUs rounds them
 
 
 @dataclass(frozen=True)
 class GoldenCase(Result):
+    """Result of replaying a case of the PyTorch original."""
+
     quantities: int
     failed: list[str]  # names, each with its largest error
     passed: bool
@@ -66,7 +70,7 @@ class GoldenCase(Result):
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """One comparison of a back end with the reference."""
+    """A comparison of a back end with the reference."""
 
     backend: str
     length: int
@@ -80,8 +84,10 @@ class AttentionCase:
 
 
 def run(sizes: Sizes, record: Record):
-    """All checks side by side, since most of their time is compilation; what tells most is begun
-    first. Checkpoints are written by the main thread."""
+    """Run all checks in threads, since most of their time is compilation.
+
+    The most informative checks start first. Checkpoints are written by the main thread.
+    """
     model = small_model(sizes)
     golden = sorted(path.name for path in (GOLDEN / "cases").iterdir())
     checks: dict[str, Callable[[], Result]] = {
@@ -93,10 +99,10 @@ def run(sizes: Sizes, record: Record):
     checks["training step, device and CPU"] = partial(check_training, model)
     checks["greedy tokens, device and CPU"] = partial(check_answer, model)
     if sizes.tiny:
-        checks[f"golden {LAYOUT.name}"] = partial(check_golden_layout, LAYOUT)
+        checks[f"golden {SMALL_LAYOUT.name}"] = partial(check_golden_layout, SMALL_LAYOUT)
     else:
         checks |= {f"golden {name}": partial(check_golden, name) for name in golden}
-    with ThreadPoolExecutor(1 if sizes.tiny else THREADS) as threads:
+    with ThreadPoolExecutor(1 if sizes.tiny else COMPILING_THREADS) as threads:
         submitted = [threads.submit(record.measure, *check) for check in checks.items()]
         for future in submitted:
             future.result()
@@ -108,8 +114,11 @@ def run(sizes: Sizes, record: Record):
 
 
 def attention_cases(sizes: Sizes) -> list[AttentionCase]:
-    """Every length, both directions and both types, though not all together, for the model's own
-    back end; one length for the others."""
+    """Return the cases of every back end.
+
+    The model's own back end gets every length, each with two of the four combinations of direction
+    and dtype; the others get one length.
+    """
     kinds = [(True, "bfloat16"), (True, "float32"), (False, "bfloat16"), (False, "float32")]
     cases = []
     for order, backend in enumerate(attention_backends()):
@@ -120,24 +129,28 @@ def attention_cases(sizes: Sizes) -> list[AttentionCase]:
 
 
 def check_attention(sizes: Sizes, case: AttentionCase) -> Agreement:
-    """Output and gradients against all scores at once in float32, from the same inputs."""
+    """Compare output and gradients with the reference in float32 on the CPU."""
     q, k, v, weights, places = attention_inputs(sizes, case)
     with jax.default_matmul_precision(EXACT):
-        found = outputs(attention_backends()[case.backend], q, k, v, weights, places, case.causal)
+        results = outputs(attention_backends()[case.backend], q, k, v, weights, places, case.causal)
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
     inputs = jax.device_put((*wide, weights, places), jax.devices("cpu")[0])
     expected = outputs(reference_backend(), *inputs, case.causal)
     names = ("output", "dq", "dk", "dv")
-    errors = {name: relative_error(x, y) for name, x, y in zip(names, found, expected, strict=True)}
-    output, gradients = ATTENTION[case.dtype]
+    errors = {
+        name: relative_error(x, y) for name, x, y in zip(names, results, expected, strict=True)
+    }
+    output, gradients = ATTENTION_TOLERANCES[case.dtype]
     return Agreement.of(errors, dict(zip(names, (output, *[gradients] * 3), strict=True)))
 
 
 def attention_inputs(
     sizes: Sizes, case: AttentionCase
 ) -> tuple[Array, Array, Array, Array, Places]:
-    """Random queries, keys and values, weights of the output, and two rows: packed examples with
-    padding at the end, and one example that fills the row."""
+    """Return random queries, keys, values and output weights, and the places of two rows.
+
+    The first row packs examples with padding at the end; one example fills the second row.
+    """
     rng, length = np.random.default_rng(case.length), case.length
     heads, kv_heads, width = sizes.heads
     packed = segments_of([length // 3, length // 5, length // 3 - 7], length)
@@ -150,7 +163,7 @@ def attention_inputs(
 
 
 def outputs(backend: Callable, q, k, v, weights, places: Places, causal: bool) -> tuple[Array, ...]:
-    """Attention of the queries that are no padding, and gradients of a random projection of it."""
+    """Return attention, zero at padding, and the gradients of a random projection of it."""
 
     def projected(q, k, v):
         attended = backend(q, k, v, places, causal, ("batch", "length")).astype(jnp.float32)
@@ -162,7 +175,7 @@ def outputs(backend: Callable, q, k, v, weights, places: Places, causal: bool) -
 
 
 def check_cache(sizes: Sizes, tokens: int, dtype: str) -> Agreement:
-    """Tokens after a cache, which read one layer of it and themselves, against the CPU."""
+    """Compare attention of tokens after a cache, of which they read one layer, with the CPU."""
     rng, (heads, kv_heads, width) = np.random.default_rng(tokens), sizes.heads
     rows, length, end = 2, 1024, 777
     cached = (3, rows, kv_heads, length, width)
@@ -177,7 +190,7 @@ def check_cache(sizes: Sizes, tokens: int, dtype: str) -> Agreement:
     def read(q, k, v, cache):
         return attend_after(q, (k, v), queries, cache, jnp.int32(1), True)
 
-    found = {}
+    results = {}
     for name, mesh in meshes().items():
         kind = dtype if name == "device" else "float32"
         inputs = jax.tree.map(
@@ -185,16 +198,16 @@ def check_cache(sizes: Sizes, tokens: int, dtype: str) -> Agreement:
         )
         inputs = jax.device_put(inputs, mesh.devices.flat[0])
         with jax.set_mesh(mesh), jax.default_matmul_precision(EXACT):
-            found[name] = jax.device_get(jax.jit(read)(*inputs))
-    error = relative_error(found["device"], found["cpu"])
-    return Agreement.of({"output": error}, {"output": ATTENTION[dtype][0]})
+            results[name] = jax.device_get(jax.jit(read)(*inputs))
+    error = relative_error(results["device"], results["cpu"])
+    return Agreement.of({"output": error}, {"output": ATTENTION_TOLERANCES[dtype][0]})
 
 
 # --- a small model, on the device and on the CPU ---
 
 
 def small_model(sizes: Sizes) -> ModelConfig:
-    """A few layers of the published kind in float32; no larger than a CPU likes."""
+    """Return a float32 model of the published kind, small enough for a CPU."""
     if sizes.tiny:
         return sizes.model
     tower = {"vocab": 2048, "head_dim": 64, "heads": 8, "kv_heads": 2, "initializer_range": 0.02}
@@ -206,71 +219,74 @@ def small_model(sizes: Sizes) -> ModelConfig:
 
 
 def meshes() -> dict[str, jax.sharding.Mesh]:
-    """The device, and the CPU beside it."""
+    """Return the meshes to compare: the device and the CPU."""
     return {"device": one_device(), "cpu": make_mesh(MeshConfig(), jax.devices("cpu")[:1])}
 
 
 def check_training(config: ModelConfig) -> Agreement:
-    """Gradients, and the losses of a few steps."""
+    """Compare gradients, and the losses of a few steps, with the CPU."""
     window = config.compression.window
     case = TrainingCase("check", config, ("encoder", "adapter", "decoder"))
     whole = case.config(positions=4 * window, windows=4)
     (stage,) = whole.stages
     batch = training_row(whole, small_tokenizer())
-    found = {}
+    results = {}
     for name, mesh in meshes().items():
         with jax.set_mesh(mesh), jax.default_matmul_precision(EXACT):
             params = random_params(config, "float32", mesh)
             state = init_state(params, stage, whole.optimizer)
-            found[name] = jax.device_get(jax.jit(partial(learn, whole, stage))(state, batch))
-    (mine, losses), (expected, expected_losses) = found["device"], found["cpu"]
+            results[name] = jax.device_get(jax.jit(partial(learn, whole, stage))(state, batch))
+    (gradients, losses), (expected, expected_losses) = results["device"], results["cpu"]
     worst = dict.fromkeys(("encoder", "adapter", "decoder"), 0.0)
-    for path in mine:
+    for path in gradients:
         part = path.split("/")[0]
-        worst[part] = max(worst[part], relative_error(mine[path], expected[path]))
+        worst[part] = max(worst[part], relative_error(gradients[path], expected[path]))
     errors = {f"gradients of {part}": error for part, error in worst.items()}
     errors["losses"] = relative_error(losses, expected_losses)
-    return Agreement.of(errors, {name: LOSS if name == "losses" else GRADIENTS for name in errors})
+    limits = dict.fromkeys(errors, GRADIENT_TOLERANCE) | {"losses": LOSS_TOLERANCE}
+    return Agreement.of(errors, limits)
 
 
 def learn(
     config: Config, stage: StageConfig, state: TrainState, batch: Batch
 ) -> tuple[Flat, Array]:
-    """The first gradients, and the losses of a few steps."""
+    """Return the gradients of the first step, and the losses of TRAINING_STEPS steps."""
     gradients = gradients_of(*split_trained(state.params, stage), batch, config, stage)[2]
 
     def step(state: TrainState, _: None) -> tuple[TrainState, Array]:
         state, metrics = train_step(state, batch, config=config, stage=stage)
         return state, metrics["loss"]
 
-    return gradients, jax.lax.scan(step, state, length=STEPS)[1]
+    return gradients, jax.lax.scan(step, state, length=TRAINING_STEPS)[1]
 
 
 def check_answer(config: ModelConfig) -> Agreement:
-    """The tokens after a compressed context: the share that differs."""
+    """Compare the tokens decoded after a compressed context with the CPU."""
     context, question = texts(config)
-    found = {}
+    results = {}
     for name, mesh in meshes().items():
         with jax.default_matmul_precision(EXACT):
             params = random_params(config, "float32", mesh)
             model = LanguageModel(config, params, small_tokenizer(), mesh)
-            found[name] = answer(model, context, question, ANSWER)
-    return Agreement.of(*different(found["device"], found["cpu"]))
+            results[name] = answer(model, context, question, ANSWER_TOKENS)
+    return Agreement.of(*different(results["device"], results["cpu"]))
 
 
-def different(found: np.ndarray, expected: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
-    """The share of tokens that differ; none may."""
-    return {"different tokens": float(np.mean(found != expected))}, {"different tokens": 0.0}
+def different(
+    result: np.ndarray, expected: np.ndarray
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the share of tokens that differ, and its limit of zero."""
+    return {"different tokens": float(np.mean(result != expected))}, {"different tokens": 0.0}
 
 
 def texts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """A context that ends inside a window, and a question."""
+    """Return a context that ends inside a window, and a question."""
     context = random_tokens(config, 5 * config.compression.window + 37)
     return context, random_tokens(config, 29, seed=1)
 
 
 def check_checkpoint(config: ModelConfig) -> Agreement:
-    """Every array as it was written."""
+    """Compare every array of a checkpoint with what was written."""
     params = random_params(config, "float32", one_device())
     with tempfile.TemporaryDirectory() as directory:
         save_model(directory, config, small_tokenizer(), params)
@@ -283,23 +299,23 @@ def check_checkpoint(config: ModelConfig) -> Agreement:
 
 
 def check_load(config: ModelConfig) -> Agreement:
-    """A model that is loaded onto named devices answers as the one that was saved."""
+    """Compare the answer of a model loaded onto given devices with that of the saved model."""
     params = random_params(config, config.dtype, one_device())
     context, question = texts(config)
     model = LanguageModel(config, params, small_tokenizer())
-    expected = answer(model, context, question, ANSWER)
+    expected = answer(model, context, question, ANSWER_TOKENS)
     with tempfile.TemporaryDirectory() as directory:
         save_model(directory, config, model.tokenizer, params)
         loaded = load(directory, devices=jax.devices()[:1])
-        found = answer(loaded, context, question, ANSWER)
-    return Agreement.of(*different(found, expected))
+        result = answer(loaded, context, question, ANSWER_TOKENS)
+    return Agreement.of(*different(result, expected))
 
 
 # --- the PyTorch original ---
 
 
 def check_golden(name: str) -> GoldenCase:
-    """Replays a golden case of the PyTorch original on this device."""
+    """Replay a golden case of the PyTorch original on this device."""
     with tempfile.TemporaryDirectory() as directory, jax.default_matmul_precision(EXACT):
         source = Path(directory) / name
         shutil.copytree(GOLDEN / "base", source)
@@ -312,7 +328,7 @@ def check_golden(name: str) -> GoldenCase:
 
 
 def check_golden_layout(source: Path) -> GoldenCase:
-    """A case without a tokenizer."""
+    """Replay a golden case without a tokenizer."""
     with jax.default_matmul_precision(EXACT):
         return judge(replay(source, Subject.of(*read_hf(source))))
 

@@ -1,4 +1,4 @@
-"""Random inputs: texts of tokens, and a training row as the project's packer makes it."""
+"""Random inputs: texts, and a training row made by the project's packer."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,15 @@ from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 
-# Of each example of the row: its part of the positions. The contexts are whole windows, so that
+# Share of the row's positions that each example takes. The contexts are whole windows, so that
 # PyTorch can read them without a mask.
 SHARES = (0.26, 0.2, 0.18, 0.15, 0.12, 0.08)
-BEFORE = 0.25  # part of an example's plain tokens that come before its context and are not trained
+# Share of an example's plain tokens that come before its context and are not trained.
+UNTRAINED_SHARE = 0.25
 
 
 def small_tokenizer() -> Tokenizer:
-    """A tokenizer for models that read random tokens; only its control tokens are used."""
+    """Return a tokenizer of which only the control tokens are used."""
     return train_tokenizer(["benchmark"], 512)
 
 
@@ -28,7 +29,7 @@ def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
 
 
 def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
-    """One row of several examples, each text, a context of whole windows, and trained text."""
+    """Return a row of examples: plain text, a context of whole windows, and trained text."""
     model, positions, windows = config.model, config.data.row_positions, config.data.row_windows
     rng, window = np.random.default_rng(seed), model.compression.window
 
@@ -38,7 +39,7 @@ def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
     records: list[list[Span]] = []
     for share, count in zip(SHARES, window_counts(windows), strict=False):
         plain = int(share * positions) - count * (window // model.compression.ratio) - 2
-        before = int(BEFORE * plain)
+        before = int(UNTRAINED_SHARE * plain)
         records.append(
             [
                 Plain(tokens(before)),
@@ -51,7 +52,7 @@ def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:
 
 
 def window_counts(windows: int) -> list[int]:
-    """How many windows each example's context has, the longest first, all windows in all.
+    """Return the number of windows of each example's context, the longest first.
 
     >>> window_counts(14), window_counts(5)
     ([5, 3, 2, 2, 1, 1], [2, 1, 1, 1])
@@ -64,7 +65,7 @@ def window_counts(windows: int) -> list[int]:
 
 
 def segments_of(lengths: Sequence[int], total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segments and positions [total] of examples one after the other; what is left is padding."""
+    """Return segments and positions [total] of consecutive examples, padded at the end."""
     segments, positions, start = np.zeros(total, np.int32), np.zeros(total, np.int32), 0
     for number, length in enumerate(lengths, start=1):
         segments[start : start + length] = number

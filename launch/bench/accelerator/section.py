@@ -1,6 +1,6 @@
-"""The process of one part: python -m launch.bench.accelerator.section PART --out DIR ...
+"""The process of a part: python -m launch.bench.accelerator.section PART --out DIR.
 
-It reads its modules, then waits for a line with its deadline before it uses a device.
+It imports its modules, then waits for a line with its deadline before it uses a device.
 """
 
 import argparse

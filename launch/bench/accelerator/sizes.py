@@ -1,4 +1,4 @@
-"""What is measured: the published shapes, or tiny ones that a CPU computes in seconds."""
+"""Shapes to measure: the published ones, or tiny ones that a CPU computes in seconds."""
 
 from dataclasses import dataclass, replace
 
@@ -18,14 +18,14 @@ from lclm_jax.config import (
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """A training step: which model, which stage of the recipe, how layers are recomputed."""
+    """A model and the components that a training step trains."""
 
     name: str
     model: ModelConfig
-    trained: tuple[str, ...]  # of encoder, adapter, decoder
+    trained: tuple[str, ...]  # components among encoder, adapter and decoder
 
     def config(self, positions: int, windows: int) -> Config:
-        """A run of one row a step."""
+        """Return a configuration with one row per step."""
         names = ("encoder", "adapter", "decoder")
         groups = tuple(
             ParameterGroup(f"{x}/.*", 1e-4 if x in self.trained else None) for x in names
@@ -42,32 +42,32 @@ class Sizes:
     tiny: bool
     model: ModelConfig  # inference
     contexts: tuple[int, ...]  # tokens of the compressed texts
-    more_contexts: tuple[int, ...]  # the same, measured after those
+    more_contexts: tuple[int, ...]  # measured after `contexts`
     other_ratios: tuple[int, ...]
-    other_contexts: tuple[int, ...]  # tokens compressed at these
-    plain: tuple[int, ...]  # tokens that are read without compression
+    other_contexts: tuple[int, ...]  # tokens compressed at `other_ratios`
+    plain: tuple[int, ...]  # tokens read without compression
     question: int  # tokens after the context
     middle: int  # tokens of the context in comparisons and in decoding
     cases: tuple[TrainingCase, ...]
-    remats: tuple[str, ...]  # what layers recompute (ModelConfig.remat), the least memory first
+    remats: tuple[str, ...]  # values of ModelConfig.remat, the least memory first
     positions: int  # of the training row
     windows: int  # of the training row
-    batches: tuple[int, ...]  # rows that are decoded together
+    batches: tuple[int, ...]  # rows decoded together
     answer: int  # tokens decoded beside PyTorch
     product: int  # rows and columns of the largest matrix product
-    copied: int  # bytes
+    copied: int  # bytes of the array that the memory test copies
     attention: tuple[tuple[str, int, int, TransformerConfig], ...]  # name, rows, length, tower
-    lengths: tuple[int, ...]  # of rows on which the back ends of attention are compared
-    heads: tuple[int, int, int]  # of queries, of keys, and their width
+    lengths: tuple[int, ...]  # row lengths of the attention checks
+    heads: tuple[int, int, int]  # query heads, key heads and head width of these checks
 
     @property
     def room(self) -> int:
-        """Positions for the answer: the same in all parts, so that they share programs."""
+        """Cache positions for the answer; all parts use the same, so that they share programs."""
         return self.answer
 
 
 def published() -> Sizes:
-    """The paper's model, 0.6B and 4B, at its context lengths."""
+    """Return the shapes of the paper's model, 0.6B and 4B, at its context lengths."""
     model = published_config().model
     small = replace(model, decoder=with_memory_tokens(QWEN3_1P7B))
     every = ("encoder", "adapter", "decoder")
@@ -105,7 +105,7 @@ def published() -> Sizes:
 
 
 def tiny() -> Sizes:
-    """The same measurements of a model that a CPU can run."""
+    """Return shapes that a CPU can run."""
     tower = {"vocab": 512, "head_dim": 16, "kv_heads": 2, "heads": 4, "initializer_range": 0.02}
     encoder = TransformerConfig(width=32, layers=2, mlp=64, **tower)
     decoder = TransformerConfig(width=48, layers=2, mlp=96, **tower)

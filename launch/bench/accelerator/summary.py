@@ -1,4 +1,4 @@
-"""The figures that count, beside what they should be: summary.json and a table on the terminal."""
+"""Headline figures and their goals, written to summary.json and shown on the terminal."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from lclm_jax.files.atomic import write_whole
 
 Results = dict[str, dict[str, Any]]  # part -> what `read_results` returns
 K = 1024
-# Seconds to the first token and peak memory on one H200, as the paper's figure shows them.
+# Seconds to the first token and bytes of peak memory on one H200, from the paper's figure.
 PAPER = {
     4 * K: (0.063, 9.2e9),
     64 * K: (0.478, 17.4e9),
@@ -30,7 +30,7 @@ RATIO = 16  # of the paper's figure
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure, and the bound it should keep. `value` is None where it was not measured."""
+    """A figure and its bound. `value` is None if it was not measured."""
 
     name: str
     value: float | None
@@ -54,18 +54,20 @@ class Goal:
 
 @dataclass(frozen=True)
 class Summary:
+    """Results of all parts, and the goals they are compared with."""
+
     results: Results
     goals: list[Goal]
 
     def to_dict(self) -> dict[str, Any]:
         parts = {
             name: {
-                "finished": found["finished"],
-                "measured": len(found["measurements"]),
-                "failed": {key: last_line(text) for key, text in found["errors"].items()},
-                "skipped": found["skipped"],
+                "finished": part["finished"],
+                "measured": len(part["measurements"]),
+                "failed": {key: last_line(text) for key, text in part["errors"].items()},
+                "skipped": part["skipped"],
             }
-            for name, found in self.results.items()
+            for name, part in self.results.items()
         }
         return {
             "machine": measurements(self.results, "peaks").get("machine", {}),
@@ -75,7 +77,7 @@ class Summary:
 
 
 def read_all(directory: Path) -> Results:
-    """The results of every part that has begun, known ones in their order."""
+    """Return the results of every part that has a file, in the order of PARTS."""
     files = {file.stem: file for file in sorted(results_directory(directory).glob("*.json"))}
     inside = {"serving": tuple(SERVING)}
     order = [name for part in PARTS for name in (*inside.get(part.name, ()), part.name)]
@@ -92,8 +94,9 @@ def write_summary(directory: Path) -> Summary:
 
 
 def measurements(results: Results, part: str) -> dict[str, dict[str, Any]]:
-    found = results.get(part, {})
-    return found.get("partial", {}) | found.get("measurements", {})
+    """Return a part's measurements by name, unfinished ones included."""
+    data = results.get(part, {})
+    return data.get("partial", {}) | data.get("measurements", {})
 
 
 def last_line(text: str) -> str:
@@ -107,15 +110,15 @@ def goals(results: Results) -> Iterator[Goal]:
     made = len(measurements(results, "right"))
     yield Goal(f"checks that failed, of {made} made", failed_checks(results), 0, False)
     lengths = compressed(results)
-    by_tokens = {one["tokens"]: one for one in lengths}
+    by_tokens = {length["tokens"]: length for length in lengths}
     for tokens, bound in ((64 * K, 0.32), (1024 * K, 7.0)):
         value = by_tokens.get(tokens, {}).get("seconds")
         yield Goal(f"first token after {tokens // K}k tokens at 16x", value, bound, False, "s")
     peak = by_tokens.get(1024 * K, {}).get("peak_bytes")
     yield Goal("peak memory at 1024k tokens", scaled(peak, 1e-9), 30.0, False, "GB")
-    compiled = sum(one["compile_seconds"] for one in lengths) if lengths else None
+    compiled = sum(length["compile_seconds"] for length in lengths) if lengths else None
     yield Goal("compile seconds, all lengths at 16x", compiled, 60.0, False, "s")
-    warm = [one["seconds"] for one in measurements(results, "warm").values()]
+    warm = [length["seconds"] for length in measurements(results, "warm").values()]
     yield Goal("the same from the cache on disk", sum(warm) if warm else None, 5.0, False, "s")
     for number in range(3):
         best = best_step(results, number)
@@ -134,49 +137,53 @@ def scaled(value: float | None, factor: float) -> float | None:
 
 
 def failed_checks(results: Results) -> float | None:
-    """Checks of `right` that did not pass, those that ended with an error included; None where none
-    was made."""
-    found = results.get("right")
-    if found is None or not (found["measurements"] or found["errors"]):
+    """Return the number of checks of `right` that failed or ended with an error.
+
+    Returns None if none was made.
+    """
+    right = results.get("right")
+    if right is None or not (right["measurements"] or right["errors"]):
         return None
-    failed = [one for one in found["measurements"].values() if not one["passed"]]
-    return float(len(failed) + len(found["errors"]))
+    failed = [check for check in right["measurements"].values() if not check["passed"]]
+    return float(len(failed) + len(right["errors"]))
 
 
 def failed_agreements(results: Results) -> float | None:
-    found = measurements(results, "beside_torch.torch").values()
-    compared = [one["passed"] for one in found if "passed" in one]
+    torch = measurements(results, "beside_torch.torch").values()
+    compared = [result["passed"] for result in torch if "passed" in result]
     return float(len(compared) - sum(compared)) if compared else None
 
 
 def compressed(results: Results, ratio: int = RATIO) -> list[dict[str, Any]]:
-    """Lengths that were measured at one ratio, ascending."""
-    found = measurements(results, "first_token.compressed").values()
-    return sorted((one for one in found if one["ratio"] == ratio), key=lambda one: one["tokens"])
+    """Return the measurements of first tokens at a ratio, by ascending length."""
+    lengths = measurements(results, "first_token.compressed").values()
+    chosen = [length for length in lengths if length["ratio"] == ratio]
+    return sorted(chosen, key=lambda length: length["tokens"])
 
 
 def plain(results: Results) -> list[dict[str, Any]]:
-    """Lengths that were read as text, ascending."""
-    found = measurements(results, "text").values()
-    return sorted((one for one in found if one["seconds"]), key=lambda one: one["tokens"])
+    """Return the measurements of first tokens without compression, by ascending length."""
+    lengths = measurements(results, "text").values()
+    timed = [length for length in lengths if length["seconds"]]
+    return sorted(timed, key=lambda length: length["tokens"])
 
 
 def best_step(results: Results, number: int) -> tuple[str, dict[str, Any]] | None:
-    """The fastest setting of a training case, with its name."""
-    found = measurements(results, f"training.{number}")
-    timed = {name: one for name, one in found.items() if one["seconds"]}
+    """Return the name and the measurements of the fastest step of a training case."""
+    steps = measurements(results, f"training.{number}")
+    timed = {name: step for name, step in steps.items() if step["seconds"]}
     return min(timed.items(), key=lambda item: item[1]["seconds"]) if timed else None
 
 
 def mfu(results: Results, step: dict[str, Any], measured: bool = False) -> float | None:
-    """Share of the device's peak, by the data sheet or as a matrix product reached it."""
+    """Return the MFU, relative to the data sheet or to the speed of a measured product."""
     peak = measured_flops(results) if measured else data_sheet(results, "flops")
     return step["model_flops"] / step["seconds"] / peak if peak else None
 
 
 def measured_flops(results: Results) -> float | None:
-    found = measurements(results, "peaks").get("matrix product, bfloat16", {})
-    return found.get("flops_per_second")
+    product = measurements(results, "peaks").get("matrix product, bfloat16", {})
+    return product.get("flops_per_second")
 
 
 def data_sheet(results: Results, what: str) -> float | None:
@@ -184,20 +191,22 @@ def data_sheet(results: Results, what: str) -> float | None:
 
 
 def torch_ratios(results: Results) -> dict[str, float]:
-    ours = measurements(results, "beside_torch.serving")
-    ours |= measurements(results, "beside_torch.ours")
-    theirs = measurements(results, "beside_torch.torch")
+    """Return the speed of each task relative to PyTorch."""
+    lclm_jax = measurements(results, "beside_torch.serving")
+    lclm_jax |= measurements(results, "beside_torch.ours")
+    torch = measurements(results, "beside_torch.torch")
     names = (ENCODE, FIRST_TOKEN, DECODE, TRAIN)
-    both = [name for name in names if name in ours and name in theirs]
-    return {name: theirs[name]["seconds"] / ours[name]["seconds"] for name in both}
+    both = [name for name in names if name in lclm_jax and name in torch]
+    return {name: torch[name]["seconds"] / lclm_jax[name]["seconds"] for name in both}
 
 
 def decoding_shares(results: Results) -> dict[str, float]:
+    """Return the share of the memory's speed that decoding needs, by batch size."""
     speed = measurements(results, "peaks").get("memory", {}).get("bytes_per_second")
     if not speed:
         return {}
-    found = measurements(results, "decoding")
-    return {name: one["needed_bytes_per_second"] / speed for name, one in found.items()}
+    batches = measurements(results, "decoding")
+    return {name: batch["needed_bytes_per_second"] / speed for name, batch in batches.items()}
 
 
 # --- the terminal ---

@@ -1,4 +1,4 @@
-"""Seconds of a call, until everything it returns has been computed, and the memory it took."""
+"""Time of a call until its results are computed, and the memory of the device."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
+    """Return the seconds of a call until all it returns is computed."""
     started = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - started
@@ -17,7 +18,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def repeat(
     call: Callable[[], Any], seconds: float = 3.0, least: int = 2, most: int = 9
 ) -> list[float]:
-    """Seconds of several calls: at least `least`, then more until `seconds` are spent."""
+    """Time several calls: at least `least`, then up to `most` until `seconds` are spent."""
     spent: list[float] = []
     while len(spent) < least or (len(spent) < most and sum(spent) < seconds):
         spent.append(seconds_of(call))
@@ -27,8 +28,10 @@ def repeat(
 def pipelined(
     call: Callable[[], Any], most: int = 10, rounds: int = 5, seconds: float = 0.1
 ) -> list[float]:
-    """Seconds of one call when several are sent to the device before the first is awaited: at most
-    `most`, and so few that they take about `seconds`."""
+    """Return the seconds per call, in every round, when calls are queued on the device.
+
+    A round queues at most `most` calls, and only as many as take about `seconds`, then waits.
+    """
     jax.block_until_ready(call())
     count = max(1, min(most, int(seconds / seconds_of(call))))
 
@@ -39,12 +42,12 @@ def pipelined(
 
 
 def peak_memory() -> int | None:
-    """The most bytes of the first device that were in use at a time since the process began."""
+    """Return the peak bytes in use on the first device since the process started."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def memory_limit() -> int | None:
-    """Bytes of the first device that the process may use."""
+    """Return the bytes of the first device that the process may use."""
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 

@@ -1,4 +1,4 @@
-"""A training step of one packed row: its seconds, the share of the peak it reaches, its memory."""
+"""A training step of a packed row: its time, MFU and memory."""
 
 import time
 from dataclasses import dataclass, replace
@@ -19,21 +19,21 @@ from lclm_jax.distributed.sharding import one_device
 from lclm_jax.training.state import abstract_state, init_state
 from lclm_jax.training.step import train_step
 
-COMPILATION = 35.0  # seconds, at least, of compilation and the steps that are timed
-WARM_UPS = 2
-STEPS = 5  # at least
+MIN_CASE_SECONDS = 35.0  # for compilation and the timed steps
+WARM_UP_STEPS = 2
+MIN_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Step(Result):
-    """One setting of a training step. Without seconds where memory does not suffice."""
+    """A training step with one setting of `remat`; `seconds` is None if it does not fit."""
 
     remat: str
     positions: int
     windows: int
     examples: int
     compile_seconds: float
-    predicted_peak_bytes: int | None  # by the compiler, of this very program
+    predicted_peak_bytes: int | None  # by the compiler, for this program
     fits: bool
     seconds: float | None = None
     steps: int = 0
@@ -45,7 +45,7 @@ class Step(Result):
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled step, what it was compiled for, and how long that took."""
+    """A compiled step, its inputs, and the seconds of its compilation."""
 
     config: Config
     batch: Batch
@@ -54,12 +54,15 @@ class Program:
 
 
 def run(sizes: Sizes, record: Record, number: int):
-    """One case with every setting, the one that needs least memory first. Each is compiled when the
-    one before has been measured: compilation tries out kernels, which would disturb it."""
+    """Measure a case with every setting of `remat`, starting with the least memory.
+
+    Each is compiled after the one before is measured, because compilation runs candidate kernels
+    on the device and would disturb the measurement.
+    """
     case = sizes.cases[number]
     for remat in sizes.remats:
         name = f"{case.name}, remat {remat}"
-        needs = 2.0 if sizes.tiny else COMPILATION
+        needs = 2.0 if sizes.tiny else MIN_CASE_SECONDS
         record.measure(
             name,
             lambda remat=remat: measure(compile_case(sizes, case, remat), case, remat),
@@ -107,7 +110,7 @@ def measure(program: Program, case: TrainingCase, remat: str) -> Step:
 
 
 def compile_step(config: Config, batch: Any) -> Any:
-    """The step as a program; nothing is allocated yet."""
+    """Compile the step without allocating its state."""
     (stage,), mesh = config.stages, one_device()
     step = jax.jit(partial(train_step, config=config, stage=stage), donate_argnums=0)
     with jax.set_mesh(mesh):
@@ -115,7 +118,7 @@ def compile_step(config: Config, batch: Any) -> Any:
 
 
 def run_steps(compiled: Any, config: Config, batch: Any) -> tuple[list[float], list[float]]:
-    """Seconds of steps after the warm-ups, and all losses."""
+    """Return the seconds of steps after the warm-ups, and all losses."""
     (stage,), mesh, losses = config.stages, one_device(), []
     params = random_params(config.model, "float32", mesh)
     state = init_state(params, stage, config.optimizer)
@@ -130,20 +133,20 @@ def run_steps(compiled: Any, config: Config, batch: Any) -> tuple[list[float], l
         losses.append(metrics["loss"])
         return state
 
-    for _ in range(WARM_UPS):
+    for _ in range(WARM_UP_STEPS):
         seconds_of(step)
-    seconds = repeat(step, least=STEPS, most=4 * STEPS)
+    seconds = repeat(step, least=MIN_STEPS, most=4 * MIN_STEPS)
     return seconds, [float(loss) for loss in losses]
 
 
 def predicted_peak(compiled: Any) -> int | None:
-    """Bytes that the compiler says the program takes at most."""
+    """Return the peak bytes of a program by the compiler's estimate."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
-    held = (
+    buffers = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    return max(analysis.peak_memory_in_bytes, held)
+    return max(analysis.peak_memory_in_bytes, buffers)

@@ -1,9 +1,9 @@
-"""Random weights that any framework on any device can make for itself, the same bit by bit.
+"""Random weights that any framework can make on any device, equal bit by bit.
 
 Every weight is a hash of its position: an odd number of at most 255 in magnitude times a power of
-two, which bfloat16 holds exactly. Nothing is copied between devices or processes, and no float32
-copy of a bfloat16 model is ever made. Their standard deviation is 0.018, that of residual branches
-included.
+two, which bfloat16 represents exactly. Nothing is copied between devices or processes, and a
+bfloat16 model never needs a float32 copy. The standard deviation is 0.018 for all weights, those of
+residual branches included.
 """
 
 import zlib
@@ -18,24 +18,24 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.model.params import abstract_params, flatten, unflatten
 from lclm_jax.typing import Array, Params
 
-STEP = 2.0**-13  # weights are odd multiples of it
-LARGEST = 255  # the largest multiple
-FACTORS = (0x85EBCA6B, 0xC2B2AE35)  # of MurmurHash3's last step
+STEP = 2.0**-13  # weights are odd multiples of this
+LARGEST = 255  # largest multiple in magnitude
+FACTORS = (0x85EBCA6B, 0xC2B2AE35)  # from the finalizer of MurmurHash3
 LAYERS = "layers"  # the name in the path of parameters that are stacked by layer
 
 
 def seed_of(path: str, layer: int | None = None) -> int:
-    """The number from which an array of weights is made."""
+    """Return the seed of an array of weights."""
     return zlib.crc32(f"{path}/{layer}".encode())
 
 
 def is_scale(path: str) -> bool:
-    """True for the weights of a norm, which are all one."""
+    """Return whether a path is that of a norm's weights, which are all 1."""
     return path.endswith("/scale")
 
 
 def random_params(config: ModelConfig, dtype: str, mesh: Mesh) -> Params:
-    """Parameters of a model on the first device of a mesh, one layer of one array at a time."""
+    """Return parameters on the first device of a mesh, made layer by layer."""
     made = {}
     for path, leaf in flatten(abstract_params(config, mesh, dtype)).items():
         if is_scale(path):
@@ -53,7 +53,7 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh) -> Params:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def _make(seeds: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """Arrays of one shape, one for each seed, made one after the other."""
+    """Make an array [seeds, *shape], one seed after the other."""
     return jax.lax.map(partial(_hashed, shape=shape, dtype=dtype), seeds)
 
 
