@@ -13,10 +13,8 @@ BANNED = {"told", "said", "held", "some", "one", "ones", "ours", "theirs", "seen
 NOT_YET = {
     "lclm_jax/checkpoint",
     "lclm_jax/data/chat",
-    "lclm_jax/distributed",
     "lclm_jax/inference",
     "lclm_jax/reports",
-    "lclm_jax/training",
 }
 
 
