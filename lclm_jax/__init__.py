@@ -1,4 +1,4 @@
-"""Latent Context Language Models in JAX: read long text as a few latent vectors (arXiv 2606.09659)."""
+"""Latent Context Language Models in JAX: long text as a few latent vectors (arXiv 2606.09659)."""
 
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.config.values import override

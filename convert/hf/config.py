@@ -32,7 +32,7 @@ TOWER_FIELDS = {
     "tie_word_embeddings": "tied",
     "initializer_range": "initializer_range",
 }
-# Defaults of transformers for absent fields, by model_type. Shapes that every file has are required.
+# Defaults of transformers for absent fields, by model_type; shapes have none, every file has them.
 DEFAULTS = {
     "qwen3": {
         "num_key_value_heads": 32,

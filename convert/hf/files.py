@@ -40,7 +40,7 @@ class Published:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor in a safetensors file, known by the header; `read` reads only the rows it is asked."""
+    """A tensor in a safetensors file, known by its header; `read` reads some of its rows."""
 
     key: str
     shape: tuple[int, ...]
@@ -86,7 +86,8 @@ def find_published(source: str | Path) -> Published:
     source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(
-            f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ and adapter/"
+            f"{source}: no such directory; expected a checkpoint with decoder/, encoder/ "
+            "and adapter/"
         )
     root = next((root for root in [source, *_numbered(source)] if any(_parts(root))), source)
     decoder, encoder, adapter = _parts(root)
@@ -239,7 +240,8 @@ def write_weights(
 def write_file(file: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     """Write a safetensors file block by block; yields the bytes of every block.
 
-    Format: header length as 8 bytes, a JSON header padded to 8 bytes, then the tensors as its offsets say.
+    Format: header length as 8 bytes, a JSON header padded to 8 bytes, then the tensors at its
+    offsets.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

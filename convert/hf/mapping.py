@@ -43,7 +43,7 @@ class ConversionError(UserError):
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table; `{layer}` in a published key indexes the leading axis of the parameter."""
+    """A row of the table; `{layer}` in a published key indexes the parameter's first axis."""
 
     part: str  # decoder, encoder or adapter: the file the tensor lies in
     published: str  # key of the tensor
@@ -138,7 +138,7 @@ StoredT = TypeVar("StoredT", bound=Stored)
 
 @dataclass(frozen=True)
 class Source:
-    """A parameter, and the published tensors of which it consists: itself, or its layers in order."""
+    """A parameter and the published tensors it consists of: one, or its layers in order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype  # holds the stored dtypes exactly
@@ -150,7 +150,7 @@ class Source:
         return self.tensors[0][0].layer is not None
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read rows [start, stop) along the first axis, which is layers if the parameter is stacked."""
+        """Read rows [start, stop) of the first axis, which is layers if the parameter is stacked."""
         rows = range(self.shape[0])[start:stop]
         if not self.stacked and self.tensors[0][0].transform == "none":
             return self.tensors[0][1].read(rows.start, rows.stop).astype(self.dtype, copy=False)
@@ -374,7 +374,8 @@ def _check_tensor(
         return [f"{_name(name)}: expected dtype {', '.join(NUMPY_DTYPES)}, got {tensor.dtype}"]
     if tensor.shape != wanted.shape:
         return [
-            f"{_name(name)}: expected {list(wanted.shape)}, got {list(tensor.shape)} in {tensor.file}"
+            f"{_name(name)}: expected {list(wanted.shape)}, got {list(tensor.shape)} "
+            f"in {tensor.file}"
         ]
     if (
         original is not None

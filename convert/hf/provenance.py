@@ -1,4 +1,4 @@
-"""Provenance of a converted checkpoint: origin, hashes, stored dtypes and the original small files."""
+"""Provenance of a converted checkpoint: origin, hashes, stored dtypes, original small files."""
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence

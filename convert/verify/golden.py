@@ -128,7 +128,8 @@ def compare_case(case: "CaseReplay", directory: Path, tolerance: Tolerance) -> l
     unknown = sorted(set(case.outputs) - set(matches) - {POSITIONS})
     if unknown:
         raise ConversionError(
-            f"{directory} holds quantities that cannot be replayed: {', '.join(unknown)}; add them to RULES"
+            f"{directory} holds quantities that cannot be replayed: {', '.join(unknown)}; "
+            "add them to RULES"
         )
     checks = []
     for name, ((_, compute, own), match) in matches.items():
@@ -305,7 +306,7 @@ class CaseReplay:
         return self.results[3][self.outputs.get(POSITIONS, all_positions)]
 
 
-# Pattern of a quantity in the outputs, its computation, and its tolerance if not that of activations.
+# Pattern of a quantity in the outputs, its computation, its tolerance (default: of activations).
 RULES: tuple[tuple[str, Callable[..., Any], Tolerance | None], ...] = (
     (r"input_ids", lambda case: case.inputs["input_ids"], EXACT),
     (r"labels", lambda case: case.inputs["labels"], EXACT),

@@ -70,7 +70,7 @@ def compare_tensors(
 
 
 def compare_settings(opened: Opened, saved: Saved) -> Iterator[str]:
-    """Yield a line for every setting that differs from the source, but rounded rotary frequencies."""
+    """Yield a line for every setting that differs, but for rounded rotary frequencies."""
     expected = round_rope(opened.config) if saved.config.decoder.rounded_rope else opened.config
     saved_settings, settings = to_dict(saved.config), to_dict(expected)
     yield from (
@@ -135,7 +135,8 @@ def special_tokens(source: str | Path, saved: Saved) -> tuple[int, tuple[int, ..
     marker = read_json(published.encoder / "config.json").get("pad_token_id")
     if marker is None and saved.config.compression.pooling == "eos":
         raise ConversionError(
-            f"{published.encoder}: eos pooling needs a pad token; expected a tokenizer or pad_token_id"
+            f"{published.encoder}: eos pooling needs a pad token; expected a tokenizer or "
+            "pad_token_id"
         )
     end = read_json(published.decoder / "config.json").get("eos_token_id")
     return marker or 0, () if end is None else tuple(np.atleast_1d(end).tolist())
@@ -211,6 +212,7 @@ def show_checks(checks: list[Check]):
     wrong = [check.name for check in checks if not check.passed]
     if wrong:
         raise DifferenceError(
-            f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: {', '.join(wrong[:10])}"
+            f"{len(wrong)} of {len(checks)} quantities are beyond the tolerance: "
+            f"{', '.join(wrong[:10])}"
         )
     sys.stdout.write(f"all {len(checks)} quantities are within the tolerance\n")

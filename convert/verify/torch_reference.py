@@ -78,7 +78,7 @@ def layer_config(tower: PretrainedConfig, width: int) -> Qwen3Config:
 
 
 class Adapter(torch.nn.Module):
-    """RMSNorm -> Linear -> exact GELU -> Linear, with whole bidirectional Qwen3 layers after or before it."""
+    """RMSNorm -> Linear -> exact GELU -> Linear, with bidirectional Qwen3 layers after or before."""
 
     def __init__(self, settings: dict[str, Any], encoder: Qwen3Config, decoder: Qwen3Config):
         super().__init__()
@@ -162,7 +162,7 @@ class Reference:
     def compress(
         self, tokens: np.ndarray, ratio: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return pooled encoder states and latents of a context, by default at the model's ratio."""
+        """Return pooled encoder states and latents of a context; `ratio` defaults to the model's."""
         window, width = self.settings["encoder_window_size"], self.adapter.norm.weight.shape[0]
         ratio = ratio or self.settings["compression_ratio"]
         starts = range(0, len(tokens), window)
@@ -209,7 +209,7 @@ class Reference:
 
     @torch.no_grad()
     def place(self, ids: torch.Tensor, slots: torch.Tensor, latents: list[Any]) -> torch.Tensor:
-        """Return embeddings [T, D] of `ids`, with those at `slots` replaced by all latents in order."""
+        """Return embeddings [T, D] of `ids`, with latents in order at `slots`."""
         embedded = self.decoder.get_input_embeddings()(ids)
         if latents:
             embedded[slots] = torch.cat([torch.as_tensor(array) for array in latents])

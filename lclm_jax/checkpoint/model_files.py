@@ -1,4 +1,4 @@
-"""Files that make a checkpoint directory complete beside its steps: `model.json` and `tokenizer/`."""
+"""Files of a checkpoint directory beside its steps: `model.json` and `tokenizer/`."""
 
 import json
 from dataclasses import replace

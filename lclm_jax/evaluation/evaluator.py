@@ -54,7 +54,7 @@ class EvaluationConfig(Settings):
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on the examples-out examples of a prepared directory, `data.directory`."""
+    """Evaluates a model on the held-out examples of a prepared directory, `data.directory`."""
 
     model: LanguageModel
     data: DataConfig
@@ -67,7 +67,8 @@ class Evaluator:
         """
         if self.data.reconstruction_length is None:
             raise ConfigError(
-                "expected passages of set lengths to evaluate, got data.reconstruction_length=None; "
+                "expected passages of set lengths to evaluate, got "
+                "data.reconstruction_length=None; "
                 "set it to the least and most tokens of a passage"
             )
         shortest, longest = self.data.reconstruction_length
@@ -109,7 +110,7 @@ class Evaluator:
         )
 
     def reconstruction(self, source: str, lengths: tuple[int, int], limit: int) -> Reconstruction:
-        """Score the tokens of examples-out passages, each given those before it, in every view.
+        """Score the tokens of held-out passages, each given those before it, in every view.
 
         `lengths` bounds the passages in tokens. A model with several ratios is also scored from
         latents of each. The token that ends the turn does not count.
@@ -131,14 +132,14 @@ class Evaluator:
         )
 
     def continuation(self, source: str, limit: int) -> Continuation:
-        """Score the plain half of examples-out documents, in every view of the compressed half."""
+        """Score the plain half of held-out documents, in every view of the compressed half."""
         records = self._interleaved_records(source, limit)
         scores = self._score(source, records, VIEWS)
         losses = {name: total.loss for name, total in scores.items()}
         return Continuation(source, len(records), losses)
 
     def questions(self, source: str, limit: int) -> Questions:
-        """Answer examples-out questions by greedy generation, in every view.
+        """Answer held-out questions by greedy generation, in every view.
 
         Only the first question of a chat is asked. White space around an answer does not count.
         """
@@ -163,7 +164,7 @@ class Evaluator:
         return [answer.strip() for answer in answers]
 
     def reconstruction_samples(self, source: str, count: int) -> list[Sample]:
-        """Return examples-out passages and what the model writes when asked to repeat them."""
+        """Return held-out passages and what the model writes when asked to repeat them."""
         records = self._reconstruction_records(source, self.data.reconstruction_length, count)
         passages = [_first_context(record) for record in records]
         prompts = [_prompt_of(record) for record in records]
@@ -176,7 +177,7 @@ class Evaluator:
         ]
 
     def continuation_samples(self, source: str, count: int) -> list[Sample]:
-        """Return examples-out openings, their true continuations, and what the model writes next."""
+        """Return held-out openings, their continuations, and what the model writes next."""
         records = self._interleaved_records(source, count)
         openings = [record[:1] for record in records]
         written = self.model.complete_records(openings, max_tokens=MAX_CONTINUATION_TOKENS)

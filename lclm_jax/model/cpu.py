@@ -26,7 +26,7 @@ def merges_rows() -> bool:
 
 
 def multiply_rows(x: Array, matrix: Array, summed: int) -> Array:
-    """Compute `jnp.tensordot` of activations [B T ...] and a parameter as a product of two matrices.
+    """Compute `jnp.tensordot` of activations [B T ...] and a parameter as one matrix product.
 
     The last `summed` axes of `x` are summed over, with as many first axes of the parameter.
     """

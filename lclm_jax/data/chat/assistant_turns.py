@@ -193,7 +193,7 @@ def find_generation_prompt(tokenizer: Tokenizer, template: str) -> str:
 
 @lru_cache(maxsize=64)
 def find_turn_end_token(tokenizer: Tokenizer, template: str) -> str | None:
-    """Return the control token that ends a turn of the assistant, found by rendering a short chat."""
+    """Return the control token that ends an assistant's turn, by rendering a short chat."""
     answer = TextSource(1, Role.ANSWER)
     chat = [
         {"role": "user", "content": "Hello"},

@@ -126,7 +126,7 @@ class PreparedSource:
         return self._read(int(i))[0]
 
     def where(self, i: int) -> str:
-        """Return the shard of an example and its number there: "docs.train-00000.arrayrecord:17"."""
+        """Return an example's shard and number there: "docs.train-00000.arrayrecord:17"."""
         shard = int(np.searchsorted(self._ends, i, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
         return f"{self.shards[shard].name}:{i - first}"

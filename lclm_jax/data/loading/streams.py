@@ -37,7 +37,7 @@ def row_budget(config: Config, stage: StageConfig) -> RowBudget:
 
 @dataclass(frozen=True)
 class StageData:
-    """The data of a stage: the stage, the config it belongs to, and the tokenizer of its sources."""
+    """The data of a stage: the stage, its config, and the tokenizer of its sources."""
 
     config: Config
     stage: StageConfig

@@ -1,4 +1,4 @@
-"""A survey of prepared data under a config: lengths, contexts, trained tokens, and the fill of rows.
+"""A survey of prepared data under a config: lengths, contexts, trained tokens, full rows.
 
 Planned from lengths alone, as training plans its rows. `launch.inspect_data` shows the result.
 """

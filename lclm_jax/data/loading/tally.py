@@ -1,4 +1,4 @@
-"""Counts over a stream's examples: tokens before and after compression, segments, trained tokens."""
+"""Counts over a stream's examples: tokens before and after compression, segments, trained."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -17,7 +17,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Context:
-    """Tokens to compress, at the model's default ratio unless `ratio` names another of its ratios."""
+    """Tokens to compress at `ratio`, by default the model's default ratio."""
 
     tokens: Tokens
     ratio: int | None = None

@@ -33,7 +33,7 @@ LEAST = -1e29  # top score before any key is read; above UNREADABLE: such keys w
 
 
 def attend_gpu(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
-    """Compute the attention of sequences [B T N H] to themselves, by a kernel where there is one."""
+    """Compute attention of sequences [B T N H] to themselves, by a kernel where one exists."""
     attend = attend_flash if has_flash(q) else attend_blocked
     return attend(q, k, v, places, causal, axes)
 
