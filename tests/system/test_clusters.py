@@ -45,7 +45,6 @@ SLURM_PROCID=0 "$@" && SLURM_PROCID=1 "$@"
 """
 RECORDER = f"""#!{sys.executable}
 import json, os, sys
-from tests.support.paths import ROOT
 with open(os.environ["RECORD"], "a") as lines:
     lines.write(json.dumps(sys.argv[1:]) + "\\n")
 if "describe" in sys.argv:
