@@ -19,8 +19,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from lclm_jax.config import ConfigError
-from lclm_jax.errors import UserError
+from lclm_jax.errors import ConfigError, UserError
 from lclm_jax.files.atomic import MAX_PREFIX
 
 log = logging.getLogger(__name__)
