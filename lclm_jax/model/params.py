@@ -78,5 +78,5 @@ def component(path: str) -> str:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter by its path; nothing is allocated."""
-    boxed = jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
-    return {path: tuple(leaf.shape) for path, leaf in flatten(nn.meta.unbox(boxed)).items()}
+    shapes = nn.meta.unbox(_boxed_shapes(config))
+    return {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}

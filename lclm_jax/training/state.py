@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ from jax.sharding import Mesh
 
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
 from lclm_jax.distributed.sharding import replicated
-from lclm_jax.model.params import abstract_params, component, flatten, init_boxed
-from lclm_jax.training.optim import init_moments, split_trained
+from lclm_jax.model.params import abstract_params, component, flatten, parameter_shapes
+from lclm_jax.training.optim import assign_groups, init_moments
 from lclm_jax.typing import Array, Int, Params
 
 
@@ -29,8 +28,8 @@ class TrainState:
 
 def trained_parts(config: Config, stage: StageConfig) -> set[str]:
     """Return those of encoder, adapter and decoder that a stage trains."""
-    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_boxed(config.model, jax.random.key(0))))
-    return {component(path) for path in split_trained(shapes, stage)[0]} - {"head"}
+    groups = assign_groups(list(parameter_shapes(config.model)), stage)
+    return {component(label) for label in groups} - {"head"}
 
 
 def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:

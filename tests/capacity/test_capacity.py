@@ -19,7 +19,7 @@ from lclm_jax.capacity import measure as measure_module
 from lclm_jax.capacity import search as search_module
 from lclm_jax.capacity.flops import matmul_flops
 from lclm_jax.capacity.jaxpr import CacheRead
-from lclm_jax.capacity.programs import Program, trained_parts
+from lclm_jax.capacity.programs import Program
 from lclm_jax.capacity.search import candidates, rank
 from lclm_jax.capacity.topology import TopologyError, slice_devices
 from lclm_jax.capacity.traffic import moved_bytes
@@ -31,6 +31,7 @@ from lclm_jax.inference.generation import cache_size
 from lclm_jax.inference.prompts import CHUNKS
 from lclm_jax.model.attention import gpu, tpu
 from lclm_jax.model.attention.tpu import TILE
+from lclm_jax.training.state import trained_parts
 
 pytestmark = pytest.mark.newest
 
