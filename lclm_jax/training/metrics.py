@@ -24,9 +24,9 @@ from lclm_jax.training.step import STREAM_SUMS, Metrics
 log = logging.getLogger(__name__)
 # Metrics that a log line sums over its steps.
 SUMMED_METRICS = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")
-# Metrics that a log line has under other names.
-RENAMED_METRICS = ("finite", "seconds", "waited")
-Position = Mapping[str, Any]  # of the data's iterator
+# Metrics of a step that a log line leaves out: `skipped`, `step_seconds` and `waiting` have them.
+OMITTED_METRICS = ("finite", "seconds", "waited")
+DataPosition = Mapping[str, Any]  # state of the data's iterator before a batch
 
 
 class Recorder:
@@ -41,11 +41,11 @@ class Recorder:
 
     def __init__(self, config: Config, stage: StageConfig, mixture: Mixture, journal: Journal):
         self.config, self.stage, self.mixture, self.journal = config, stage, mixture, journal
-        self.unread: list[tuple[int, Metrics, Position]] = []  # at most one while a step runs
+        self.unread: list[tuple[int, Metrics, DataPosition]] = []  # at most one while a step runs
         self.steps: list[Metrics] = []  # on the host, since the last log line
         self.summary = ""
         self.failing = 0
-        self.failed: tuple[int, Position] | None = None
+        self.failed: tuple[int, DataPosition] | None = None
         self.left_out: dict[str, dict[str, int]] = {}
         # Start of the current step, and the seconds it has waited for data.
         self.since, self.waited = time.perf_counter(), 0.0
@@ -94,7 +94,7 @@ class Recorder:
         seconds, waited = (sum(step[key] for step in self.steps) for key in ("seconds", "waited"))
         return max(seconds, 1e-9) / len(self.steps), waited / max(seconds, 1e-9)
 
-    def add(self, step: int, metrics: Metrics, before: Position):
+    def add(self, step: int, metrics: Metrics, before: DataPosition):
         """Add the metrics of a step that has just started, and read those of the step before.
 
         `before` is the position of the data before the step's batch. A step's time is the time
@@ -128,7 +128,7 @@ class Recorder:
             if step % self.config.run.log_every == 0:
                 self._write()
 
-    def _watch(self, step: int, figures: Metrics, before: Position):
+    def _watch(self, step: int, figures: Metrics, before: DataPosition):
         self.failing = int(figures["failing"])
         if not self.failing:
             self.failed = None
@@ -187,7 +187,7 @@ class Recorder:
         line |= {
             key: float(x)
             for key, x in last.items()
-            if key not in line and key not in RENAMED_METRICS and np.ndim(x) == 0
+            if key not in line and key not in OMITTED_METRICS and np.ndim(x) == 0
         }
         columns = np.stack(
             [sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1

@@ -61,9 +61,9 @@ def split_trained(params: Params, stage: StageConfig) -> tuple[Flat, Flat]:
 def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
     """Return the learning rate of an update as a function of the number of updates before it.
 
-    Rises linearly to `rate` at step `warmup`, then falls as a cosine to the final rate at the last
-    step. Warm-up takes at most half of the steps; without it step 1 has the full rate, as has a
-    stage's only step.
+    Rises linearly to `rate` at step `warmup_steps`, then falls as a cosine to
+    `final_learning_rate` at the last step. Warm-up takes at most half of the steps; without it
+    step 1 has the full rate, as has a stage's only step.
 
     >>> stage = StageConfig(
     ...     "short", steps=4, warmup_steps=2, final_learning_rate=0.0, groups=(), streams=()

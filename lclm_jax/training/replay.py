@@ -25,6 +25,8 @@ from lclm_jax.scoring import token_losses
 from lclm_jax.training.optim import split_trained
 from lclm_jax.training.step import component_norms, gradients_of
 
+DETAILS_KEY = "told"  # of the details in the file; saved batches of every version have it
+
 
 def keep_batch(directory: Path, batch: Batch, details: Mapping[str, Any]) -> Path:
     """Write a whole global batch with its details, and return the file.
@@ -38,7 +40,8 @@ def keep_batch(directory: Path, batch: Batch, details: Mapping[str, Any]) -> Pat
         **_fields(batch),
         **{f"windows.{name}": x for name, x in _fields(batch.windows).items()},
     }
-    np.savez_compressed(file, told=np.array(json.dumps(details)), **arrays)
+    arrays[DETAILS_KEY] = np.array(json.dumps(details))
+    np.savez_compressed(file, **arrays)
     return file
 
 
@@ -56,7 +59,7 @@ def read_batch(file: Path) -> tuple[Batch, dict[str, Any]]:
     """Return a saved batch and its details."""
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    details = json.loads(str(arrays.pop("told")))
+    details = json.loads(str(arrays.pop(DETAILS_KEY)))
     windows = {
         name.partition(".")[2]: arrays.pop(name)
         for name in list(arrays)
