@@ -146,17 +146,17 @@ def _guess(program: Program, model_flops: float) -> Candidate:
     config, mesh, chip = program.config, program.config.mesh, program.target.chip
     parameters = count_parameters(config.model)
     batch_parts = mesh.data * mesh.fsdp * mesh.context
-    tokens = (
-        config.data.batch_rows * config.data.row_positions / batch_parts
-    )  # of a chip, in a step
+    tokens_per_chip = config.data.batch_rows * config.data.row_positions / batch_parts
 
     compute_seconds = model_flops * REMAT_FLOPS[config.model.remat] / chip.peak_flops
     sent = FSDP_BYTES * config.run.micro_batches * parameters / mesh.tensor
-    sent += _activation_bytes_sent(config, tokens)
+    sent += _activation_bytes_sent(config, tokens_per_chip)
 
     state = STATE_BYTES * parameters * mesh.data / program.target.chips
     kept = _values_kept(config.model.decoder, config.model.remat, mesh.tensor)
-    activations = 2 * config.model.decoder.layers * tokens / config.run.micro_batches * kept
+    activations = (
+        2 * config.model.decoder.layers * tokens_per_chip / config.run.micro_batches * kept
+    )
     return Candidate(program, compute_seconds + sent / chip.link_bandwidth, state + activations)
 
 
