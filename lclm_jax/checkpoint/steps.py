@@ -42,7 +42,7 @@ class _PreservationPolicy:
     always: frozenset[int]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return for each checkpoint, oldest first, if it is preserved."""
+        """Return, for each checkpoint, True where it is preserved."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         newest = sorted(steps)[-self.newest :]
         return [
@@ -85,8 +85,8 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Return the metadata that a step was saved with."""
-        found: Any = self._steps.checkpointables_metadata(step).custom_metadata
-        return found or {}
+        metadata: Any = self._steps.checkpointables_metadata(step).custom_metadata
+        return metadata or {}
 
     def save(self, step: int, trees: dict[str, Any], metadata: dict[str, Any]):
         """Start to save in the background.
@@ -218,16 +218,16 @@ def add_checksums(directory: str | Path) -> list[int]:
     files since then cannot be found.
     """
     directory = Path(directory) / STEPS
-    found = [
+    unlisted = [
         step for step in saved_steps(directory) if not (directory / str(step) / CHECKSUMS).exists()
     ]
 
     def write():
-        for step in found:
+        for step in unlisted:
             write_checksums(directory / str(step))
 
     once("write checksums", write)
-    return found
+    return unlisted
 
 
 def _unjoined(step: Path) -> list[str]:
@@ -247,7 +247,7 @@ def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
     the files, and all return the same.
     """
     directory = Path(directory)
-    found = []
+    damaged = []
     for step in saved_steps(directory / STEPS):
         place = directory / STEPS / str(step)
         own = find_damage(place, jax.process_index(), jax.process_count())
@@ -257,15 +257,15 @@ def set_aside_damaged(directory: str | Path) -> list[tuple[int, str]]:
         if not reasons:
             break
         more = f" and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
-        found.append((step, ", ".join(reasons[:MAX_REASONS]) + more))
+        damaged.append((step, ", ".join(reasons[:MAX_REASONS]) + more))
         once("set a damaged checkpoint aside", partial(_set_aside, directory, step))
-    return found
+    return damaged
 
 
 def saved_steps(directory: Path) -> list[int]:
     """Return the numbers of the finished steps in a directory, newest first."""
-    found = directory.iterdir() if directory.is_dir() else ()
-    return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted((int(path.name) for path in paths if path.name.isdigit()), reverse=True)
 
 
 def _set_aside(directory: Path, step: int):
@@ -305,15 +305,15 @@ def check_shapes(expected: Any, saved: Any, where: str):
 
 def load_params(directory: str | Path, abstract: Params, step: int | None = None) -> Params:
     """Read parameters of the newest step, or of `step`, as `abstract` has dtypes and shardings."""
-    with _opened(directory, step) as (checkpoints, found):
-        return checkpoints.restore(found, {"params": abstract})["params"]
+    with _opened(directory, step) as (checkpoints, number):
+        return checkpoints.restore(number, {"params": abstract})["params"]
 
 
 def saved_params(directory: str | Path, abstract: Params, step: int | None = None) -> SavedTree:
     """Return the parameters of a step in their saved dtypes, each read from disk when asked for."""
-    with _opened(directory, step) as (checkpoints, found):
-        checkpoints.expect(found, {"params": abstract})
-        return SavedTree(checkpoints.directory / str(found) / "params")
+    with _opened(directory, step) as (checkpoints, number):
+        checkpoints.expect(number, {"params": abstract})
+        return SavedTree(checkpoints.directory / str(number) / "params")
 
 
 @contextmanager
@@ -325,9 +325,9 @@ def _opened(directory: str | Path, step: int | None) -> Iterator[tuple[Checkpoin
             "converted checkpoint"
         )
     with Checkpoints(directory) as checkpoints:
-        found = checkpoints.latest if step is None else step
-        if found is None:
+        number = checkpoints.latest if step is None else step
+        if number is None:
             raise CheckpointError(
                 f"{directory}/{STEPS} holds no finished checkpoint; has a first one been saved?"
             )
-        yield checkpoints, found
+        yield checkpoints, number
