@@ -37,7 +37,7 @@ from convert.hf.provenance import ORIGINALS, PROVENANCE
 from convert.hf.tokenizer import without_memory
 from lclm_jax.checkpoint.model_files import read_model
 from lclm_jax.checkpoint.steps import saved_params
-from lclm_jax.checkpoint.streaming import CHUNK, SavedTree, keep_memory
+from lclm_jax.checkpoint.streaming import CHUNK_BYTES, SavedTree, keep_memory
 from lclm_jax.cli import make_parser, path, run, setting
 from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import Count
@@ -91,7 +91,7 @@ class Saved:
         rows, step = tensor.shape[0], tensor.shape[0]
         if tensor.layer is None and tensor.transform == "none":
             step = max(
-                1, CHUNK // max(1, NUMPY_DTYPES[dtype].itemsize * math.prod(tensor.shape[1:]))
+                1, CHUNK_BYTES // max(1, NUMPY_DTYPES[dtype].itemsize * math.prod(tensor.shape[1:]))
             )
         return [
             partial(self._read, tensor, dtype, start, min(start + step, rows))

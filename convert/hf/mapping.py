@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lclm_jax.checkpoint.streaming import CHUNK, Streamed
+from lclm_jax.checkpoint.streaming import CHUNK_BYTES, Streamed
 from lclm_jax.config import ModelConfig
 from lclm_jax.errors import UserError
 from lclm_jax.model.params import flatten, parameter_shapes
@@ -409,7 +409,7 @@ def _name(name: tuple[str, str]) -> str:
 
 def same_rows(first: Stored, second: Stored) -> bool:
     """Return True if two tensors of one shape have the same values; reads a few rows at a time."""
-    step = max(1, CHUNK // max(1, 4 * math.prod(first.shape[1:])))
+    step = max(1, CHUNK_BYTES // max(1, 4 * math.prod(first.shape[1:])))
     pairs = (
         (first.read(i, i + step), second.read(i, i + step)) for i in range(0, first.shape[0], step)
     )

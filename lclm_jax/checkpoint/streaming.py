@@ -22,7 +22,7 @@ import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.experimental.v1._src.serialization import registry
 
-CHUNK = 64 << 20  # bytes of a chunk on disk, and of a block in memory
+CHUNK_BYTES = 64 << 20  # of a chunk on disk, and of a block in memory
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names in malloc.h
 WILDCARDS = "*?["
 MAX_PENDING_WRITES = 2  # blocks on their way to disk while the next one is read
@@ -52,14 +52,14 @@ class Streamed:
 
     @property
     def chunk(self) -> tuple[int, ...]:
-        """Shape of a chunk: as many rows as fit CHUNK.
+        """Shape of a chunk: as many rows as fit CHUNK_BYTES.
 
         A row that does not fit, such as a layer's matrix, is cut along its own first axis.
         """
         row, rank = math.prod(self.shape[1:]) * self.dtype.itemsize, len(self.shape)
-        if row <= CHUNK or rank < 3:
-            return (max(1, min(self.shape[0], CHUNK // max(row, 1))), *self.shape[1:])
-        return (1, -(-self.shape[1] // -(-row // CHUNK)), *self.shape[2:])
+        if row <= CHUNK_BYTES or rank < 3:
+            return (max(1, min(self.shape[0], CHUNK_BYTES // max(row, 1))), *self.shape[1:])
+        return (1, -(-self.shape[1] // -(-row // CHUNK_BYTES)), *self.shape[2:])
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows), chunk by chunk."""
@@ -182,7 +182,9 @@ def _by_rows(_, value: Any) -> Any:
     """Chunk an array in memory along its first axis, as Streamed leaves are chunked."""
     if len(getattr(value, "shape", ())) < 2:
         return None
-    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK, shard_axes=(0,))
+    return ocp.options.ArrayOptions.Saving.StorageOptions(
+        chunk_byte_size=CHUNK_BYTES, shard_axes=(0,)
+    )
 
 
 @dataclass(frozen=True)

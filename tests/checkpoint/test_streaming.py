@@ -72,7 +72,7 @@ def test_a_streamed_checkpoint_is_restored_in_another_dtype_onto_a_mesh(tmp_path
 
 @pytest.mark.parametrize("shape", [(5, 64, 8), (40, 8), (2048,), (3, 4), (7, 3, 5)], ids=str)
 def test_blocks_are_small_and_add_up(shape, monkeypatch, tmp_path):
-    monkeypatch.setattr(streaming, "CHUNK", 1024)
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 1024)
     whole = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     leaf = held(whole)
     blocks = list(leaf.blocks())
@@ -88,7 +88,7 @@ def test_blocks_are_small_and_add_up(shape, monkeypatch, tmp_path):
 
 
 def test_training_checkpoints_have_a_layer_a_chunk_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(streaming, "CHUNK", 1 << 16)
+    monkeypatch.setattr(streaming, "CHUNK_BYTES", 1 << 16)
     whole = np.random.default_rng(0).normal(size=(6, 128, 128)).astype(np.float32)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(0, {"params": {"x": jax.numpy.asarray(whole)}}, {})

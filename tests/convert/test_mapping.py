@@ -232,7 +232,7 @@ def test_a_tied_head_may_be_stored_where_it_is_the_table():
 
 
 def test_tensors_are_compared_to_the_last_row_in_any_dtype(monkeypatch):
-    monkeypatch.setattr("convert.hf.mapping.CHUNK", 4 * 3 * 2)  # two rows of three at a time
+    monkeypatch.setattr("convert.hf.mapping.CHUNK_BYTES", 4 * 3 * 2)  # two rows of three at a time
     tensor = Held("a", np.arange(15, dtype=np.float32).reshape(5, 3))
     assert same_rows(tensor, replace(tensor, array=tensor.array.astype(np.float16), dtype="F16"))
     assert {stop - start for start, stop in tensor.reads} == {2}
