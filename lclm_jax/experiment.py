@@ -103,11 +103,13 @@ def _call(path: str, names: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 def _refuse_unused(path: str, names: Mapping[str, Any]):
     """Raise ConfigError for a file whose data preparation would never run."""
-    if callable(names.get("prepare")):
-        raise ConfigError(
-            f"{path} has a function prepare() that nothing calls; expected a function experiment() "
-            "that returns Experiment(config(), prepare=prepare), as in configs/tiny.py"
-        )
+    for name in ("prepare", "prepare_held_out"):
+        if callable(names.get(name)):
+            raise ConfigError(
+                f"{path} has a function {name}() that nothing calls; expected a function "
+                f"experiment() that returns Experiment(config(), {name}={name}), as in "
+                "configs/small.py"
+            )
 
 
 def _locate_errors(file: str, call: Callable[[], Any]) -> Any:

@@ -198,6 +198,10 @@ def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys
             r"prepare\(\) that nothing calls; expected a function experiment\(\)",
         ),
         (
+            "from configs.scratch_0p6b import config\n\n\ndef prepare_held_out(*_):\n    pass",
+            r"prepare_held_out\(\) that nothing calls; .*prepare_held_out=prepare_held_out\)",
+        ),
+        (
             "from lclm_jax.config import DataConfig\n\n\ndef config():\n    return DataConfig(batch_rows=0)",
             r"line 5: DataConfig.batch_rows must be an integer, from 1 to 2147483647, got 0",
         ),
