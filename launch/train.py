@@ -14,6 +14,7 @@ from lclm_jax.compilation import enable_cache
 from lclm_jax.distributed.job import join
 from lclm_jax.distributed.processes import once
 from lclm_jax.experiment import load_experiment
+from lclm_jax.files.run_layout import PROGRAMS
 from lclm_jax.training.loop import train
 
 
@@ -29,7 +30,7 @@ def main():
     if experiment.prepare is not None:
         once("prepare the data", partial(experiment.prepare, config))
 
-    enable_cache(Path(config.run.directory) / "programs")  # a restarted run compiles nothing again
+    enable_cache(Path(config.run.directory) / PROGRAMS)  # a restarted run compiles nothing again
     directory = train(config, arguments.stage)
     logging.info("trained; the checkpoint is %s", directory)
 

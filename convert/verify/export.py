@@ -13,6 +13,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import Config
 from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.files.atomic import write_whole
+from lclm_jax.files.run_layout import ROUND_TRIP
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.lclm import LCLM, apply
 
@@ -26,7 +27,7 @@ def verify_export(run_directory: Path, exported: Path, config: Config):
     if result_file.exists():
         return
     result = json.dumps(compare_round_trip(run_directory, exported, config), indent=2)
-    write_whole(run_directory / "round_trip.json", result)
+    write_whole(run_directory / ROUND_TRIP, result)
     write_whole(result_file, result)
 
 

@@ -18,7 +18,7 @@ from lclm_jax.config import Config, ConfigError, StageConfig
 from lclm_jax.config.values import to_dict
 from lclm_jax.distributed.processes import is_first
 from lclm_jax.errors import UserError
-from lclm_jax.files.run_layout import EVENTS, LOG, VALIDATION
+from lclm_jax.files.run_layout import EVENTS, LOG, TENSORBOARD, VALIDATION
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _tensorboard(directory: Path) -> Iterator[Sink]:
             "run.tensorboard needs tensorboardX; pip install -e '.[watch]', "
             "or set run.tensorboard=False"
         ) from error
-    with SummaryWriter(str(directory / "tensorboard")) as writer:
+    with SummaryWriter(str(directory / TENSORBOARD)) as writer:
         yield _TensorBoard(writer)
 
 
