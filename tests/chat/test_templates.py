@@ -96,6 +96,10 @@ def test_a_template_sees_nothing_of_python(template):
         ("{{ 1 / 0 }}", "refuses this chat: division by zero"),
         ("{{ messages[5].content }}", "refuses this chat: list object has no element 5"),
         ("{{ 'a' + 1 }}", "refuses this chat: "),
+        (
+            "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
+            "refuses this chat: too many statically nested blocks",
+        ),
     ],
 )
 def test_a_template_that_fails_is_an_error_of_the_chat(template, message):

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 Run = tuple[int, Any]  # number of characters, source
-# Errors that the code of a template raises for values it does not support.
+# Errors that a function of a template raises for values it does not support.
 TEMPLATE_ERRORS = (
     *(TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError),
     *(RuntimeError, TypeError, ValueError),

@@ -22,7 +22,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lclm_jax.data.chat.sourced_str import (
-    TEMPLATE_ERRORS,
     SourcedStr,
     call_with_sources,
     fill_placeholders,
@@ -94,7 +93,7 @@ def render_template(
         raise
     except RecursionError as error:
         raise TextError("the chat template calls itself without end") from error
-    except TEMPLATE_ERRORS as error:
+    except Exception as error:  # also SyntaxError, of code that Python cannot compile
         raise TextError(f"the chat template refuses this chat: {error}") from error
 
 
