@@ -260,6 +260,18 @@ def test_a_tokenizer_saved_by_an_older_version_keeps_its_fingerprint(tokenizer, 
     assert Tokenizer.load(write(tmp_path, tokenizer.definition, files)).fingerprint == older
 
 
+def test_line_ends_of_files_do_not_change_the_fingerprint(tokenizer, tmp_path):
+    definition = json.dumps(json.loads(tokenizer.definition), indent=1)
+    template = "{% for m in messages %}\n{{ m.content }}\n{% endfor %}"
+    fingerprints = set()
+    for end in ("\n", "\r\n", "\r"):
+        files = {"tokenizer.json": definition, "chat_template.jinja": template}
+        for name, text in files.items():
+            (tmp_path / name).write_bytes(text.replace("\n", end).encode())
+        fingerprints.add(Tokenizer.load(tmp_path).fingerprint)
+    assert fingerprints == {Tokenizer(definition, template, {}).fingerprint}
+
+
 def test_what_decides_tokens_decides_the_fingerprint(tokenizer):
     def fingerprint(definition=tokenizer.definition, template=CHATML, special=None, **options):
         return Tokenizer(definition, template, special, **options).fingerprint

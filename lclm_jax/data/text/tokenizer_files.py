@@ -30,11 +30,16 @@ GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file; raises TextError where it is not UTF-8."""
+    """Return the text of a file with line feeds as its line ends, whichever the file has.
+
+    A tokenizer thus has one fingerprint on every system. Raises TextError for a file that is not
+    UTF-8.
+    """
     try:
-        return reading.read_text(file)
+        text = reading.read_text(file)
     except FileError as error:
         raise TextError(str(error)) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_fields(file: Path) -> dict[str, Any]:
