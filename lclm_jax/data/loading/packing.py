@@ -165,7 +165,7 @@ def choose_row(sizes: Sequence[RecordSize], budget: RowBudget) -> tuple[list[int
         if (left - needs[i] >= reserve / 2).all() and packer.add(sizes[i].pieces):
             chosen.append(i)
             left = left - needs[i]
-    return [*chosen, *_fill_up(sizes, chosen, packer)], packer
+    return [*chosen, *_fill_up(sizes, needs, chosen, packer)], packer
 
 
 def _needs(sizes: Sequence[RecordSize]) -> np.ndarray:
@@ -178,14 +178,18 @@ def _capacity(budget: RowBudget) -> np.ndarray:
     return np.array([budget.positions, budget.encoder_positions], float)
 
 
-def _fill_up(sizes: Sequence[RecordSize], chosen: Sequence[int], packer: WindowPacker) -> list[int]:
+def _fill_up(
+    sizes: Sequence[RecordSize], needs: np.ndarray, chosen: Sequence[int], packer: WindowPacker
+) -> list[int]:
     """Add examples to a row of `chosen` ones until nothing more fits; return their indices.
+
+    `needs` [n, 2] are the decoder and encoder positions of all examples.
 
     Next comes the example that lies best along what is left of both budgets, larger ones first,
     less the rest of a window it would leave that nothing else may fit into.
     """
     budget, length = packer.budget, packer.budget.window_length
-    needs, capacity = _needs(sizes), _capacity(budget)
+    capacity = _capacity(budget)
     left, free = capacity - needs[list(chosen)].sum(0), np.ones(len(sizes), bool)
     free[list(chosen)] = False
     whole, part = np.array([_split_pieces(size, length) for size in sizes]).reshape(-1, 2).T
