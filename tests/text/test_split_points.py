@@ -175,7 +175,7 @@ def test_pieces_have_the_tokens_of_the_whole(name, model):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_text_is_tokenised_whole_where_no_cut_is_proven(name, model):
+def test_a_text_is_tokenized_whole_where_no_cut_is_proven(name, model):
     tokenizer = build(WHOLE[name], model)
     assert {check(tokenizer, text) for text in [*ODD, PROSE[:5000]]} == {1}
 

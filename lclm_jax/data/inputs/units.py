@@ -54,9 +54,9 @@ def find_units(pattern: str, size: int = UNIT_BYTES) -> list[Unit]:
     in `text:PATH`, overrides both. A directory with data files is a dataset, of which all but the
     validation and test splits are read. Any other directory is a tree of texts, or one document if
     it has a project's marker (such as .git or pyproject.toml) or the prefix `repository:`.
-    `hf:owner/name@revision` is a dataset of the hub. UnreadFile files come last, as a unit of form
-    "unread"; hidden files and `__pycache__` are left out. Raises FileNotFoundError when nothing is
-    found.
+    `hf:owner/name@revision` is a dataset of the hub. Files that are not read come last, as a unit
+    of form "unread"; hidden files and `__pycache__` are left out. Raises FileNotFoundError when
+    nothing is found.
     """
     form, colon, place = pattern.partition(":")
     if colon and form == "hf":

@@ -122,7 +122,7 @@ class PreparedSource:
         return ExampleShapes(self)
 
     def raw(self, i: int) -> RawExample:
-        """Return example i as it was before it was tokenised."""
+        """Return example i as it was before it was tokenized."""
         return self._read(int(i))[0]
 
     def where(self, i: int) -> str:
@@ -191,7 +191,7 @@ class ExampleShapes:
 
     def __init__(self, source: PreparedSource):
         self.source = source
-        self._retokenised_table = lru_cache(maxsize=CACHED_TABLES)(
+        self._retokenized_table = lru_cache(maxsize=CACHED_TABLES)(
             lambda i: flatten_sections(source[i])[1]
         )
 
@@ -209,4 +209,4 @@ class ExampleShapes:
         source = self.source
         if source.same_tokenizer:
             return source.table[source.starts[i] : source.starts[i + 1]]
-        return self._retokenised_table(i)
+        return self._retokenized_table(i)

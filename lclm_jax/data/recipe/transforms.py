@@ -27,7 +27,7 @@ SEGMENT_JITTER = 0.20  # largest deviation of the other segments from even share
 # Prompts of chats (C.4).
 WHOLE_PROMPT_PROBABILITY = 0.5  # of compressing a message as one context
 SHORT_PROMPT_TOKENS = 32  # shorter messages are always one context
-REGIONS_BY_LENGTH = ((200, 1), (600, 2), (float("inf"), 3))  # below this length, at most so many
+REGIONS_BY_LENGTH = ((200, 1), (600, 2), (float("inf"), 3))  # (length, most regions below it)
 PROMPT_COVERAGE = (0.8, 1.0)  # share of a message that its regions cover
 MIN_GAPS_PER_PROMPT = 20  # a gap between regions is at least 1 / 20 of the message
 
