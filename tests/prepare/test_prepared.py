@@ -10,6 +10,7 @@ import pytest
 
 from launch import inspect_data as launch_inspect
 from lclm_jax.config import ConfigError, Recipe, Source, Stream
+from lclm_jax.config.renamed import RENAMED_SETTINGS
 from lclm_jax.data.loading import PreparedSource, read_manifest
 from lclm_jax.data.prepare import prepare
 from lclm_jax.data.prepare.shards import (
@@ -172,6 +173,18 @@ def test_finished_data_are_not_written_again(prepared, tokenizer):
     with locked(out):
         again = prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert again["sources"] == read_manifest(out)["sources"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_finished_data_of_a_version_with_other_names_are_not_written_again(prepared, tokenizer):
+    inputs, out = prepared
+    manifest = read_manifest(out)
+    for old, name in RENAMED_SETTINGS["Recipe"].items():
+        manifest["recipe"][old] = manifest["recipe"].pop(name)
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with locked(out):
+        prepare(RECIPE, inputs, out, tokenizer, workers=1)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 

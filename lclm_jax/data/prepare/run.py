@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lclm_jax.config import ConfigError, Recipe, Source
-from lclm_jax.config.values import to_dict
+from lclm_jax.config.values import to_dict, with_current_names
 from lclm_jax.data.inputs.units import Unit, find_units
 from lclm_jax.data.prepare.jobs import Job, Reports, files_in, run_jobs, summarise
 from lclm_jax.data.prepare.shards import (
@@ -116,15 +116,22 @@ def _finished_manifest(
     try:
         manifest = make_manifest(reports)
         is_same = (
-            read_json(directory / MANIFEST) == json.loads(json.dumps(manifest))
+            _read_earlier_manifest(directory) == json.loads(json.dumps(manifest))
             and (directory / REJECTIONS).read_text(encoding="utf-8") == _join_rejections(jobs)
             and Tokenizer.load(directory / "tokenizer").fingerprint == tokenizer.fingerprint
         )
-    except (OSError, ValueError, KeyError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     sources = manifest["sources"].values()
     has_too_many = any(sum(s["rejected"].values()) > recipe.max_rejected_rows for s in sources)
     return manifest if is_same and not has_too_many else None
+
+
+def _read_earlier_manifest(directory: Path) -> dict[str, Any]:
+    """Return a manifest whose recipe has today's names of settings, whichever version wrote it."""
+    manifest = read_json(directory / MANIFEST)
+    recipe = with_current_names(Recipe, dict(manifest["recipe"]))
+    return manifest | {"recipe": recipe}
 
 
 def _prepare(
