@@ -13,8 +13,8 @@ from itertools import count
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from lclm_jax.data.text import tokenizer_json
 from lclm_jax.data.text.text_encoder import Encoder
+from lclm_jax.data.text.tokenizer_json import parse_tokenizer_json
 
 Span = tuple[int, int, str]  # start and stop of the characters, and the control token they spell
 
@@ -58,7 +58,7 @@ class ControlEncoder:
         self, fast: FastTokenizer, definition: str, names: Collection[str], dropped: int | None
     ):
         self._normalizer = fast.normalizer
-        self._fields = tokenizer_json.parse_tokenizer_json(definition)
+        self._fields = parse_tokenizer_json(definition)
         self._dropped = dropped
         added = {token["content"]: token for token in self._fields["added_tokens"]}
         self._control = {name: added[name] for name in names}
