@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lclm_jax.checkpoint.steps import saved_steps
 from lclm_jax.data.loading import listed_files
-from lclm_jax.data.prepare.shards import MANIFEST
+from lclm_jax.data.shards import MANIFEST
 from lclm_jax.errors import UserError
 from lclm_jax.files.checksums import CHECKSUMS, FileChecksum, check_files, read_checksums
 from lclm_jax.files.run_layout import STEPS

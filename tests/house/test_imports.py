@@ -12,6 +12,8 @@ SOURCES = read_sources(ROOT)
 FORBIDDEN = {
     "lclm_jax": ["configs", "launch", "convert", "tests"],
     "lclm_jax/model": ["lclm_jax/data"],
+    # `import lclm_jax` reads prepared data, and must not load what prepares it.
+    "lclm_jax/data/loading": ["lclm_jax/data/prepare", "lclm_jax/data/inputs"],
     "lclm_jax/training": ["lclm_jax/inference", "lclm_jax/evaluation"],
     "lclm_jax/inference": ["lclm_jax/training", "lclm_jax/evaluation"],
     "lclm_jax/evaluation": ["lclm_jax/training"],

@@ -13,7 +13,7 @@ from lclm_jax.config import ConfigError, Recipe, Source, Stream
 from lclm_jax.config.renamed import RENAMED_SETTINGS
 from lclm_jax.data.loading import PreparedSource, read_manifest
 from lclm_jax.data.prepare import prepare
-from lclm_jax.data.prepare.shards import (
+from lclm_jax.data.shards import (
     REJECTIONS,
     DamagedError,
     find_shards,

@@ -10,7 +10,7 @@ from statistics import median
 
 from lclm_jax.checkpoint.steps import saved_steps
 from lclm_jax.config import Config
-from lclm_jax.data.prepare.shards import find_shards, index_path
+from lclm_jax.data.shards import find_shards, index_path
 from lclm_jax.files.checksums import CHECKSUMS, find_damage
 from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
 from lclm_jax.training.watchdog import EXIT_STATUS

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from lclm_jax.config import CompressionConfig, ModelConfig, TransformerConfig
-from lclm_jax.data.prepare.shards import MANIFEST, SPLITS, ShardWriter, shard_path
 from lclm_jax.data.records import Context, Plain
 from lclm_jax.data.rows.raw_examples import tokenize_example
+from lclm_jax.data.shards import MANIFEST, SPLITS, ShardWriter, shard_path
 from lclm_jax.data.text.tokenizer import MemoryTokens
 
 MARKER = 99

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lclm_jax.data.prepare.shards import split_of
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.synthetic import corpus
 
 pytestmark = pytest.mark.newest

@@ -4,8 +4,8 @@ import json
 import random
 from pathlib import Path
 
-from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.rows.raw_examples import example_text
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.synthetic import pairs
 
 WORDS = ["amber", "kestrel", "stone", "river", "paper", "window", "cedar", "harbour"]

@@ -15,7 +15,7 @@ import pytest
 from lclm_jax.checkpoint.steps import CheckpointError, Checkpoints
 from lclm_jax.config import ConfigError, ParameterGroup
 from lclm_jax.config.values import override
-from lclm_jax.data.prepare.shards import MANIFEST
+from lclm_jax.data.shards import MANIFEST
 from lclm_jax.files.checksums import CHECKSUMS
 from lclm_jax.files.directories import DirectoryError, locked
 from lclm_jax.training.loop import train

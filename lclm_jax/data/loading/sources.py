@@ -10,7 +10,10 @@ import grain
 import numpy as np
 
 from lclm_jax.config import ConfigError
-from lclm_jax.data.prepare.shards import (
+from lclm_jax.data.records import Section
+from lclm_jax.data.records.sections import flatten_sections, split_sections
+from lclm_jax.data.rows.raw_examples import RawExample, tokenize_example
+from lclm_jax.data.shards import (
     MANIFEST,
     REMEDY,
     DamagedError,
@@ -19,9 +22,6 @@ from lclm_jax.data.prepare.shards import (
     read_index,
     unpack,
 )
-from lclm_jax.data.records import Section
-from lclm_jax.data.records.sections import flatten_sections, split_sections
-from lclm_jax.data.rows.raw_examples import RawExample, tokenize_example
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.files.checksums import FileChecksum
 from lclm_jax.files.reading import read_json

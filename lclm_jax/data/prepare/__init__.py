@@ -2,16 +2,6 @@
 
 from lclm_jax.data.prepare.find_inputs import find_inputs
 from lclm_jax.data.prepare.run import prepare
-from lclm_jax.data.prepare.shards import MANIFEST, REJECTIONS, DamagedError, split_of
 from lclm_jax.data.prepare.summary import describe_rejections, summary_table
 
-__all__ = [
-    "MANIFEST",
-    "REJECTIONS",
-    "DamagedError",
-    "describe_rejections",
-    "find_inputs",
-    "prepare",
-    "split_of",
-    "summary_table",
-]
+__all__ = ["describe_rejections", "find_inputs", "prepare", "summary_table"]

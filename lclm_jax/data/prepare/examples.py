@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lclm_jax.data.inputs.files import InputRow, Rejection
-from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.records import Section
 from lclm_jax.data.rows.cells import is_blank
 from lclm_jax.data.rows.field_names import SPLIT_GROUP_FIELD
@@ -17,6 +16,7 @@ from lclm_jax.data.rows.raw_examples import (
     tokenize_example,
 )
 from lclm_jax.data.rows.row_errors import raise_first_error
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 
 MAX_DETAIL = 500  # characters of a rejection's detail

@@ -17,8 +17,8 @@ from lclm_jax.config import Source
 from lclm_jax.data.inputs.files import InputRow, Rejection, read_unit, unread_files
 from lclm_jax.data.inputs.units import Unit, find_texts
 from lclm_jax.data.prepare.examples import read_examples_of
-from lclm_jax.data.prepare.shards import SPLITS, ShardWriter, index_path, shard_path
 from lclm_jax.data.rows.field_names import list_ignored_fields, usable_fields
+from lclm_jax.data.shards import SPLITS, ShardWriter, index_path, shard_path
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.errors import UserError
 from lclm_jax.files.atomic import write_whole

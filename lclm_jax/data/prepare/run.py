@@ -21,7 +21,7 @@ from lclm_jax.config import ConfigError, Recipe, Source
 from lclm_jax.config.values import to_dict, with_current_names
 from lclm_jax.data.inputs.units import Unit, find_units
 from lclm_jax.data.prepare.jobs import Job, Reports, files_in, run_jobs, summarise
-from lclm_jax.data.prepare.shards import (
+from lclm_jax.data.shards import (
     HELD_OUT_EVERY,
     MANIFEST,
     REJECTIONS,

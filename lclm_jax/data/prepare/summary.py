@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lclm_jax.data.prepare.shards import REJECTIONS
+from lclm_jax.data.shards import REJECTIONS
 
 
 def summary_table(manifest: Mapping[str, Any]) -> Table:

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lclm_jax.data.chat.chat import CHATML
-from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
 from lclm_jax.data.rows.raw_examples import example_text
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.text.tokenizer import (
     MEMORY_END,
     MEMORY_SLOT,

@@ -15,9 +15,9 @@ from pathlib import Path
 from sysconfig import get_python_version
 from typing import Any
 
-from lclm_jax.data.prepare.shards import split_of
 from lclm_jax.data.recipe.transforms import read_requests
 from lclm_jax.data.rows.raw_examples import example_text
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.synthetic import corpus
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress

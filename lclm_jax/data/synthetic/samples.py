@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.data.prepare.shards import split_of
+from lclm_jax.data.shards import split_of
 from lclm_jax.data.synthetic.corpus import Row, docstrings, standard_library
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.progress import Progress, without_progress
