@@ -224,7 +224,7 @@ def _read_part(
     from jax.experimental import pallas as pl
 
     layer, end, part_blocks = layer_ref[0], end_ref[0], blocks_ref[0]
-    query, segment, part = q_ref[...], token_ref[...], pl.program_id(2)
+    query, segment, part = q_ref[...], token_ref[0], pl.program_id(2)
     heads, h = query.shape
 
     def add_keys(block, sums):
