@@ -68,7 +68,11 @@ def log_curve(run: Run, name: str, weight: str | None = None) -> Curve:
     segments = []
     for stage in run.stages:
         points = [
-            (stage.start + line.step, line.numbers[name], line.numbers[weight] if weight else 1.0)
+            (
+                stage.start + line.step,
+                line.numbers[name],
+                line.numbers.get(weight, 0.0) if weight else 1.0,
+            )
             for line in stage.lines
             if name in line.numbers
         ]
