@@ -108,7 +108,7 @@ class Evaluation:
     samples: Samples
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation as the report reads it."""
+        """Return the results as in evaluation.json, which has cost, step and seconds, too."""
         return {
             "parameters": dict(self.parameters),
             "ratio": self.ratio,
