@@ -25,7 +25,7 @@ from convert.hf.provenance import PROVENANCE, hash_files
 from convert.hf.tokenizer import check_shared
 from lclm_jax.checkpoint.model_files import save_streamed
 from lclm_jax.checkpoint.streaming import Streamed
-from lclm_jax.cli import make_parser, path, run, setting
+from lclm_jax.cli import add_set_argument, make_parser, path, run, setting
 from lclm_jax.config import ModelConfig, TransformerConfig
 from lclm_jax.config.settings import Directory, Seed
 from lclm_jax.config.values import override
@@ -200,13 +200,7 @@ def main():
         type=setting(Directory),
         help="directory with tokenizer.json, for --random (default: the decoder's)",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of the model, as compression.ratio=8",
-    )
+    add_set_argument(parser, "change a setting of the model, as compression.ratio=8; repeatable")
     parser.add_argument("--seed", type=setting(Seed), default=0)
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -1,4 +1,4 @@
-"""Entry points of under 60 lines that parse arguments and call the library.
+"""Commands that parse arguments and call the library.
 
 `python -m launch.NAME --help` describes each. `clusters/` has job scripts, `bench/` benchmarks.
 """
