@@ -98,11 +98,11 @@ class Conversation:
         return prefill(model.weights, prompt, model.config, room)
 
 
-def shared_length(one: Prompt, other: Prompt) -> int:
+def shared_length(first: Prompt, other: Prompt) -> int:
     """Count the leading positions, tokens and latents, that two one-row prompts share."""
-    length = min(int(one.lengths[0]), int(other.lengths[0]))
-    same = one.tokens[0, :length] == other.tokens[0, :length]
-    same &= _sources(one, length) == _sources(other, length)
+    length = min(int(first.lengths[0]), int(other.lengths[0]))
+    same = first.tokens[0, :length] == other.tokens[0, :length]
+    same &= _sources(first, length) == _sources(other, length)
     return length if same.all() else int(np.argmin(same))
 
 

@@ -146,7 +146,7 @@ class Decoding:
 
     tokens: Int[Array, "B"]
     positions: Int[Array, "B"]  # of the newest tokens
-    seen: Bool[Array, "B V"]  # tokens a row has generated
+    generated: Bool[Array, "B V"]  # tokens a row has generated
     ended: Bool[Array, "B"]
     finite: Bool[Array, "B"]  # all logits of a row so far are finite
     step: Int[Array, ""]  # tokens chosen so far
@@ -165,10 +165,10 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
     early = jnp.where((stops >= 0) & (state.step < rules.min_tokens), stops, vocabulary)
     banned = jnp.zeros(vocabulary, bool).at[early].set(True, mode="drop")
 
-    tokens = choose(jnp.where(banned, -jnp.inf, logits), state.seen, draw, rules)
+    tokens = choose(jnp.where(banned, -jnp.inf, logits), state.generated, draw, rules)
     return state.replace(
         tokens=tokens,
-        seen=state.seen.at[jnp.arange(len(tokens)), tokens].set(True),
+        generated=state.generated.at[jnp.arange(len(tokens)), tokens].set(True),
         ended=state.ended | ~finite | jnp.any(tokens[:, None] == stops, axis=-1),
         finite=finite,
         step=state.step + 1,
@@ -185,7 +185,7 @@ def start_decoding(
     state = Decoding(
         tokens=jnp.zeros(rows, jnp.int32),
         positions=jnp.asarray(lengths),
-        seen=jnp.zeros(logits.shape, bool),
+        generated=jnp.zeros(logits.shape, bool),
         ended=jnp.zeros(rows, bool),
         finite=jnp.ones(rows, bool),
         step=jnp.int32(0),

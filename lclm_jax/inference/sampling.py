@@ -71,15 +71,15 @@ class Rules:
 
 @typed
 def choose(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], rng: Array, rules: Rules
+    logits: Float[Array, "B V"], generated: Bool[Array, "B V"], rng: Array, rules: Rules
 ) -> Int[Array, "B"]:
     """Choose the next token of every row.
 
-    `seen` marks the tokens that each row has generated so far, for the repetition penalty.
+    `generated` marks the tokens that each row has generated so far, for the repetition penalty.
     """
     penalty = rules.repetition_penalty
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    logits = jnp.where(seen, penalised, logits)
+    logits = jnp.where(generated, penalised, logits)
     return jax.lax.cond(
         rules.temperature > 0, _draw, lambda logits, *_: jnp.argmax(logits, -1), logits, rng, rules
     )

@@ -238,7 +238,7 @@ def _training_row(arguments: str, figures: Figures) -> dict[str, str]:
         total = gib(sent, 1)
         share = f"{sent / figures['fsdp_budget_bytes']:.2f}"
         types = figures["collectives"]
-        wide = gib(sum(one["bytes"] for one in types if one["type"] == "f32"), 3)
+        wide = gib(sum(sent["bytes"] for sent in types if sent["type"] == "f32"), 3)
     return _memory_row(arguments, figures) | {
         "products / model's": f"{figures['matmul_flops'] / figures['model_flops']:.3f}",
         "sent (GiB)": total,

@@ -40,12 +40,12 @@ def write_page(
 
 def streams_by_name(survey: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the figures of every stream, in the order of the recipe."""
-    found = {
+    streams = {
         f"{kind}/{source}": stream
         for source, figures in survey["sources"].items()
         for kind, stream in figures["streams"].items()
     }
-    return {name: found[name] for name in survey["packing"]["trained_shares"]}
+    return {name: streams[name] for name in survey["packing"]["trained_shares"]}
 
 
 def _plot_shares(survey: Mapping[str, Any], streams: Mapping[str, Mapping[str, Any]]) -> Picture:

@@ -136,7 +136,7 @@ def test_the_state_after_one_more_token():
     assert state.tokens[0] == 1 and state.tokens[2] == 3
     assert state.ended.tolist() == [True, True, False]
     assert state.finite.tolist() == [True, False, True]
-    assert np.argwhere(state.seen).tolist() == [
+    assert np.argwhere(state.generated).tolist() == [
         [row, token] for row, token in enumerate(state.tokens.tolist())
     ]
     assert state.step == 3 and state.positions.tolist() == [0, 0, 0]
@@ -153,7 +153,7 @@ def test_what_has_ended_or_was_not_finite_stays_so():
     )
     state = generate._next(jnp.array([[0.0, 1], [0.0, 1]]), state, Rules.of(Sampling()))
     assert state.ended.tolist() == [True, True] and state.finite.tolist() == [True, False]
-    assert state.seen.tolist() == [[True, True], [False, True]] and state.step == 5
+    assert state.generated.tolist() == [[True, True], [False, True]] and state.step == 5
 
 
 def test_compress_many_windows(model):

@@ -69,11 +69,13 @@ def check_all_rendered(
                 f"the chat template leaves out what message {i} ({message['role']}) says"
             )
         holes = sum(not isinstance(part, (str, Reasoning)) for part in parts)
-        found = sum(n for n, words in sources if words.message == i and words.part is not None)
-        if holes != found:
+        rendered_count = sum(
+            n for n, words in sources if words.message == i and words.part is not None
+        )
+        if holes != rendered_count:
             raise TextError(
                 f"the chat template leaves out or repeats a context of message {i}: "
-                f"expected {holes}, got {found}"
+                f"expected {holes}, got {rendered_count}"
             )
 
 
@@ -123,8 +125,8 @@ def _turn_start(
     """
     chunk = _plain(rendered[before : after if first is None else first])
     if opening and opening in chunk:
-        found = chunk.index(opening) if first is None else chunk.rindex(opening)
-        return before + found + len(opening)
+        start = chunk.index(opening) if first is None else chunk.rindex(opening)
+        return before + start + len(opening)
     bare = opening.strip()  # a template may strip the text before an empty answer
     if first is None and bare and bare in chunk:
         rest = chunk[chunk.index(bare) + len(bare) :]
@@ -146,8 +148,8 @@ def _turn_stop(
     chunk = _plain(rendered[last:after])
     if ending and ending in chunk:
         return last + chunk.index(ending) + len(ending)
-    found = re.match(rf"\s*({_names(tokenizer)})", chunk) if tokenizer.control else None
-    return last + found.end() if found and found[1] not in opening else last
+    match = re.match(rf"\s*({_names(tokenizer)})", chunk) if tokenizer.control else None
+    return last + match.end() if match and match[1] not in opening else last
 
 
 def _marked_turns(runs: Sequence[SourceRun]) -> Iterator[AssistantTurn]:
@@ -204,8 +206,8 @@ def find_turn_end_token(tokenizer: Tokenizer, template: str) -> str | None:
     except TextError:
         return tokenizer.special.get("eos_token")
     last = max((run.stop for run in list_source_runs(rendered) if run.source is answer), default=0)
-    found = re.search(_names(tokenizer), _plain(rendered)[last:]) if tokenizer.control else None
-    return found[0] if found and last else None
+    match = re.search(_names(tokenizer), _plain(rendered)[last:]) if tokenizer.control else None
+    return match[0] if match and last else None
 
 
 def _names(tokenizer: Tokenizer) -> str:

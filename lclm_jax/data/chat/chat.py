@@ -93,16 +93,22 @@ TRAINED_ROLES = (Role.ANSWER, Role.ANALYSIS)
 # The template of tokenizers without one: ChatML, with tools described and called as Qwen does.
 # Jinja drops a line end right after a block tag.
 CHATML = (
-    "{% if tools %}<|im_start|>system\n{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
-    "Tools you may call, one JSON signature a line:\n<tools>{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}"
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
+    "Tools you may call, one JSON signature a line:\n"
+    "<tools>{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}"
     "{{ '\\n' }}</tools>\n"
-    'To call one, write <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>.<|im_end|>\n{% endif %}'
-    "{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}"
+    'To call one, write <tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>.<|im_end|>\n'
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{% if not (tools and loop.first and message['role'] == 'system') %}"
     "{% if message['role'] == 'tool' %}"
     "<|im_start|>user\n<tool_response>\n{{ message['content'] }}\n</tool_response><|im_end|>\n"
     "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
-    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
-    '<tool_call>\n{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}\n'
+    "{% for call in message['tool_calls'] or [] %}"
+    "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+    '<tool_call>\n{"name": {{ call.function.name | tojson }}, '
+    '"arguments": {{ call.function.arguments | tojson }}}\n'
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -343,13 +349,13 @@ def _label_tokens(
     trained_before = np.cumsum([0, *is_trained])
     has_answer = trained_before[np.minimum(last, last_piece) + 1] > trained_before[first]
 
-    found: list[Role | Section | Given] = []
+    roles: list[Role | Section | Given] = []
     for i, j, shared in zip(first, last, has_answer, strict=True):
         if i == j or labels[i] == labels[j]:
-            found.append(labels[i])
+            roles.append(labels[i])
         else:
-            found.append(Role.ANSWER if shared else Role.FIXED)
-    return found
+            roles.append(Role.ANSWER if shared else Role.FIXED)
+    return roles
 
 
 def _merge_sections(sections: Iterable[Section | Given]) -> list[Section | Given]:

@@ -260,8 +260,8 @@ def split_reasoning(content: str) -> list[Part]:
     [Reasoning(text='Hm.', before='<think>', after='</think>'), 'Yes.']
     """
     for before, after in REASONING_MARKERS:
-        head, found, rest = content.partition(before)
+        head, opened, rest = content.partition(before)
         thought, closed, tail = rest.partition(after)
-        if found and closed and thought.strip() and not head.strip():
+        if opened and closed and thought.strip() and not head.strip():
             return [part for part in (head, Reasoning(thought, before, after), tail) if part]
     return [content]

@@ -103,12 +103,12 @@ class SourcedStr(str):
 
         They come in this order, `gap` characters apart.
         """
-        found, start = [], 0
+        located, start = [], 0
         for part in parts:
             start = str.find(self, part, start)
-            found.append(self[start : start + len(part)])
+            located.append(self[start : start + len(part)])
             start += len(part) + gap
-        return found
+        return located
 
     def replace(self, old: str, new: str, count: int = -1, /) -> "SourcedStr":
         if not old:  # inserts `new` between all characters
@@ -170,51 +170,51 @@ def call_with_sources(function: Callable[..., Any], *args: Any, **kwargs: Any) -
     result = function(*args, **kwargs)
     if not isinstance(result, str):
         return result
-    found: list[SourcedStr] = []
+    originals: list[SourcedStr] = []
     marked_args, marked_kwargs = (
-        insert_placeholders(args, found),
-        insert_placeholders(kwargs, found),
+        insert_placeholders(args, originals),
+        insert_placeholders(kwargs, originals),
     )
-    if not found:
+    if not originals:
         return result
     try:
         marked = function(*marked_args, **marked_kwargs)
     except TEMPLATE_ERRORS:  # the function does not accept placeholders
         marked = ""
-    rebuilt = fill_placeholders(str(marked), found)
+    rebuilt = fill_placeholders(str(marked), originals)
     if rebuilt == result:
         return rebuilt
     if isinstance(result, SourcedStr) and all(source is not None for _, source in result._runs):
         return result
-    return SourcedStr("".join([result]), _first_source(found))
+    return SourcedStr("".join([result]), _first_source(originals))
 
 
-def fill_placeholders(text: str, found: list[SourcedStr]) -> SourcedStr:
+def fill_placeholders(text: str, originals: list[SourcedStr]) -> SourcedStr:
     """Replace placeholders by their strings."""
     pieces = _PLACEHOLDERS.split(text)
-    known = len(found)
+    known = len(originals)
     return join(
         piece
         if i % 2 == 0
-        else found[int(piece)]
+        else originals[int(piece)]
         if int(piece) < known
         else _PLACEHOLDER.format(piece)
         for i, piece in enumerate(pieces)
     )
 
 
-def insert_placeholders(value: Any, found: list[SourcedStr]) -> Any:
-    """Return a value with a placeholder for every sourced string in it, appended to `found`."""
+def insert_placeholders(value: Any, originals: list[SourcedStr]) -> Any:
+    """Return a value with a placeholder for every sourced string in it, appended to `originals`."""
     if isinstance(value, SourcedStr):
-        found.append(value)
-        return _PLACEHOLDER.format(len(found) - 1)
+        originals.append(value)
+        return _PLACEHOLDER.format(len(originals) - 1)
     if isinstance(value, dict):
         return {
-            insert_placeholders(key, found): insert_placeholders(item, found)
+            insert_placeholders(key, originals): insert_placeholders(item, originals)
             for key, item in value.items()
         }
     if type(value) in (list, tuple):
-        return type(value)(insert_placeholders(item, found) for item in value)
+        return type(value)(insert_placeholders(item, originals) for item in value)
     return value
 
 
@@ -237,6 +237,6 @@ def _cut(runs: Iterable[Run], start: int, stop: int) -> Iterator[Run]:
             yield min(end, stop) - max(first, start), source
 
 
-def _first_source(found: Iterable[SourcedStr]) -> Any:
-    sources = (source for text in found for _, source in text._runs if source is not None)
+def _first_source(texts: Iterable[SourcedStr]) -> Any:
+    sources = (source for text in texts for _, source in text._runs if source is not None)
     return next(sources, None)

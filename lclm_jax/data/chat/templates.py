@@ -170,11 +170,11 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Any) -> SourcedStr:
-        found = []
+        texts = []
         for part in parts:
             _budget.get().spend(0, len(part))
-            found.append(part)
-        return join(found)
+            texts.append(part)
+        return join(texts)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         for loop in source.find_all(nodes.For):
@@ -284,9 +284,9 @@ def _operator_growth(operator: str, left: Any, right: Any) -> int:
 
 def _items_of_loop(items: Any) -> list[Any]:
     """Return the items of a loop, charged to the budget before the loop begins."""
-    found = list(items)
-    _budget.get().spend(len(found))
-    return found
+    listed = list(items)
+    _budget.get().spend(len(listed))
+    return listed
 
 
 def _printed(value: Any) -> Any:
@@ -312,13 +312,13 @@ def _to_json(
     if indent:
         spaces = indent if isinstance(indent, int) else len(indent)
         _budget.get().spend(1, spaces * len(json.dumps(value)))
-    found: list[SourcedStr] = []
-    marked = dump(insert_placeholders(_sorted(value) if sort_keys else value, found))
+    originals: list[SourcedStr] = []
+    marked = dump(insert_placeholders(_sorted(value) if sort_keys else value, originals))
     if ensure_ascii:
         marked = marked.replace("\\ue000", "\ue000").replace("\\ue001", "\ue001")
     quoted = [
         call_with_sources(lambda text: json.dumps(text, ensure_ascii=ensure_ascii)[1:-1], x)
-        for x in found
+        for x in originals
     ]
     return _measured(fill_placeholders(marked, quoted))
 
