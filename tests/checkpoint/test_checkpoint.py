@@ -379,8 +379,7 @@ def test_what_is_kept(tmp_path):
 
 def test_a_failed_save_is_seen_without_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sys.modules["lclm_jax.checkpoint.steps"],
-        "write_checksums",
+        "lclm_jax.checkpoint.steps.write_checksums",
         lambda _: (_ for _ in ()).throw(OSError("full")),
     )
     with (

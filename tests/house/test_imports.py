@@ -57,7 +57,6 @@ def test_tests_share_code_through_conftest_and_support_only():
     wrong = [
         f"{source.path} imports {name}"
         for source in read_sources(ROOT, ["tests"])
-        if source.room not in {"tests/training", "tests/reports"}  # not yet
         for name in source.imported_names()
         if any(part.startswith("test_") for part in name.split(".")[:-1])
     ]

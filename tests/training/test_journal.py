@@ -4,11 +4,11 @@ import sys
 import types
 
 import pytest
-from test_loop import compiled_once, config, moved  # noqa: F401
 
 from lclm_jax.config import ConfigError
 from lclm_jax.training.journal import Journal, numbers
 from lclm_jax.training.loop import train
+from tests.support.trained_runs import moved
 
 
 def test_figures_go_to_tensorboard(config, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import types
 from dataclasses import replace
 from functools import partial
@@ -11,18 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import (  # noqa: F401
-    assert_equal,
-    compiled_once,
-    config,
-    events_of,
-    finished,
-    lines_of,
-    log_of,
-    moved,
-    once,
-    saved,
-)
 
 from configs.lclm_0p6b_4b_16x import config as published_config
 from lclm_jax.checkpoint.model_files import save_model
@@ -39,11 +26,13 @@ from lclm_jax.data.loading import (
 from lclm_jax.inference.language_model import load
 from lclm_jax.model.params import flatten, init_params
 from lclm_jax.scoring import Score, score
+from lclm_jax.training import loop
 from lclm_jax.training.loop import train
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.optim import assign_groups, split_trained
 from lclm_jax.training.step import gradients_of
 from lclm_jax.training.validation import held_out_records
+from tests.support.trained_runs import assert_equal, events_of, lines_of, log_of, moved, saved
 
 
 def test_two_runs_are_equal_bit_for_bit(finished, tmp_path):
@@ -62,15 +51,14 @@ def test_a_stage_is_compiled_once(finished):
 
 
 def test_a_batch_of_another_shape_is_an_error_not_another_program(config, tmp_path, monkeypatch):
-    module = sys.modules["lclm_jax.training.loop"]
-    calls, whole = [], module.global_batch
+    calls, whole = [], loop.global_batch
 
     def wider(*arguments):
         calls.append(1)
         batch = whole(*arguments)
         return batch if len(calls) < 3 else jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
 
-    monkeypatch.setattr(module, "global_batch", wider)
+    monkeypatch.setattr(loop, "global_batch", wider)
     with pytest.raises(TypeError, match="compiled"):
         train(moved(config, tmp_path))
     assert len(calls) == 3
@@ -262,7 +250,7 @@ def test_only_the_step_before_is_waited_for(config, monkeypatch):
     fake = types.SimpleNamespace(
         device_get=read, block_until_ready=read, device_count=lambda: 1, devices=jax.devices
     )
-    monkeypatch.setattr(sys.modules["lclm_jax.training.metrics"], "jax", fake)
+    monkeypatch.setattr("lclm_jax.training.metrics.jax", fake)
     recorder = Recorder(
         config, stage, None, types.SimpleNamespace(log=lambda line: None, writes=True)
     )

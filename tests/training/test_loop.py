@@ -1,6 +1,5 @@
 """The training loop: two stages, interruptions, frozen parameters and invalid configs."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,100 +12,23 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.config import ConfigError, ParameterGroup, StageConfig
 from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches
-from lclm_jax.distributed.sharding import batch_sharding, make_mesh
+from lclm_jax.distributed.sharding import batch_sharding
 from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import Interrupted, train
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.optim import assign_groups
-from lclm_jax.training.state import abstract_state, begin_stage
+from lclm_jax.training.state import begin_stage
 from lclm_jax.training.step import train_step
 from tests.support.paths import ROOT
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The runs of this file take the same few programs; JAX's own cache spares compiling them again."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def once():
-    """What takes long to make and is shared by the tests of this file, by name."""
-    return {}
-
-
-@pytest.fixture
-def config(config, monkeypatch, one_device):
-    """On one device, the second stage at a constant rate, every checkpoint kept."""
-    monkeypatch.setattr(sys.modules["lclm_jax.training.loop"], "make_mesh", lambda _: one_device)
-    adapter, everything = config.stages
-    run = replace(config.run, keep=9)
-    return replace(config, stages=(adapter, replace(everything, final_learning_rate=1e-3)), run=run)
-
-
-@pytest.fixture
-def finished(config, once):
-    """(config, directory) of a run that nobody interrupted."""
-    if "run" not in once:
-        once["run"] = config, train(config)
-    return once["run"]
-
-
-def saved(config, directory, step):
-    """Parameters, moments and counters of a step, on the host."""
-    stage = config.stages[0] if step <= config.stages[0].steps else config.stages[1]
-    state = abstract_state(config, stage, make_mesh(config.mesh, jax.devices()[:1]))
-    training = {
-        "moments": state.moments,
-        "step": state.step,
-        "skipped": state.skipped,
-        "failing": state.failing,
-    }
-    with Checkpoints(directory, keep=9) as checkpoints:
-        return jax.device_get(
-            checkpoints.restore(step, {"params": state.params, "training": training})
-        )
-
-
-def lines_of(directory, name):
-    return [
-        json.loads(line)
-        for line in (directory / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def log_of(directory):
-    return lines_of(directory, "log")
-
-
-def events_of(directory, event):
-    return [line for line in lines_of(directory, "events") if line["event"] == event]
-
-
-def moved(config, directory, **changes):
-    """The config of a run in another directory."""
-    return replace(config, run=replace(config.run, directory=str(directory), **changes))
-
-
-def assert_equal(tree, expected):
-    jax.tree.map(np.testing.assert_array_equal, tree, expected)
-
-
-def changed(after, before):
-    """Paths of the arrays that differ."""
-    return {
-        path for path, x in flatten(after).items() if not np.array_equal(x, flatten(before)[path])
-    }
+from tests.support.trained_runs import (
+    assert_equal,
+    changed,
+    log_of,
+    saved,
+)
 
 
 def test_log_has_a_line_a_step_and_every_stream(finished):
@@ -151,8 +73,7 @@ def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(
     config, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(
-        sys.modules["lclm_jax.training.loop"],
-        "prefetch_batches",
+        "lclm_jax.training.loop.prefetch_batches",
         lambda *arguments: Late(prefetch_batches(*arguments)),
     )
     directory = train(

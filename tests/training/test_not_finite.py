@@ -1,19 +1,19 @@
 """Steps that are not finite: skipped, reported, limited in number and replayed."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from test_loop import compiled_once, config, events_of, log_of, moved, saved  # noqa: F401
 
 from launch import replay as launch_replay
 from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.model.params import flatten, unflatten
+from lclm_jax.training import loop
 from lclm_jax.training.loop import NotFinite, train
 from lclm_jax.training.replay import keep_batch, read_batch, replay
+from tests.support.trained_runs import events_of, log_of, moved, saved
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def poisoned(config_once, tokenizer, noisy):
 @pytest.fixture
 def failing(config, tmp_path, poisoned, tokenizer, monkeypatch, one_device):
     """A run that begins with such parameters, and stops at the second such step in a row."""
-    monkeypatch.setattr(sys.modules["lclm_jax.training.replay"], "make_mesh", lambda _: one_device)
+    monkeypatch.setattr("lclm_jax.training.replay.make_mesh", lambda _: one_device)
     save_model(tmp_path / "base", config.model, tokenizer, poisoned[0])
     return moved(
         config,
@@ -97,7 +97,7 @@ def test_gradients_alone_are_traced_to_rows(
     config, tmp_path, noisy, one_batch, tokenizer, monkeypatch, one_device
 ):
     """Losses are finite; a gradient is not, but in the rows that read no context."""
-    monkeypatch.setattr(sys.modules["lclm_jax.training.replay"], "make_mesh", lambda _: one_device)
+    monkeypatch.setattr("lclm_jax.training.replay.make_mesh", lambda _: one_device)
     factors = {"encoder/norm/scale": 1e-24, "adapter/norm/scale": 1e24}
     flat = {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(noisy).items()}
     save_model(tmp_path, config.model, tokenizer, unflatten(flat))
@@ -115,8 +115,7 @@ def test_gradients_alone_are_traced_to_rows(
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_path, monkeypatch):
-    module = sys.modules["lclm_jax.training.loop"]
-    calls, whole = [], module.global_batch
+    calls, whole = [], loop.global_batch
 
     def poison(*arguments):
         calls.append(1)
@@ -127,7 +126,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_p
             else batch
         )
 
-    monkeypatch.setattr(module, "global_batch", poison)
+    monkeypatch.setattr(loop, "global_batch", poison)
     directory = train(moved(config, tmp_path), "adapter")
     assert [event["step"] for event in events_of(directory, "skipped")] == [2]
     lines = log_of(directory)

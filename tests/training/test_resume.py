@@ -6,7 +6,6 @@ No step is compiled here: the stage is replaced by one that reads a batch and sa
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,24 +17,22 @@ from lclm_jax.config.values import override
 from lclm_jax.data.shards import MANIFEST
 from lclm_jax.files.checksums import CHECKSUMS
 from lclm_jax.files.directories import DirectoryError, locked
+from lclm_jax.training import loop
 from lclm_jax.training.loop import train
-
-module = sys.modules["lclm_jax.training.loop"]
 
 
 @pytest.fixture
-def batches(monkeypatch, one_device) -> list:
+def batches(monkeypatch) -> list:
     """The batches that stages read, one each; a stage saves its step 2 of 4."""
     read = []
 
     def run_stage(run, stage, state, order, iterator):
         read.append(next(iterator))
-        module._save(run, stage, 2, state, order, iterator)
+        loop._save(run, stage, 2, state, order, iterator)
         run.checkpoints.wait()
         return state
 
-    monkeypatch.setattr(module, "make_mesh", lambda _: one_device)
-    monkeypatch.setattr(module, "_run_stage", run_stage)
+    monkeypatch.setattr(loop, "_run_stage", run_stage)
     return read
 
 
@@ -165,7 +162,7 @@ def test_a_run_that_cannot_save_does_not_begin(config, batches, monkeypatch):
     def refuse(directory):
         raise DirectoryError(f"cannot write to {directory}: Read-only file system")
 
-    monkeypatch.setattr(sys.modules["lclm_jax.checkpoint.steps"], "check_writable", refuse)
+    monkeypatch.setattr("lclm_jax.checkpoint.steps.check_writable", refuse)
     message = "could not write a checkpoint to .*checkpoints: Read-only file system. There is none"
     with pytest.raises(CheckpointError, match=message):
         train(config)
