@@ -150,7 +150,7 @@ class Source:
         return self.tensors[0][0].layer is not None
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read rows [start, stop) of the first axis, which is layers if the parameter is stacked."""
+        """Read rows [start, stop) of the first axis, which is layers if parameters are stacked."""
         rows = range(self.shape[0])[start:stop]
         if not self.stacked and self.tensors[0][0].transform == "none":
             return self.tensors[0][1].read(rows.start, rows.stop).astype(self.dtype, copy=False)

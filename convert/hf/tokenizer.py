@@ -1,5 +1,4 @@
-"""The tokenizers of the two towers: one vocabulary, and three memory tokens that only the
-decoder's has."""
+"""Tokenizers of the two towers: one vocabulary; only the decoder's has the memory tokens."""
 
 import json
 from pathlib import Path
@@ -22,9 +21,10 @@ TEXT_PARTS = ("normalizer", "pre_tokenizer", "model")  # of a tokenizer.json
 
 
 def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | None:
-    """The decoder's tokenizer, if there is one, checked to serve both towers and fit their tables.
+    """Read the decoder's tokenizer, or None where a checkpoint has none.
 
-    Raises ConversionError where it does not.
+    Raises ConversionError where a memory token is missing, an embedding table is too small, or the
+    encoder's tokenizer splits text in another way.
     """
     if not (published.decoder / "tokenizer.json").exists():
         return None
@@ -55,8 +55,10 @@ def read_tokenizer(published: Published, config: ModelConfig) -> Tokenizer | Non
 
 
 def check_shared(encoder: Path, decoder: Path):
-    """Raises ConversionError when the encoder's directory has a tokenizer that gives a text other
-    tokens than the decoder's, naming its parts that differ."""
+    """Check that both towers' tokenizers, where both exist, give a text the same tokens.
+
+    Raises ConversionError that names the parts that differ.
+    """
     file, other = (place / "tokenizer.json" for place in (encoder, decoder))
     if not (file.exists() and other.exists()):
         return
@@ -72,24 +74,26 @@ def check_shared(encoder: Path, decoder: Path):
 
 
 def compare(definition: str, other: str) -> list[str]:
-    """The parts that decide a text's tokens and differ between two `tokenizer.json`; memory tokens,
-    offsets, decoders and the template around a text do not count."""
+    """Name the parts of two `tokenizer.json` that differ and decide a text's tokens.
+
+    Memory tokens, offsets, decoders and the template around a text decide none.
+    """
     left, right = (_without_memory(text) for text in (definition, other))
     differing = [part for part in TEXT_PARTS if left.get(part) != right.get(part)]
-    if differing:  # in the file, perhaps by defaults that only one of them spells out
-        left, right = (_spelled_out(fields) for fields in (left, right))
+    if differing:  # perhaps only one file spells out a default
+        left, right = (_with_defaults(fields) for fields in (left, right))
         differing = [part for part in differing if left.get(part) != right.get(part)]
-    return differing + (["added_tokens"] if _added(left) != _added(right) else [])
+    return differing + (["added_tokens"] if _added_tokens(left) != _added_tokens(right) else [])
 
 
 def _without_memory(definition: str) -> TokenizerJson:
     fields = parse_tokenizer_json(definition)
-    kept = [token for token in fields["added_tokens"] if token["content"] not in MEMORY_TOKENS]
-    return {**fields, "added_tokens": kept}
+    others = [token for token in fields["added_tokens"] if token["content"] not in MEMORY_TOKENS]
+    return {**fields, "added_tokens": others}
 
 
-def _added(fields: TokenizerJson) -> dict[str, Any]:
-    """Added tokens by name, and all of each that decides where it is found."""
+def _added_tokens(fields: TokenizerJson) -> dict[str, Any]:
+    """Return the id and matching rules of every added token, by its content."""
     return {
         token["content"]: {
             key: token.get(key) for key in ("id", *CONTROL_TOKEN_FLAGS) if key != "special"
@@ -98,14 +102,14 @@ def _added(fields: TokenizerJson) -> dict[str, Any]:
     }
 
 
-def _spelled_out(fields: TokenizerJson) -> TokenizerJson:
-    """The definition with every default, and without what decides offsets alone."""
+def _with_defaults(fields: TokenizerJson) -> TokenizerJson:
+    """Return the definition with every default filled in, without settings of offsets."""
 
-    def without_offsets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def drop_offsets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in pairs if key != "trim_offsets"}
 
     bare = {part: fields.get(part) for part in ("version", *TEXT_PARTS)} | {"added_tokens": []}
-    spelled = json.loads(build_library_tokenizer(bare).to_str(), object_pairs_hook=without_offsets)
+    spelled = json.loads(build_library_tokenizer(bare).to_str(), object_pairs_hook=drop_offsets)
     return {**spelled, "added_tokens": fields["added_tokens"]}
 
 
@@ -119,6 +123,6 @@ def _check_marker(settings: Path):
 
 
 def without_memory(tokenizer: Tokenizer) -> Tokenizer:
-    """The encoder's tokenizer: the decoder's without the three memory tokens."""
+    """Return the encoder's tokenizer: the decoder's without the three memory tokens."""
     fields = _without_memory(tokenizer.definition)
     return tokenizer.with_definition(json.dumps(fields, indent=2, ensure_ascii=False))

@@ -78,7 +78,7 @@ def layer_config(tower: PretrainedConfig, width: int) -> Qwen3Config:
 
 
 class Adapter(torch.nn.Module):
-    """RMSNorm -> Linear -> exact GELU -> Linear, with bidirectional Qwen3 layers after or before."""
+    """RMSNorm -> Linear -> exact GELU -> Linear, with bidirectional layers after or before."""
 
     def __init__(self, settings: dict[str, Any], encoder: Qwen3Config, decoder: Qwen3Config):
         super().__init__()
@@ -162,7 +162,7 @@ class Reference:
     def compress(
         self, tokens: np.ndarray, ratio: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return pooled encoder states and latents of a context; `ratio` defaults to the model's."""
+        """Return pooled encoder states and latents of a context at `ratio` or the default."""
         window, width = self.settings["encoder_window_size"], self.adapter.norm.weight.shape[0]
         ratio = ratio or self.settings["compression_ratio"]
         starts = range(0, len(tokens), window)
