@@ -27,7 +27,7 @@ from lclm_jax.data.inputs.splits import split_of_file
 from lclm_jax.data.inputs.units import find_units
 
 FUZZ = settings(max_examples=int(os.environ.get("LCLM_FUZZ", "50")), deadline=None)
-ROWS = [{"text": f"InputRow {i}: Zoë", "n": str(i)} for i in range(30)]
+ROWS = [{"text": f"Row {i}: Zoë", "n": str(i)} for i in range(30)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"size"
 COMPRESS = {

@@ -44,10 +44,9 @@ def list_source_runs(rendered: SourcedStr) -> list[SourceRun]:
     """Return the runs of a rendered chat in order."""
     runs, start = [], 0
     for text, source in split_by_source(rendered):
-        generated = isinstance(source, GeneratedSource)
-        runs.append(
-            SourceRun(start, start + len(text), source.source if generated else source, generated)
-        )
+        is_generated = isinstance(source, GeneratedSource)
+        original = source.source if is_generated else source
+        runs.append(SourceRun(start, start + len(text), original, is_generated))
         start += len(text)
     return runs
 
@@ -60,22 +59,22 @@ def check_all_rendered(
     A template may drop a system message.
     """
     sources = [(run.stop - run.start, run.source) for run in runs if run.source is not None]
-    present = {words.message for _, words in sources if words.is_content}
+    rendered = {source.message for _, source in sources if source.is_content}
     for i, message in enumerate(messages):
         parts = parse_parts(message.get("content"), tokenizer)
-        spoken = any(not isinstance(part, str) or part.strip() for part in parts)
-        if spoken and i not in present and message["role"] != "system":
+        has_content = any(not isinstance(part, str) or part.strip() for part in parts)
+        if has_content and i not in rendered and message["role"] != "system":
             raise TextError(
                 f"the chat template leaves out what message {i} ({message['role']}) says"
             )
-        holes = sum(not isinstance(part, (str, Reasoning)) for part in parts)
-        rendered_count = sum(
-            n for n, words in sources if words.message == i and words.part is not None
+        placeholders = sum(not isinstance(part, (str, Reasoning)) for part in parts)
+        count = sum(
+            length for length, source in sources if source.message == i and source.part is not None
         )
-        if holes != rendered_count:
+        if count != placeholders:
             raise TextError(
                 f"the chat template leaves out or repeats a context of message {i}: "
-                f"expected {holes}, got {rendered_count}"
+                f"expected {placeholders}, got {count}"
             )
 
 
@@ -125,8 +124,8 @@ def _turn_start(
     """
     chunk = _plain(rendered[before : after if first is None else first])
     if opening and opening in chunk:
-        start = chunk.index(opening) if first is None else chunk.rindex(opening)
-        return before + start + len(opening)
+        index = chunk.index(opening) if first is None else chunk.rindex(opening)
+        return before + index + len(opening)
     bare = opening.strip()  # a template may strip the text before an empty answer
     if first is None and bare and bare in chunk:
         rest = chunk[chunk.index(bare) + len(bare) :]
@@ -168,10 +167,10 @@ def _bounds(runs: Sequence[SourceRun]) -> dict[int, tuple[int, int]]:
     """Return where the content of each message begins and ends."""
     bounds: dict[int, tuple[int, int]] = {}
     for run in runs:
-        words = run.source
-        if words is not None and words.message is not None and words.is_content:
-            first, _ = bounds.get(words.message, (run.start, 0))
-            bounds[words.message] = first, run.stop
+        source = run.source
+        if source is not None and source.message is not None and source.is_content:
+            first, _ = bounds.get(source.message, (run.start, 0))
+            bounds[source.message] = first, run.stop
     return bounds
 
 

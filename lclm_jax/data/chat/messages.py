@@ -71,39 +71,36 @@ def prepare_messages(
     message if the template reads one, else text before the content, between markers. Raises
     TextError for a call without a name, or with arguments that are not JSON.
     """
-    reads = any(name in template for name in REASONING_FIELDS)
-    return [_prepare_message(message, tokenizer, reads) for message in messages]
+    reads_reasoning = any(name in template for name in REASONING_FIELDS)
+    return [_prepare_message(message, tokenizer, reads_reasoning) for message in messages]
 
 
-def _prepare_message(message: Message, tokenizer: Tokenizer, reads_thoughts: bool) -> Message:
+def _prepare_message(message: Message, tokenizer: Tokenizer, reads_reasoning: bool) -> Message:
     if not isinstance(message, Mapping) or message.get("role") != "assistant":
         return message
-    normal = dict(message)
+    prepared = dict(message)
     calls, content = message.get("tool_calls"), message.get("content")
     if calls:
-        normal["tool_calls"] = [_prepare_call(call) for call in calls]
-    thought = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
+        prepared["tool_calls"] = [_prepare_call(call) for call in calls]
+
+    reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name)), None)
     parts = parse_parts(content, tokenizer)
-    if (
-        reads_thoughts
-        and not isinstance(content, str)
-        and isinstance(next(iter(parts), 0), Reasoning)
-    ):
-        analysis, *parts = parts
-        normal[REASONING_FIELDS[0]] = analysis.text.strip("\n")
-        normal["content"] = _without_line_ends(parts)
-    elif isinstance(thought, str) and not reads_thoughts:
+    first = parts[0] if parts and not isinstance(content, str) else None
+    if reads_reasoning and isinstance(first, Reasoning):
+        prepared[REASONING_FIELDS[0]] = first.text.strip("\n")
+        prepared["content"] = _without_line_ends(parts[1:])
+    elif isinstance(reasoning, str) and not reads_reasoning:
         before, after = REASONING_MARKERS[0]
         gap = ["\n\n"] if parts else []
-        normal["content"] = [Reasoning(f"\n{thought}\n", before, after), *gap, *parts]
-    return normal
+        prepared["content"] = [Reasoning(f"\n{reasoning}\n", before, after), *gap, *parts]
+    return prepared
 
 
 def _prepare_call(call: Any) -> dict[str, Any]:
-    called = call.get("function", call) if isinstance(call, Mapping) else {}
-    if not (isinstance(called, Mapping) and isinstance(called.get("name"), str)):
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    if not (isinstance(function, Mapping) and isinstance(function.get("name"), str)):
         raise TextError(f"a tool call has a name and arguments, got {str(call)[:80]}")
-    arguments = called.get("arguments") or {}
+    arguments = function.get("arguments") or {}
     if isinstance(arguments, str):  # as the chat APIs write them
         try:
             arguments = json.loads(arguments)
@@ -112,7 +109,7 @@ def _prepare_call(call: Any) -> dict[str, Any]:
                 f"the arguments of a tool call are a JSON object, got {arguments[:80]!r}: {error}"
             ) from error
     outer = dict(call) if "function" in call else {}
-    return {"type": "function", **outer, "function": {**called, "arguments": arguments}}
+    return {"type": "function", **outer, "function": {**function, "arguments": arguments}}
 
 
 def _without_line_ends(parts: Sequence[Part]) -> list[Part]:
@@ -134,25 +131,26 @@ def attach_sources(i: int, message: Message, template: str, tokenizer: Tokenizer
             f"a role is one word such as user, got {role!r}; put the words into content"
         )
     fields = {name: value for name, value in message.items() if value is not None}
-    thought = next((fields[name] for name in REASONING_FIELDS if name in fields), None)
-    if thought is not None:
-        fields = {"thinking": thought, **fields, "reasoning_content": thought}
-    answers = role == "assistant"
+    reasoning = next((fields[name] for name in REASONING_FIELDS if name in fields), None)
+    if reasoning is not None:
+        fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+
+    is_answer = role == "assistant"
     fixed = TextSource(i, Role.FIXED, is_content=False)
-    sources = {name: TextSource(i, Role.ANALYSIS) for name in REASONING_FIELDS if answers}
-    if answers:
+    sources = {name: TextSource(i, Role.ANALYSIS) for name in REASONING_FIELDS if is_answer}
+    if is_answer:
         sources["tool_calls"] = TextSource(i, Role.ANSWER)
-    traced = {
+    sourced = {
         name: attach_json_sources(value, sources.get(name, fixed), name)
         for name, value in fields.items()
         if name not in ("role", "content", "trained")
     }
-    traced["role"] = role if role in TEMPLATE_ROLES else SourcedStr(role, fixed)
+    sourced["role"] = role if role in TEMPLATE_ROLES else SourcedStr(role, fixed)
     if "content" in fields:
-        traced["content"] = _attach_content_sources(
-            i, answers, fields["content"], template, tokenizer
+        sourced["content"] = _attach_content_sources(
+            i, is_answer, fields["content"], template, tokenizer
         )
-    return traced
+    return sourced
 
 
 def attach_json_sources(value: Any, source: TextSource, name: str) -> Any:
@@ -173,30 +171,30 @@ def attach_json_sources(value: Any, source: TextSource, name: str) -> Any:
 
 
 def _attach_content_sources(
-    i: int, answers: bool, content: Any, template: str, tokenizer: Tokenizer
+    i: int, is_answer: bool, content: Any, template: str, tokenizer: Tokenizer
 ) -> SourcedStr | list[Any]:
     parts = parse_parts(content, tokenizer)
-    if answers and isinstance(content, str):
+    if is_answer and isinstance(content, str):
         parts = split_reasoning(content)
-    typed = _is_typed(content)
+    is_typed = _is_typed(content)
     # Text next to other parts was put into a list so that it is never compressed.
-    prompt = Role.PROMPT if isinstance(content, str) or typed else Role.FIXED
-    traced = [_attach_part_source(i, part, Role.ANSWER if answers else prompt) for part in parts]
-    if typed and _reads_parts(template):
-        return [{"type": "text", "text": text} for text in traced]
-    return join(traced)
+    prompt = Role.PROMPT if isinstance(content, str) or is_typed else Role.FIXED
+    role = Role.ANSWER if is_answer else prompt
+    texts = [_attach_part_source(i, part, role) for part in parts]
+    if is_typed and _reads_parts(template):
+        return [{"type": "text", "text": text} for text in texts]
+    return join(texts)
 
 
 def _attach_part_source(i: int, part: Part, role: Role) -> SourcedStr:
     if isinstance(part, str):
         return SourcedStr(part, TextSource(i, role))
     if isinstance(part, Reasoning):
-        marker, thought = TextSource(i, Role.ANSWER, is_marker=True), TextSource(i, Role.ANALYSIS)
-        text = SourcedStr(part.text, thought)
+        marker = TextSource(i, Role.ANSWER, is_marker=True)
+        text = SourcedStr(part.text, TextSource(i, Role.ANALYSIS))
         return join([SourcedStr(part.before, marker), text, SourcedStr(part.after, marker)])
-    return SourcedStr(
-        PLACEHOLDER, TextSource(i, Role.CONTEXT if isinstance(part, Context) else role, part)
-    )
+    role = Role.CONTEXT if isinstance(part, Context) else role
+    return SourcedStr(PLACEHOLDER, TextSource(i, role, part))
 
 
 def parse_parts(content: Any, tokenizer: Tokenizer) -> list[Part]:
@@ -261,7 +259,7 @@ def split_reasoning(content: str) -> list[Part]:
     """
     for before, after in REASONING_MARKERS:
         head, opened, rest = content.partition(before)
-        thought, closed, tail = rest.partition(after)
-        if opened and closed and thought.strip() and not head.strip():
-            return [part for part in (head, Reasoning(thought, before, after), tail) if part]
+        reasoning, closed, tail = rest.partition(after)
+        if opened and closed and reasoning.strip() and not head.strip():
+            return [part for part in (head, Reasoning(reasoning, before, after), tail) if part]
     return [content]
