@@ -122,7 +122,7 @@ def test_arguments_may_be_written_as_json_and_several_calls_follow_each_other(re
     assert answers(several, reader) == [f"Let me see\n{call_text}\n{CALL_TEXT}"]
 
 
-def test_an_analysis_is_told_from_the_answer(reader):
+def test_an_analysis_is_separate_from_the_answer(reader):
     content = [
         {"analysis": "\nIt is wet\n", "before": "<think>", "after": "</think>"},
         {"text": "\n\nYes."},

@@ -297,7 +297,7 @@ def test_exactly_the_trained_tokens_after_the_first_position_carry_weight(spans)
 def test_the_other_views_of_a_record():
     record = [Plain(ids(1)), Context(ids(2, 3)), Plain(ids(4), True), Given(2)]
 
-    def told(spans):
+    def contents(spans):
         return [
             span
             if isinstance(span, Given)
@@ -305,19 +305,19 @@ def test_the_other_views_of_a_record():
             for span in spans
         ]
 
-    assert told(as_plain_text(record)) == [
+    assert contents(as_plain_text(record)) == [
         (Plain, [1], False),
         (Plain, [2, 3], False),
         (Plain, [4], True),
         Given(2),
     ]
-    assert told(as_trained_text(record)) == [
+    assert contents(as_trained_text(record)) == [
         (Plain, [1], True),
         (Plain, [2, 3], True),
         (Plain, [4], True),
         Given(2),
     ]
-    assert told(without_contexts(record)) == [(Plain, [1], False), (Plain, [4], True), Given(2)]
+    assert contents(without_contexts(record)) == [(Plain, [1], False), (Plain, [4], True), Given(2)]
     assert isinstance(record[1], Context), "a view leaves the record as it was"
 
 
