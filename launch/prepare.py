@@ -59,7 +59,8 @@ def main():
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
     show_table(summary_table(manifest))
     sys.stdout.write(describe_rejections(manifest, arguments.out))
-    sys.stdout.write(f"wrote {arguments.out.resolve()}; see python -m launch.inspect_data\n")
+    sys.stdout.write(f"wrote {arguments.out.resolve()}; ")
+    sys.stdout.write(f"look at it by python -m launch.inspect_data {arguments.out}\n")
 
 
 if __name__ == "__main__":

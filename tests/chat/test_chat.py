@@ -47,7 +47,10 @@ CHAT = [
     {"role": "tool", "content": "It rains <|im_end|> a lot"},
     {"role": "assistant", "content": "Yes."},
 ]
-CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city name": "Oslo \\"x\\" <|im_start|>"}}\n</tool_call><|im_end|>'
+CALL_TEXT = (
+    '<tool_call>\n{"name": "get_weather", '
+    '"arguments": {"city name": "Oslo \\"x\\" <|im_start|>"}}\n</tool_call><|im_end|>'
+)
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,8 @@ def test_packing_keeps_every_token_and_every_slot_leads_to_its_context(
         assert (batch.slots[i, padding] == -1).all()
         assert not batch.tokens[i, padding].any() and not batch.weights[i, padding].any()
         assert sum(map(len, row.examples)) == length <= 40
-        # Every segment of a window is one piece of one context, positions from 0; nothing lies outside.
+        # Every segment of a window is one piece of one context, with positions from 0, and no token
+        # lies outside of a segment.
         in_windows = []
         for tokens, segments, positions, groups in zip(
             windows.tokens, windows.segments, windows.positions, windows.groups, strict=True
@@ -295,7 +296,10 @@ def test_after_one_in_vain_those_that_need_as_much_are_not_tried(monkeypatch):
 
 
 def test_those_who_wait_stay_a_fair_sample():
-    """The short do not pile up behind the long: of two sorts that come equally often, equally many wait after long packing."""
+    """Short examples do not pile up behind long ones.
+
+    Of two sorts that come equally often, equally many wait after long packing.
+    """
     rng, limits = np.random.default_rng(0), RowBudget(1000, 10, 100, 100)
     short, long = RecordSize(20, ((30, 2),), 0, 0), RecordSize(150, ((100, 7),), 0, 0)
     waiting = []
@@ -341,7 +345,7 @@ def test_seats_never_overlap(examples):
 
 
 def test_rows_of_the_recipes_lengths_are_full():
-    """Lognormal documents read at 16 tokens a latent, half of their tokens plain: more than 97 % of both budgets."""
+    """Lognormal documents, half of them plain, fill more than 97 % of both budgets at ratio 16."""
     rng, config = np.random.default_rng(0), ModelConfig(TOWER, TOWER, CompressionConfig(16, 1024))
     lengths = np.clip(rng.lognormal(7.5, 1.0, 3000), 256, 14000).astype(int)
     sizes = [

@@ -174,7 +174,7 @@ def test_a_host_reads_the_tokens_of_its_own_rows_only(config, tokenizer, monkeyp
     hosts=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=2, max_size=4), seed=st.integers(0, 3)
 )
 def test_any_hosts_may_go_on_from_any_others(config_once, tokenizer, hosts, seed):
-    """Read a batch at each of these host counts in turn, saving and restoring in between: one mixture, continued."""
+    """A batch at each of these host counts in turn, restored in between, continues one mixture."""
     config = replace(config_once, data=replace(config_once.data, seed=seed))
     mixture = mixture_of(config, tokenizer)
     alone = iter(PackedBatches(mixture))

@@ -237,7 +237,8 @@ def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path,
     )
     with pytest.raises(
         UserError,
-        match=r"(?s)rows of source docs were refused, more than recipe.max_rejected_rows=5.*record 1: fields",
+        match="(?s)rows of source docs were refused, "
+        "more than recipe.max_rejected_rows=5.*record 1: fields",
     ):
         prepare(
             recipe, {"docs": [str(tmp_path / "docs.jsonl")]}, tmp_path / "out", tokenizer, workers=1
@@ -409,7 +410,8 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
         "from lclm_jax.config import Recipe, Source, Stream\n"
         "def recipe():\n"
         "    sources = (Source('docs', 'text'), Source('talk', 'chat'), Source('more', 'math'))\n"
-        "    streams = (Stream('interleaved', 'docs', 6.0), Stream('sft', 'talk', 3.0), Stream('reconstruction', 'more', 1.0))\n"
+        "    streams = (Stream('interleaved', 'docs', 6.0), Stream('sft', 'talk', 3.0),\n"
+        "               Stream('reconstruction', 'more', 1.0))\n"
         "    return Recipe('small', sources, streams)\n",
         encoding="utf-8",
     )
@@ -434,7 +436,7 @@ def test_prepare_and_inspect_as_commands(command, inputs, tokenizer, tmp_path, c
     arguments += ["--input", f"talk={inputs['talk'][0]}"]
     assert command(launch_prepare, *arguments, "--input", "other=x") == 2
     assert command(launch_prepare, *arguments, "--without", "more") == 0
-    assert "python -m launch.inspect_data" in capsys.readouterr().out
+    assert f"python -m launch.inspect_data {out}" in capsys.readouterr().out
     settings = [f"--set=model.{key}" for key in ("compression.ratio=4", "compression.window=64")]
     settings += [
         "--set=data.row_positions=512",

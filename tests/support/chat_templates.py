@@ -56,7 +56,8 @@ TEMPLATES = {
         "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
         "{% for message in loop_messages %}"
         "{% if loop.index0 == 0 and system_message != false %}"
-        "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+        "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' "
+        "+ message['content'] %}"
         "{% else %}{% set content = message['content'] %}{% endif %}"
         "{% if message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
         "{% else %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% endif %}"
@@ -107,7 +108,8 @@ TEMPLATES = {
     "tools described": (
         "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}"
         "{{ messages[0].content }}\n\n{% endif %}{% for tool in tools %}{{ tool | tojson }}\n"
-        "{{ tool.function.name }}: {{ tool.function.description }}\n{% endfor %}<|im_end|>\n{% endif %}"
+        "{{ tool.function.name }}: {{ tool.function.description }}\n{% endfor %}"
+        "<|im_end|>\n{% endif %}"
         "{% for m in messages %}{% if m.role != 'system' or not tools %}<|im_start|>{{ m.role }}"
         "{% if m.name %} name={{ m.name }}{% endif %}"
         "{% if m.tool_call_id %} id={{ m.tool_call_id }}{% endif %}{{ '\\n' ~ m.content }}"
@@ -145,7 +147,8 @@ TEMPLATES = {
     "first letters": chatml("m.content[:12]"),
     "parts": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}"
-        "{{ m.content }}{% else %}{% for p in m.content %}{{ p.text | trim }}{% endfor %}{% endif %}"
+        "{{ m.content }}{% else %}"
+        "{% for p in m.content %}{{ p.text | trim }}{% endfor %}{% endif %}"
         "<|im_end|>\n{% endfor %}" + _GENERATE
     ),
     "plain words": (

@@ -34,7 +34,7 @@ def same(first, second) -> bool:
 
 
 def with_noise(params):
-    """Residual branches start at zero; with noise on every parameter, each of them matters to what is computed."""
+    """Parameters with noise, so that residual branches, which start at zero, matter to results."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(np.float32), params
@@ -59,7 +59,7 @@ def build(spans, first=1000):
 
 
 def write_sources(directory, tokenizer, rows, splits=SPLITS):
-    """A prepared directory of `{source: (kind, raw examples)}`, the same examples in every split."""
+    """A prepared directory of `{source: (kind, raw examples)}`, the same ones in every split."""
     tokenizer.save(directory / "tokenizer")
     sources = {}
     for name, (kind, raws) in rows.items():

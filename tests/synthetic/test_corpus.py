@@ -19,11 +19,17 @@ def test_one_document_in_fifty_is_held_out_always_the_same():
     assert split_of("a lone surrogate \ud800") in ("train", "held")
 
 
-LONG = "A docstring of more than eighty characters, so that it is long enough to be a passage of its own."
+LONG = (
+    "A docstring of more than eighty characters, "
+    "so that it is long enough to be a passage of its own."
+)
 
 
 def test_docstrings_of_a_module():
-    module = f'"""{LONG} 1"""\nclass A:\n    """{LONG} 2"""\n    def f(self):\n        """Too short."""\n    def g(self): pass\n'
+    module = (
+        f'"""{LONG} 1"""\nclass A:\n    """{LONG} 2"""\n'
+        '    def f(self):\n        """Too short."""\n    def g(self): pass\n'
+    )
     assert corpus.docstrings(module) == [f"{LONG} 1", f"{LONG} 2"]
     assert corpus.docstrings(f'def f():\n    """{LONG}\n\n    More.\n    """\n') == [
         f"{LONG}\n\nMore."

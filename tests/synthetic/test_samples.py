@@ -16,7 +16,7 @@ pytestmark = pytest.mark.newest
 
 pytest.importorskip("reasoning_gym")
 FUNCTION = '''def function_{0}(x):
-    """Adds {0} to a number, and says so in a sentence that is long enough to be kept as a passage."""
+    """Adds {0} to a number, and says so in a sentence that is long enough for a passage."""
     return x + {0}
 '''
 MODULE = (

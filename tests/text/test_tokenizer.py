@@ -87,8 +87,8 @@ def test_hugging_face_takes_a_spelled_out_control_token_for_one(tokenizer, huggi
 
 def test_encode_never_cuts_text_whatever_the_definition_says(tokenizer):
     truncation = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-               "pad_token": PAD}  # fmt: skip
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": PAD}
     fields = json.loads(tokenizer.definition) | {"truncation": truncation, "padding": padding}
     text = "Ada likes pears. Ben likes figs."
     assert Tokenizer(json.dumps(fields)).encode(text).tolist() == tokenizer.encode(text).tolist()
