@@ -1,198 +1,154 @@
-"""Starting a run again: on the same data or other ones, beside another process, after a kill.
-
-No step is compiled here: the stage is replaced by one that reads a batch and saves.
-"""
+"""The positions from which a config can continue, and the settings that decide it."""
 
 import json
-import os
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from lclm_jax.checkpoint.steps import CheckpointError, Checkpoints
-from lclm_jax.config import ConfigError, ParameterGroup
-from lclm_jax.config.values import override
-from lclm_jax.data.shards import MANIFEST
-from lclm_jax.files.checksums import CHECKSUMS
-from lclm_jax.files.directories import DirectoryError, locked
-from lclm_jax.training import loop
-from lclm_jax.training.loop import train
+from lclm_jax.config import ConfigError, ParameterGroup, StageConfig
+from lclm_jax.config.values import override, to_dict
+from lclm_jax.training.resume import check_position, check_sources
+
+PATHS = ["adapter/fc1", "encoder/table", "decoder/table"]
+MARK = {"shards": 2, "examples": 40, "sha256": "ab" * 32}
 
 
-@pytest.fixture
-def batches(monkeypatch) -> list:
-    """The batches that stages read, one each; a stage saves its step 2 of 4."""
-    read = []
-
-    def run_stage(run, stage, state, order, iterator):
-        read.append(next(iterator))
-        loop._save(run, stage, 2, state, order, iterator)
-        run.checkpoints.wait()
-        return state
-
-    monkeypatch.setattr(loop, "_run_stage", run_stage)
-    return read
+def position_of(config, stage="all", step=2):
+    """What a checkpoint in the middle of the second stage says of itself, as it is read back."""
+    return json.loads(json.dumps({"stage": stage, "stage_step": step, "config": to_dict(config)}))
 
 
-@pytest.fixture
-def config(config, tmp_path, sources):
-    """One stage, on data of its own."""
-    data = shutil.copytree(sources, tmp_path / "data")
-    return override(replace(config, stages=config.stages[:1]), f"data.directory={data}")
+def check(config, position, step=6):
+    check_position(config, position, step, PATHS, "runs/x/checkpoints/6")
 
 
-@pytest.fixture(scope="module")
-def once() -> dict[str, Path]:
-    """The run that the tests of this file go on with; each has a copy."""
-    return {}
+def with_stages(config, *stages):
+    return replace(config, stages=stages)
 
 
-@pytest.fixture
-def started(config, batches, once, tmp_path_factory):
-    """The config of a run that stopped after step 2 of 4."""
-    if "run" not in once:
-        train(config)
-        once["run"] = shutil.copytree(config.run.directory, tmp_path_factory.mktemp("once") / "run")
-    else:
-        shutil.copytree(once["run"], config.run.directory)
-        batches.append(None)
-    return config
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.batch_rows=16",
+        "data.packing_lookahead=7",
+        "data.directory=elsewhere",
+        "stages.all.steps=9",
+        "stages.all.steps=2",
+        "stages.all.warmup_steps=0",
+        "stages.all.final_learning_rate=1e-5",
+        "stages.adapter.warmup_steps=3",
+        "optimizer.beta1=0.5",
+        "run.save_every=1",
+        "run.keep=1",
+        "run.log_every=3",
+        "run.step_timeout=none",
+        "run.seed=5",
+        "run.micro_batches=2",
+        "mesh.fsdp=2",
+        "model.remat=full",
+    ],
+)
+def test_a_setting_that_leaves_the_examples_alone_may_change(config_once, setting):
+    check(override(config_once, setting), position_of(config_once))
 
 
-def manifest_of(config) -> tuple[Path, dict]:
-    file = Path(config.data.directory) / MANIFEST
-    return file, json.loads(file.read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("data.seed=3", "data.seed 0 -> 3"),
+        ("data.row_positions=80", "data.row_positions 96 -> 80"),
+        ("data.row_windows=9", "data.row_windows 4 -> 9"),
+        ("data.spare_latents=0.5", "data.spare_latents 0.125 -> 0.5"),
+        ("data.request_wordings=2", "data.request_wordings 1 -> 2"),
+        ("data.crop_length=none", r"data.crop_length \[24, 60\] -> None"),
+        ("stages.all.row_windows=6", "stages.all.row_windows None -> 6"),
+        ("stages.all.compress=false", "stages.all.compress True -> False"),
+        ("stages.all.streams.0.share=0.9", r"stages.all.streams.0.share 0.5 -> 0.9"),
+        ("stages.adapter.steps=2", "stages.adapter.steps 4 -> 2"),
+        ("stages.adapter.steps=40", "stages.adapter.steps 4 -> 40"),
+        ("stages.all.steps=1", "stages.all.steps 2 -> 1"),
+        ("stages.all.groups.0.learning_rate=none", "stages.all.groups"),
+    ],
+)
+def test_a_setting_that_decides_the_examples_or_the_steps_is_named(config_once, setting, named):
+    with pytest.raises(ConfigError, match=named):
+        check(override(config_once, setting), position_of(config_once))
 
 
-def test_other_data_of_the_same_name_are_refused(started, batches):
-    file, manifest = manifest_of(started)
-    manifest["sources"]["docs"]["shards"][0]["sha256"] = "0" * 64
-    file.write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(
-        ConfigError, match=r"not those the run was trained on: source docs 50 examples"
-    ):
-        train(started)
-    assert len(batches) == 1
+@pytest.mark.parametrize(
+    "change",
+    ["reordered", "first removed", "inserted before", "first renamed", "first made longer"],
+)
+def test_stages_that_are_done_cannot_change(config_once, change):
+    first, second = config_once.stages
+    third = replace(second, name="third")
+    stages = {
+        "reordered": (second, first),
+        "first removed": (second,),
+        "inserted before": (third, first, second),
+        "first renamed": (replace(first, name="other"), second),
+        "first made longer": (replace(first, steps=5), second),
+    }[change]
+    with pytest.raises(ConfigError, match=r"holds step 2 of stage all.*stages"):
+        check(with_stages(config_once, *stages), position_of(config_once))
 
 
-def test_the_same_data_elsewhere_go_on(started, batches, tmp_path):
-    shutil.move(started.data.directory, tmp_path / "moved")
-    train(override(started, f"data.directory={tmp_path / 'moved'}"))
-    assert len(batches) == 2
+def test_a_stage_that_is_gone_is_named(config_once):
+    only = with_stages(config_once, config_once.stages[0])
+    with pytest.raises(ConfigError, match="was saved in stage 'all', this config has adapter"):
+        check(only, position_of(config_once))
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(started, batches, monkeypatch):
-    """It has no fingerprint of its data."""
-    metadata = Checkpoints.metadata
-    without = lambda self, step: {  # noqa: E731
-        name: value for name, value in metadata(self, step).items() if name != "sources"
-    }
-    monkeypatch.setattr(Checkpoints, "metadata", without)
-    train(started)
-    assert len(batches) == 2
+def test_what_comes_after_a_finished_stage_is_free(config_once):
+    """Its examples are all read: the next stages may have other data, lengths and order."""
+    first, second = config_once.stages
+    position = position_of(config_once, "adapter", 4)
+    later = with_stages(override(config_once, "data.seed=3"), first, replace(second, name="new"))
+    check(override(later, "data.row_positions=80"), position, 4)
+    check(with_stages(config_once, first), position, 4)
 
 
-def test_settings_that_may_change_go_on(started, batches):
-    again = started
-    for setting in (
-        "data.batch_rows=4",
-        "data.packing_lookahead=20",
-        "stages.adapter.warmup_steps=0",
-    ):
-        again = override(again, setting)
-    train(again)
-    assert len(batches) == 2 and len(batches[1].tokens) == 4
+def test_a_stage_that_is_done_may_be_made_longer_before_the_next_begins(config_once):
+    position = position_of(config_once, "adapter", 4)
+    longer = override(config_once, "stages.adapter.steps=9")
+    check(longer, position, 4)
+    with pytest.raises(ConfigError, match="data.seed 0 -> 3"):
+        check(override(longer, "data.seed=3"), position, 4)
 
 
-def test_a_refused_config_changes_nothing(started, batches):
-    directory = Path(started.run.directory)
-    before = (
-        (directory / "config.json").read_text(encoding="utf-8"),
-        (directory / "events.jsonl").read_text(encoding="utf-8"),
-    )
-    with pytest.raises(ConfigError, match=r"data\.seed 0 -> 3; set them as they were"):
-        train(override(started, "data.seed=3"))
-    after = (
-        (directory / "config.json").read_text(encoding="utf-8"),
-        (directory / "events.jsonl").read_text(encoding="utf-8"),
-    )
-    assert after == before and len(batches) == 1
+def test_a_checkpoint_whose_number_is_not_its_position_is_refused(config_once):
+    """Where it kept no config, the number alone says that stages have changed."""
+    position = position_of(config_once)
+    del position["config"]
+    check(config_once, position, 6)
+    with pytest.raises(ConfigError, match="step of the run after step 2 of stage all 22 -> 6"):
+        check(config_once, position, 22)
 
 
-def test_checksums_are_made_when_the_run_is_started_again(started, batches, caplog):
-    caplog.set_level("INFO", "lclm_jax.training.loop")
-    listed = Path(started.run.directory) / "checkpoints" / "2" / CHECKSUMS
-    before = listed.read_text(encoding="utf-8")
-    listed.unlink()
-    train(override(started, "stages.adapter.steps=2"))
-    assert (
-        "checkpoint 2 had no checksums" in caplog.text
-        and listed.read_text(encoding="utf-8") == before
-    )
+def test_a_setting_that_is_newer_than_the_checkpoint_has_its_default(config_once):
+    position = position_of(config_once)
+    del position["config"]["data"]["spare_latents"]
+    check(config_once, position)
 
 
-def test_a_finished_run_needs_no_data_but_its_tokenizer(started, batches):
-    (Path(started.data.directory) / MANIFEST).unlink()
-    train(override(started, "stages.adapter.steps=2"))
-    assert len(batches) == 1
+def test_groups_written_in_another_way_are_the_same(config_once):
+    first, second = config_once.stages
+    groups = (ParameterGroup("adapter/.+", 5e-4), ParameterGroup("(encoder|decoder)/.+", 1e-3))
+    check(with_stages(config_once, first, replace(second, groups=groups)), position_of(config_once))
 
 
-def test_a_finished_stage_needs_no_moments(started, batches):
-    """It may have trained other parameters than its config says now; the next stage begins."""
-    frozen = override(started, "stages.adapter.steps=2")
-    first = replace(frozen.stages[0], groups=(ParameterGroup(".*", 1e-3),))
-    train(replace(frozen, stages=(first, replace(first, name="next", steps=4))))
-    assert len(batches) == 2
-    with Checkpoints(started.run.directory) as checkpoints:
-        assert checkpoints.latest == 4 and checkpoints.metadata(4)["stage"] == "next"
+def test_other_data_are_named_and_the_same_data_may_move():
+    check_sources({"docs": MARK}, {"docs": dict(MARK), "more": MARK}, "here")
+    check_sources(None, {"docs": MARK}, "an earlier version kept none")
+    other = MARK | {"sha256": "cd" * 32, "examples": 39}
+    message = "source docs 40 examples in 2 shards, sha256 abababababab -> 39 examples in 2 shards"
+    with pytest.raises(ConfigError, match=message):
+        check_sources({"docs": MARK}, {"docs": other}, "here")
+    with pytest.raises(ConfigError, match="source docs .* -> none"):
+        check_sources({"docs": MARK}, {}, "here")
 
 
-def test_a_second_trainer_is_refused(started, batches):
-    with (
-        locked(started.run.directory),
-        pytest.raises(DirectoryError, match=f"run is being written by process {os.getpid()} on"),
-    ):
-        train(started)
-    assert len(batches) == 1
-
-
-def test_a_run_that_cannot_save_does_not_begin(config, batches, monkeypatch):
-    def refuse(directory):
-        raise DirectoryError(f"cannot write to {directory}: Read-only file system")
-
-    monkeypatch.setattr("lclm_jax.checkpoint.steps.check_writable", refuse)
-    message = "could not write a checkpoint to .*checkpoints: Read-only file system. There is none"
-    with pytest.raises(CheckpointError, match=message):
-        train(config)
-    assert not batches
-
-
-@pytest.mark.parametrize("name", ["a\\b", "a\nb", "s3://bucket/run"])
-def test_a_directory_that_cannot_hold_a_run_is_refused_before_it_is_made(
-    config, batches, tmp_path, monkeypatch, name
-):
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=r"run\.directory must be a path"):
-        train(replace(config, run=replace(config.run, directory=name)))
-    assert sorted(tmp_path.rglob("*")) == before and not batches
-
-
-def test_a_run_goes_on_in_a_directory_of_any_name(config, batches, tmp_path):
-    name = " lr=[1e-4], a*b?c {x} Zoë 日本 100%20#| "
-    moved = replace(config, run=replace(config.run, directory=str(tmp_path / name)))
-    train(moved)
-    train(moved)
-    assert len(batches) == 2
-
-
-def test_a_directory_of_another_kind_is_not_trained_into(config, batches):
-    directory = Path(config.run.directory)
-    directory.mkdir()
-    (directory / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"holds config\.json and no model\.json"):
-        train(config)
-    assert [path.name for path in directory.iterdir()] == ["config.json"]
-    assert (directory / "config.json").read_text(encoding="utf-8") == '{"model_type": "qwen3"}'
+def test_a_stage_of_no_name_in_common_is_refused_before_anything_else(config_once):
+    strange = StageConfig("strange", 1, (), ())
+    with pytest.raises(ConfigError, match="use the config it was trained with"):
+        check(with_stages(config_once, strange), {"stage": None})
