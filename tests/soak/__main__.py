@@ -33,13 +33,13 @@ from tests.soak.work import soak_config, write_work
 
 log = logging.getLogger(__name__)
 STEPS = 120  # of each of the two stages
-PAUSE = 0.02  # seconds after every step of a disturbed child
+PAUSE_SECONDS = 0.02  # after every step of a disturbed child
 FILES = ("children", "undisturbed", "disturbed", "programs", "data", "soak.json")
 
 
 @dataclass(frozen=True)
 class Try:
-    """A fault and what became of it; no outcome where there was no time for it."""
+    """A fault and its outcome, which is None where there was no time for it."""
 
     fault: Fault
     outcome: Outcome | None
@@ -48,7 +48,7 @@ class Try:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the printed table."""
 
     what: str
     times: int
@@ -112,7 +112,7 @@ def soak(
         soak_config(directory / "data", directory / name, steps)
         for name in ("undisturbed", "disturbed")
     )
-    soaked = Soak(config, directory / "children", deadline, PAUSE)
+    soaked = Soak(config, directory / "children", deadline, PAUSE_SECONDS)
     tries: list[Try] = []
     late = None
     with progress_bar("soak", len(plan) + 2) as show:
@@ -173,7 +173,7 @@ def any_of(kind: Kind, plan: Sequence[Fault]) -> bool:
 
 
 def train_alone(config: Config, soaked: Soak):
-    """The run that nothing disturbs. Raises HungError if it does not come to its end."""
+    """Train the undisturbed run. Raises HungError if it does not finish."""
     with child(config, Order(), soaked.notes / "undisturbed", soaked.deadline) as process:
         if status := process.ended():
             raise HungError(
@@ -183,7 +183,7 @@ def train_alone(config: Config, soaked: Soak):
 
 
 def end_quietly(soaked: Soak):
-    """Lets the disturbed run come to its end."""
+    """Let the disturbed run finish. Raises HungError if it does not."""
     with soaked.child() as process:
         if status := process.ended():
             raise HungError(
@@ -193,7 +193,7 @@ def end_quietly(soaked: Soak):
 
 
 def attempt(soaked: Soak, fault: Fault) -> Try:
-    """Tries a fault; a child that hangs has not passed."""
+    """Try a fault; a child that hangs has not passed."""
     start = time.monotonic()
     try:
         outcome = try_fault(soaked, fault)

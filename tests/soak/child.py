@@ -21,8 +21,8 @@ from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
 from tests.soak.faults import Order
 from tests.support.paths import ROOT
 
-POLL = 0.003  # seconds
-PATIENCE = 120.0  # seconds in which a child must have come where it is to be disturbed, or it hangs
+POLL_SECONDS = 0.003
+HANG_SECONDS = 120.0  # a child that has not reached its fault by then hangs
 Line = dict[str, Any]
 
 
@@ -31,12 +31,12 @@ class OutOfTimeError(UserError):
 
 
 class HungError(UserError):
-    """A child neither came where it was to be disturbed nor ended."""
+    """A child that neither reached its fault nor ended."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a child began with and what it wrote."""
+    """The checkpoint a child started from, and the journals it wrote."""
 
     newest: int | None  # the finished checkpoint it found
     events: list[Line]
@@ -69,7 +69,7 @@ class Child:
             )
 
     def lines(self, name: str) -> list[Line]:
-        """What it wrote into a file so far; a last line that is not whole yet is left out."""
+        """Return the lines that this child has written to a journal, without an unfinished one."""
         file = self.directory / name
         if not file.exists():
             return []
@@ -80,7 +80,7 @@ class Child:
 
     @property
     def step(self) -> int:
-        """The last step of the run that it wrote of."""
+        """The last step of the run in its log, counted over all stages."""
         lines = self.lines(LOG)
         return self.config.run_step(lines[-1]["stage"], lines[-1]["step"]) if lines else 0
 
@@ -90,7 +90,7 @@ class Child:
 
     @property
     def message(self) -> str:
-        """The error it ended with in a line, or else the last line it said."""
+        """The line of the error it ended with, or else its last line."""
         lines = self.output_file.read_text(errors="replace", encoding="utf-8").strip().splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or [""])[-1].strip()
@@ -102,9 +102,8 @@ class Child:
         """
         if self.step < least or not (self.directory / STEPS).is_dir():
             return False
-        first = (
-            self.newest or 0
-        )  # what an earlier save left is of no later step than this child has come to
+        # Leftovers of an earlier save are of no later step than this child has reached.
+        first = self.newest or 0
         names = [
             path for path in (self.directory / STEPS).iterdir() if not (path / CHECKSUMS).exists()
         ]
@@ -118,21 +117,21 @@ class Child:
 
         Raises HungError, OutOfTimeError.
         """
-        patience = time.monotonic() + PATIENCE
+        hangs_at = time.monotonic() + HANG_SECONDS
         while not true():
             if self.process.poll() is not None:
                 return true()
             if time.monotonic() > self.deadline:
                 raise OutOfTimeError("out of time")
-            if time.monotonic() > patience:
+            if time.monotonic() > hangs_at:
                 raise HungError(
-                    f"nothing happened for {PATIENCE:.0f} s; its last words: {self.message[:200]}"
+                    f"nothing happened for {HANG_SECONDS:.0f} s; its last words: {self.message[:200]}"
                 )
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return True
 
     def ended(self) -> int:
-        """Its exit status, once it has ended by itself."""
+        """Wait until it ends by itself, and return its exit status."""
         self.wait_until(lambda: self.process.poll() is not None)
         return self.process.wait()
 
@@ -147,7 +146,7 @@ class Child:
 
 @contextmanager
 def child(config: Config, order: Order, notes: Path, deadline: float) -> Iterator[Child]:
-    """A child that does not outlive the block."""
+    """Start a child that does not outlive the block."""
     started = Child(config, order, notes, deadline)
     try:
         yield started
@@ -160,7 +159,7 @@ def _size(file: Path) -> int:
 
 
 def _environment(programs: Path) -> dict[str, str]:
-    """One device, and one cache of compiled programs for all children."""
+    """Return an environment with one device and a cache of programs for all children."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("LCLM_JAX_")
     }

@@ -17,20 +17,15 @@ from tests.soak.child import Line, Session
 from tests.soak.faults import BATCHES, poisoned_steps
 from tests.soak.tries import Outcome
 
-FIGURES = (
-    "loss",
-    "gradient_norm",
-    "trained_tokens",
-    "skipped",
-    "streams",
-)  # of a line, that must not differ
-Place = tuple[str, int]  # stage and step of it
+# Fields of a line of the log that must be equal in both runs.
+COMPARED_FIELDS = ("loss", "gradient_norm", "trained_tokens", "skipped", "streams")
+Place = tuple[str, int]  # stage, and step within it
 
 
 def compare(
     config: Config, undisturbed: Path, disturbed: Path, sessions: Sequence[Session]
 ) -> dict[str, Outcome]:
-    """What must hold at the end, by name."""
+    """Compare two finished runs; return an outcome for everything that must be equal, by name."""
     return {
         "checkpoints": same_checkpoints(config, undisturbed, disturbed),
         "loss curve": same_losses(
@@ -47,7 +42,7 @@ def compare(
 
 
 def read_lines(file: Path) -> list[Line]:
-    """The lines of a journal; those that a full disk cut short are left out."""
+    """Return the lines of a journal, without those that a full disk cut short."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -96,13 +91,13 @@ def same_checkpoints(config: Config, undisturbed: Path, disturbed: Path) -> Outc
 
 
 def bits(tree: Any) -> dict[str, bytes]:
-    """The bytes of every array, by its path."""
+    """Return the bytes of every array by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
 def same_losses(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
-    """The figures of every step, bit for bit; a step's last line counts."""
+    """Compare the metrics of every step bit for bit; of a repeated step the last line counts."""
     expected, actual = (
         {_place(line): figures(line) for line in lines} for lines in (undisturbed, disturbed)
     )
@@ -111,7 +106,7 @@ def same_losses(config: Config, undisturbed: Iterable[Line], disturbed: Iterable
 
 def figures(line: Line) -> str:
     """Return the compared fields of a line, as text: exact for floats, and NaN equals NaN."""
-    return json.dumps([line[name] for name in FIGURES])
+    return json.dumps([line[name] for name in COMPARED_FIELDS])
 
 
 def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
@@ -133,7 +128,7 @@ def same_batches(config: Config, undisturbed: Iterable[Line], disturbed: Iterabl
 
 
 def _differing(config: Config, expected: dict[Place, Any], actual: dict[Place, Any]) -> list[str]:
-    """The steps that are missing somewhere or differ."""
+    """Return the steps that differ, or are missing from one of the runs."""
     places = dict.fromkeys([*_places(config), *expected, *actual])
     return [
         f"{stage} {step}"
@@ -147,7 +142,7 @@ def _missing_or_other(expected: dict[Place, Any], actual: dict[Place, Any], plac
 
 
 def same_skipped(config: Config, undisturbed: Iterable[Line], disturbed: Iterable[Line]) -> Outcome:
-    """The steps that were to be skipped are named, with their records, and no other."""
+    """Check that both runs skipped the planned steps and no other, with the same records."""
     planned = {
         (stage.name, step) for stage in config.stages for step in poisoned_steps(stage.steps)
     }

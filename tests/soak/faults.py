@@ -1,10 +1,9 @@
 """The child process of a soak: trains a config while a fault is injected from outside.
 
-python -m tests.soak.faults CONFIG.json FAULT.json
+python -m tests.soak.faults CONFIG.json ORDER.json
 """
 
 import hashlib
-import importlib
 import json
 import resource
 import threading
@@ -25,24 +24,23 @@ from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
 from lclm_jax.data.loading import PackedIterator, batch_origins
 from lclm_jax.files.run_layout import LOG
+from lclm_jax.training import loop
 from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.state import TrainState
 from tests.soak.plan import Fault, Kind
 
-trainer: Any = importlib.import_module(
-    "lclm_jax.training.loop"
-)  # the package has a function of that name
-BATCHES = "batches.jsonl"  # beside the log: of every step the batch it was trained on
-POISONED = 0.15, 0.55  # where in each stage a step's parameters are not finite, in every run
+trainer: Any = loop  # functions of the module are replaced below
+BATCHES = "batches.jsonl"  # beside the log: the batch of every step
+POISONED_SHARES = 0.15, 0.55  # of each stage, after which a step meets parameters that are NaN
 DIED = "the data worker died"
 DAY = 86400.0
-LATE = 0.4  # seconds of a batch whose worker is slow
-STUCK = 10.0  # seconds until a child whose worker is stuck is to end
+SLOW_BATCH_SECONDS = 0.4
+STUCK_TIMEOUT_SECONDS = 10.0  # of the watchdog of a child whose data worker is stuck
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is told: what goes wrong, if anything, and how slowly it trains."""
+    """The orders for a child: its fault, if any, and how slowly it trains."""
 
     fault: Fault | None = None
     pause: float = 0.0  # seconds after every step, so that kills hit between steps, too
@@ -51,7 +49,7 @@ class Order:
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("config", type=Path, help="as JSON")
-    parser.add_argument("order", type=Path, help="what goes wrong, as JSON")
+    parser.add_argument("order", type=Path, help="the orders, as JSON")
     arguments = parser.parse_args()
     config = from_dict(Config, json.loads(arguments.config.read_text(encoding="utf-8")))
     order = from_dict(Order, json.loads(arguments.order.read_text(encoding="utf-8")))
@@ -64,8 +62,8 @@ def main():
 
 
 def poisoned_steps(steps: int) -> list[int]:
-    """The steps of a stage that are to be skipped, in every run."""
-    return [max(1, round(share * steps)) for share in POISONED]
+    """Return the steps of a stage that are skipped in every run."""
+    return [max(1, round(share * steps)) for share in POISONED_SHARES]
 
 
 def poison(config: Config):
@@ -109,14 +107,14 @@ def keep_batches(config: Config):
         records = batch_origins(self.mixture, dict(before))
         line = {"stage": self.stage.name, "step": step, "sha256": hashes[0], "records": records}
         with file.open("ab", buffering=0) as out:
-            out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill leaves no half of it
+            out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill cannot cut it short
         add(self, step, metrics, before)
 
     trainer.global_batch, Recorder.add = global_batch, add_and_keep
 
 
 def hash_batch(batch: Batch) -> str:
-    """The sha256 of every array of a batch."""
+    """Return the sha256 of all arrays of a batch."""
     digest = hashlib.sha256()
     for array in jax.tree.leaves(batch):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -128,7 +126,7 @@ def slow_steps(seconds: float):
 
 
 def before_step(act: Callable[[int], None]):
-    """Calls `act` with the number of every step of the run, just before its figures are taken."""
+    """Call `act` with the number of every step of the run, just before its metrics are added."""
     add = Recorder.add
 
     def add_after(self: Recorder, step: int, metrics: Any, before: Any):
@@ -139,7 +137,7 @@ def before_step(act: Callable[[int], None]):
 
 
 def fill_disk_while_saving(config: Config, fault: Fault):
-    """No file can grow beyond a few bytes while a checkpoint is written."""
+    """Let no file grow beyond a few kilobytes while a checkpoint is written."""
     save = checkpoint.Checkpoints.save
 
     def save_when_full(self: checkpoint.Checkpoints, step: int, trees: Any, metadata: Any):
@@ -158,7 +156,7 @@ def fill_disk_while_saving(config: Config, fault: Fault):
 
 
 def fill_disk(config: Config, fault: Fault):
-    """From a step on no file can grow beyond the log."""
+    """Let no file grow beyond the size of the log, from a step on."""
     file, full = Path(config.run.directory) / LOG, []
 
     def fill(step: int):
@@ -174,18 +172,18 @@ def limit_files(size: int):
 
 
 def slow_data(config: Config, fault: Fault):
-    """Every batch comes late."""
+    """Delay every batch."""
     read = PackedIterator.__next__
 
     def read_late(self: PackedIterator) -> Batch:
-        time.sleep(LATE)
+        time.sleep(SLOW_BATCH_SECONDS)
         return read(self)
 
     PackedIterator.__next__ = read_late
 
 
 def kill_data(config: Config, fault: Fault):
-    """What reads the data raises, in its own thread, after a few batches."""
+    """Raise in the thread that reads the data, after a few batches."""
     read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
 
     def read_or_die(self: PackedIterator) -> Batch:
@@ -200,7 +198,7 @@ def kill_data(config: Config, fault: Fault):
 def block_data(config: Config, fault: Fault):
     """Block the thread that reads the data after a few batches, under a short step timeout."""
     watch = trainer.watchdog
-    trainer.watchdog = lambda _: watch(STUCK)
+    trainer.watchdog = lambda _: watch(STUCK_TIMEOUT_SECONDS)
     read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
 
     def read_or_block(self: PackedIterator) -> Batch:
@@ -213,7 +211,7 @@ def block_data(config: Config, fault: Fault):
 
 
 def jump(days: int) -> Callable[[Config, Fault], None]:
-    """The clock jumps a few steps before the child is stopped."""
+    """Return a fault: the clock jumps a few steps before the child is stopped."""
 
     def disturb(config: Config, fault: Fault):
         real, shift = time.time, [0.0]

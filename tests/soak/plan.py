@@ -22,17 +22,17 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 KILLS = KINDS[:3]
-# Faults' worth of steps left after the last one, so that no run is over before it is disturbed.
+# Steps left after the last fault, in gaps between faults: no run may end before it is disturbed.
 MARGIN = 3
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one child."""
+    """A fault of one child."""
 
     kind: Kind
-    step: int  # of the run, from which on it happens
-    moment: float  # in [0, 1): when exactly, where that is a matter of chance
+    step: int  # of the run, at the earliest
+    moment: float  # in [0, 1), drawn: the exact time, byte or batch, as the kind of fault needs
 
 
 def make_plan(

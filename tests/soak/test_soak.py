@@ -182,19 +182,19 @@ def test_the_plan_has_everything_and_leaves_room():
     assert make_plan(3, 30, 240) == plan != make_plan(4, 30, 240)
 
 
-def test_what_is_not_tried_in_time_does_not_pass(tmp_path):
+def test_a_fault_that_is_not_tried_in_time_does_not_pass(tmp_path):
     rows, tries = soak(tmp_path, [KILL], STEPS, time.monotonic())
     assert [(row.what, row.passed) for row in rows] == [(KILL.kind, False), ("the same run", False)]
     assert tries == [Try(KILL, None)] and rows[0].observation == "1 not tried: out of time"
 
 
-def test_one_failure_among_many_is_told():
+def test_one_failure_among_many_is_reported():
     tries = [Try(KILL, Outcome(True, "in a step"))] * 3 + [Try(KILL, Outcome(False, "hung"))]
     assert summary(KILL.kind, tries) == Row(KILL.kind, 4, "hung", False)
     assert summary(KILL.kind, tries[:3]).observation == "3 in a step"
 
 
-def test_the_command_ends_with_what_it_found(command, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_says_if_all_passed(command, tmp_path, monkeypatch, capsys):
     rows = [
         Row("kill: saving", 1, "left whole", True),
         Row("loss curve", 1, "differing: all 6", False),

@@ -18,18 +18,15 @@ from tests.soak.child import Child, Session, child
 from tests.soak.faults import DAY, DIED, Order
 from tests.soak.plan import Fault, Kind
 
-MESSAGE, INTERRUPTED, KILLED = (
-    2,
-    130,
-    -9,
-)  # exit statuses: an error's message, asked to stop, SIGKILL
-SOON = 25  # steps after a fault in which a child must have ended
-STARTING = 4.0  # seconds until the first step, until it is known
+# Exit statuses: after the message of an error, after a request to stop, by SIGKILL.
+MESSAGE, INTERRUPTED, KILLED = 2, 130, -9
+MAX_STEPS_AFTER_FAULT = 25  # a child must have ended by then
+ASSUMED_START_SECONDS = 4.0  # until the first step, before any child was measured
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen of a child, and whether that is as it should be."""
+    """The behaviour of a child under a fault, and the verdict."""
 
     passed: bool
     observation: str
@@ -57,7 +54,7 @@ class Soak:
 
     @contextmanager
     def child(self, fault: Fault | None = None) -> Iterator[Child]:
-        """A child with this fault; what it did is remembered."""
+        """Start a child with this fault, and add its session to `sessions` after the block."""
         with child(
             self.config,
             Order(fault, self.pause),
@@ -80,7 +77,7 @@ def try_fault(soak: Soak, fault: Fault) -> Outcome:
 
 
 def _kill_starting(soak: Soak, fault: Fault) -> Outcome:
-    seconds = fault.moment * (median(soak.starting) if soak.starting else STARTING)
+    seconds = fault.moment * (median(soak.starting) if soak.starting else ASSUMED_START_SECONDS)
     start = time.monotonic()
     with soak.child(fault) as process:
         process.wait_until(lambda: time.monotonic() > start + seconds)
@@ -126,14 +123,16 @@ def _ended(process: Child, status: int) -> str:
 
 
 def _starting(process: Child) -> float:
-    """Seconds from a child's start to its first line."""
+    """Return the seconds from a child's start to its first line."""
     return process.lines(LOG)[0]["time"] - process.start_time
 
 
 def _message(process: Child, fault: Fault, *words: str) -> Outcome:
     """Expect the child to end soon, by itself, with an error message that has all these words."""
     process.wait_until(
-        lambda: process.process.poll() is not None or process.step > fault.step + SOON
+        lambda: (
+            process.process.poll() is not None or process.step > fault.step + MAX_STEPS_AFTER_FAULT
+        )
     )
     status = process.kill()
     missing = [word for word in words if word not in process.message]
@@ -190,7 +189,10 @@ def _damaged_checkpoint(soak: Soak, fault: Fault) -> Outcome:
 
 
 def flip(file: Path, moment: float, least: float = 0.0, most: float = 1.0, every: int = 0):
-    """Change one byte of a file, or one of `every` bytes, between its fractions `least` and `most`."""
+    """Change one byte of a file, or one of `every` bytes.
+
+    Only bytes between the fractions `least` and `most` of the file are changed.
+    """
     content = bytearray(file.read_bytes())
     begin, end = int(least * len(content)), int(most * len(content))
     first = begin + int(moment * (every or end - begin))
@@ -213,9 +215,8 @@ def _damaged_shard(part: str) -> Callable[[Soak, Fault], Outcome]:
         if part == "cut short":
             file.write_bytes(before[: int((0.3 + 0.6 * fault.moment) * len(before))])
         else:
-            flip(
-                file, fault.moment, least=0.05, most=0.5, every=64
-            )  # what follows the records is needed to open it
+            # The second half is left alone: a shard is opened by what follows its records.
+            flip(file, fault.moment, least=0.05, most=0.5, every=64)
         try:
             with soak.child(fault) as process:
                 return _message(process, fault, file.name)
@@ -282,7 +283,7 @@ def _clock(soak: Soak, fault: Fault) -> Outcome:
 
 
 def _jumped(process: Child) -> bool:
-    """Whether the times of its lines do."""
+    """Return True if the times of the child's lines jump."""
     times = [line["time"] for line in process.lines(EVENTS)[:1] + process.lines(LOG)]
     return max(times) - min(times) > DAY / 2
 

@@ -40,7 +40,7 @@ EVERYTHING = (ParameterGroup("adapter/.*", 1e-3), ParameterGroup("(encoder|decod
 
 
 def soak_config(data: Path, directory: Path, steps: int, save_every: int = 7) -> Config:
-    """A run of two stages, of `steps` steps each, that says what it does at every step."""
+    """Return the config of a run of two stages of `steps` steps each, which logs every step."""
     encoder = TransformerConfig(
         vocab=VOCAB, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32
     )
