@@ -79,7 +79,10 @@ def traced_anew():
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """`published(name)` is a copy of the published checkpoint of a golden case: the shared towers beside its own files."""
+    """Return `published(name)`: copies the published checkpoint of a golden case.
+
+    It has the shared towers and the case's own files.
+    """
 
     def copy(name: str = "c01_mean_bi_mlp_r16") -> Path:
         directory = tmp_path_factory.mktemp("published") / name

@@ -27,7 +27,10 @@ MILLION = ("--set", "model.compression.ratio=16", "--context", "1048576")
 
 @pytest.fixture
 def measure(tmp_path):
-    """`measure(slice, job, *arguments)` is the exit status and the figures of launch.capacity, without this process's flags."""
+    """Return `measure(slice, job, *arguments)`: exit status and figures of launch.capacity.
+
+    It runs without the XLA flags of this process.
+    """
 
     def run(target, job, *arguments):
         figures = tmp_path / "figures.json"
@@ -83,7 +86,10 @@ def test_a_million_tokens_do_not_fit_one_v5e(measure):
 
 
 def test_a_training_step_of_a_miniature(measure):
-    """Weights are gathered in bfloat16 and gradients reduced once; a miniature's activations weigh more than a model's."""
+    """Weights are gathered in bfloat16 and gradients reduced once.
+
+    The activations of a miniature weigh more than those of a model.
+    """
     tower = {"width": 512, "layers": 2, "kv_heads": 4, "heads": 4, "mlp": 1024, "vocab": 8192}
     towers = [
         f"model.{name}.{key}={value}"

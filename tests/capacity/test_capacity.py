@@ -177,9 +177,10 @@ def test_turns_are_those_of_a_real_prompt():
 
 
 def test_the_training_step_multiplies_little_more_than_the_model_asks_for():
-    """The published stages at full size, traced: each layer once more in the backward pass, attention excluded.
+    """Trace the published stages at full size; attention is excluded.
 
-    Where the decoder is frozen, that once more is a third of its products, else a quarter.
+    Each layer is computed once more in the backward pass. That is a third of the products where the
+    decoder is frozen, else a quarter.
     """
     config = published()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_rows=8))
@@ -251,9 +252,11 @@ def test_what_fits_is_ranked_by_time():
 @pytest.mark.parametrize(
     "message",
     [
-        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries "
-        "(16.34G) exceeds available HBM (15.75G). HLO module: jit_decode_step.",
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.34G of 15.75G hbm. Exceeded by 604.16M.",
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (16.34G) exceeds available HBM (15.75G). HLO module: "
+        "jit_decode_step.",
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.34G of 15.75G hbm. "
+        "Exceeded by 604.16M.",
     ],
 )
 def test_what_the_compiler_needed(message):
@@ -296,8 +299,8 @@ def small(config_once, tmp_path, monkeypatch):
 
 
 KEYS = {
-    "fits", "hbm_bytes", "argument_bytes", "temp_bytes", "peak_bytes", "matmul_flops", "model_flops",
-    "moved_bytes", "collective_bytes", "compile_seconds",
+    "fits", "hbm_bytes", "argument_bytes", "temp_bytes", "peak_bytes", "matmul_flops",
+    "model_flops", "moved_bytes", "collective_bytes", "compile_seconds",
 }  # fmt: skip
 
 

@@ -11,8 +11,14 @@ from launch.bench.capacity import CapacityRun, capacity_runs, find_growth, measu
 from lclm_jax.errors import UserError
 from lclm_jax.reports.capacity import markdown_table, write_summary
 
-FIGURES = {"fits": True, "peak_bytes": 10**10, "temp_bytes": 10**10, "matmul_flops": 1e17, "moved_bytes": 1e12,
-           "collective_bytes": 10**10}  # fmt: skip
+FIGURES = {
+    "fits": True,
+    "peak_bytes": 10**10,
+    "temp_bytes": 10**10,
+    "matmul_flops": 1e17,
+    "moved_bytes": 1e12,
+    "collective_bytes": 10**10,
+}
 
 
 @pytest.mark.parametrize("key", sorted(FIGURES.keys() - {"fits"}))
@@ -75,10 +81,18 @@ def test_the_page(tmp_path):
         "call_seconds": [0.01, 0.02],
     }
     known = FIGURES | {
-        "compiler": "libtpu 1", "compile_seconds": 7.0, "estimate": estimate, "hbm_bytes": 95 * 2**30, "argument_bytes": 2**30,
-        "model_flops": 8e16, "positions": 16384, "windows": 14, "rows": 4,
-        "fsdp_budget_bytes": 2e10, "collectives": [{"type": "f32", "bytes": 2**29}],
-    }  # fmt: skip
+        "compiler": "libtpu 1",
+        "compile_seconds": 7.0,
+        "estimate": estimate,
+        "hbm_bytes": 95 * 2**30,
+        "argument_bytes": 2**30,
+        "model_flops": 8e16,
+        "positions": 16384,
+        "windows": 14,
+        "rows": 4,
+        "fsdp_budget_bytes": 2e10,
+        "collectives": [{"type": "f32", "bytes": 2**29}],
+    }
     refused = known | {"fits": False, "collective_bytes": None, "collectives": None}
     whole = {"calls": 17, "call_seconds": [1.8, 1.9]}
     prefill = known | {"estimate": estimate | {"whole": whole}}
@@ -94,8 +108,8 @@ def test_the_page(tmp_path):
     write_summary(tmp_path, themes, published().model)
     page = (tmp_path / "capacity.md").read_text(encoding="utf-8")
     assert (
-        "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s | 2.0, 3,000 | 7 s |"
-        in page
+        "| `v5p:4x4x4` | yes | 1.00 / 9.31 / 9.31 of 95.0 | 1.250 | 9.3 | 0.50 | 0.500 | 9.5 s "
+        "| 2.0, 3,000 | 7 s |" in page
     )
     assert "| `v5e:1x1` | **no** |" in page and "nothing was executed" in page
     assert (

@@ -1,4 +1,4 @@
-"""The reader of HLO: texts written by hand, and a program compiled here whose collectives are known."""
+"""The reader of HLO: texts written by hand, and a compiled program with known collectives."""
 
 from functools import partial
 
@@ -24,11 +24,13 @@ MODULE = """HloModule step
 
 %body (carry: (s32[], bf16[8])) -> (s32[], bf16[8]) {
   %carry = (s32[], bf16[8]{0:T(256)(128)(2,1)}) parameter(0)
-  %kernel = bf16[8]{0} custom-call(%carry), custom_call_target="tpu_custom_call", backend_config={"text": "module {
+  %kernel = bf16[8]{0} custom-call(%carry), custom_call_target="tpu_custom_call", \
+backend_config={"text": "module {
 }} // not the end of anything
 "}
   %part = bf16[8]{0:T(256)(128)(2,1)} get-tuple-element(%carry), index=1
-  %whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups=GROUPS, metadata={op_name="step/gather"}
+  %whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups=GROUPS, \
+metadata={op_name="step/gather"}
   %one = s32[]{:T(128)} constant(1)
   %count = s32[]{:T(128)} get-tuple-element(%carry), index=0
   %more = s32[]{:T(128)} add(%count, %one)
@@ -46,7 +48,8 @@ ENTRY %main (input: f32[10]) -> f32[10] {
   %input = f32[10]{0} parameter(0)
   %begin = (s32[], bf16[8]) tuple(%input)
   %loop = (s32[], bf16[8]) while(%begin), condition=%condition, body=%bodyKNOWN
-  %started = (f32[10]{0}, f32[40]{0}) all-gather-start(%input), replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
+  %started = (f32[10]{0}, f32[40]{0}) all-gather-start(%input), \
+replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}
   %done = f32[40]{0} all-gather-done(%started)
   ROOT %total = f32[10]{0} all-reduce(%input), replica_groups={}, to_apply=%add
 }
@@ -113,7 +116,10 @@ def test_a_collective_that_cannot_be_reached_is_an_error():
 
 def test_a_collective_in_pieces_counts_once():
     """Inside fusions a TPU gathers step by step, and prints the whole at every step."""
-    whole = '%whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups={}, frontend_attributes={chain_id="3"}\n'
+    whole = (
+        "%whole = bf16[4,8]{1,0} all-gather(%part), channel_id=1, replica_groups={}, "
+        'frontend_attributes={chain_id="3"}\n'
+    )
     text = (
         MODULE.replace("GROUPS", "{}")
         .replace("KNOWN", "")
@@ -132,7 +138,8 @@ def test_what_goes_to_other_slices():
         'is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
     )
     lines = (
-        f"  %token = token[] after-all()\n  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
+        "  %token = token[] after-all()\n"
+        f"  %sent = (f32[10], u32[], token[]) send(%input, %token), {attributes}\n"
         f"  %got = (f32[10], u32[], token[]) recv(%token), {attributes}\n  %done"
     )
     exchanges = collectives(
@@ -164,7 +171,7 @@ def test_text_that_is_no_module():
 
 
 def test_a_compiled_program():
-    """Five layers' weights, gathered one at a time from four devices each, and a sum over all eight."""
+    """Weights of five layers are gathered one by one from four devices; a sum is over all eight."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
 
     whole = NamedSharding(mesh, PartitionSpec())

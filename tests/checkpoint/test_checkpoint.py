@@ -207,7 +207,8 @@ from lclm_jax.checkpoint.steps import CheckpointError, Checkpoints
 
 try:
     with Checkpoints(sys.argv[1]) as checkpoints:
-        first = jax.device_put({"matrix": np.arange(4096, dtype=np.float32).reshape(64, 64), "deep": {"count": np.int32(0)}})
+        matrix = np.arange(4096, dtype=np.float32).reshape(64, 64)
+        first = jax.device_put({"matrix": matrix, "deep": {"count": np.int32(0)}})
         checkpoints.save(1, {"params": first}, {})
         checkpoints.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

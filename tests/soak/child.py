@@ -125,7 +125,8 @@ class Child:
                 raise OutOfTimeError("out of time")
             if time.monotonic() > hangs_at:
                 raise HungError(
-                    f"nothing happened for {HANG_SECONDS:.0f} s; its last words: {self.message[:200]}"
+                    f"nothing happened for {HANG_SECONDS:.0f} s; its last words: "
+                    f"{self.message[:200]}"
                 )
             time.sleep(POLL_SECONDS)
         return True

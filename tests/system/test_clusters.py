@@ -1,6 +1,6 @@
-"""The files that start a job on a cluster: sound shell, valid manifests, and the same command with the right environment.
+"""The files that start a job on a cluster: sound shell, valid manifests, the right command.
 
-The clusters are commands of their names that record what they are asked to do, or do it here.
+Stand-ins for the commands of each cluster record their arguments, or run the job here.
 """
 
 import json
@@ -23,14 +23,16 @@ SHELL = sorted([*CLUSTERS.glob("*.sh"), *CLUSTERS.glob("*.sbatch")])
 GCLOUD = shutil.which("gcloud")
 TRAIN = ["--config", "configs/tiny.py", "--set", "run.directory=/shared/a run"]
 
-# A stand-in for the environment on a host: says which process of which job it would be, and fails where it is told to.
+# A stand-in for Python on a host: prints which process of which job it is, and fails in the process
+# that $FAILING names.
 PYTHON = f"""#!/bin/sh
 export PYTHONPATH={ROOT}
 exec {sys.executable} -c '
 import json, os, sys
 from lclm_jax.distributed.job import find
 job = find(os.environ)
-print(json.dumps([job.process, job.processes, job.address, os.environ.get("JAX_LOCAL_DEVICE_IDS"), *sys.argv[1:]]))
+devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+print(json.dumps([job.process, job.processes, job.address, devices, *sys.argv[1:]]))
 sys.exit(7 if str(job.process) == os.environ.get("FAILING") else 0)
 ' "$@"
 """
@@ -55,7 +57,7 @@ if "describe" in sys.argv:
 
 @pytest.fixture
 def cluster(tmp_path):
-    """`cluster(file, *arguments, **environment)` is how the file ended with these stand-ins on PATH."""
+    """Return `cluster(file, *arguments, **environment)`: runs the file with stand-ins on PATH."""
     commands = {
         "ssh": SSH,
         "srun": SRUN,
@@ -94,7 +96,7 @@ def recorded(directory: Path) -> list[list[str]]:
 
 
 def remote(directory: Path, command: str) -> list:
-    """What a command for a host does here."""
+    """Run a command for a host here, and return what it prints."""
     given = os.environ | {
         "JAX_COORDINATOR_ADDRESS": "host:1",
         "JAX_NUM_PROCESSES": "2",
@@ -246,7 +248,8 @@ REPLICATED = closed(
     dependsOn={"type": "array"},
     template={"type": "object"},
 )
-# The envelope of a JobSet, from the Go types of jobset.x-k8s.io/v1alpha2; the jobs in it are Kubernetes' own.
+# The envelope of a JobSet, from the Go types of jobset.x-k8s.io/v1alpha2; the jobs in it are those
+# of Kubernetes.
 JOBSET = closed(
     ["apiVersion", "kind", "metadata", "spec"],
     apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},

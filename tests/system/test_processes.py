@@ -24,10 +24,8 @@ from tests.support.gradients import assert_close, loss_and_gradients
 from tests.support.paths import ROOT
 
 PATIENCE = 300  # seconds for what takes a few on a quiet machine
-MESHES = {
-    2: ((1, 1, 1, 2),),
-    4: ((1, 2, 2, 1),),
-}  # what the runs do not have: parts of heads, of sequences
+# By number of processes: meshes that split heads and sequences, as those of the runs do not.
+MESHES = {2: ((1, 1, 1, 2),), 4: ((1, 2, 2, 1),)}
 
 
 def environment(process: int, processes: int, port: int, **more: str) -> dict[str, str]:
@@ -62,7 +60,7 @@ class Ended:
 
 
 def run(processes: int, *arguments: object, **more: str) -> list[Ended]:
-    """Starts a command in so many processes, one device each, and waits for all."""
+    """Start a command in several processes of one device each, and wait for all."""
     port = free_port()
 
     def run_process(process: int) -> Ended:
@@ -92,9 +90,8 @@ class Runs:
 
     directory: Path
     stopped: list[Ended]  # two processes, of which one was asked to stop
-    killed: list[
-        Ended
-    ]  # four processes, of which one was killed before it wrote its part of a checkpoint
+    # Four processes, of which one was killed before it wrote its part of a checkpoint.
+    killed: list[Ended]
     killed_at: float
     saved: list[int]  # the newest checkpoint before and after that
     finished: list[Ended]
@@ -121,7 +118,10 @@ def written(config_once, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def runs(written, tmp_path_factory):
-    """Happens beside the first tests, as it waits for heartbeats that do not come. Its result is `runs.result()`."""
+    """Start `Runs` beside the first tests; `runs.result()` waits for it.
+
+    It waits for heartbeats that do not come.
+    """
     directory, programs = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("programs")
     command = [
         "-m",
@@ -196,7 +196,8 @@ def test_one_process_without_the_others_says_where_it_waited():
     assert done.returncode == 128 + signal.SIGABRT
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        f"error: process 0 of 2 waited about 4 s at 127.0.0.1:{port}, and not all of the 2 processes came"
+        f"error: process 0 of 2 waited about 4 s at 127.0.0.1:{port}, and not all of the 2 "
+        "processes came"
     )
     assert "LCLM_JAX_START_SECONDS" in last
 
@@ -297,7 +298,8 @@ def test_a_directory_that_is_not_shared_is_named(runs):
     for process in apart:
         last = process.stderr.splitlines()[-1]
         assert re.fullmatch(
-            r"error: process 1 does not see what process 0 writes to .*; set run\.directory to one .*",
+            r"error: process 1 does not see what process 0 writes to .*; "
+            r"set run\.directory to one .*",
             last,
         )
 
@@ -352,8 +354,8 @@ def test_slurm_is_found(monkeypatch):
     ("output", "dead"),
     [
         (
-            FATAL
-            + "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n12\nThe tasks",
+            FATAL + "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n"
+            "1\n12\nThe tasks",
             [1, 12],
         ),
         (
@@ -361,8 +363,8 @@ def test_slurm_is_found(monkeypatch):
             [2],
         ),
         (
-            FATAL
-            + "INTERNAL: Barrier timed out.\nThe first task at the barrier: 1. Some timed out task names:\n0",
+            FATAL + "INTERNAL: Barrier timed out.\nThe first task at the barrier: 1. "
+            "Some timed out task names:\n0",
             [1],
         ),
         (FATAL + "UNAVAILABLE: Failed to send RPC to coordination service. Either", [0]),

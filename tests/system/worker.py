@@ -1,8 +1,10 @@
-"""What the processes of test_processes.py run.
+"""The program and the config of the processes in test_processes.py.
 
-`python tests/system/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and gradients of the parameters in
-DIRECTORY on these meshes; process 0 writes them, every process its rows. As `--config tests/system/worker.py` it is the config in
-$TEST_CONFIG, whose training sends a signal to itself: $TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL, SIGKILL as it begins to save.
+`python tests/system/worker.py CONFIG DIRECTORY DATA,FSDP,CONTEXT,TENSOR ...` computes loss and
+gradients of the parameters in DIRECTORY on these meshes; process 0 writes them, every process its
+rows. As `--config tests/system/worker.py` it is the config in $TEST_CONFIG; with
+$TEST_SIGNAL=PROCESS:STAGE:STEP:SIGNAL a process of its training sends itself a signal after that
+step, or SIGKILL as it begins to save it.
 """
 
 import json
@@ -49,7 +51,11 @@ def config() -> Config:
 
 
 def _disturb(when: list[str], number: signal.Signals):
-    """Sends a signal at a stage's step. What asks to stop goes to the parent, as from a cluster, and has arrived on return."""
+    """Send a signal at a step of a stage.
+
+    A request to stop goes to the parent process, as a cluster sends it, and has arrived when the
+    step ends.
+    """
 
     def send(process: int):
         Path(os.environ["TEST_CONFIG"]).with_suffix(f".{number.name}").write_text(

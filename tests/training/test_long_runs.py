@@ -69,7 +69,8 @@ def test_stages_one_by_one_are_the_whole(finished, tmp_path):
     apart = moved(config, tmp_path / "apart")
     with pytest.raises(
         ConfigError,
-        match=r"stage all begins where stage adapter ends, and .*apart is empty; run the stages before",
+        match=r"stage all begins where stage adapter ends, and .*apart is empty; "
+        "run the stages before",
     ):
         train(apart, "all")
     train(apart, "0")
@@ -118,7 +119,7 @@ def test_a_checkpoint_of_another_tokenizer_is_no_beginning(config, tmp_path, noi
         train(moved(config, tmp_path / "run", init_from=str(tmp_path / "base")))
 
 
-def test_changed_settings_are_told(finished, tmp_path, caplog):
+def test_changed_settings_are_logged(finished, tmp_path, caplog):
     config, directory = finished
     longer = replace(config, stages=(*config.stages[:1], replace(config.stages[1], warmup_steps=2)))
     train(longer)

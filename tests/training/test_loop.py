@@ -69,7 +69,7 @@ class Late:
         return self.batches.get_state() | {"left_out": {"0": {"too long": 2}}}
 
 
-def test_log_tells_how_long_the_loop_waited_and_what_was_left_out(
+def test_log_has_how_long_the_loop_waited_and_what_was_left_out(
     config, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(
@@ -108,7 +108,7 @@ def test_a_finished_run_returns_at_once(finished, monkeypatch):
 
 
 def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeypatch):
-    """Killed after the first stage, then interrupted by Ctrl-C between two checkpoints of the second."""
+    """Killed after the first stage, then stopped by Ctrl-C between checkpoints of the second."""
     config, directory = finished
     again = tmp_path / "again"
     shutil.copytree(directory, again)
@@ -136,9 +136,10 @@ def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeyp
 
 @pytest.fixture
 def steady(config, once, tokenizer, params, one_device):
-    """(step, state, batch, loss) of the second stage after two steps on one batch; the state is on the host.
+    """(step, state, batch, loss) of the second stage after two steps on one batch.
 
-    Residual branches start at zero; with noise on every parameter, every gradient is there from the first step.
+    The state is on the host. Residual branches start at zero; with noise on every parameter, no
+    gradient is zero from the first step on.
     """
     if "steady" not in once:
         stage, rng = config.stages[1], np.random.default_rng(0)
@@ -172,7 +173,7 @@ def test_loss_falls_on_one_batch(steady):
     assert state.step == 22 and state.skipped == 0
 
 
-def test_a_batch_without_memory_moves_only_the_decoder(steady):
+def test_a_batch_without_contexts_moves_only_the_decoder(steady):
     """Not a parameter, moment or count of encoder and adapter changes, not even by weight decay."""
     step, state, batch, _ = steady
     after, metrics = step(state, batch.replace(slots=np.full_like(batch.slots, -1)))
@@ -193,7 +194,7 @@ def test_a_batch_without_memory_moves_only_the_decoder(steady):
     ids=["loss", "gradient only"],
 )
 def test_what_is_not_finite_skips_the_step_everywhere(steady, factors, finite_loss):
-    """A tiny scale that the next norm makes up for leaves the loss finite; its gradient is beyond float32."""
+    """A tiny scale that the next norm makes up for: a finite loss, a gradient beyond float32."""
     step, state, batch, _ = steady
     poisoned = unflatten(
         {path: np.float32(factors.get(path, 1)) * x for path, x in flatten(state.params).items()}
@@ -262,7 +263,8 @@ def test_encoder_of_another_width_cannot_begin_as_the_decoder(config, params, on
     [
         (
             ["missing.py"],
-            "error: missing.py: no such config; expected a Python file with a function experiment() or config()",
+            "error: missing.py: no such config; expected a Python file with a function "
+            "experiment() or config()",
         ),
         (
             ["configs/tiny.py", "--set", "data.row=1"],

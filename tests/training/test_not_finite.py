@@ -18,7 +18,10 @@ from tests.support.trained_runs import events_of, log_of, moved, saved
 
 @pytest.fixture(scope="module")
 def poisoned(config_once, tokenizer, noisy):
-    """Parameters that are not finite where the encoder reads one token, of some rows of each of the first batches; that token."""
+    """(parameters, token): the encoder's embedding of the token is not finite.
+
+    Some rows of each of the first two batches have the token, not all.
+    """
     batches = iter(
         PackedBatches(StageData(config_once, config_once.stages[0], tokenizer).mix_streams())
     )

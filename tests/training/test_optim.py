@@ -144,13 +144,13 @@ def by_hand(params: dict, gradients: list[dict]) -> dict:
     return x
 
 
-def take_steps(params, gradients, finite=True, memory=True):
+def take_steps(params, gradients, finite=True, has_contexts=True):
     """Parameters, moments and the rates of each of the steps by `update`."""
     moments, rates = init_moments(params, MIXED, ADAM), []
     for gradient in gradients:
         rates.append({part: float(x) for part, x in learning_rates(moments, MIXED).items()})
         params, moments = update(
-            params, moments, gradient, MIXED, ADAM, jnp.bool_(finite), jnp.bool_(memory)
+            params, moments, gradient, MIXED, ADAM, jnp.bool_(finite), jnp.bool_(has_contexts)
         )
     return params, moments, rates
 
@@ -202,17 +202,17 @@ def test_a_group_of_rate_zero_has_moments_and_stays():
 
 
 @pytest.mark.parametrize(
-    ("finite", "memory", "moving"),
+    ("finite", "has_contexts", "moving"),
     [
         (True, True, {"encoder", "adapter", "decoder"}),
         (True, False, {"decoder"}),
         (False, True, set()),
     ],
 )
-def test_what_may_move_is_decided_by_component(finite, memory, moving):
+def test_what_may_move_is_decided_by_component(finite, has_contexts, moving):
     """A step that is not taken leaves parameters, moments and counts."""
     params = mixed_params()
-    after, moments, _ = take_steps(params, mixed_gradients(1), finite, memory)
+    after, moments, _ = take_steps(params, mixed_gradients(1), finite, has_contexts)
     changed = {
         path.split("/")[0]
         for path, x in flatten(after).items()

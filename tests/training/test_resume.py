@@ -14,7 +14,7 @@ MARK = {"shards": 2, "examples": 40, "sha256": "ab" * 32}
 
 
 def position_of(config, stage="all", step=2):
-    """What a checkpoint in the middle of the second stage says of itself, as it is read back."""
+    """Return the position of a checkpoint in the middle of the second stage, as it is read back."""
     return json.loads(json.dumps({"stage": stage, "stage_step": step, "config": to_dict(config)}))
 
 
