@@ -20,7 +20,7 @@ from lclm_jax.reports.records import (
     read_run,
 )
 from lclm_jax.reports.run import write_report
-from tests.support.runs import EVALUATION, SCRIPT, read, share, write_run
+from tests.support.runs import CONFIG, EVALUATION, SCRIPT, read, share, write_run
 
 
 def test_the_page_has_the_numbers(page):
@@ -184,3 +184,11 @@ def test_an_unreadable_file_is_named(directory):
     (directory / "evaluation.json").write_text("{", encoding="utf-8")
     with pytest.raises(ReportError, match="evaluation.json is not JSON"):
         write_report(directory)
+
+
+def test_a_run_whose_settings_have_old_names_is_read(directory):
+    expected = read_run(directory)
+    config = CONFIG | {"data": {"rows": 8, "positions": 128}}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    run = read_run(directory)
+    assert run == expected and run.training_seconds > 0
