@@ -4,7 +4,7 @@ Checkpoints, run directories and commands of earlier versions hold the old names
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 from lclm_jax.errors import ConfigError
@@ -39,16 +39,20 @@ RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def current_name(kind: type, name: str, path: str = "") -> str:
-    """Return today's name of a field of `kind`, and log it where `name` is an old one.
+def current_name(kind: type, name: str) -> str:
+    """Return today's name of a field of `kind`."""
+    return RENAMED_SETTINGS.get(kind.__name__, {}).get(name, name)
+
+
+def log_renamed(kind: type, names: Iterable[str], path: str):
+    """Log today's name of every old name of a field of `kind`, once per process.
 
     `path` is what precedes the field in the message, such as "data.".
     """
-    new = RENAMED_SETTINGS.get(kind.__name__, {}).get(name)
-    if new is None:
-        return name
-    _log_new_name(f"{path}{name}", f"{path}{new}")
-    return new
+    for name in names:
+        new = current_name(kind, name)
+        if new != name:
+            _log_new_name(f"{path}{name}", f"{path}{new}")
 
 
 def current_names(kind: type, values: Mapping[str, object], path: str = "") -> dict[str, object]:
@@ -58,7 +62,7 @@ def current_names(kind: type, values: Mapping[str, object], path: str = "") -> d
     """
     current: dict[str, object] = {}
     for key, value in values.items():
-        name = current_name(kind, key, path)
+        name = current_name(kind, key)
         if name in current:
             raise ConfigError(
                 f"expected one value of {path}{name}, got two: {path}{key} is its old name; "
@@ -70,5 +74,4 @@ def current_names(kind: type, values: Mapping[str, object], path: str = "") -> d
 
 @cache
 def _log_new_name(old: str, new: str):
-    """Log once per process that a setting has a new name."""
     log.warning("setting %s is now called %s", old, new)

@@ -18,7 +18,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from lclm_jax.config.renamed import current_names
+from lclm_jax.config.renamed import current_names, log_renamed
 from lclm_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -164,6 +164,7 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     Raises ConfigError for an unknown or missing key and for a bad value.
     """
     hints = field_hints(kind)
+    log_renamed(kind, values, path)
     values = current_names(kind, values, path)
     for key in values:
         check_key(key, hints, path)

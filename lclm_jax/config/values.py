@@ -9,7 +9,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, TypeVar
 
-from lclm_jax.config.renamed import current_name, current_names
+from lclm_jax.config.renamed import current_name, current_names, log_renamed
 from lclm_jax.config.settings import check_key, field_hints, from_dict, parse
 from lclm_jax.errors import ConfigError
 
@@ -32,7 +32,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def with_current_names(kind: type, values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Return nested dicts of `kind`, complete or not, with today's names of renamed settings.
 
-    Unlike `from_dict` it checks no values and adds no defaults.
+    Unlike `from_dict` it checks no values, adds no defaults and logs nothing.
     """
     hints = field_hints(kind)
     current = current_names(kind, values, path)
@@ -121,7 +121,8 @@ def _index(node: Any, key: str, path: str) -> Any:
     Raises ConfigError where `node` has no such element.
     """
     if dataclasses.is_dataclass(node):
-        key = current_name(type(node), key, path)
+        log_renamed(type(node), [key], path)
+        key = current_name(type(node), key)
         check_key(key, field_hints(type(node)), path)
         return key
     groups = isinstance(node, tuple) and node and all(map(dataclasses.is_dataclass, node))
