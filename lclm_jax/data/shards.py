@@ -54,11 +54,6 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.npz")
 
 
-def find_shards(directory: str | Path, source: str, split: str) -> list[Path]:
-    """Return the shards of a split of a source, in order."""
-    return sorted(Path(directory).glob(f"{source}.{split}-[0-9]*.arrayrecord"))
-
-
 def split_of(text: str) -> str:
     """Return "held" for the documents that are held out, by a hash of their text, else "train"."""
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()

@@ -20,9 +20,10 @@ from lclm_jax.data.prepare import examples, jobs, prepare
 from lclm_jax.data.prepare.jobs import Job, run_job
 from lclm_jax.data.records import Role
 from lclm_jax.data.rows.raw_examples import example_text, tokenize_example
-from lclm_jax.data.shards import REJECTIONS, DamagedError, find_shards, hash_file, split_of
+from lclm_jax.data.shards import REJECTIONS, DamagedError, hash_file, split_of
 from lclm_jax.data.text import find_tokenizer as hub
 from lclm_jax.errors import UserError
+from tests.support.shards import find_shards
 
 pytestmark = pytest.mark.newest
 

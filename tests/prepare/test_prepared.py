@@ -16,12 +16,12 @@ from lclm_jax.data.prepare import prepare
 from lclm_jax.data.shards import (
     REJECTIONS,
     DamagedError,
-    find_shards,
     hash_file,
     index_path,
 )
 from lclm_jax.files.checksums import write_checksums
 from lclm_jax.files.directories import DirectoryError, locked
+from tests.support.shards import find_shards
 
 RECIPE = Recipe("one", (Source("docs", "text"),), (Stream("interleaved", "docs", 1.0),))
 

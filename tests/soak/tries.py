@@ -10,13 +10,14 @@ from statistics import median
 
 from lclm_jax.checkpoint.steps import saved_steps
 from lclm_jax.config import Config
-from lclm_jax.data.shards import find_shards, index_path
+from lclm_jax.data.shards import index_path
 from lclm_jax.files.checksums import CHECKSUMS, find_damage
 from lclm_jax.files.run_layout import EVENTS, LOG, STEPS
 from lclm_jax.training.watchdog import EXIT_STATUS
 from tests.soak.child import Child, Session, child
 from tests.soak.faults import DAY, DIED, Order
 from tests.soak.plan import Fault, Kind
+from tests.support.shards import find_shards
 
 # Exit statuses: after the message of an error, after a request to stop, by SIGKILL.
 MESSAGE, INTERRUPTED, KILLED = 2, 130, -9
