@@ -6,7 +6,7 @@
 # make docs   the documentation as a site in runs/site; a dead link is an error
 # make figures  density and length of the code, and imports between its rooms (seconds); docs/results/code.md
 # make parity agreement with transformers' models, in an environment of its own with torch (about 3 minutes)
-# make capacity-report  compiles the published recipe for common slices and compares memory, FLOPs and bytes with docs/capacity.md;
+# make capacity-report  compiles the published recipe for common slices and compares its figures with tests/data/capacity.json;
 #             in environments of its own with libtpu and the CUDA plugin of jax (5 GB; about an hour; PYTHON=python3.12, as for
 #             docs/capacity.md; ACCEPT=1 rewrites it)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)

@@ -5,7 +5,7 @@
 Documents and decoder are those of configs/small.py, without pairs and questions. Every context
 draws its ratio. Mean pooling gives latents of one width at every ratio, and from the first step the
 decoder gets averages of the word embeddings it learned in plain text. The encoder has a second
-layer to distinguish positions within a group. Training takes 70 min in the loop on one of two
+layer to distinguish positions within a group. Training took 69 min in the loop on one of two
 cores; the report is in docs/small_ratios.
 """
 

@@ -39,7 +39,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(
             f"{file}: no prepared data here; make it by python -m launch.prepare "
-            f"--recipe configs/recipe_*.py --input NAME=PATH --out {directory}, "
+            f"--recipe configs/recipes/NAME.py --input NAME=PATH --out {directory}, "
             "or set data.directory"
         )
     try:
