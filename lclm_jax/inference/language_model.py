@@ -48,8 +48,8 @@ WINDOWS_AT_ONCE = 16  # windows per encoder pass; bounds device memory for texts
 BATCHES = (WINDOWS_AT_ONCE, 4, 1)  # windows per pass; the last windows of a text use small passes
 MAX_UNSTACKED_BYTES = 2**30  # decoder layers up to this size are stored unstacked on a CPU
 
-# A piece, and its first position and first latent in a window.
-Seated = tuple[ContextPiece, int, int]
+# A piece with its first position and latent in a window.
+PlacedPiece = tuple[ContextPiece, int, int]
 
 
 class LanguageModel:
@@ -119,16 +119,16 @@ class LanguageModel:
         ]
         pieces = [piece for cut in cuts for piece in cut]
         sizes = [(len(piece.tokens), piece.latents) for piece in pieces]
-        seats = pack_pieces(sizes, self.config)
-        last_window = max(seats, default=(-1,))[0]
-        windows: list[list[Seated]] = [[] for _ in range(1 + last_window)]
-        for piece, (window, position, latent) in zip(pieces, seats, strict=True):
+        offsets = pack_pieces(sizes, self.config)
+        last_window = max(offsets, default=(-1,))[0]
+        windows: list[list[PlacedPiece]] = [[] for _ in range(1 + last_window)]
+        for piece, (window, position, latent) in zip(pieces, offsets, strict=True):
             windows[window].append((piece, position, latent))
 
         blocks = self._encode(windows)
         slices = (
             BlockSlice(blocks[window], latent, piece.latents)
-            for piece, (window, _, latent) in zip(pieces, seats, strict=True)
+            for piece, (window, _, latent) in zip(pieces, offsets, strict=True)
         )
         return [
             Latents([next(slices) for _ in cut], len(context.tokens))
@@ -144,7 +144,7 @@ class LanguageModel:
                 token_counts.append(len(part))
                 yield part
 
-        def windows() -> Iterator[list[Seated]]:
+        def windows() -> Iterator[list[PlacedPiece]]:
             for piece in self._cut(counted(), ratio):
                 latent_counts.append(piece.latents)
                 yield [(piece, 0, 0)]
@@ -161,14 +161,14 @@ class LanguageModel:
         """Cut a context, given as parts of its tokens, into windows."""
         return cut_windows(parts, self.config, ratio, self.tokenizer.memory.marker)
 
-    def _encode(self, windows: Iterable[list[Seated]]) -> list[Array]:
+    def _encode(self, windows: Iterable[list[PlacedPiece]]) -> list[Array]:
         """Encode each window to a block [P D]; passes are dispatched as windows arrive."""
         blocks: list[Array] = []
         with jax.set_mesh(self.mesh):
             parts = splits("windows")
             # A pass has a multiple of the parts into which the mesh splits windows.
             sizes = sorted({-(-size // parts) * parts for size in BATCHES}, reverse=True)
-            waiting: list[list[Seated]] = []
+            waiting: list[list[PlacedPiece]] = []
             for window in windows:
                 waiting.append(window)
                 if len(waiting) == sizes[0]:
@@ -180,7 +180,7 @@ class LanguageModel:
                 waiting = waiting[size:]
         return blocks
 
-    def _encode_pass(self, windows: Sequence[list[Seated]], size: int) -> Sequence[Array]:
+    def _encode_pass(self, windows: Sequence[list[PlacedPiece]], size: int) -> Sequence[Array]:
         """Run one encoder pass over at most `size` windows, padded to `size`."""
         latents = self.config.compression.latents_per_window
         arrays = empty_windows(1, size, self.config.window_length, latents)

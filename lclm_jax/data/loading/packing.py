@@ -22,7 +22,7 @@ PieceSize = tuple[int, int]  # encoder positions, latents
 
 
 class PieceOffset(NamedTuple):
-    """Where a piece lies in a row: its window, and its first position and first latent in it."""
+    """The place of a piece in a row: its window, and its first position and latent in there."""
 
     window: int
     position: int
