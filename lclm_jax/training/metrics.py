@@ -1,4 +1,4 @@
-"""Metrics of training steps: read one step late, checked for non-finite values, and logged.
+"""Metrics of training steps: read one step late, and logged every `run.log_every` steps.
 
 Reading late keeps the devices busy: the next step runs while the host reads the one before.
 """
@@ -6,203 +6,212 @@ Reading late keeps the devices busy: the next step runs while the host reads the
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from lclm_jax.config import Config, StageConfig
 from lclm_jax.costs.chips import find_chip
 from lclm_jax.costs.work import training_flops
-from lclm_jax.data.loading import Mixture, batch_origins
-from lclm_jax.training.journal import Journal
+from lclm_jax.training.hooks import StepInfo
+from lclm_jax.training.non_finite import NonFiniteWatch
+from lclm_jax.training.stage import StageRun
 from lclm_jax.training.state import trained_parts
 from lclm_jax.training.step import STREAM_SUMS, Metrics
 
 log = logging.getLogger(__name__)
 # Metrics that a log line sums over its steps.
 SUMMED_METRICS = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")
-# Metrics of a step that a log line leaves out: `skipped`, `step_seconds` and `waiting` have them.
-OMITTED_METRICS = ("finite", "seconds", "waited")
-DataPosition = Mapping[str, Any]  # state of the data's iterator before a batch
+LeftOut = dict[str, dict[str, int]]  # number of examples that fit no row, by stream and reason
 
 
-class Recorder:
-    """Metrics of a stage: read for the step before the running one, logged every `log_every` steps.
+class MetricsReader:
+    """A hook that reads the metrics of the step before the running one, for a log and a watch."""
+
+    def __init__(self, log: "MetricsLog", watch: NonFiniteWatch):
+        self.log, self.watch = log, watch
+        self.unread: list[StepInfo] = []  # at most one while a step runs
+
+    def __call__(self, info: StepInfo):
+        """Read the metrics of the step before."""
+        self._read()
+        self.unread.append(info)
+
+    def flush(self):
+        """Read all metrics, waiting for the running step, and write those that are left."""
+        self._read()
+        self.log.write()
+
+    def _read(self):
+        for info in self.unread:
+            metrics = jax.device_get(info.metrics)
+            self.watch.add(info, metrics)
+            self.log.add(info, metrics)
+        self.unread.clear()
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """The metrics of a step on the host, and its times in seconds."""
+
+    step: int
+    metrics: Metrics
+    seconds: float
+    waited: float
+
+
+class MetricsLog:
+    """The steps of a stage since the last line of its log.
 
     Attributes:
         summary: the newest known step in a few words, for the progress bar.
-        failing: number of non-finite steps in a row.
-        failed: step and data position of the first of them.
-        left_out: number of examples that fit no row, by stream and reason, since the stage began.
+        left_out: examples that fit no row since the stage began.
     """
 
-    def __init__(self, config: Config, stage: StageConfig, mixture: Mixture, journal: Journal):
-        self.config, self.stage, self.mixture, self.journal = config, stage, mixture, journal
-        self.unread: list[tuple[int, Metrics, DataPosition]] = []  # at most one while a step runs
-        self.steps: list[Metrics] = []  # on the host, since the last log line
+    def __init__(self, stage_run: StageRun):
+        self.stage_run = stage_run
+        self.steps: list[LoggedStep] = []
         self.summary = ""
-        self.failing = 0
-        self.failed: tuple[int, DataPosition] | None = None
-        self.left_out: dict[str, dict[str, int]] = {}
-        # Start of the current step, and the seconds it has waited for data.
-        self.since, self.waited = time.perf_counter(), 0.0
+        self.left_out: LeftOut = {}
+        self.speed = Speed.of_stage(stage_run)
 
-        windows = stage.row_windows or config.data.row_windows
-        row = training_flops(
-            config.model, config.data.row_positions, windows, trained_parts(config, stage)
-        ).total
-        self.flops = config.data.batch_rows * row / jax.device_count()  # of one step on one device
-        chip = find_chip(jax.devices()[0].device_kind)
-        self.peak = chip.peak_flops if chip else None
+    def add(self, info: StepInfo, metrics: Metrics):
+        """Add a step; write a line if one is due."""
+        self.steps.append(LoggedStep(info.step, metrics, info.seconds, info.waited))
+        self.summary = summarise(self.steps, self.speed)
+        streams = self.stage_run.stage.streams
+        self.left_out = {
+            streams[int(number)].name: count
+            for number, count in info.data_position["left_out"].items()
+        }
+        if info.step % self.stage_run.run.config.run.log_every == 0:
+            self.write()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measure time spent waiting for data: an upper bound of the devices' idle time."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-
-    @contextmanager
-    def outside(self) -> Iterator[None]:
-        """Leave work that is no part of a step, such as validation, out of the step's time."""
-        start = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - start
-
-    def summarise(self) -> str:
-        """Describe the newest known step in a few words."""
-        seconds, waited = self._pace()
-        figures = self.steps[-1]
-        tokens = float(figures["context_tokens"] + figures["decoder_tokens"]) / seconds
-        words = [
-            f"loss {float(figures['loss']):.3f}",
-            f"{tokens:,.0f} tokens/s",
-            f"{seconds:.3g} s/step",
-        ]
-        words.append(f"waits {100 * waited:.0f} %")
-        words += [f"MFU {100 * self.flops / seconds / self.peak:.0f} %"] if self.peak else []
-        return " · ".join(words)
-
-    def _pace(self) -> tuple[float, float]:
-        """Return the mean seconds per step, and the share of them spent waiting for data.
-
-        Both are over the steps read since the last log line.
-        """
-        seconds, waited = (sum(step[key] for step in self.steps) for key in ("seconds", "waited"))
-        return max(seconds, 1e-9) / len(self.steps), waited / max(seconds, 1e-9)
-
-    def add(self, step: int, metrics: Metrics, before: DataPosition):
-        """Add the metrics of a step that has just started, and read those of the step before.
-
-        `before` is the position of the data before the step's batch. A step's time is the time
-        between two calls: it includes the wait for its batch and for the end of the step before.
-        """
-        if self.unread:
-            jax.block_until_ready(self.unread[-1][1])
-        now = time.perf_counter()
-        self.unread.append(
-            (step, metrics | {"seconds": now - self.since, "waited": self.waited}, before)
-        )
-        self.since, self.waited = now, 0.0
-        self._read(keep=1)
-
-    def flush(self):
-        """Read all metrics, waiting for the running step, and log those that are left."""
-        self._read(keep=0)
-        self._write()
-
-    def _read(self, keep: int):
-        while len(self.unread) > keep:
-            step, metrics, before = self.unread.pop(0)
-            figures = jax.device_get(metrics)
-            self.steps.append(figures | {"step": step})
-            self._watch(step, figures, before)
-            self.summary = self.summarise()
-            self.left_out = {
-                self.stage.streams[int(number)].name: count
-                for number, count in before["left_out"].items()
-            }
-            if step % self.config.run.log_every == 0:
-                self._write()
-
-    def _watch(self, step: int, figures: Metrics, before: DataPosition):
-        self.failing = int(figures["failing"])
-        if not self.failing:
-            self.failed = None
-            return
-        self.failed = self.failed or (step, before)
-        if figures["finite"]:
-            return  # skipped because of the steps before it
-        if not self.journal.writes:
-            return
-        loss, norm = float(figures["loss"]), float(figures["gradient_norm"])
-        records = [record for row in batch_origins(self.mixture, dict(before)) for record in row]
-        log.warning(
-            "%s step %d was skipped: loss %s, gradient norm %s; its examples: %s",
-            *(self.stage.name, step, loss, norm, ", ".join(records)),
-        )
-        self.journal.event(
-            "skipped", self.stage, step, loss=loss, gradient_norm=norm, records=records
-        )
-
-    def _write(self):
+    def write(self):
+        """Write a line for the steps since the last one, if there are any."""
         if not self.steps:
             return
-        last, (seconds, waiting) = self.steps[-1], self._pace()
-        # A skipped step has trained on nothing.
-        taken = [figures for figures in self.steps if figures["finite"]]
-        sums = {
-            key: sum((np.asarray(figures[key], np.float64) for figures in taken), np.zeros(()))
-            for key in SUMMED_METRICS
-        }
-        tokens = float(sums["stream_tokens"].sum())
-        line = {
-            "stage": self.stage.name,
-            "step": last["step"],
-            "steps": self.stage.steps,
-            "time": time.time(),
-        }
-        line |= {
-            "loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan,
-            "trained_tokens": tokens,
-        }
-        line |= {key: float(sums[key]) for key in ("context_tokens", "latents", "decoder_tokens")}
-        line |= {
-            "step_seconds": seconds,
-            "positions_per_second": self.config.data.batch_rows
-            * self.config.data.row_positions
-            / seconds,
-        }
-        line["tokens_per_second"] = (line["context_tokens"] + line["decoder_tokens"]) / (
-            seconds * len(self.steps)
-        )
-        line |= {
-            "flops_per_second": self.flops / seconds,
-            "mfu": self.flops / seconds / self.peak if self.peak else None,
-        }
-        line |= {"waiting": waiting, "left_out": self.left_out}
+        line = {"stage": self.stage_run.stage.name, "step": self.steps[-1].step}
+        line |= {"steps": self.stage_run.stage.steps, "time": time.time()}
+        line |= mean_metrics(self.steps) | self.speed.figures(self.steps)
+        line |= {"left_out": self.left_out}
         line |= {
             key: float(x)
-            for key, x in last.items()
-            if key not in line and key not in OMITTED_METRICS and np.ndim(x) == 0
+            for key, x in self.steps[-1].metrics.items()
+            if key not in line and key != "finite" and np.ndim(x) == 0
         }
-        columns = np.stack(
-            [sums[key] + np.zeros(len(self.stage.streams)) for key in STREAM_SUMS], axis=1
-        )
-        line["streams"] = {
-            stream.name: {
-                "loss": float(nll / count),
-                "accuracy": float(correct / count),
-                "tokens": int(count),
-            }
-            for stream, (nll, correct, count) in zip(self.stage.streams, columns, strict=True)
-            if count
-        }
-        self.journal.log(line)
+        line |= {"streams": stream_metrics(self.steps, self.stage_run)}
+        self.stage_run.run.journal.log(line)
         log.info(
             "%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"]
         )
         self.steps.clear()
+
+    def log_left_out(self):
+        """Log the number of examples that fit no row."""
+        for name, reasons in self.left_out.items():
+            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            log.warning(
+                "stage %s left out examples of %s: %s", self.stage_run.stage.name, name, counts
+            )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The size of a step, from which its seconds give tokens per second and MFU."""
+
+    positions: int  # decoder positions of a batch
+    flops: float  # of a step on one device
+    peak: float | None  # FLOP/s of the device, if known
+
+    @classmethod
+    def of_stage(cls, stage_run: StageRun) -> "Speed":
+        """Return the size of a stage's steps on the devices of this machine."""
+        config, stage = stage_run.run.config, stage_run.stage
+        data = config.data
+        row_flops = training_flops(
+            config.model,
+            data.row_positions,
+            stage.row_windows or data.row_windows,
+            trained_parts(config, stage),
+        ).total
+        chip = find_chip(jax.devices()[0].device_kind)
+        return cls(
+            positions=data.batch_rows * data.row_positions,
+            flops=data.batch_rows * row_flops / jax.device_count(),
+            peak=chip.peak_flops if chip else None,
+        )
+
+    def figures(self, steps: Sequence[LoggedStep]) -> dict[str, Any]:
+        """Return the figures of a log line that depend on time."""
+        seconds, waiting = pace(steps)
+        sums = sum_metrics(steps)
+        tokens = float(sums["context_tokens"]) + float(sums["decoder_tokens"])
+        return {
+            "step_seconds": seconds,
+            "positions_per_second": self.positions / seconds,
+            "tokens_per_second": tokens / (seconds * len(steps)),
+            "flops_per_second": self.flops / seconds,
+            "mfu": self.flops / seconds / self.peak if self.peak else None,
+            "waiting": waiting,
+        }
+
+
+def pace(steps: Sequence[LoggedStep]) -> tuple[float, float]:
+    """Return the mean seconds per step, and the share of them spent waiting for data."""
+    seconds = max(sum(step.seconds for step in steps), 1e-9)
+    return seconds / len(steps), sum(step.waited for step in steps) / seconds
+
+
+def sum_metrics(steps: Sequence[LoggedStep]) -> dict[str, np.ndarray]:
+    """Sum SUMMED_METRICS over the steps that were taken; a skipped step trained on nothing."""
+    taken = [step.metrics for step in steps if step.metrics["finite"]]
+    return {
+        key: sum((np.asarray(metrics[key], np.float64) for metrics in taken), np.zeros(()))
+        for key in SUMMED_METRICS
+    }
+
+
+def mean_metrics(steps: Sequence[LoggedStep]) -> dict[str, float]:
+    """Return the mean loss over the trained tokens of the steps, and their numbers of tokens."""
+    sums = sum_metrics(steps)
+    tokens = float(sums["stream_tokens"].sum())
+    return {
+        "loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan,
+        "trained_tokens": tokens,
+        **{key: float(sums[key]) for key in ("context_tokens", "latents", "decoder_tokens")},
+    }
+
+
+def stream_metrics(
+    steps: Sequence[LoggedStep], stage_run: StageRun
+) -> dict[str, Mapping[str, float]]:
+    """Return loss, accuracy and tokens of every stream that had any, by name."""
+    streams, sums = stage_run.stage.streams, sum_metrics(steps)
+    columns = np.stack([sums[key] + np.zeros(len(streams)) for key in STREAM_SUMS], axis=1)
+    return {
+        stream.name: {
+            "loss": float(nll / count),
+            "accuracy": float(correct / count),
+            "tokens": int(count),
+        }
+        for stream, (nll, correct, count) in zip(streams, columns, strict=True)
+        if count
+    }
+
+
+def summarise(steps: Sequence[LoggedStep], speed: Speed) -> str:
+    """Describe the newest of the steps in a few words, and the pace of all of them."""
+    seconds, waiting = pace(steps)
+    newest = steps[-1].metrics
+    tokens = float(newest["context_tokens"] + newest["decoder_tokens"]) / seconds
+    words = [
+        f"loss {float(newest['loss']):.3f}",
+        f"{tokens:,.0f} tokens/s",
+        f"{seconds:.3g} s/step",
+        f"waits {100 * waiting:.0f} %",
+    ]
+    words += [f"MFU {100 * speed.flops / seconds / speed.peak:.0f} %"] if speed.peak else []
+    return " · ".join(words)

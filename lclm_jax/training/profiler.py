@@ -4,12 +4,17 @@
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from lclm_jax.distributed.processes import is_first
 from lclm_jax.files.run_layout import PROFILE_REQUEST, PROFILES
+from lclm_jax.training.hooks import Hook, StepInfo
+from lclm_jax.training.stage import StageRun
 
 log = logging.getLogger(__name__)
 DEFAULT_STEPS = 3  # of an empty request
@@ -69,6 +74,28 @@ class Profiler:
         if str(error) != self._problem:
             log.warning("no trace for %s: %s; training goes on", self.request, error)
         self._problem = str(error)
+
+
+@contextmanager
+def trace_on_request(stage_run: StageRun, done: int) -> Iterator[tuple[Hook, Hook]]:
+    """Yield two hooks that trace steps of a stage, from the one after step `done` on, on request.
+
+    The first ends a trace, the second begins one: what runs between them is not traced, unless a
+    trace goes on.
+    """
+    name = stage_run.stage.name
+    with closing(Profiler(stage_run.run.directory, is_first())) as profiler:
+
+        def end(info: StepInfo):
+            if trace := profiler.after_step(info.metrics):
+                stage_run.event("profiled", info.step, directory=str(trace))
+
+        def begin(info: StepInfo):
+            if not info.last:
+                profiler.before_step(f"{name}-{info.step + 1}")
+
+        profiler.before_step(f"{name}-{done + 1}")
+        yield end, begin
 
 
 def _take(request: Path) -> int:

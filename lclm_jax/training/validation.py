@@ -4,12 +4,18 @@ The views are latents, full text, and no contexts. They have the same examples, 
 of the shape that is trained on, so that a pod reads them as it reads its training data.
 """
 
+import time
+from collections.abc import Callable
+
 import jax
 
 from lclm_jax.data.loading import StageData, StreamReader
 from lclm_jax.data.records import VIEWS, Span, measure
 from lclm_jax.distributed.sharding import batch_sharding, own_rows
 from lclm_jax.scoring import Score, Scorer, pack_full_rows
+from lclm_jax.training.clock import StepClock
+from lclm_jax.training.hooks import Hook, StepInfo
+from lclm_jax.training.stage import StageRun
 from lclm_jax.typing import Params
 
 ViewScores = dict[str, dict[str, Score]]  # by stream and view
@@ -48,6 +54,31 @@ class Validation:
                 if score.tokens:
                     results.setdefault(stream, {})[view] = score
         return results
+
+
+def validate_every(stage_run: StageRun, clock: StepClock, flush: Callable[[], None]) -> Hook:
+    """Return a hook that validates every `run.validate_every` steps and at the last one.
+
+    It does nothing where the setting is 0, nor at a step after which the run stops.
+    """
+    run, stage = stage_run.run, stage_run.stage
+    every = run.config.run.validate_every
+    if not every:
+        return lambda info: None
+    with clock.outside():
+        validate = Validation(stage_run.data, run.mesh)
+
+    def hook(info: StepInfo):
+        if info.stopping or not info.due(every):
+            return
+        flush()
+        with clock.outside():
+            streams = scores_to_dict(validate(info.state.params))
+        run.journal.validation(
+            {"stage": stage.name, "step": info.step, "time": time.time(), "streams": streams}
+        )
+
+    return hook
 
 
 def scores_to_dict(scores: ViewScores) -> dict[str, dict[str, dict[str, float]]]:

@@ -24,12 +24,13 @@ from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
 from lclm_jax.data.loading import PackedIterator, batch_origins
 from lclm_jax.files.run_layout import LOG
-from lclm_jax.training import loop
-from lclm_jax.training.metrics import Recorder
+from lclm_jax.training import Hook, StepInfo, train
+from lclm_jax.training import run as training_run
+from lclm_jax.training import stage as training_stage
 from lclm_jax.training.state import TrainState
 from tests.soak.plan import Fault, Kind
 
-trainer: Any = loop  # functions of the module are replaced below
+HOOKS: list[Hook] = []  # called after every step, in this order
 BATCHES = "batches.jsonl"  # beside the log: the batch of every step
 POISONED_SHARES = 0.15, 0.55  # of each stage, after which a step meets parameters that are NaN
 DIED = "the data worker died"
@@ -57,8 +58,8 @@ def main():
     keep_batches(config)
     if order.fault is not None and order.fault.kind in CAUSES:
         CAUSES[order.fault.kind](config, order.fault)
-    slow_steps(order.pause)
-    trainer.train(config)
+    after_step(lambda _: time.sleep(order.pause))
+    train(config, hooks=HOOKS)
 
 
 def poisoned_steps(steps: int) -> list[int]:
@@ -71,7 +72,7 @@ def poison(config: Config):
 
     It is restored after each of them.
     """
-    original = trainer.train_step
+    original = training_stage.train_step
 
     def train_step(state: TrainState, batch: Batch, *, config: Config, stage: Any):
         now = jnp.any(state.step + 1 == jnp.array(poisoned_steps(stage.steps)))
@@ -85,7 +86,7 @@ def poison(config: Config):
         kept = jnp.where(now, scale, after.params["decoder"]["norm"]["scale"])
         return after.replace(params=_with_scale(after.params, kept)), metrics
 
-    trainer.train_step = train_step
+    training_stage.train_step = train_step
 
 
 def _with_scale(params: Any, scale: Any) -> Any:
@@ -96,21 +97,22 @@ def _with_scale(params: Any, scale: Any) -> Any:
 def keep_batches(config: Config):
     """Write the batch of every step to a journal: the hash of its bytes, and its records."""
     hashes: list[str] = []
-    to_devices, add = trainer.global_batch, Recorder.add
+    to_devices = training_stage.global_batch
     file = Path(config.run.directory) / BATCHES
 
     def global_batch(batch: Batch, *rest: Any):
         hashes[:] = [hash_batch(batch)]
         return to_devices(batch, *rest)
 
-    def add_and_keep(self: Recorder, step: int, metrics: Any, before: Any):
-        records = batch_origins(self.mixture, dict(before))
-        line = {"stage": self.stage.name, "step": step, "sha256": hashes[0], "records": records}
+    def keep(info: StepInfo):
+        records = batch_origins(info.stage_run.mixture, dict(info.data_position))
+        line = {"stage": info.stage_run.stage.name, "step": info.step}
+        line |= {"sha256": hashes[0], "records": records}
         with file.open("ab", buffering=0) as out:
             out.write(json.dumps(line).encode() + b"\n")  # in one call: a kill cannot cut it short
-        add(self, step, metrics, before)
 
-    trainer.global_batch, Recorder.add = global_batch, add_and_keep
+    training_stage.global_batch = global_batch
+    HOOKS.append(keep)
 
 
 def hash_batch(batch: Batch) -> str:
@@ -121,19 +123,13 @@ def hash_batch(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def slow_steps(seconds: float):
-    before_step(lambda _: time.sleep(seconds))
+def after_step(act: Callable[[int], None]):
+    """Call `act` with the number of every step of the run, before it is saved."""
 
+    def hook(info: StepInfo):
+        act(info.stage_run.run.config.run_step(info.stage_run.stage.name, info.step))
 
-def before_step(act: Callable[[int], None]):
-    """Call `act` with the number of every step of the run, just before its metrics are added."""
-    add = Recorder.add
-
-    def add_after(self: Recorder, step: int, metrics: Any, before: Any):
-        act(self.config.run_step(self.stage.name, step))
-        add(self, step, metrics, before)
-
-    Recorder.add = add_after
+    HOOKS.append(hook)
 
 
 def fill_disk_while_saving(config: Config, fault: Fault):
@@ -164,7 +160,7 @@ def fill_disk(config: Config, fault: Fault):
             full.append(file.stat().st_size + int(500 * fault.moment))
             limit_files(full[0])
 
-    before_step(fill)
+    after_step(fill)
 
 
 def limit_files(size: int):
@@ -197,8 +193,8 @@ def kill_data(config: Config, fault: Fault):
 
 def block_data(config: Config, fault: Fault):
     """Block the thread that reads the data after a few batches, under a short step timeout."""
-    watch = trainer.watchdog
-    trainer.watchdog = lambda _: watch(STUCK_TIMEOUT_SECONDS)
+    watch = training_run.watchdog
+    training_run.watchdog = lambda _: watch(STUCK_TIMEOUT_SECONDS)
     read, count = PackedIterator.__next__, [1 + int(6 * fault.moment)]
 
     def read_or_block(self: PackedIterator) -> Batch:
@@ -215,9 +211,7 @@ def jump(days: int) -> Callable[[Config, Fault], None]:
 
     def disturb(config: Config, fault: Fault):
         real, shift = time.time, [0.0]
-        before_step(
-            lambda step: shift.__setitem__(0, days * DAY if step >= fault.step - 3 else 0.0)
-        )
+        after_step(lambda step: shift.__setitem__(0, days * DAY if step >= fault.step - 3 else 0.0))
         time.time = lambda: real() + shift[0]
 
     return disturb

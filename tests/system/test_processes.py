@@ -250,7 +250,7 @@ def test_two_then_four_then_one_process_train_as_one_undisturbed(
 ):
     result = runs.result()
     statuses(result.finished, 0)
-    monkeypatch.setattr("lclm_jax.training.loop.make_mesh", lambda _: one_device)
+    monkeypatch.setattr("lclm_jax.training.run.make_mesh", lambda _: one_device)
     expected = log_of(train(config))
     lines = log_of(result.directory)
     steps = [(line["stage"], line["step"]) for line in lines]

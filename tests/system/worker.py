@@ -33,7 +33,7 @@ from lclm_jax.distributed.sharding import (
     replicated,
 )
 from lclm_jax.model.params import abstract_params, unflatten
-from lclm_jax.training.metrics import Recorder
+from lclm_jax.training.metrics import MetricsReader
 from lclm_jax.training.optim import split_trained
 from lclm_jax.training.step import objective
 
@@ -54,7 +54,7 @@ def _disturb(when: list[str], number: signal.Signals):
     """Send a signal at a step of a stage.
 
     A request to stop goes to the parent process, as a cluster sends it, and has arrived when the
-    step ends.
+    step begins.
     """
 
     def send(process: int):
@@ -63,15 +63,16 @@ def _disturb(when: list[str], number: signal.Signals):
         )
         os.kill(process, number)
 
-    requests, add, init, save = [], Recorder.add, stopping.StopRequest.__init__, Checkpoints.save
+    requests, init, save = [], stopping.StopRequest.__init__, Checkpoints.save
+    read = MetricsReader.__call__
 
     def remember(self):
         init(self)
         requests.append(self)
 
-    def add_and_ask(self, step, metrics, before):
-        add(self, step, metrics, before)
-        if [self.stage.name, str(step)] == when:
+    def read_and_ask(self, info):
+        read(self, info)
+        if [info.stage_run.stage.name, str(info.step + 1)] == when:
             send(os.getppid())
             while not requests[-1].asked:
                 time.sleep(0.01)
@@ -84,7 +85,7 @@ def _disturb(when: list[str], number: signal.Signals):
     if number == signal.SIGKILL:
         Checkpoints.save = save_or_die
     else:
-        Recorder.add, stopping.StopRequest.__init__ = add_and_ask, remember
+        MetricsReader.__call__, stopping.StopRequest.__init__ = read_and_ask, remember
 
 
 def compute(config: Config, directory: Path, shape: tuple[int, ...]):

@@ -10,7 +10,7 @@ from lclm_jax.training.loop import train
 @pytest.fixture
 def config(config, monkeypatch, one_device):
     """A run on one device: the second stage at a constant rate, every checkpoint kept."""
-    monkeypatch.setattr("lclm_jax.training.loop.make_mesh", lambda _: one_device)
+    monkeypatch.setattr("lclm_jax.training.run.make_mesh", lambda _: one_device)
     adapter, everything = config.stages
     run = replace(config.run, keep=9)
     return replace(config, stages=(adapter, replace(everything, final_learning_rate=1e-3)), run=run)

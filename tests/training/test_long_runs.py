@@ -1,6 +1,7 @@
 """Long runs: separate stages, token counts, held-out figures and traces."""
 
 import json
+import operator
 import shutil
 import types
 from dataclasses import replace
@@ -27,8 +28,9 @@ from lclm_jax.inference.language_model import load
 from lclm_jax.model.params import flatten, init_params
 from lclm_jax.scoring import Score, score
 from lclm_jax.training import loop
+from lclm_jax.training import stage as training_stage
 from lclm_jax.training.loop import train
-from lclm_jax.training.metrics import Recorder
+from lclm_jax.training.metrics import MetricsReader
 from lclm_jax.training.optim import assign_groups, split_trained
 from lclm_jax.training.step import gradients_of
 from lclm_jax.training.validation import held_out_records
@@ -51,14 +53,14 @@ def test_a_stage_is_compiled_once(finished):
 
 
 def test_a_batch_of_another_shape_is_an_error_not_another_program(config, tmp_path, monkeypatch):
-    calls, whole = [], loop.global_batch
+    calls, whole = [], training_stage.global_batch
 
     def wider(*arguments):
         calls.append(1)
         batch = whole(*arguments)
         return batch if len(calls) < 3 else jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
 
-    monkeypatch.setattr(loop, "global_batch", wider)
+    monkeypatch.setattr(training_stage, "global_batch", wider)
     with pytest.raises(TypeError, match="compiled"):
         train(moved(config, tmp_path))
     assert len(calls) == 3
@@ -85,14 +87,13 @@ def test_stages_one_by_one_are_the_whole(finished, tmp_path):
     assert train(apart, "adapter") == tmp_path / "apart" and log_of(tmp_path / "apart") == lines
 
 
-def test_a_stage_waits_for_the_end_of_the_one_before(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Recorder,
-        "add",
-        lambda self, step, *_: (_ for _ in ()).throw(InterruptedError) if step == 4 else None,
-    )
+def test_a_stage_waits_for_the_end_of_the_one_before(config, tmp_path):
+    def interrupt(info):
+        if info.step == 4:
+            raise InterruptedError
+
     with pytest.raises(InterruptedError):
-        train(moved(config, tmp_path))
+        train(moved(config, tmp_path), hooks=[interrupt])
     with pytest.raises(ConfigError, match="is at step 2 of 4 of stage adapter; run that first"):
         train(moved(config, tmp_path), "all")
 
@@ -219,49 +220,25 @@ def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
             ).encode().decode("unicode_escape")
 
 
-class Watched:
-    """Stands for metrics on a device: tells when they are waited for."""
-
-    def __init__(self, step, reads):
-        self.step, self.reads = step, reads
-
-    def __or__(self, more):
-        return self
-
-
-def test_only_the_step_before_is_waited_for(config, monkeypatch):
-    reads: list[tuple[int, int]] = []
-    current = [0]
-    stage = config.stages[0]
-    figures = {
-        "loss": 1.0,
-        "gradient_norm": 1.0,
-        "finite": True,
-        "failing": 0,
-        "seconds": 1.0,
-        "waited": 0.0,
-    }
-    figures |= {key: np.ones(3) for key in ("stream_nll", "stream_correct", "stream_tokens")}
-    figures |= {"context_tokens": 1, "latents": 1, "decoder_tokens": 1}
-
-    def read(metrics):
-        reads.append((current[0], metrics.step))
-        return figures
-
-    fake = types.SimpleNamespace(
-        device_get=read, block_until_ready=read, device_count=lambda: 1, devices=jax.devices
-    )
-    monkeypatch.setattr("lclm_jax.training.metrics.jax", fake)
-    recorder = Recorder(
-        config, stage, None, types.SimpleNamespace(log=lambda line: None, writes=True)
-    )
+def test_metrics_are_read_one_step_late():
+    reads: list[int] = []
+    log = types.SimpleNamespace(add=lambda info, _: reads.append(info.step), write=lambda: None)
+    watch = types.SimpleNamespace(add=lambda *_: None)
+    reader = MetricsReader(log, watch)
     for step in range(1, 7):
-        current[0] = step
-        recorder.add(step, Watched(step, reads), {"left_out": {}})
-        assert bool(recorder.summary) == (step > 1)
-    assert set(reads) == {(step, step - 1) for step in range(2, 7)}
-    recorder.flush()
-    assert reads[-1] == (6, 6)
+        reader(types.SimpleNamespace(step=step, metrics={}))
+        assert reads == list(range(1, step))
+    reader.flush()
+    assert reads == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_host_waits_for_the_step_before_and_no_other(config, tmp_path, monkeypatch):
+    awaited, started = [], []
+    waits = types.SimpleNamespace(block_until_ready=awaited.append)
+    monkeypatch.setattr(loop, "jax", waits)
+    train(moved(config, tmp_path), "adapter", hooks=[lambda info: started.append(info.metrics)])
+    assert len(started) == len(awaited) == 4 and awaited[0] is None
+    assert all(map(operator.is_, awaited[1:], started[:-1]))
 
 
 def test_held_out_examples_are_read_in_three_views(config, tmp_path, tokenizer):

@@ -18,7 +18,6 @@ from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches
 from lclm_jax.distributed.sharding import batch_sharding
 from lclm_jax.model.params import flatten, unflatten
 from lclm_jax.training.loop import Interrupted, train
-from lclm_jax.training.metrics import Recorder
 from lclm_jax.training.optim import assign_groups
 from lclm_jax.training.state import begin_stage
 from lclm_jax.training.step import train_step
@@ -73,7 +72,7 @@ def test_log_has_how_long_the_loop_waited_and_what_was_left_out(
     config, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(
-        "lclm_jax.training.loop.prefetch_batches",
+        "lclm_jax.training.stage.prefetch_batches",
         lambda *arguments: Late(prefetch_batches(*arguments)),
     )
     directory = train(
@@ -99,15 +98,14 @@ def test_frozen_components_do_not_change_by_a_bit(finished, params):
     assert last["training"]["moments"].keys() == {"adapter/0", "encoder/1", "decoder/1"}
 
 
-def test_a_finished_run_returns_at_once(finished, monkeypatch):
+def test_a_finished_run_returns_at_once(finished):
     config, directory = finished
     lines = log_of(directory)
-    monkeypatch.setattr(Recorder, "add", lambda *_: pytest.fail("a step was taken"))
-    assert train(config) == directory
+    assert train(config, hooks=[lambda info: pytest.fail("a step was taken")]) == directory
     assert log_of(directory) == lines
 
 
-def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeypatch):
+def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path):
     """Killed after the first stage, then stopped by Ctrl-C between checkpoints of the second."""
     config, directory = finished
     again = tmp_path / "again"
@@ -115,18 +113,16 @@ def test_killed_and_interrupted_equals_uninterrupted(finished, tmp_path, monkeyp
     for step in (6, 8):
         shutil.rmtree(again / "checkpoints" / str(step))
     interrupted = replace(config, run=replace(config.run, directory=str(again)))
-    add, handler = Recorder.add, signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
 
-    def add_and_stop(self, step, metrics, before):
-        add(self, step, metrics, before)
-        if step == 1:
+    def interrupt(info):
+        if info.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Recorder, "add", add_and_stop)
     with pytest.raises(
-        Interrupted, match="stopped in stage all after step 1 of 4; saved, run again to continue"
+        Interrupted, match="stopped in stage all after step 3 of 4; saved, run again to continue"
     ):
-        train(interrupted)
+        train(interrupted, hooks=[interrupt])
     assert signal.getsignal(signal.SIGINT) is handler
     assert train(interrupted) == again
     assert_equal(saved(config, again, 8), saved(config, directory, 8))

@@ -10,8 +10,7 @@ from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading import PackedBatches, StageData
 from lclm_jax.model.params import flatten, unflatten
-from lclm_jax.training import loop
-from lclm_jax.training.loop import NotFinite, train
+from lclm_jax.training import NotFinite, stage, train
 from lclm_jax.training.replay import keep_batch, read_batch, replay
 from tests.support.trained_runs import events_of, log_of, moved, saved
 
@@ -118,7 +117,7 @@ def test_gradients_alone_are_traced_to_rows(
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_path, monkeypatch):
-    calls, whole = [], loop.global_batch
+    calls, whole = [], stage.global_batch
 
     def poison(*arguments):
         calls.append(1)
@@ -129,7 +128,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_training_goes_on(config, tmp_p
             else batch
         )
 
-    monkeypatch.setattr(loop, "global_batch", poison)
+    monkeypatch.setattr(stage, "global_batch", poison)
     directory = train(moved(config, tmp_path), "adapter")
     assert [event["step"] for event in events_of(directory, "skipped")] == [2]
     lines = log_of(directory)

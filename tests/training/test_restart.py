@@ -17,7 +17,6 @@ from lclm_jax.config.values import override
 from lclm_jax.data.shards import MANIFEST
 from lclm_jax.files.checksums import CHECKSUMS
 from lclm_jax.files.directories import DirectoryError, locked
-from lclm_jax.training import loop
 from lclm_jax.training.loop import train
 
 
@@ -26,13 +25,13 @@ def batches(monkeypatch) -> list:
     """The batches that stages read, one each; a stage saves its step 2 of 4."""
     read = []
 
-    def run_stage(run, stage, state, order, iterator):
-        read.append(next(iterator))
-        loop._save(run, stage, 2, state, order, iterator)
-        run.checkpoints.wait()
+    def run_stage(stage_run, state, hooks):
+        read.append(next(stage_run.batches))
+        stage_run.save(2, state)
+        stage_run.run.checkpoints.wait()
         return state
 
-    monkeypatch.setattr(loop, "_run_stage", run_stage)
+    monkeypatch.setattr("lclm_jax.training.loop.run_stage", run_stage)
     return read
 
 
@@ -122,7 +121,7 @@ def test_a_refused_config_changes_nothing(started, batches):
 
 
 def test_checksums_are_made_when_the_run_is_started_again(started, batches, caplog):
-    caplog.set_level("INFO", "lclm_jax.training.loop")
+    caplog.set_level("INFO", "lclm_jax.training.run")
     listed = Path(started.run.directory) / "checkpoints" / "2" / CHECKSUMS
     before = listed.read_text(encoding="utf-8")
     listed.unlink()
