@@ -2,6 +2,8 @@
 
 import hashlib
 
+import pytest
+
 from lclm_jax.files.checksums import CHECKSUMS, find_damage, hash_file, write_checksums
 
 
@@ -36,6 +38,7 @@ def test_several_processes_look_at_every_file_between_them(tmp_path):
     filled(tmp_path)
     for name in ("a", "b", "deep/c"):
         (tmp_path / name).write_bytes(b"")
+    assert len(find_damage(tmp_path)) == 3
     parts = [find_damage(tmp_path, share, 2) for share in range(2)]
     assert [[line.split()[0] for line in part] for part in parts] == [["a", "c"], ["b"]]
     assert find_damage(tmp_path, 5, 6) == []
@@ -52,9 +55,10 @@ def test_a_list_that_is_none_is_named(tmp_path):
         assert find_damage(tmp_path) == [reason]
 
 
-def test_names_may_have_two_spaces(tmp_path):
-    (tmp_path / "a  b").write_bytes(b"1")
+@pytest.mark.parametrize("name", ["a  b", " a"])
+def test_names_may_have_spaces(tmp_path, name):
+    (tmp_path / name).write_bytes(b"1")
     write_checksums(tmp_path)
     assert find_damage(tmp_path) == []
-    (tmp_path / "a  b").write_bytes(b"2")
-    assert find_damage(tmp_path) == ["a  b is not as it was written"]
+    (tmp_path / name).write_bytes(b"2")
+    assert find_damage(tmp_path) == [f"{name} is not as it was written"]

@@ -60,3 +60,25 @@ def test_logits_are_split_over_the_vocabulary(arrays):
     text = compile_on(mesh, arrays)[0].as_text()
     assert f"f32[{CHUNK},2]" in text
     assert f"f32[{CHUNK},{VOCAB}]" not in text and f"f32[{CHUNK},16]" not in text
+
+
+def test_losses_and_best_guesses_are_those_of_all_logits(arrays):
+    hidden, table, targets, weights = arrays
+    logits = np.einsum("BTD,VD->BTV", *(x.astype(np.float64) for x in (hidden, table)))
+    guesses = logits.argmax(-1)
+    targets[:4] = guesses[:4]
+    log_sums = np.log(np.exp(logits).sum(-1))
+    losses = log_sums - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    total, (actual_losses, correct) = score(hidden, table, targets, weights)
+    np.testing.assert_allclose(actual_losses, np.where(weights > 0, losses, 0), 1e-5, 1e-6)
+    np.testing.assert_allclose(total, (losses * weights).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(correct, (guesses == targets) & (weights > 0))
+    assert correct.dtype == actual_losses.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+def test_gradients_have_the_dtype_of_their_array(arrays, dtypes):
+    hidden, table, *rest = arrays
+    inputs = [jax.numpy.asarray(x, dtype) for x, dtype in zip((hidden, table), dtypes, strict=True)]
+    gradients = jax.grad(score, argnums=(0, 1), has_aux=True)(*inputs, *rest)[0]
+    assert [gradient.dtype.name for gradient in gradients] == list(dtypes)

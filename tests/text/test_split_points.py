@@ -1,5 +1,6 @@
 """Long texts are split only where the split provably changes no token."""
 
+import json
 import os
 import threading
 from itertools import islice
@@ -13,7 +14,14 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from lclm_jax.data.synthetic.corpus import CONTROL, SPLIT
 from lclm_jax.data.text import find_tokenizer as hub
-from lclm_jax.data.text.split_points import LOWER, SAFE_CUT, UPPER, can_split
+from lclm_jax.data.text.split_points import (
+    ALTERNATIVES,
+    CONTRACTIONS,
+    LOWER,
+    SAFE_CUT,
+    UPPER,
+    can_split,
+)
 from lclm_jax.data.text.tokenizer import MAX_PENDING_BATCHES, Tokenizer
 from tests.support.prose import PROSE
 
@@ -205,6 +213,12 @@ WORD = {"content": "<word>", "rstrip": False, "lstrip": False, "single_word": Fa
 )
 def test_byte_level_splits_by_gpt2s_pattern_unless_it_says_otherwise(level, safe):
     assert can_split({"pre_tokenizer": BYTES | level}) is safe
+
+
+def test_a_pattern_may_have_every_alternative():
+    pattern = "|".join(sorted(ALTERNATIVES)).replace("<>", CONTRACTIONS)
+    tokenizer = build((None, split(pattern)), models.BPE())
+    assert can_split(json.loads(tokenizer.definition))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """One update and its metrics against numbers computed by hand, on a model of squares."""
 
+import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,17 @@ from lclm_jax.batch import empty_batch, empty_windows
 from lclm_jax.config import (
     Config,
     DataConfig,
+    MeshConfig,
     OptimizerConfig,
     ParameterGroup,
     RunConfig,
     StageConfig,
     Stream,
 )
+from lclm_jax.distributed.sharding import make_mesh, to_spec
 from lclm_jax.training.optim import init_moments, split_trained
 from lclm_jax.training.state import TrainState
-from lclm_jax.training.step import gradients_of, objective, train_step
+from lclm_jax.training.step import _split_rows, gradients_of, objective, train_step
 
 STAGE = StageConfig(
     "all",
@@ -206,3 +210,24 @@ def test_one_latent_in_a_batch_is_enough_to_move_the_encoder(config, batch, slot
     after, metrics = train_step(state, alone, config=config, stage=everything)
     assert np.any(after.params["encoder"]["gain"] != params["encoder"]["gain"]) == moves
     assert np.any(after.params["decoder"]["scores"] != SCORES) and metrics["latents"] == moves
+
+
+def test_a_single_trained_token_counts_whole(config, batch):
+    batch.weights[:] = 0
+    batch.weights[0, 0] = 1
+    trained, frozen = split_trained(params_of(), STAGE)
+    assert gradients_of(trained, frozen, batch, config, STAGE)[0] == 9
+    assert objective(trained, frozen, batch, config)[0] == 9
+
+
+def test_every_device_splits_the_rows_it_has():
+    mesh = make_mesh(MeshConfig(data=4), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(
+            np.arange(24).reshape(8, 3), jax.NamedSharding(mesh, to_spec(("batch", None)))
+        )
+        compiled = jax.jit(partial(_split_rows, count=2)).lower(rows).compile()
+        parts = compiled(rows)
+    np.testing.assert_array_equal(parts[:, :, 0] // 3, [[0, 2, 4, 6], [1, 3, 5, 7]])
+    assert parts.shape == (2, 4, 3) and parts.sharding.shard_shape(parts.shape) == (2, 1, 3)
+    assert not re.search("all-|collective", compiled.as_text())
