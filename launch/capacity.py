@@ -13,8 +13,6 @@ import json
 import shlex
 import sys
 
-from rich.table import Table
-
 from lclm_jax.capacity.advice import advise
 from lclm_jax.capacity.arguments import measure_requested, parse_arguments, read_program
 from lclm_jax.cli import run, show_table
@@ -34,11 +32,8 @@ def main():
         command = ["python", "-m", "launch.capacity", *sys.argv[1:]]
         page.write_page(arguments.html, shlex.join(command), results, advice)
     if arguments.search:
-        choices = Table(*page.choice_row(first))
-        for figures in results:
-            choices.add_row(*page.choice_row(figures).values())
-        show_table(choices)
-    show_figures(first)
+        show_table(page.choices_table(results))
+    show_table(page.figures_table(first))
     lines = [
         f"{page.describe_fit(first)}.",
         *(f"  try {change}" for change in advice),
@@ -48,16 +43,6 @@ def main():
     sys.stdout.write("\n".join(lines))
     if not first["fits"]:
         sys.exit(3)
-
-
-def show_figures(figures: page.Figures):
-    table = Table(show_header=False)
-    for title, rows in page.sections(figures).items():
-        table.add_row(f"[bold]{title}[/bold]", "")
-        for name, value in rows:
-            table.add_row(f"  {name}", str(value))
-        table.add_section()
-    show_table(table)
 
 
 if __name__ == "__main__":

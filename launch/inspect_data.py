@@ -31,12 +31,8 @@ def main():
     add_config_arguments(parser, default="configs/lclm_0p6b_4b_16x.py")
     parser.add_argument("--json", type=path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--html", type=path, metavar="FILE", help="default: DIR/inspect.html")
-    parser.add_argument(
-        "--rows",
-        type=setting(Size),
-        default=DEFAULT_ROWS,
-        help="rows to pack (default: %(default)s)",
-    )
+    rows_help = "rows to pack (default: %(default)s)"
+    parser.add_argument("--rows", type=setting(Size), default=DEFAULT_ROWS, help=rows_help)
     parser.add_argument("--verify", action="store_true", help="only compare sha256 of all files")
     arguments = parser.parse_args()
 

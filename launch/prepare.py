@@ -27,7 +27,7 @@ from lclm_jax.cli import (
 from lclm_jax.config.settings import Directory, Size
 from lclm_jax.data.prepare import prepare
 from lclm_jax.data.prepare.find_inputs import find_inputs
-from lclm_jax.data.prepare.summary import describe_rejections, summary_table
+from lclm_jax.data.prepare.summary import describe_output, summary_table
 from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.experiment import load_recipe
 from lclm_jax.progress import track
@@ -38,11 +38,8 @@ def main():
     parser.add_argument("--recipe", required=True, help="a Python file with a function recipe()")
     add_input_arguments(parser)
     parser.add_argument("--out", type=path, required=True, help="directory for the shards")
-    parser.add_argument(
-        "--tokenizer",
-        type=setting(Directory),
-        help="directory with tokenizer.json, or a hub repository (default: the recipe's)",
-    )
+    tokenizer_help = "directory with tokenizer.json, or a hub repository (default: the recipe's)"
+    parser.add_argument("--tokenizer", type=setting(Directory), help=tokenizer_help)
     parser.add_argument("--workers", type=setting(Size), help="processes (default: one a core)")
     add_set_argument(parser, "change a setting of the recipe, as max_rejected_rows=50")
     arguments = parser.parse_args()
@@ -52,15 +49,10 @@ def main():
         recipe = recipe.without(name)
     inputs = find_inputs(arguments.input, recipe, arguments.inputs)
     tokenizer = find_tokenizer(arguments.tokenizer or recipe.tokenizer)
-    logging.info(
-        "tokenizer of %d entries, fingerprint %s", tokenizer.vocab_size, tokenizer.fingerprint
-    )
-
+    logging.info("tokenizer %s: %d entries", tokenizer.fingerprint, tokenizer.vocab_size)
     manifest = prepare(recipe, inputs, arguments.out, tokenizer, arguments.workers, track)
     show_table(summary_table(manifest))
-    sys.stdout.write(describe_rejections(manifest, arguments.out))
-    sys.stdout.write(f"wrote {arguments.out.resolve()}; ")
-    sys.stdout.write(f"look at it by python -m launch.inspect_data {arguments.out}\n")
+    sys.stdout.write(describe_output(manifest, arguments.out))
 
 
 if __name__ == "__main__":

@@ -81,10 +81,12 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, list[Any]]:
 def override(config: T, *assignments: str) -> T:
     """Return the config with the changes of a command line, `a.b=value`.
 
-    Elements of a tuple are named by their `name` field or index. All changes are made before
-    fields are checked against each other.
+    Elements of a tuple are named by their `name` field or index, as in `stages.adapter.steps=10`.
+    All changes are made before fields are checked against each other.
 
-    >>> override(Config(...), "stages.adapter.steps=10", "data.batch_rows=8")
+    >>> from lclm_jax.config import RunConfig
+    >>> override(RunConfig(), "save_every=10", "keep=3").save_every
+    10
 
     Raises ConfigError for an unknown field, with the nearest name as a suggestion, and for a value
     of another type or out of range.

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Conversation:
     """A chat of several turns that keeps its KV cache between them.
 
-    >>> conversation = model.conversation()
-    >>> conversation.ask([latents, "What broke?"])
-    >>> conversation.ask("Since when?")  # reads only this turn
+        conversation = model.conversation()
+        conversation.ask([latents, "What broke?"])
+        conversation.ask("Since when?")  # reads only this turn
 
     `tools` and `settings` are passed to the chat template, as in `LanguageModel.chat`.
     """

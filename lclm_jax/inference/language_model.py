@@ -216,9 +216,9 @@ class LanguageModel:
     ) -> str:
         """Return the assistant's answer to one user turn made of text and latents.
 
-        Raises the errors of `chat`.
+            model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
 
-        >>> model.generate([model.compress(report), "What does it conclude?"], max_tokens=64)
+        Raises the errors of `chat`.
         """
         messages = [{"role": "user", "content": split_parts(parts)}]
         return self.chat(messages, max_tokens, sampling, seed)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.table import Table
+
 from lclm_jax.capacity.measure import Figures
 from lclm_jax.config import ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
@@ -161,6 +163,26 @@ def choice_row(figures: Figures) -> dict[str, str]:
         "sent": "" if sent is None else f"{gib(sent, 1)} GiB",
         "a call at peak speeds": format_call(figures["estimate"]) if fits else "",
     }
+
+
+def figures_table(figures: Figures) -> Table:
+    """Return everything that is known of a program as a table for the terminal."""
+    table = Table(show_header=False)
+    for title, rows in sections(figures).items():
+        table.add_row(f"[bold]{title}[/bold]", "")
+        for name, value in rows:
+            table.add_row(f"  {name}", str(value))
+        table.add_section()
+    return table
+
+
+def choices_table(tried: Sequence[Figures]) -> Table:
+    """Return several ways to run a program as a table for the terminal."""
+    rows = [choice_row(figures) for figures in tried]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def write_page(path: Path, command: str, tried: Sequence[Figures], advice: Sequence[str]):

@@ -68,7 +68,7 @@ def schedule(stage: StageConfig, rate: float) -> optax.Schedule:
     >>> stage = StageConfig(
     ...     "short", steps=4, warmup_steps=2, final_learning_rate=0.0, groups=(), streams=()
     ... )
-    >>> [float(schedule(stage, 1.0)(updates)) for updates in range(4)]
+    >>> [round(float(schedule(stage, 1.0)(updates)), 6) for updates in range(4)]
     [0.5, 1.0, 0.5, 0.0]
     """
     warmup = max(1, min(stage.warmup_steps, stage.steps // 2))

@@ -182,7 +182,10 @@ def test_transforms_are_inverse(transform):
 
 
 def test_transforms_of_heads():
-    """Torch's output row n * H + h is head n, dimension h; our einsums then give what `x @ weight.T` gives."""
+    """Row n * H + h of torch's output is head n, dimension h.
+
+    Our einsums give what `x @ weight.T` gives.
+    """
     weight, x = np.arange(24.0).reshape(6, 4), np.arange(4.0)
     np.testing.assert_array_equal(
         np.einsum("D,DNH->NH", x, from_published(weight, "split_heads", (4, 2, 3))).ravel(),
@@ -366,7 +369,8 @@ def test_settings_that_would_change_the_model_are_refused(source):
     )
     with pytest.raises(
         ConversionError,
-        match=r"head_dim must be an integer.*got 0.*attention_bias.*hidden_act must be 'silu'.*rotary scaling",
+        match=r"head_dim must be an integer.*got 0.*attention_bias"
+        r".*hidden_act must be 'silu'.*rotary scaling",
     ):
         read_tower(source / "decoder" / "config.json", causal=True)
     edit_json(source / "model_config.json", pooling="max", encoder_mask_type=None)

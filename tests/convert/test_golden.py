@@ -21,7 +21,8 @@ pytestmark = pytest.mark.image
 
 CASES = tuple(sorted(path.name for path in (GOLDEN / "cases").iterdir()))
 LAYOUTS = {"bf16_config457": ("bfloat16", True), "untied_sharded": ("float32", False)}
-# What every case holds, beside as many latents_<i> and adapted_<i> as it has contexts and a gradient per parameter.
+# The arrays of every case, beside a latents_<i> and adapted_<i> for each context and a gradient for
+# each parameter.
 QUANTITIES = {
     *("empty_latent", "empty_adapted", "hidden_last", "logits", "logsumexp", "argmax", "loss"),
     *(

@@ -118,7 +118,7 @@ def test_export_in_another_dtype_rounds_to_nearest(dtype, published, tmp_path):
 
 @pytest.fixture
 def bases(tmp_path) -> tuple[Path, Path]:
-    """Two base models: the decoder's tokenizer without memory tokens, its table without their rows."""
+    """Two base models: the decoder's tokenizer and table lack the memory tokens."""
     encoder, decoder = (
         Path(shutil.copytree(GOLDEN / "base" / part, tmp_path / part))
         for part in ("encoder", "decoder")

@@ -47,7 +47,7 @@ def model(model_config, noisy, tokenizer):
 
 
 def test_cache_equals_full_forward_passes(model):
-    """Two rows of different lengths with latents in different places; the first one stops in the middle."""
+    """Two rows of different lengths with latents in different places; the first stops midway."""
     rng = np.random.default_rng(0)
     lengths = np.array([12, 7])
     slots = np.full((2, 12), -1)
@@ -120,7 +120,10 @@ def test_no_token_copies_the_cache(model, monkeypatch):
 
 
 def test_the_state_after_one_more_token():
-    """Rows: a stop token, scores with NaN, an ordinary token; a stop is banned up to `min_tokens`."""
+    """Rows: a stop token, scores with NaN, an ordinary token.
+
+    A stop token is banned up to `min_tokens`.
+    """
     rows = jnp.zeros(3, jnp.int32)
     none = jnp.zeros((3, 4), bool)
     ended, finite = jnp.zeros(3, bool), jnp.ones(3, bool)
@@ -224,7 +227,10 @@ def reading(model, text):
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_on_several_devices_as_on_one(model, noisy, tmp_path, count):
-    """Heads and the cache's positions are split; three windows do not divide over the four parts of sequences."""
+    """Heads and the positions of the cache are split.
+
+    Three windows do not divide over the four parts of sequences.
+    """
     save_model(tmp_path, model.config, model.tokenizer, noisy)
     spread = load(tmp_path, devices=jax.devices()[:count])
     assert spread.mesh.shape["tensor"] == 2 and spread.mesh.shape["context"] == count // 2

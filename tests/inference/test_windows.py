@@ -1,7 +1,7 @@
 """Latents depend on a context and its ratio, never on where its windows lie or on what shares them.
 
-Packing, padding on any side, and ratios mixed in one row are compared with each context alone, in a row of its own, for every
-kind of pooling, encoder and adapter.
+Packing, padding on any side, and ratios mixed in one row are compared with each context alone, in a
+row of its own, for every kind of pooling, encoder and adapter.
 """
 
 from dataclasses import replace
@@ -77,7 +77,7 @@ every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 
 @cache
 def noise(config: ModelConfig):
-    """Parameters none of which is zero: fresh residual branches are, and would hide what flows through them."""
+    """Parameters without a zero: fresh residual branches are zero and would hide their inputs."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -92,13 +92,14 @@ def compress(params, windows, config):
     return apply(config, params, windows, method=LCLM.compress)[0]
 
 
-def read(config, seats, shape, params=None):
-    """Latents of every context. `shape` is that of the one row: windows, positions and latents of each.
+def read(config, offsets, shape, params=None):
+    """Latents of every context in a row of this shape: windows, and positions and latents of each.
 
-    Seats are (number of the context, piece, window, first position, first latent), in the order of the context's pieces.
+    Offsets are (number of the context, piece, window, first position, first latent), in the order
+    of the pieces of the context.
     """
     windows, segments, own = empty_windows(1, *shape), np.zeros(shape[0], int), {}
-    for number, piece, window, position, latent in seats:
+    for number, piece, window, position, latent in offsets:
         segments[window] += 1
         offset = PieceOffset(window, position, latent)
         write_piece(windows, 0, offset, piece, segments[window], number + 1)
@@ -108,7 +109,10 @@ def read(config, seats, shape, params=None):
 
 
 def alone(config, context, params=None):
-    """Latents of a context that has a row to itself, each of its windows at the start of one, written here by hand."""
+    """Latents of a context alone in a row, each window at the start of one.
+
+    The row is written by hand.
+    """
     pieces, room = split_windows(context, config, MARKER), config.compression.latents_per_window
     windows, first = empty_windows(1, PIECES, config.window_length, room), 0
     for i, piece in enumerate(pieces):
@@ -131,7 +135,7 @@ def alone(config, context, params=None):
 
 
 def starts(sizes, room, padding, rng):
-    """Where things of these sizes begin in a room: all padding before them, all after, or some everywhere."""
+    """Offsets of parts of these sizes: padding before them, after them, or between them."""
     spare = room - sum(sizes)
     before = (
         np.sort(rng.integers(0, spare + 1, len(sizes)))
@@ -149,15 +153,15 @@ def shuffled_seats(config, contexts, shape, padding, rng):
         for piece in split_windows(context, config, MARKER)
     ]
     of = rng.permutation(np.repeat(np.arange(shape[0]), SHARED))[: len(pieces)]
-    seats: list = [None] * len(pieces)
+    offsets: list = [None] * len(pieces)
     for window in range(shape[0]):
         here = rng.permutation(np.flatnonzero(of == window))
         if len(here):
             positions = starts([len(pieces[i][1].tokens) for i in here], shape[1], padding, rng)
             latents = starts([pieces[i][1].latents for i in here], shape[2], padding, rng)
             for i, position, latent in zip(here, positions, latents, strict=True):
-                seats[i] = (*pieces[i], window, position, latent)
-    return seats
+                offsets[i] = (*pieces[i], window, position, latent)
+    return offsets
 
 
 def contexts_of(config, lengths, rng):
@@ -191,7 +195,7 @@ def test_sharing_and_padding_windows_changes_nothing(config, lengths, padding, s
 
 @every_case
 def test_a_filled_window_equals_a_padded_one(config):
-    """The middle window of three, and of five when its neighbours reach further, leaves no position free."""
+    """The middle window of three, or of five whose neighbours reach further, leaves no room."""
     rng, sides = (
         np.random.default_rng(0),
         -(-config.compression.overlap // config.compression.window),
@@ -213,7 +217,7 @@ def test_a_filled_window_equals_a_padded_one(config):
 
 @every_case
 def test_the_latents_compared_here_tell_contexts_apart(config):
-    """Agreement to 1e-5 says something: another last token, and another first, moves the latents a thousand times further."""
+    """Agreement to 1e-5 is strict: another first or last token moves latents 1000 times more."""
     context = contexts_of(config, [27], np.random.default_rng(0))[0]
     expected = alone(config, context)
     for changed, latent in ((0, 0), (26, -1)):
@@ -253,7 +257,10 @@ def latents_in_order(batch, config):
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Contexts of every ratio, some of several windows, one empty, one that asks for none; lengths that no ratio divides."""
+    """Contexts of every ratio: several windows, one empty, one without latents.
+
+    No ratio divides their lengths.
+    """
     rng = np.random.default_rng(0)
     lengths = (37, 33, 70, 61, 97, 5, 0, 19)
     return [

@@ -202,7 +202,8 @@ def test_a_place_that_cannot_be_written_is_named(name, tmp_path, command, capsys
             r"prepare_held_out\(\) that nothing calls; .*prepare_held_out=prepare_held_out\)",
         ),
         (
-            "from lclm_jax.config import DataConfig\n\n\ndef config():\n    return DataConfig(batch_rows=0)",
+            "from lclm_jax.config import DataConfig\n\n\n"
+            "def config():\n    return DataConfig(batch_rows=0)",
             r"line 5: DataConfig.batch_rows must be an integer, from 1 to 2147483647, got 0",
         ),
     ],
@@ -327,7 +328,10 @@ def test_a_file_of_json_must_hold_an_object(tmp_path):
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"), "lower data.batch_rows"),
         (RuntimeError("Unable to initialize backend 'tpu': none"), "set or unset JAX_PLATFORMS"),
         (ValueError("[tensorstore] No space left on device"), "the disk is full"),
-        (ModuleNotFoundError("x", name="torch.nn"), "torch is not installed; pip install -e '.[parity]'"),
+        (
+            ModuleNotFoundError("x", name="torch.nn"),
+            "torch is not installed; pip install -e '.[parity]'",
+        ),
         (ModuleNotFoundError("x", name="reasoning_gym"), "pip install -e '.[demo]'"),
         (ModuleNotFoundError("x", name="flax"), "pip install -e '.'"),
     ],

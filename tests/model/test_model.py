@@ -393,8 +393,11 @@ def test_losses_of_bfloat16_are_float32_sums_of_its_products(scored):
 
 @pytest.mark.parametrize(("positions", "chunk", "total"), [(1024, 2, 512), (777, 259, 388)])
 def test_gradients_of_a_bfloat16_table_add_up_in_float32(positions, chunk, total):
-    """Of equal positions, half each. In bfloat16 a sum of chunks would stop growing at 256, and
-    three chunks of 129.5, rounded to 130, would be 390."""
+    """Equal positions have gradients of one half each.
+
+    In bfloat16 a sum of chunks would stop growing at 256, and three chunks of 129.5, rounded to
+    130, would be 390.
+    """
     hidden = jnp.ones((1, positions, 1), jnp.bfloat16)
     table = jnp.zeros((2, 1), jnp.bfloat16)
     targets, weights = np.zeros((1, positions), np.int32), np.ones((1, positions), np.float32)

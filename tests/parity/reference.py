@@ -1,6 +1,7 @@
-"""The other side of every parity test: random models of transformers, published as their owners do, and what they compute.
+"""The reference of the parity tests: random models of transformers, saved as published models are.
 
-Nothing here uses lclm_jax, nor does the restatement of windows, pooling and adapter in convert/verify/torch_reference.py.
+Nothing here uses lclm_jax, nor does the restatement of windows, pooling and adapter in
+convert/verify/torch_reference.py.
 """
 
 import json
@@ -43,7 +44,10 @@ torch.set_num_threads(
 def make_tower(
     seed: int, kind: str = "qwen3", head: bool = True, theta: float = 1e6, **shape
 ) -> torch.nn.Module:
-    """A random transformers model in float32 with eager attention; `shape` holds fields of its config."""
+    """A random transformers model in float32 with eager attention.
+
+    `shape` has fields of its config.
+    """
     config_class, with_head, without_head = KINDS[kind]
     config = config_class(
         rope_parameters={"rope_theta": theta, "rope_type": "default"},
@@ -60,7 +64,7 @@ def make_tower(
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int):
-    """Matrices that keep the scale of what they read, norm weights and biases that are not their defaults."""
+    """Random weights: matrices keep the scale of their input, norms and biases are not defaults."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
@@ -103,7 +107,7 @@ def publish(
 
 @torch.no_grad()
 def hidden_states(model: torch.nn.Module, **inputs) -> list[np.ndarray]:
-    """What goes from part to part: after the embedding, every layer, the final norm and, where there is one, the head."""
+    """Hidden states after the embedding, every layer, the final norm and the head, if any."""
     tower, head = getattr(model, "model", model), getattr(model, "lm_head", None)
     states: list[np.ndarray] = []
 

@@ -77,7 +77,8 @@ CONFIGS = {
 }
 
 
-# Found by trial: with them, nothing the tests below write hangs on a rounding error (`assert_sure_and_varied`).
+# Found by trial: with these seeds no result of the tests hangs on a rounding error
+# (`assert_sure_and_varied`).
 SEEDS = {"tied": 1, "untied": 3, "attention": 0, "llama": 0}
 
 
@@ -140,7 +141,7 @@ def test_decoder_logits(exported):
 
 @pytest.mark.parametrize("length", [0, 1, 7, 50])
 def test_latents(exported, length):
-    """The exported encoder and adapter, and how they are to be used: all read back from the files we wrote."""
+    """The exported encoder, adapter and usage settings, read back from the files."""
     tokens = random_tokens(1, length)[0]
     actual, expected = (
         exported.model.compress_tokens(tokens).vectors,
@@ -150,7 +151,10 @@ def test_latents(exported, length):
 
 
 def test_tokenizers(exported):
-    """Text, names of control tokens, and a chat; a text that spells a control token is where we differ, on purpose."""
+    """Text, names of control tokens, and a chat.
+
+    A text that spells a control token differs from transformers, on purpose.
+    """
     tokenizer, reference = exported.model.tokenizer, exported.reference.tokenizer
     for text in (FACTS, NEWS, " Who?\n\n  It's 12,345 naïve “quotes” – ünïcödé 日本語 🙂\t"):
         assert tokenizer.encode(text).tolist() == reference.encode(text, add_special_tokens=False)
@@ -168,7 +172,7 @@ def test_tokenizers(exported):
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_there_and_back(kind, dtype, tmp_path):
-    """save_pretrained -> from_hf -> to_hf -> from_pretrained: the same bits, of the same dtype, in the same model."""
+    """save_pretrained, from_hf, to_hf and from_pretrained give the same model bit for bit."""
     shape = {
         "kind": kind,
         "hidden_size": 32,
@@ -212,7 +216,7 @@ def test_there_and_back(kind, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_export_in_half_precision(dtype, tmp_path):
-    """A float32 model asked for in fewer bits: what transformers reads are our numbers, rounded to nearest."""
+    """A float32 model exported in fewer bits: transformers reads our numbers rounded to nearest."""
     config = CONFIGS["tied"]
     params = random_params(config, SEEDS["tied"])
     save_model(tmp_path / "ours", config, Tokenizer.load(GOLDEN / "base" / "decoder"), params)
@@ -232,7 +236,7 @@ def test_export_in_half_precision(dtype, tmp_path):
 
 @dataclass(frozen=True)
 class Written:
-    """What transformers' generate wrote: the tokens of every row, its stop token excluded, and the closest decision."""
+    """Tokens of every row without the stop token, and the closest decision, by `generate`."""
 
     rows: list[list[int]]
     margin: float
@@ -241,9 +245,9 @@ class Written:
 def generate(
     reference: Reference, prompts: Sequence[torch.Tensor], stop: int | None = None, **settings
 ) -> Written:
-    """Greedy tokens after prompt embeddings [t, D], padded on the left, with the exported generation settings.
+    """Greedy tokens after prompt embeddings [t, D], padded on the left, with the exported settings.
 
-    `stop` replaces the token at which these stop.
+    `stop` replaces the token at which these settings stop.
     """
     length = max(map(len, prompts))
     embedded = torch.stack(
@@ -273,7 +277,7 @@ def generate(
 
 
 def assert_sure_and_varied(written: Written):
-    """The test would say nothing if the best token were a matter of rounding, or always the same."""
+    """The test means something: the best token is clear of rounding, and not always the same."""
     assert written.margin > MARGIN
     assert all(len(set(row)) > len(row) // 4 for row in written.rows)
 
@@ -287,7 +291,7 @@ def slots(latents: np.ndarray) -> str:
 
 
 def read_prompt(exported: Exported, text: str, latents: list[np.ndarray]) -> torch.Tensor:
-    """A prompt as transformers' tokenizer reads it, placeholders spelled out, with our latents in them."""
+    """A prompt read by transformers' tokenizer, its placeholders replaced by our latents."""
     return exported.reference.embed(
         exported.reference.tokenizer.encode(text, add_special_tokens=False), latents
     )
@@ -340,7 +344,7 @@ def test_chat_with_two_contexts(exported):
 
 
 def test_chat_ends_where_the_exported_settings_end_it(tmp_path):
-    """The head's rows of a token it would write and of the one that ends a turn are exchanged: the answer ends there."""
+    """With the rows of a token and of the end of turn exchanged in the head, the answer ends."""
     config = CONFIGS["untied"]
     params = random_params(config, SEEDS["untied"])
     first = export(config, params, tmp_path / "before")
@@ -423,7 +427,10 @@ def our_rows(
 
 
 def test_batch_of_mixed_lengths(exported):
-    """Padded on the left there and on the right here; then again with a token of the first row as the stop token."""
+    """Padded on the left there and on the right here.
+
+    Then again with a token of the first row as the stop token.
+    """
     records = make_records(exported.model)
     embedded, prompt = read_records(exported, records), as_prompt(exported, records)
     written = generate(exported.reference, embedded)

@@ -168,7 +168,10 @@ def test_restatement_equals_the_original(name, tmp_path):
 
 
 def lengths_of(config: ModelConfig) -> list[int]:
-    """Around every border of groups and windows; they fill one window or four, so that little is compiled."""
+    """Lengths around every border of groups and windows.
+
+    They fill one window or four, to compile few programs.
+    """
     ratio, window = config.compression.ratio, config.compression.window
     return [
         0,
@@ -199,7 +202,7 @@ def test_latents_of_more_windows_than_one_pass_takes(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["mean-bidirectional-overlap", "after-eos"])
 def test_latents_of_one_model_at_several_ratios(name, tmp_path):
-    """Training at several ratios is ours; what each of them means is what the published format says of one."""
+    """Training at several ratios is ours; each ratio means what the published format says."""
     case = read_case(publish(tmp_path / name, *make_towers(), settings=ALL_CASES[name]))
     compression = replace(case.config.compression, ratios=(2, 16))
     model = LanguageModel(
@@ -223,7 +226,7 @@ def run(params: Params, batch: Batch, config: ModelConfig):
 
 
 def make_records(window: int) -> list[list[Span]]:
-    """Three examples; their contexts share windows with each other and with those of other examples."""
+    """Three examples whose contexts share windows with each other and with other examples."""
     text = [Plain(random_tokens(3, seed=i)) for i in range(4)]
     context = [Context(random_tokens(n, seed=n)) for n in (window // 2, 1, window + 2, 0, 3)]
     return [

@@ -171,7 +171,7 @@ class Layout:
         return inputs
 
     def _matrix(self, causal: bool) -> torch.Tensor:
-        """Zero where a token may look, the lowest number elsewhere; a pad looks at pads, lest it looks at nothing."""
+        """Zero where a token may look, else the lowest number; a pad looks at pads."""
         allowed = self.segments[:, :, None] == self.segments[:, None, :]
         if causal:
             allowed = allowed & np.tri(LENGTH, dtype=bool)
@@ -243,7 +243,7 @@ def test_encoder_layer_by_layer(pair, name, causal):
 
 
 def test_checkpoint_holds_what_the_converter_reads(tmp_path):
-    """`from_hf` and `load` give the parameters of `read_hf`: save_pretrained's shards in, an Orbax checkpoint between."""
+    """`from_hf` and `load` give the parameters of `read_hf`, from shards and through Orbax."""
     reference = publish(tmp_path / "published", *make_towers("untied"), max_shard_size="20KB")
     assert (reference.directory / "decoder" / "model.safetensors.index.json").exists()
     config, params = read_hf(reference.directory)
@@ -282,7 +282,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_config_is_honoured_or_refused(name, tmp_path):
-    """Never a model that silently computes something else than transformers does from the same files."""
+    """Never a model that silently computes something else than transformers would."""
     reference = publish(tmp_path / "published", *make_towers("tied"))
     file = reference.directory / "decoder" / "config.json"
     values = {**json.loads(file.read_text(encoding="utf-8")), **CHANGES[name]}
@@ -314,7 +314,7 @@ def torch_rotary(config: Qwen3Config, rounded: bool = False) -> Qwen3RotaryEmbed
 def rotary_error(
     config: Qwen3Config, positions: np.ndarray, torch_rounds: bool, jax_rounds: bool
 ) -> float:
-    """Largest difference of any cosine or sine; the arguments say which side rounds its frequencies."""
+    """Largest difference of any cosine or sine; the arguments name the side that rounds."""
     half = config.head_dim // 2
     cos, sin = torch_rotary(config, torch_rounds)(
         torch.zeros(1), torch.from_numpy(positions)[None].long()
@@ -332,7 +332,7 @@ def rotary_error(
 @pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "rounded"])
 @pytest.mark.parametrize("theta", [1e4, 1e6, 5e6])
 def test_rotary_angles_of_published_shapes(theta, rounded):
-    """Every angle up to 32,768 positions at the published head_dim; the two kinds of frequencies are far apart there."""
+    """Every angle up to 32,768 at the published head_dim, where the two kinds differ most."""
     config = Qwen3Config(
         head_dim=128, rope_parameters={"rope_theta": theta, "rope_type": "default"}
     )
@@ -342,7 +342,7 @@ def test_rotary_angles_of_published_shapes(theta, rounded):
 
 
 def with_frequencies(model: torch.nn.Module, rounded: bool) -> torch.nn.Module:
-    """A copy of the model whose rotary frequencies are float32, rounded to bfloat16 first where asked for."""
+    """A copy of the model with float32 rotary frequencies, optionally rounded to bfloat16."""
     copied = deepcopy(model)
     exact = model.model.rotary_emb.inv_freq
     copied.model.rotary_emb.inv_freq = exact.bfloat16().float() if rounded else exact.clone()
@@ -351,7 +351,7 @@ def with_frequencies(model: torch.nn.Module, rounded: bool) -> torch.nn.Module:
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["fp32", "rounded"])
 def test_rounded_rope_layer_by_layer(pair, rounded):
-    """Tokens far apart, where the rounding of the original's bf16 loading shows: the other setting of the switch is wrong."""
+    """Tokens far apart, where the original's bfloat16 frequencies show."""
     far = np.tile(np.arange(LENGTH, dtype=np.int32) * 97, (3, 1))
     layout = replace(make_layout("plain"), positions=far, mask="row")
     expected = hidden_states(
@@ -373,7 +373,7 @@ def test_rounded_rope_layer_by_layer(pair, rounded):
 
 @pytest.mark.parametrize("name", ["left_padded", "packed"])
 def test_bfloat16_layer_by_layer(pair, name):
-    """The norms round in other places than transformers', so: close to it, and no further than it from float32."""
+    """Norms round in other places than transformers': as close to it as it is to float32."""
     layout = make_layout(name)
     real = layout.segments > 0
     exact = hidden_states(pair.reference.decoder, **layout.torch_inputs())

@@ -2,6 +2,6 @@
 
 from lclm_jax.data.prepare.find_inputs import find_inputs
 from lclm_jax.data.prepare.run import prepare
-from lclm_jax.data.prepare.summary import describe_rejections, summary_table
+from lclm_jax.data.prepare.summary import describe_output, summary_table
 
-__all__ = ["describe_rejections", "find_inputs", "prepare", "summary_table"]
+__all__ = ["describe_output", "find_inputs", "prepare", "summary_table"]

@@ -31,9 +31,13 @@ def _count_reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
 
 
-def describe_rejections(manifest: Mapping[str, Any], directory: Path) -> str:
-    """Return a line that names the file of all rejections; empty where there are none."""
+def describe_output(manifest: Mapping[str, Any], directory: Path) -> str:
+    """Return lines that name the files of prepared data, and of all rejections if there are any."""
     sources = manifest["sources"].values()
-    if not any(source["rejected"] or source["unread"] for source in sources):
-        return ""
-    return f"every refused row and unread file, with its reason: {directory / REJECTIONS}\n"
+    lines = [
+        f"wrote {directory.resolve()}; look at it by python -m launch.inspect_data {directory}\n"
+    ]
+    if any(source["rejected"] or source["unread"] for source in sources):
+        file = directory / REJECTIONS
+        lines.insert(0, f"every refused row and unread file, with its reason: {file}\n")
+    return "".join(lines)
