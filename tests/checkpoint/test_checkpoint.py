@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lclm_jax.checkpoint.steps import (
     add_checksums,
     check_shapes,
     load_params,
+    saved_params,
     saved_steps,
     set_aside_damaged,
 )
@@ -515,3 +517,58 @@ def test_all_files_of_another_kind_are_listed(tmp_path, model_config, tokenizer)
         (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"holds config\.json, tokenizer and no model\.json"):
         write_model_files(tmp_path, model_config, tokenizer)
+
+
+def test_an_earlier_step_is_read_where_it_is_asked_for(tmp_path):
+    abstract = small()[1]
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, {"params": small(step)[0]}, {})
+    assert_equal(load_params(tmp_path, abstract, 2), small(2)[0])
+    assert_equal(load_params(tmp_path, abstract), small(4)[0])
+    for step, number in ((2, 2), (None, 4)):
+        saved = saved_params(tmp_path, abstract, step)
+        assert saved.open("deep/count")[...].read().result() == number
+    with pytest.raises(CheckpointError, match="does not fit the config"):
+        saved_params(tmp_path, {"other": abstract["matrix"]}, 2)
+
+
+def test_an_error_names_the_steps_and_trees_that_are_there(tmp_path):
+    abstract = small()[1]
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"checkpoints has no step 7; it holds none$"):
+            checkpoints.restore(7, {"params": abstract})
+        for step in (2, 4):
+            checkpoints.save(step, {"params": small()[0], "more": small()[0]}, {})
+        checkpoints.wait()
+        with pytest.raises(CheckpointError, match=r"checkpoints has no step 7; it holds \d, \d$"):
+            checkpoints.restore(7, {"params": abstract})
+        with pytest.raises(
+            CheckpointError,
+            match=r"checkpoints/2 holds \w+, \w+ and no training: it is not a training run's$",
+        ):
+            checkpoints.restore(2, {"training": abstract})
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 does not fit the config"):
+            checkpoints.restore(2, {"params": {"matrix": abstract["matrix"]}})
+
+
+def test_trees_that_are_not_whole_are_named(tmp_path, monkeypatch):
+    save_three(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        metadata = types.SimpleNamespace(metadata={"params": None})
+        monkeypatch.setattr(checkpoints._steps, "checkpointables_metadata", lambda step: metadata)
+        with pytest.raises(CheckpointError, match=r"3 cannot be read: its params are not whole;"):
+            checkpoints.restore(3, {"params": small()[1]})
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyError])
+def test_what_storage_raises_is_named_with_its_step(tmp_path, monkeypatch, error):
+    save_three(tmp_path)
+
+    def fail(step, abstract):
+        raise error("torn")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._steps, "load_checkpointables", fail)
+        with pytest.raises(CheckpointError, match=r"checkpoints/3 cannot be read: .?torn.?; move"):
+            checkpoints.restore(3, {"params": small()[1]})
