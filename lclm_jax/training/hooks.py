@@ -27,7 +27,7 @@ class StepInfo:
         return self.step == self.stage_run.stage.steps
 
     def due(self, every: int) -> bool:
-        """Return True at every so many steps of the stage, and at its last one."""
+        """Return True every `every` steps of the stage, and at its last one."""
         return self.last or self.step % every == 0
 
 

@@ -92,10 +92,11 @@ def run_stage(stage_run: StageRun, state: TrainState, hooks: Sequence[Hook] = ()
     first = next(batches)
     with clock.outside():
         train_step = stage_run.compile_step(state, first[1])
-    metrics = None
+    batches, metrics = chain([first], batches), None
+    del first  # or its arrays stay on the devices until the stage ends
     with stage_hooks(stage_run, clock, done, hooks) as all_hooks:
         steps = range(done + 1, stage.steps + 1)
-        for step, (position, batch) in zip(steps, chain([first], batches)):  # noqa: B905
+        for step, (position, batch) in zip(steps, batches):  # noqa: B905
             before = metrics
             state, metrics = train_step(state, batch)
             jax.block_until_ready(before)
