@@ -114,9 +114,9 @@ def read_hf(source: str | Path, mesh: Mesh | None = None) -> tuple[ModelConfig, 
         return opened.config, unflatten(
             {path: leaf.read(0, leaf.shape[0]) for path, leaf in leaves.items()}
         )
-    where = flatten(abstract_params(opened.config, mesh))
+    shapes: dict[str, jax.ShapeDtypeStruct] = flatten(abstract_params(opened.config, mesh))
     return opened.config, unflatten(
-        {path: leaf.to_array(where[path].sharding) for path, leaf in leaves.items()}
+        {path: leaf.to_array(shapes[path].sharding) for path, leaf in leaves.items()}
     )
 
 

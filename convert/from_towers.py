@@ -60,10 +60,10 @@ def build_from_towers(
         ]
         check_shared(towers["encoder"], towers["decoder"])
         tokenizer = add_memory_tokens(Tokenizer.load(towers["decoder"]))
-        tower_configs = [
+        encoder_config, decoder_config = (
             read_tower(place / "config.json", causal=True) for place in towers.values()
-        ]
-        base = override(ModelConfig(*tower_configs), *settings)
+        )
+        base = override(ModelConfig(encoder_config, decoder_config), *settings)
         base_dtypes = {tensor.dtype for tensor in stored["decoder"]}
         config = _with_vocab(base, tokenizer, "float32" if base_dtypes == {"F32"} else "bfloat16")
         leaves = {

@@ -30,7 +30,8 @@ def enable_cache(directory: str | Path | None = None):
     By default that is `LCLM_JAX_CACHE`, or `~/.cache/lclm_jax/programs`. JAX's own setting,
     `JAX_COMPILATION_CACHE_DIR`, takes precedence.
     """
-    if jax.config.jax_compilation_cache_dir:
+    # JAX defines its settings while it is imported, where no checker sees them.
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
     default = Path.home() / ".cache/lclm_jax/programs"
     chosen = directory or os.environ.get(CACHE_VARIABLE) or default

@@ -160,7 +160,7 @@ class Source:
             return self._convert(rows[0], self.shape[1:])[None]
         return np.stack([self._convert(layer, self.shape[1:]) for layer in rows])
 
-    def leaf(self, dtype: DTypeLike = None) -> Streamed:
+    def leaf(self, dtype: DTypeLike | None = None) -> Streamed:
         """Return a leaf that reads the parameter in blocks, by default in the stored dtype."""
         target = self.dtype if dtype is None else np.dtype(dtype)
         return Streamed(

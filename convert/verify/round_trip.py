@@ -92,8 +92,8 @@ def compare_tensor(tensor: Tensor, other: FileTensor, saved: Saved) -> TensorCom
     checkpoint_hash, published_hash = hashlib.sha256(), hashlib.sha256()
     start = 0
     for block in prefetch(saved.blocks(tensor, other.dtype)):
-        checkpoint_hash.update(np.ascontiguousarray(block).view(np.uint8))
-        published_hash.update(other.read(start, start + len(block)).view(np.uint8))
+        checkpoint_hash.update(np.ascontiguousarray(block).view(np.uint8).data)
+        published_hash.update(other.read(start, start + len(block)).view(np.uint8).data)
         start += len(block)
     same = (
         checkpoint_hash.digest() == published_hash.digest() and saved.dtype(tensor) == other.dtype

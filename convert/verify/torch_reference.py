@@ -164,10 +164,10 @@ class Reference:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return pooled encoder states and latents of a context at `ratio` or the default."""
         window, width = self.settings["encoder_window_size"], self.adapter.norm.weight.shape[0]
-        ratio = ratio or self.settings["compression_ratio"]
+        tokens_per_latent: int = ratio or self.settings["compression_ratio"]
         starts = range(0, len(tokens), window)
         pooled = [
-            self._pool_window(tokens, start, min(start + window, len(tokens)), ratio)
+            self._pool_window(tokens, start, min(start + window, len(tokens)), tokens_per_latent)
             for start in starts
         ]
         together = torch.cat(pooled) if pooled else torch.zeros(1, width)

@@ -114,7 +114,7 @@ def compare(module: str, source: Path, destination: Path) -> Pair:
     )
 
 
-def measure(command: Sequence[str]) -> Figure:
+def measure(command: list[str]) -> Figure:
     """Run a command until its data are on disk. Raises UserError if it fails."""
     os.sync()
     started = time.perf_counter()

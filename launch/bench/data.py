@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rich.table import Table
 
@@ -27,6 +27,7 @@ from lclm_jax.costs.work import training_flops
 from lclm_jax.data.loading import PackedBatches, PackedIterator, PackedRow, assemble
 from lclm_jax.data.loading.survey import open_prepared, pack_rows
 from lclm_jax.data.prepare import prepare
+from lclm_jax.data.records import Example
 from lclm_jax.data.synthetic.samples import write_samples
 from lclm_jax.data.text.find_tokenizer import find_tokenizer
 from lclm_jax.experiment import load_experiment
@@ -128,7 +129,7 @@ def load_rows(planner: PackedIterator, rows: int) -> Loading:
             ]
         )
         filled = [
-            PackedRow(mixture.budget, row, offsets)
+            PackedRow(mixture.budget, cast(list[Example], row), offsets)
             for row, (_, offsets) in zip(examples, planned, strict=True)
         ]
         batch, assembled = timed(lambda filled=filled: assemble(filled))

@@ -314,7 +314,9 @@ def as_tensors(arrays: Batch | Windows, device: str = "cpu") -> dict[str, torch.
 
 
 def _tower(config: TransformerConfig, part: str, attention: str, dtype: str) -> Qwen3Config:
-    return Qwen3Config(**write_tower(config, part, dtype, None), attn_implementation=attention)
+    settings = write_tower(config, part, dtype, None)
+    settings["attn_implementation"] = attention
+    return Qwen3Config(**settings)
 
 
 def _bounds(segments: torch.Tensor) -> list[tuple[int, int]]:

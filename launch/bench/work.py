@@ -23,6 +23,7 @@ from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Example, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
+from lclm_jax.typing import Array
 
 # Examples of the row: tokens before the context and trained tokens after it, each as a share of the
 # row's positions, and the length of the context in windows.
@@ -123,7 +124,7 @@ def needed_flops(work: Work) -> dict[str, float]:
     encoder, decoder = model.encoder, model.decoder
     head = Flops(2.0 * decoder.width * decoder.vocab)
 
-    def read_all(config: TransformerConfig, segments: np.ndarray) -> Flops:
+    def read_all(config: TransformerConfig, segments: Array) -> Flops:
         lengths = [
             count
             for row in segments.reshape(-1, segments.shape[-1])

@@ -30,7 +30,7 @@ def estimate_times(
     chip = program.target.chip
     sent = figures["collectives"] or ()
     network = sum(item["bytes"] / _bandwidth(program.target, item["axes"]) for item in sent)
-    times = _call_times(program.target, figures, network) | {
+    times: Figures = _call_times(program.target, figures, network) | {
         "assumptions": {
             "peak_flops": chip.peak_flops,
             "memory_bytes_per_second": chip.memory_bandwidth,

@@ -5,7 +5,7 @@ from collections import Counter
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from lclm_jax.capacity.jaxpr import CacheRead, sum_work
+from lclm_jax.capacity.jaxpr import CacheRead, shape_of, sum_work
 
 
 def matmul_flops(jaxpr: Jaxpr, cache: CacheRead | None = None) -> Counter[str]:
@@ -20,6 +20,6 @@ def _dot_flops(equation: JaxprEqn) -> int:
     if equation.primitive.name != "dot_general":
         return 0
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left_shape = equation.invars[0].aval.shape
-    out_shape = equation.outvars[0].aval.shape
+    left_shape = shape_of(equation.invars[0])
+    out_shape = shape_of(equation.outvars[0])
     return 2 * math.prod(out_shape) * math.prod(left_shape[axis] for axis in contracted)

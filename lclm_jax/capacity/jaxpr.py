@@ -7,10 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 # Named scopes that work is attributed to; the first one found in a name counts.
 SOURCES = ("attend", "encoder", "adapter", "decoder", "loss", "logits")
@@ -99,11 +100,16 @@ def _iterations(body: Jaxpr, constants: int, cache: CacheRead | None) -> int:
     for equation in body.eqns:
         if equation.primitive.name != "dynamic_slice" or equation.invars[0] not in arrays:
             continue
-        shape = equation.invars[0].aval.shape
+        shape = shape_of(equation.invars[0])
         size = math.prod(cache.read_shape(shape) if cache else shape)
-        slice_size = math.prod(equation.outvars[0].aval.shape)
+        slice_size = math.prod(shape_of(equation.outvars[0]))
         iterations = max(iterations, -(-size // slice_size))
     return iterations
+
+
+def shape_of(array: Var | Literal) -> tuple[int, ...]:
+    """Return the shape of an array of a jaxpr."""
+    return cast(ShapedArray, array.aval).shape
 
 
 def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:

@@ -72,7 +72,7 @@ class Checkpoints:
         policy = None if keep is None else _PreservationPolicy(keep, keep_every, frozenset(always))
         clean = keep is not None
         self._steps = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=clean
+            str(self.directory), preservation_policy=policy, cleanup_tmp_directories=clean
         )
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None

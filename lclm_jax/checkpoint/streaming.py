@@ -76,6 +76,7 @@ class Streamed:
         bounds = {
             device: [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
             for device, index in where.items()
+            if index is not None
         }
         shards = {
             tuple(box): np.empty([stop - start for start, stop in box], self.dtype)
@@ -154,7 +155,12 @@ class _StreamingTree:
 
     def __new__(cls):
         leaves = registry.StandardLeafHandlerRegistry()
-        leaves.add(Streamed, _Abstract, _Handler, secondary_typestrs=["np.ndarray"])
+        leaves.add(
+            Streamed,
+            _Abstract,
+            _Handler,  # pyright: ignore[reportArgumentType]  # it only saves
+            secondary_typestrs=["np.ndarray"],
+        )
         return ocp.handlers.PyTreeHandler(leaf_handler_registry=leaves)
 
 
@@ -171,14 +177,19 @@ def saving(trees: dict[str, Any], directory: Path) -> ocp.Context:
     registered = ocp.handlers.local_registry()
     for name, tree in trees.items():
         if any(isinstance(leaf, Streamed) for leaf in jax.tree.leaves(tree)):
-            registered.add(_StreamingTree, checkpointable_name=name)
+            registered.add(
+                _StreamingTree,  # pyright: ignore[reportArgumentType]  # it makes handlers
+                checkpointable_name=name,
+            )
             context.array.saving.use_ocdbt = False
             context.asynchronous.timeout_secs = 24 * 3600
     context.checkpointables.registry = registered
     return context
 
 
-def _by_rows(_, value: Any) -> Any:
+def _by_rows(
+    key: tuple[Any, ...], value: Any
+) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
     """Chunk an array in memory along its first axis, as Streamed leaves are chunked."""
     if len(getattr(value, "shape", ())) < 2:
         return None

@@ -16,12 +16,15 @@ from collections.abc import Iterable
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, cast
 
 from lclm_jax.config.renamed import current_names, log_renamed
 from lclm_jax.errors import ConfigError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class Settings:
@@ -212,7 +215,7 @@ def parse(hint: Any, value: Any, path: str) -> Any:
             if typing.get_origin(_split(inner)[0]) is tuple:
                 raise  # the error names the element
             raise _refusal(hint, value, path) from error
-    elif dataclasses.is_dataclass(kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
         parsed = from_dict(kind, value, f"{path}.") if isinstance(value, dict) else value
         if not isinstance(parsed, kind):
             raise _refusal(hint, value, path)
@@ -223,7 +226,7 @@ def parse(hint: Any, value: Any, path: str) -> Any:
     if not all(rule.holds(parsed) for rule in rules):
         raise _refusal(hint, value, path)
     if any(isinstance(rule, HomePath) for rule in rules):
-        parsed = expand_home(parsed)
+        parsed = expand_home(cast(str, parsed))
     return parsed
 
 

@@ -7,11 +7,14 @@ checkpoint keeps the result of `to_dict` beside the weights.
 import dataclasses
 import types
 import typing
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from lclm_jax.config.renamed import current_name, current_names, log_renamed
 from lclm_jax.config.settings import check_key, field_hints, from_dict, parse
 from lclm_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "differences",
@@ -21,7 +24,7 @@ __all__ = [
     "to_dict",
     "with_current_names",
 ]
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

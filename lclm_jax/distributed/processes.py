@@ -87,10 +87,13 @@ def check_shared(directory: Path):
     if jax.process_count() == 1:
         return
     mark, token = directory / ".shared", uuid.uuid4().hex
-    token = once(
-        f"write to {directory}", lambda: mark.write_text(token, encoding="utf-8") and token
-    )
-    answers = gather("yes" if _wait_for(mark, token) else "no")
+
+    def write_mark() -> str:
+        mark.write_text(token, encoding="utf-8")
+        return token
+
+    shared_token = once(f"write to {directory}", write_mark)
+    answers = gather("yes" if _wait_for(mark, shared_token) else "no")
     blind = ", ".join(str(process) for process, answer in enumerate(answers) if answer == "no")
     if blind:
         raise ProcessError(

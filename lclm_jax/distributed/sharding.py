@@ -227,7 +227,8 @@ def global_batch(own: Tree, sharding: NamedSharding, rows: int) -> Tree:
     where = own_rows(sharding, rows)
 
     def global_array(x):
-        def part(index: tuple[slice, ...]):
+        def part(index: tuple[slice, ...] | None):
+            assert index is not None  # JAX asks for the parts of this process's devices only
             start, stop, _ = index[0].indices(rows)
             begin = where.index(start)
             return x[begin : begin + stop - start]

@@ -3,7 +3,7 @@
 The same decoder reads the same examples with their contexts as latents, as full text, and left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -211,7 +211,7 @@ class Evaluator:
         return _make_records(self._open(source), limit, make_record)
 
     def _score(
-        self, source: str, records: Sequence[Sequence[Span]], views: dict[str, View]
+        self, source: str, records: Sequence[Sequence[Span]], views: Mapping[str, View]
     ) -> dict[str, Score]:
         """Return the score over all records in every view."""
         model = self.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -93,7 +94,7 @@ class Conversation:
             rest = without_first(prompt, shared)
             needed = positions_needed(plan_chunks(rest, model.config), room)
             if shared + needed <= cache.length:
-                cache = cache.replace(end=replicate(np.int32(shared)))
+                cache = replace(cache, end=replicate(np.int32(shared)))
                 return prefill(model.weights, rest, model.config, room, cache, shared)
         return prefill(model.weights, prompt, model.config, room)
 

@@ -5,6 +5,7 @@ a few sizes. Lengths and sampling settings are traced arguments: new values do n
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import flax.struct
@@ -146,7 +147,7 @@ class Decoding:
 
     tokens: Int[Array, "B"]
     positions: Int[Array, "B"]  # of the newest tokens
-    generated: Bool[Array, "B V"]  # tokens a row has generated
+    generated: Bool[jax.Array, "B V"]  # tokens a row has generated
     ended: Bool[Array, "B"]
     finite: Bool[Array, "B"]  # all logits of a row so far are finite
     step: Int[Array, ""]  # tokens chosen so far
@@ -166,7 +167,8 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
     banned = jnp.zeros(vocabulary, bool).at[early].set(True, mode="drop")
 
     tokens = choose(jnp.where(banned, -jnp.inf, logits), state.generated, draw, rules)
-    return state.replace(
+    return replace(
+        state,
         tokens=tokens,
         generated=state.generated.at[jnp.arange(len(tokens)), tokens].set(True),
         ended=state.ended | ~finite | jnp.any(tokens[:, None] == stops, axis=-1),
@@ -212,7 +214,7 @@ def decode_block(
     def step(carry):
         state, column, out = carry
         logits, cache = decode_one(params, state.tokens, state.positions, state.cache, config)
-        state = state.replace(positions=state.positions + 1, cache=cache)
+        state = replace(state, positions=state.positions + 1, cache=cache)
         state = _next(logits, state, rules)
         out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], column, axis=1)
         return state, column + 1, out

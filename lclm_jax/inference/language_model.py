@@ -23,7 +23,16 @@ from lclm_jax.config.settings import Count, expand_home, parse
 from lclm_jax.data.chat import Message, build_chat_record, find_stop_ids
 from lclm_jax.data.loading import pack_pieces, write_piece
 from lclm_jax.data.loading.packing import PieceOffset
-from lclm_jax.data.records import Context, ContextPiece, Given, Plain, Span, cut_windows, lay_out
+from lclm_jax.data.records import (
+    Context,
+    ContextPiece,
+    Given,
+    Plain,
+    Span,
+    Tokens,
+    cut_windows,
+    lay_out,
+)
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.distributed.sharding import (
     constrain,
@@ -98,7 +107,7 @@ class LanguageModel:
             raise TextError("expected text to compress, got an empty string")
         return self._compress(self.tokenizer.encode_stream(text), ratio)
 
-    def compress_tokens(self, tokens: np.ndarray, ratio: int | None = None) -> Latents:
+    def compress_tokens(self, tokens: Tokens, ratio: int | None = None) -> Latents:
         """Compress tokens [T] into latents; see `compress`.
 
         An empty context becomes one latent (see `data.records.split_windows`).

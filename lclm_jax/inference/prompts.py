@@ -52,7 +52,7 @@ class Chunk:
     slots: Int[Array, "B T"]  # rows of the concatenated blocks; -1: a token
     places: Places  # [B T]
     last: Int[Array, "B"]  # column of the last token; -1 if another chunk has it
-    count: Int[Array, ""]  # columns in use
+    count: Int[Array, ""] | np.int32  # columns in use
     blocks: tuple[Float[Array, "P D"], ...]
 
 

@@ -43,11 +43,11 @@ class Rules:
     They are traced arguments of compiled programs: new settings do not recompile.
     """
 
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
-    min_tokens: Int[Array, ""]
+    temperature: Float[Array, ""] | np.float32
+    top_k: Int[Array, ""] | np.int32
+    top_p: Float[Array, ""] | np.float32
+    repetition_penalty: Float[Array, ""] | np.float32
+    min_tokens: Int[Array, ""] | np.int32
     stops: Int[Array, "stops"]  # padded with -1
 
     @classmethod

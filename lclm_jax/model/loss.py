@@ -53,7 +53,7 @@ def _cross_entropy(hidden, table, targets, weights, chunk):
 
 def _forward(hidden, table, targets, weights, chunk):
     wanted = Wanted(hidden.perturbed, table.perturbed)
-    arrays = (x.value for x in (hidden, table, targets, weights))
+    arrays = (hidden.value, table.value, targets.value, weights.value)
     return _score_on_devices(*arrays, chunk, wanted)
 
 

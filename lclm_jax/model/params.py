@@ -1,5 +1,6 @@
 """Parameters of a model: random ones, their shapes and shardings, and their paths."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,7 @@ def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
     return build(jax.random.key(seed))
 
 
-def init_boxed(config: ModelConfig, rng: Array) -> Params:
+def init_boxed(config: ModelConfig, rng: jax.Array) -> Params:
     """Return random parameters in flax's boxes, which carry their logical axes.
 
     They are made by reading one row, which no mesh splits.
@@ -60,13 +61,13 @@ def _boxed_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_boxed(config, jax.random.key(0)))
 
 
-def flatten(params: Params) -> Flat:
-    """Return a flat dict of the parameters by path."""
+def flatten(params: Params) -> dict[str, Any]:
+    """Return a flat dict of the parameters by path, arrays or whatever describes them."""
     flat: Any = flax.traverse_util.flatten_dict(params, sep="/")
     return flat
 
 
-def unflatten(flat: Flat) -> Params:
+def unflatten(flat: Mapping[str, Any]) -> Params:
     """Return the nested dict of parameters by path, as `flatten` was given it."""
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 

@@ -67,7 +67,7 @@ def layer_stack(
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=config.layers,
-        in_axes=(nn.broadcast, nn.broadcast, 0),
+        in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]  # any tree
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(config, axes, name=name)
 
@@ -116,8 +116,10 @@ class Transformer(nn.Module):
         x = self.norm(x)
         if cache is None:
             return x, None
-        count = jnp.int32(x.shape[1]) if count is None else count
-        return x, cache.write(*own, queries, count)
+        assert own is not None
+        keys, values = own
+        kept_count = jnp.int32(x.shape[1]) if count is None else count
+        return x, cache.write(keys, values, queries, kept_count)
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "rows", "length", "stacked"))

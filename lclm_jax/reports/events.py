@@ -106,6 +106,7 @@ def timeline(run: Run) -> list[tuple[str, str, str, str, str]]:
     rows = []
     for index, event in enumerate(run.events):
         step, pause = run.run_step(event), pauses.get(index)
+        assert event.event  # as all of `Run.events` have
         details = [_describe_details(event)]
         if pause is not None:
             details.append(f"{duration(pause)} after the last line before")

@@ -44,7 +44,10 @@ class Panel:
 
 def thin(points: Sequence[tuple[int, float, float]], group: int) -> Segment:
     """Merge each `group` of (step, value, weight) into its weighted mean at its last step."""
-    segment = Segment([], [], [], [])
+    steps: list[int] = []
+    means: list[float] = []
+    lows: list[float] = []
+    highs: list[float] = []
     for first in range(0, len(points), group):
         merged = points[first : first + group]
         valid = [(value, weight) for _, value, weight in merged if finite(value) is not None]
@@ -52,11 +55,11 @@ def thin(points: Sequence[tuple[int, float, float]], group: int) -> Segment:
         values = [value for value, _ in valid] or [math.nan]
         total = sum(weight for _, weight in valid)
         mean = sum(value * weight for value, weight in valid) / total if valid else math.nan
-        segment.steps.append(merged[-1][0])
-        segment.means.append(mean)
-        segment.lows.append(min(values))
-        segment.highs.append(max(values))
-    return segment
+        steps.append(merged[-1][0])
+        means.append(mean)
+        lows.append(min(values))
+        highs.append(max(values))
+    return Segment(steps, means, lows, highs)
 
 
 def log_curve(run: Run, name: str, weight: str | None = None) -> Curve:

@@ -7,7 +7,7 @@ global state are not used.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from lclm_jax.reports.figures import (
     MAX_CURVE_POINTS,
@@ -93,7 +93,14 @@ def plot_panel(panel: Panel, run: Run) -> "Figure":
     return figure
 
 
-def _curve_style(name: str, number: int, run: Run) -> dict[str, str]:
+class _CurveStyle(TypedDict):
+    """The settings of a line that tell curves apart."""
+
+    color: str
+    linestyle: NotRequired[str]
+
+
+def _curve_style(name: str, number: int, run: Run) -> _CurveStyle:
     if name in run.streams:
         number = run.streams.index(name)
         return {
@@ -104,7 +111,7 @@ def _curve_style(name: str, number: int, run: Run) -> dict[str, str]:
     return {"color": CURVE_COLOURS.get(name, other)}
 
 
-def _plot_curve(axes: "Axes", curve: Curve, label: str, panel: Panel, style: Mapping[str, str]):
+def _plot_curve(axes: "Axes", curve: Curve, label: str, panel: Panel, style: _CurveStyle):
     few = sum(len(segment.steps) for segment in curve) < MAX_MARKERS
     for segment in curve:
         marked = len(segment.steps) < SHORT_SEGMENT or (panel.markers and few)

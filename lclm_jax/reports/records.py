@@ -357,11 +357,11 @@ def read_lines(path: Path) -> list[Line]:
         for number, text in enumerate(file, start=1):
             try:
                 fields = json.loads(text)
-                place = fields["stage"], fields["step"]
+                stage, step = fields["stage"], fields["step"]
             except (json.JSONDecodeError, TypeError, KeyError):
-                place = ()
-            if [type(part) for part in place] == [str, int]:
-                lines.append(Line(*place, fields))
+                fields, stage, step = {}, None, None
+            if type(stage) is str and type(step) is int:
+                lines.append(Line(stage, step, fields))
             elif text.strip():
                 log.warning("%s:%d has no stage and step and is left out", path, number)
     return lines
@@ -369,7 +369,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def parse(kind: Any, value: Any) -> Any:
     """Build a value of a type from JSON; objects become dataclasses, other keys are ignored."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         types = _field_types(kind)
         return kind(**{name: parse(types[name], value[name]) for name in types if name in value})
     if kind is float:

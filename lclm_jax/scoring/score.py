@@ -76,6 +76,7 @@ class Scorer:
     def _to_devices(self, batch: Batch) -> Any:
         if self.mesh is None:
             return batch
+        assert self.rows is not None  # as with every mesh
         return global_batch(batch, batch_sharding(self.mesh), self.rows)
 
 

@@ -5,6 +5,7 @@ and has moments.
 """
 
 import re
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -110,10 +111,9 @@ def learning_rates(moments: dict[str, optax.OptState], stage: StageConfig) -> di
     rates: dict[str, Array] = {}
     for label in sorted(moments):
         rate = stage.groups[int(label.partition("/")[2])].learning_rate or 0.0
-        rates.setdefault(
-            component(label),
-            jnp.asarray(schedule(stage, rate)(optax.tree.get(moments[label][0], "count"))),
-        )
+        adam, *_ = cast(tuple[optax.OptState, ...], moments[label])  # one for each part
+        count = optax.tree.get(adam, "count")
+        rates.setdefault(component(label), jnp.asarray(schedule(stage, rate)(count)))
     return rates
 
 

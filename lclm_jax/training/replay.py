@@ -41,7 +41,7 @@ def keep_batch(directory: Path, batch: Batch, details: Mapping[str, Any]) -> Pat
         **{f"windows.{name}": x for name, x in _fields(batch.windows).items()},
     }
     arrays[DETAILS_KEY] = np.array(json.dumps(details))
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  # no allow_pickle
     return file
 
 

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import grain
 import jax
 
 from lclm_jax.batch import Batch
@@ -31,7 +32,7 @@ class StageRun:
     stage: StageConfig
     data: StageData
     mixture: Mixture
-    batches: Iterator[Batch]  # the rows of this process, from a position on
+    batches: grain.DatasetIterator[Batch]  # the rows of this process, from a position on
 
     def event(self, name: str, step: int, **fields: Any):
         """Write an event of a step to the run's journal."""
@@ -121,4 +122,4 @@ def _training_tree(state: TrainState) -> dict[str, Any]:
 def _reset_failing(state: TrainState, config: Config) -> TrainState:
     """Let a run that stopped after too many non-finite steps try again."""
     gave_up = int(state.failing) >= config.run.max_skipped_steps
-    return state.replace(failing=jax.numpy.zeros_like(state.failing)) if gave_up else state
+    return replace(state, failing=jax.numpy.zeros_like(state.failing)) if gave_up else state

@@ -35,7 +35,7 @@ def trained_parts(config: Config, stage: StageConfig) -> set[str]:
 def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
     """Return a stage's state as shapes and shardings; moments are sharded as their parameters."""
     params = abstract_params(config.model, mesh)
-    flat = flatten(params)
+    flat: dict[str, jax.ShapeDtypeStruct] = flatten(params)
     shapes = jax.eval_shape(partial(init_state, stage=stage, optimizer=config.optimizer), params)
 
     def place(path, leaf):

@@ -108,7 +108,7 @@ def gradients_of(
     )[0]
 
 
-def _split_rows(x: Array, count: int) -> Array:
+def _split_rows(x: jax.Array, count: int) -> jax.Array:
     """Reshape [B ...] to [count, B / count ...]; every device splits the rows it has."""
     parts = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
     return constrain(parts, None, "batch", *[None] * (x.ndim - 1))

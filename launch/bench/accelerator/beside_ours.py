@@ -43,7 +43,8 @@ def run_training(sizes: Sizes, record: Record, exchange: Path, results: Path):
 
 def encode(model: LanguageModel, inputs: Inputs, exchange: Path, _: int) -> Task:
     """Time the encoding of as many windows as the library reads at once."""
-    write_outputs(exchange, "ours", {ENCODE: np.float32(compress(model, inputs.full).vectors)})
+    vectors = np.asarray(compress(model, inputs.full).vectors, np.float32)
+    write_outputs(exchange, "ours", {ENCODE: vectors})
     rounds = repeat(lambda: compress(model, inputs.full))
     return Task(middle(rounds), rounds)
 
@@ -54,7 +55,7 @@ def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int)
     def read() -> Any:
         return prefill(model, compress(model, inputs.context), inputs.question, room)
 
-    write_outputs(exchange, "ours", {FIRST_TOKEN: np.float32(read().scores)})
+    write_outputs(exchange, "ours", {FIRST_TOKEN: np.asarray(read().scores, np.float32)})
     rounds = repeat(read)
     return Task(middle(rounds), rounds)
 
@@ -85,5 +86,5 @@ def training_step(number: int, exchange: Path, results: Path) -> Task:
             "measure it first: --sections training,beside_torch"
         )
     best = min(timed, key=lambda step: step["seconds"])
-    write_outputs(exchange, "ours", {TRAIN: np.float32(best["losses"][0])})
+    write_outputs(exchange, "ours", {TRAIN: np.asarray(best["losses"][0], np.float32)})
     return Task(best["seconds"], [], f"remat {best['remat']}, measured by training.{number}")

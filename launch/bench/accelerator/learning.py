@@ -199,6 +199,6 @@ def train(
 def validate_leg(validate: Validation, leg: Leg, stage: StageConfig, spent: float) -> Point:
     """Return the accuracies on held-out passages in every view."""
     views = validate(leg.state.params)[STREAM]
-    accuracies = [views[view].accuracy for view in ("latents", "text", "nothing")]
+    latents, text, nothing = (views[view].accuracy for view in ("latents", "text", "nothing"))
     minutes = (spent + leg.seconds) / 60
-    return Point(minutes, stage.name, leg.step, *accuracies, views["latents"].loss)
+    return Point(minutes, stage.name, leg.step, latents, text, nothing, views["latents"].loss)

@@ -135,7 +135,7 @@ def check_attention(sizes: Sizes, case: AttentionCase) -> Agreement:
         results = outputs(attention_backends()[case.backend], q, k, v, weights, places, case.causal)
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
     inputs = jax.device_put((*wide, weights, places), jax.devices("cpu")[0])
-    expected = outputs(reference_backend(), *inputs, case.causal)
+    expected = outputs(reference_backend(), *inputs, causal=case.causal)
     names = ("output", "dq", "dk", "dv")
     errors = {
         name: relative_error(x, y) for name, x, y in zip(names, results, expected, strict=True)

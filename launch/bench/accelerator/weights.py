@@ -37,7 +37,8 @@ def is_scale(path: str) -> bool:
 def random_params(config: ModelConfig, dtype: str, mesh: Mesh) -> Params:
     """Return parameters on the first device of a mesh, made layer by layer."""
     made = {}
-    for path, leaf in flatten(abstract_params(config, mesh, dtype)).items():
+    shapes: dict[str, jax.ShapeDtypeStruct] = flatten(abstract_params(config, mesh, dtype))
+    for path, leaf in shapes.items():
         if is_scale(path):
             made[path] = jnp.ones(leaf.shape, dtype, device=leaf.sharding)
             continue
@@ -46,7 +47,7 @@ def random_params(config: ModelConfig, dtype: str, mesh: Mesh) -> Params:
         seeds = np.array([seed_of(path, layer) for layer in layers], np.uint32)
         shape = leaf.shape[1:] if stacked else leaf.shape
         with jax.set_mesh(mesh):
-            array = _make(jax.device_put(seeds, leaf.sharding.mesh.devices.flat[0]), shape, dtype)
+            array = _make(jax.device_put(seeds, mesh.devices.flat[0]), shape, dtype)
         made[path] = array if stacked else array[0]
     return unflatten(made)
 

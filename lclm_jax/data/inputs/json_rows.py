@@ -9,7 +9,8 @@ from typing import Any
 from lclm_jax.data.inputs.decompression import open_text
 
 MIN_READ_CHARACTERS = 1 << 20
-SPACE = json.decoder.WHITESPACE  # a pattern that matches white space, or nothing
+# A pattern that matches white space, or nothing; typeshed leaves it out.
+SPACE = json.decoder.WHITESPACE  # pyright: ignore[reportAttributeAccessIssue]
 RECORD_SEPARATOR = "\x1e"  # RFC 7464 begins each value with one
 EXCERPT_LENGTH = 40  # characters or bytes of the input in an error
 

@@ -5,7 +5,7 @@ number of the next example and the numbers of those that still wait for a row.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 
@@ -13,7 +13,7 @@ from lclm_jax.batch import Batch
 from lclm_jax.config import ConfigError
 from lclm_jax.data.loading.packing import PackedRow, PieceOffset, assemble, choose_row
 from lclm_jax.data.loading.streams import Mixture
-from lclm_jax.data.records import RecordSize
+from lclm_jax.data.records import Example, RecordSize
 
 # Examples that may be too long or too short in a row before the settings must be wrong.
 MAX_LEFT_OUT_IN_A_ROW = 1000
@@ -91,7 +91,8 @@ class PackedIterator(grain.DatasetIterator[Batch]):
 
     def _read_row(self, numbers: list[int], offsets: list[list[PieceOffset]]) -> PackedRow:
         examples = [self.mixture.examples[number] for number in numbers]
-        return PackedRow(self.mixture.budget, examples, offsets)
+        # No number is without an example: nothing filters them.
+        return PackedRow(self.mixture.budget, cast(list[Example], examples), offsets)
 
     def plan_row(self) -> tuple[list[int], list[list[PieceOffset]]]:
         """Return the numbers of the examples of the next row, and the offsets of their pieces."""

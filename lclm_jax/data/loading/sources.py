@@ -109,8 +109,8 @@ class PreparedSource:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, i: int) -> list[Section]:
-        raw, sections = self._read(int(i))
+    def __getitem__(self, index: int) -> list[Section]:
+        raw, sections = self._read(int(index))
         return sections if self.same_tokenizer else tokenize_example(raw, self.tokenizer)
 
     def __repr__(self) -> str:
@@ -149,9 +149,10 @@ class PreparedSource:
             for shard in self.shards:
                 _check_opens(shard)
             raise
-        if len(records) != len(self):
+        count = len(records)  # pyright: ignore[reportArgumentType]  # unlike on Windows
+        if count != len(self):
             raise ConfigError(
-                f"expected {len(self)} examples in the shards of {self.name}, got {len(records)}; "
+                f"expected {len(self)} examples in the shards of {self.name}, got {count}; "
                 "prepare again"
             )
         return records
@@ -198,8 +199,8 @@ class ExampleShapes:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> list[Section]:
-        table = self._table(int(i))
+    def __getitem__(self, index: int) -> list[Section]:
+        table = self._table(int(index))
         return split_sections(range(int(np.sum(table[:, 0]))), table.tolist())
 
     def __repr__(self) -> str:

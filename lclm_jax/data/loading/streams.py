@@ -6,18 +6,20 @@ An example is addressed by its number in that order, which no host count or work
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
 from lclm_jax.config import Config, ConfigError, DataConfig, StageConfig, Stream
 from lclm_jax.data.loading.packing import RowBudget
-from lclm_jax.data.loading.sources import ExampleShapes, PreparedSource
+from lclm_jax.data.loading.sources import PreparedSource
 from lclm_jax.data.recipe import TRANSFORMS, draw_ratios
 from lclm_jax.data.records import Example, RecordSize, Section, Span, lay_out, measure
 from lclm_jax.data.records.views import as_trained_text
 from lclm_jax.data.text.tokenizer import Tokenizer
+
+Item = TypeVar("Item")
 
 SAMPLED_EXAMPLES = 512  # per stream, to estimate its trained tokens per example
 
@@ -174,7 +176,9 @@ class StreamReader:
         """Return the stream, shard and record number of `records`."""
         return self._shuffle(range(len(self.source))).map(_Locate(self))
 
-    def _shuffle(self, items: PreparedSource | ExampleShapes | range) -> grain.MapDataset:
+    def _shuffle(
+        self, items: Sequence[Item] | grain.sources.RandomAccessDataSource[Item]
+    ) -> grain.MapDataset[Item]:
         config, name = self.stage.config, self.stage.stage.name
         stage_number = [stage.name for stage in config.stages].index(name)
         seed = config.data.seed * 1009 + stage_number * 101 + self.number

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -105,7 +105,7 @@ Reports = Sequence[tuple[Job, dict[str, Any]]]  # every job with its report, in 
 
 def run_jobs(
     jobs: Sequence[Job], tokenizer: Path, workers: int | None
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+) -> Generator[tuple[Job, dict[str, Any]], None, None]:
     """Yield every job with its report as it finishes; those of an earlier run come first.
 
     `tokenizer` is a directory. By default there is a worker process for each core. Raises UserError

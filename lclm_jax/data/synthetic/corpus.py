@@ -4,7 +4,7 @@ import ast
 import json
 import random
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def write_corpus(
 
 
 def _tokenizer_texts(
-    modules: Iterable[tuple[str, str]], rows: dict[str, list[Row]], requests: list[str]
+    modules: Iterable[tuple[str, str]], rows: dict[str, list[Row]], requests: Sequence[str]
 ) -> list[str]:
     """Return the texts that are not held out, each haystack with a request to repeat it."""
     texts = [module for path, module in modules if split_of(path) == "train"]

@@ -111,8 +111,9 @@ class Tokenizer:
 
     def _ends(self, names: Mapping[str, int]) -> set[int]:
         """Return the ids that begin or end texts or turns."""
-        roles = (self.special.get(role) for role in ("bos_token", "eos_token"))
-        ends = {names[name] for name in (*roles, TURN_END, PAD) if name in names}
+        roles = [role for role in ("bos_token", "eos_token") if role in self.special]
+        special = [self.special[role] for role in roles]
+        ends = {names[name] for name in (*special, TURN_END, PAD) if name in names}
         return {*ends, *self._more_stops, *_listed(self.generation.get("eos_token_id"))}
 
     def _check(self):

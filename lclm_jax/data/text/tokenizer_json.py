@@ -200,7 +200,7 @@ def _reserved_tokens(used_ids: Collection[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _find_duplicate(entries: Mapping[str, int]) -> str:
+def _find_duplicate(entries: dict[str, int]) -> str:
     """Return the last entry whose id an earlier entry has, too."""
     first_names = {number: name for name, number in reversed(entries.items())}
     return next(name for name, number in reversed(entries.items()) if first_names[number] != name)

@@ -32,6 +32,12 @@ class Cache:
         """Number of positions there is room for."""
         return self.places.segments.shape[1]
 
+    @property
+    def arrays(self) -> tuple[Array, Array]:
+        """Keys and values that are not split by layer."""
+        assert not isinstance(self.keys, tuple) and not isinstance(self.values, tuple)
+        return self.keys, self.values
+
     def write(self, keys, values, places: Places, count: Int[Array, ""]) -> "Cache":
         """Return the cache with tokens written after those in use, `count` of which are kept.
 

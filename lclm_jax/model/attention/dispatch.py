@@ -4,6 +4,7 @@ All back ends agree. They differ in the scores they hold in memory: all of them,
 queries, or none.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -78,19 +79,25 @@ def _one_layer(cache: Cache, layer: Array | None) -> Cache:
     if layer is None:
         return cache
     take = partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
-    return cache.replace(keys=take(cache.keys), values=take(cache.values))
+    keys, values = cache.arrays
+    return replace(cache, keys=take(keys), values=take(values))
 
 
 def _attend_in_parts(
-    q, own, queries: Places, cache: Cache, layer: Array | None, causal: bool
+    q,
+    own: tuple[Array, Array],
+    queries: Places,
+    cache: Cache,
+    layer: Array | None,
+    causal: bool,
 ) -> Array:
     """Read the cache and the tokens themselves one after the other, and merge both parts."""
 
-    def attend_rows(q, own, queries, cache, layer):
+    def attend_rows(q, own: tuple[Array, Array], queries, cache, layer):
         axes, length = mesh_axes("length"), cache.length
         if axes:  # each device reads its own part of the cache
             end = jnp.clip(cache.end - jax.lax.axis_index(axes) * length, 0, length)
-            cache = cache.replace(end=end)
+            cache = replace(cache, end=end)
         cached = merge_shards(_read_cache(q, queries, cache, layer, causal), axes)
         new = _read_own(q, *own, queries, causal)
         return merge(cached, new).astype(q.dtype)
@@ -99,9 +106,13 @@ def _attend_in_parts(
     own_spec = to_spec(("batch", "kv_heads", None, "head_dim"))
     cache_spec = to_spec(CACHE_AXES[1:] if layer is None else CACHE_AXES)
     query_place, cache_place = to_spec(("batch", None)), to_spec(("batch", "length"))
-    cache_specs = Cache(cache_spec, cache_spec, Places(cache_place, cache_place), jax.P())
-    query_places = Places(query_place, query_place)
-    specs = (query_spec, (own_spec, own_spec), query_places, cache_specs, jax.P())
+    cache_specs = Cache(
+        cache_spec,  # pyright: ignore[reportArgumentType]  # specs take the place of arrays
+        cache_spec,  # pyright: ignore[reportArgumentType]
+        cache_place,  # pyright: ignore[reportArgumentType]
+        jax.P(),  # pyright: ignore[reportArgumentType]
+    )
+    specs = (query_spec, (own_spec, own_spec), query_place, cache_specs, jax.P())
     return on_shards(attend_rows, specs, query_spec)(q, own, queries, cache, layer)
 
 
@@ -110,7 +121,7 @@ def _read_cache(q, queries: Places, cache: Cache, layer: Array | None, causal: b
     if platform() == "gpu" and q.shape[1] == 1:
         return attend_token(q, queries, cache, layer)
     cache = _one_layer(cache, layer)
-    inputs = (q, cache.keys, cache.values, queries, cache.places, causal, cache.end)
+    inputs = (q, *cache.arrays, queries, cache.places, causal, cache.end)
     if platform() == "gpu":
         return read_keys_flash(*inputs, own=False)
     if platform() == "tpu":
@@ -156,13 +167,14 @@ def _attend_jointly(q, own, queries: Places, cache: Cache, causal: bool) -> Arra
     def gather(shares: Array, values: Array) -> Array:
         return einsum("BKGTS,BKSH->BKGTH", shares.astype(values.dtype), values)
 
+    keys, values = cache.arrays
     in_use = jnp.arange(cache.length) < cache.end
-    cached_scores = scores(cache.keys, attention_mask(queries, cache.places, causal) & in_use)
+    cached_scores = scores(keys, attention_mask(queries, cache.places, causal) & in_use)
     own_scores = scores(own[0], attention_mask(queries, queries, causal))
     all_scores = jnp.concatenate([cached_scores, own_scores], axis=-1)
     shares = jax.nn.softmax(all_scores, axis=-1)
     cached_shares = shares[..., : cache.length]
     own_shares = shares[..., cache.length :]
-    attended = gather(cached_shares, cache.values) + gather(own_shares, own[1])
+    attended = gather(cached_shares, values) + gather(own_shares, own[1])
     attended = attended.transpose(0, 3, 1, 2, 4)
     return attended.reshape(b, t, n, h).astype(q.dtype)

@@ -73,8 +73,8 @@ def attend_flash(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
         bounds = (starts, None if kernel_causal else ends)
         return _flash(kernel_causal, q, k.swapaxes(1, 2), v.swapaxes(1, 2), bounds)
 
-    (query, key, _, query_places, _), out = sequence_specs(axes)
-    specs = (query, key, key, query_places.segments, query_places.segments)
+    (query, key, _, query_place, _), out = sequence_specs(axes)
+    specs = (query, key, key, query_place, query_place)
     return on_shards(attend_rows, specs, out)(q, k, v, starts, ends)
 
 
@@ -168,7 +168,7 @@ def attend_token(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
-    keys, values = cache.keys, cache.values
+    keys, values = cache.arrays
     if layer is None:
         keys, values, layer = keys[None], values[None], jnp.int32(0)
     (b, _, n, h), (layers, _, kv_heads, s, _) = q.shape, keys.shape

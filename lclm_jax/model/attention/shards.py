@@ -9,14 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import to_spec
 from lclm_jax.typing import Array
 
 SAVED = "attended"  # name of the arrays that remat policies keep of attention
 RowAxes = tuple[str, str | None]  # logical axes of the rows and of their positions
 Backend = Callable[..., Array]  # (q, k, v, places, causal, axes) -> [B T N H]
-Specs = tuple[Any, ...]
+Specs = tuple[Any, ...]  # of trees of arrays; a spec in place of a tree is that of its arrays
 
 
 def sequence_specs(axes: RowAxes) -> tuple[Specs, PartitionSpec]:
@@ -28,9 +27,7 @@ def sequence_specs(axes: RowAxes) -> tuple[Specs, PartitionSpec]:
     query = to_spec((rows, length, "heads", "head_dim"))
     key = to_spec((rows, "kv_heads", None, "head_dim"))
     query_place, key_place = to_spec((rows, length)), to_spec((rows, None))
-    query_places = Places(query_place, query_place)
-    key_places = Places(key_place, key_place)
-    return (query, key, key, query_places, key_places), query
+    return (query, key, key, query_place, key_place), query
 
 
 def on_shards(function: Callable[..., Any], specs: Specs, out: Any) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ def attend_splash(
     mask = library.CausalMask(shape) if causal else library.FullMask(shape)
     kernel = library.make_splash_mha(
         library.MultiHeadMask([mask] * n),
-        block_sizes=library.BlockSizes(*[tile] * 8),
+        block_sizes=library.BlockSizes(tile, tile, tile, tile, tile, tile, tile, tile),
         head_shards=splits("heads"),
         q_seq_shards=parts,
         residual_checkpoint_name=SAVED,
@@ -47,7 +47,7 @@ def attend_splash(
         return jax.vmap(kernel)(q, k, v, library.SegmentIds(query_segments, key_segments))
 
     pad = partial(_pad, amount=padded - t)
-    (query, key, _, query_places, key_places), _ = sequence_specs(axes)
+    (query, key, _, query_place, key_place), _ = sequence_specs(axes)
     heads_first = PartitionSpec(query[0], query[2], query[1], None)
     segments = pad(places.segments, 1)
     scaled = _scale(q).swapaxes(1, 2)
@@ -57,7 +57,7 @@ def attend_splash(
     if not mesh.empty:
         by_head = NamedSharding(mesh, PartitionSpec(query[2], query[1]))
         kernel_spec = kernel.manual_sharding_spec(by_head)
-    specs = (kernel_spec, heads_first, key, key, query_places.segments, key_places.segments)
+    specs = (kernel_spec, heads_first, key, key, query_place, key_place)
     attended = on_shards(attend_rows, specs, heads_first)(kernel, *inputs)
     return attended[:, :, :t].swapaxes(1, 2)
 
