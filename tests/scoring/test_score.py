@@ -1,13 +1,15 @@
 """Scores of records: losses of the trained tokens by record and view."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import VIEWS, Context, Plain, lay_out
-from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.scoring import Score, score
+from lclm_jax.model.lclm import LCLM, apply, cast
+from lclm_jax.scoring import Score, score, token_losses
 from tests.support.records import ids, with_noise
 
 
@@ -37,6 +39,16 @@ def test_every_record_is_scored_by_itself_in_every_view(model_config, params, to
             losses, right = losses_of(params, view(record), model_config, memory)
             assert (scored.tokens, scored.correct) == (len(losses), right.sum())
             assert scored.nll == pytest.approx(losses.sum(), rel=1e-4)
+
+
+def test_losses_are_computed_in_the_dtype_of_the_model(model_config, params, one_batch):
+    """Whatever the dtype of the parameters."""
+    config, params = replace(model_config, dtype="bfloat16"), with_noise(params)
+    losses = token_losses(params, one_batch, config, 256)[1]
+    assert np.array_equal(losses, token_losses(cast(params, "bfloat16"), one_batch, config, 256)[1])
+    exact = token_losses(params, one_batch, model_config, 256)[1]
+    assert not np.array_equal(losses, exact)
+    np.testing.assert_allclose(losses, exact, atol=0.1)
 
 
 def test_scores_add_up():
