@@ -4,8 +4,7 @@
 stages are done.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,29 +12,22 @@ import jax
 
 from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.config import Config
-from lclm_jax.distributed.processes import is_first, once
+from lclm_jax.distributed.processes import once
 from lclm_jax.model.params import abstract_params
-from lclm_jax.progress import progress_bar
 from lclm_jax.training.clock import StepClock
-from lclm_jax.training.hooks import Hook, StepInfo
-from lclm_jax.training.metrics import MetricsLog, MetricsReader
-from lclm_jax.training.non_finite import NonFiniteWatch, give_up
-from lclm_jax.training.profiler import trace_on_request
+from lclm_jax.training.hooks import stage_hooks
 from lclm_jax.training.run import (
     first_params,
     log_damaged,
+    log_resumed,
     open_run,
     read_position,
     stages_to_run,
 )
 from lclm_jax.training.stage import StageRun, open_stage, restore_state
 from lclm_jax.training.state import TrainState, begin_stage
-from lclm_jax.training.validation import validate_every
+from lclm_jax.training.step_info import Hook, StepInfo
 from lclm_jax.version import code_version
-
-
-class Interrupted(KeyboardInterrupt):
-    """A requested stop: training has saved its position."""
 
 
 def train(config: Config, only: str | None = None, hooks: Sequence[Hook] = ()) -> Path:
@@ -60,23 +52,20 @@ def train(config: Config, only: str | None = None, hooks: Sequence[Hook] = ()) -
         stages = stages_to_run(config, only, position)
         params = first_params(run) if position is None else {}
         for stage in stages:
-            if position is None:
-                stage_run = open_stage(run, stage, None)
-                state = begin_stage(params, config, stage, run.mesh)
-                event = "started" if stage is stages[0] else "entered"
-                stage_run.event(event, 0, code=code_version())
-                params = run_stage(stage_run, state, hooks).params
-                continue
-            step = position["stage_step"]
-            origin = {"from": config.run_step(stage.name, step)}
-            if step < stage.steps:
-                stage_run = open_stage(run, stage, position)
-                state = restore_state(run, stage)
-                run.journal.event("resumed", stage, step, **origin, code=code_version())
-                params = run_stage(stage_run, state, hooks).params
-            else:  # a complete stage: its examples and moments are no longer needed
+            if position is not None and position["stage_step"] >= stage.steps:
+                # A complete stage: its examples and moments are no longer needed.
                 params = load_params(run.directory, abstract_params(config.model, run.mesh))
-                run.journal.event("resumed", stage, step, **origin, code=code_version())
+                log_resumed(run, stage, position)
+            else:
+                stage_run = open_stage(run, stage, position)
+                if position is None:
+                    state = begin_stage(params, config, stage, run.mesh)
+                    event = "started" if stage is stages[0] else "entered"
+                    stage_run.event(event, 0, code=code_version())
+                else:
+                    state = restore_state(run, stage)
+                    log_resumed(run, stage, position)
+                params = run_stage(stage_run, state, hooks).params
             position = None
         return run.directory
 
@@ -106,56 +95,3 @@ def run_stage(stage_run: StageRun, state: TrainState, hooks: Sequence[Hook] = ()
             for hook in all_hooks:
                 hook(info)
     return state
-
-
-@contextmanager
-def stage_hooks(
-    stage_run: StageRun, clock: StepClock, done: int, more: Sequence[Hook]
-) -> Iterator[Sequence[Hook]]:
-    """Yield the hooks of a stage in their order, `more` of them before the step is saved."""
-    run, stage = stage_run.run, stage_run.stage
-    log, watch = MetricsLog(stage_run), NonFiniteWatch()
-    metrics = MetricsReader(log, watch)
-    with (
-        progress_bar(stage.name, stage.steps, done, shown=is_first()) as show,
-        trace_on_request(stage_run, done) as (end_trace, begin_trace),
-    ):
-        yield (
-            metrics,
-            lambda info: show(info.step, log.summary),
-            end_trace,
-            lambda _: run.checkpoints.check(),
-            *more,
-            give_up(watch, metrics.flush),
-            validate_every(stage_run, clock, metrics.flush),
-            save_every(stage_run, clock, metrics.flush),
-            stop_on_request,
-            lambda _: run.report_progress(),
-            begin_trace,
-        )
-    log.log_left_out()
-
-
-def save_every(stage_run: StageRun, clock: StepClock, flush: Callable[[], None]) -> Hook:
-    """Return a hook that saves every `run.save_every` steps, at the last one and on a stop."""
-
-    def hook(info: StepInfo):
-        if info.stopping or info.due(stage_run.run.config.run.save_every):
-            flush()
-            with clock.outside():
-                stage_run.save(info.step, info.state)
-
-    return hook
-
-
-def stop_on_request(info: StepInfo):
-    """Raise Interrupted once the checkpoint is complete, if a stop was requested."""
-    if not info.stopping:
-        return
-    run, stage = info.stage_run.run, info.stage_run.stage
-    run.checkpoints.wait()
-    info.stage_run.event("stopped", info.step, reason=run.stop.reason)
-    raise Interrupted(
-        f"stopped in stage {stage.name} after step {info.step} of {stage.steps}; "
-        "saved, run again to continue"
-    )

@@ -13,17 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from lclm_jax.config import Stream
 from lclm_jax.costs.chips import find_chip
 from lclm_jax.costs.work import training_flops
-from lclm_jax.training.hooks import StepInfo
 from lclm_jax.training.non_finite import NonFiniteWatch
 from lclm_jax.training.stage import StageRun
 from lclm_jax.training.state import trained_parts
 from lclm_jax.training.step import STREAM_SUMS, Metrics
+from lclm_jax.training.step_info import StepInfo
 
 log = logging.getLogger(__name__)
 # Metrics that a log line sums over its steps.
 SUMMED_METRICS = (*STREAM_SUMS, "context_tokens", "latents", "decoder_tokens")
+Sums = dict[str, np.ndarray]  # of SUMMED_METRICS, over the steps of a line
 LeftOut = dict[str, dict[str, int]]  # number of examples that fit no row, by stream and reason
 
 
@@ -95,14 +97,15 @@ class MetricsLog:
             return
         line = {"stage": self.stage_run.stage.name, "step": self.steps[-1].step}
         line |= {"steps": self.stage_run.stage.steps, "time": time.time()}
-        line |= mean_metrics(self.steps) | self.speed.figures(self.steps)
+        sums = sum_metrics(self.steps)
+        line |= mean_metrics(sums) | self.speed.figures(self.steps, sums)
         line |= {"left_out": self.left_out}
         line |= {
             key: float(x)
             for key, x in self.steps[-1].metrics.items()
             if key not in line and key != "finite" and np.ndim(x) == 0
         }
-        line |= {"streams": stream_metrics(self.steps, self.stage_run)}
+        line |= {"streams": stream_metrics(sums, self.stage_run.stage.streams)}
         self.stage_run.run.journal.log(line)
         log.info(
             "%s step %d of %d: loss %.3f", line["stage"], line["step"], line["steps"], line["loss"]
@@ -144,17 +147,20 @@ class Speed:
             peak=chip.peak_flops if chip else None,
         )
 
-    def figures(self, steps: Sequence[LoggedStep]) -> dict[str, Any]:
+    def mfu(self, seconds: float) -> float | None:
+        """Return the share of the device's peak that steps of this many seconds reach."""
+        return self.flops / seconds / self.peak if self.peak else None
+
+    def figures(self, steps: Sequence[LoggedStep], sums: Sums) -> dict[str, Any]:
         """Return the figures of a log line that depend on time."""
         seconds, waiting = pace(steps)
-        sums = sum_metrics(steps)
         tokens = float(sums["context_tokens"]) + float(sums["decoder_tokens"])
         return {
             "step_seconds": seconds,
             "positions_per_second": self.positions / seconds,
             "tokens_per_second": tokens / (seconds * len(steps)),
             "flops_per_second": self.flops / seconds,
-            "mfu": self.flops / seconds / self.peak if self.peak else None,
+            "mfu": self.mfu(seconds),
             "waiting": waiting,
         }
 
@@ -165,7 +171,7 @@ def pace(steps: Sequence[LoggedStep]) -> tuple[float, float]:
     return seconds / len(steps), sum(step.waited for step in steps) / seconds
 
 
-def sum_metrics(steps: Sequence[LoggedStep]) -> dict[str, np.ndarray]:
+def sum_metrics(steps: Sequence[LoggedStep]) -> Sums:
     """Sum SUMMED_METRICS over the steps that were taken; a skipped step trained on nothing."""
     taken = [step.metrics for step in steps if step.metrics["finite"]]
     return {
@@ -174,9 +180,8 @@ def sum_metrics(steps: Sequence[LoggedStep]) -> dict[str, np.ndarray]:
     }
 
 
-def mean_metrics(steps: Sequence[LoggedStep]) -> dict[str, float]:
-    """Return the mean loss over the trained tokens of the steps, and their numbers of tokens."""
-    sums = sum_metrics(steps)
+def mean_metrics(sums: Sums) -> dict[str, float]:
+    """Return the mean loss over the trained tokens, and the numbers of tokens."""
     tokens = float(sums["stream_tokens"].sum())
     return {
         "loss": float(sums["stream_nll"].sum()) / tokens if tokens else math.nan,
@@ -185,11 +190,8 @@ def mean_metrics(steps: Sequence[LoggedStep]) -> dict[str, float]:
     }
 
 
-def stream_metrics(
-    steps: Sequence[LoggedStep], stage_run: StageRun
-) -> dict[str, Mapping[str, float]]:
+def stream_metrics(sums: Sums, streams: Sequence[Stream]) -> dict[str, Mapping[str, float]]:
     """Return loss, accuracy and tokens of every stream that had any, by name."""
-    streams, sums = stage_run.stage.streams, sum_metrics(steps)
     columns = np.stack([sums[key] + np.zeros(len(streams)) for key in STREAM_SUMS], axis=1)
     return {
         stream.name: {
@@ -213,5 +215,6 @@ def summarise(steps: Sequence[LoggedStep], speed: Speed) -> str:
         f"{seconds:.3g} s/step",
         f"waits {100 * waiting:.0f} %",
     ]
-    words += [f"MFU {100 * speed.flops / seconds / speed.peak:.0f} %"] if speed.peak else []
+    mfu = speed.mfu(seconds)
+    words += [] if mfu is None else [f"MFU {100 * mfu:.0f} %"]
     return " · ".join(words)

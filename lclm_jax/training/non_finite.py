@@ -6,10 +6,10 @@ from collections.abc import Callable
 from lclm_jax.data.loading import batch_at, batch_origins
 from lclm_jax.distributed.processes import once
 from lclm_jax.errors import UserError
-from lclm_jax.training.hooks import StepInfo
 from lclm_jax.training.replay import keep_batch
 from lclm_jax.training.stage import DataPosition
 from lclm_jax.training.step import Metrics
+from lclm_jax.training.step_info import StepInfo
 
 log = logging.getLogger(__name__)
 

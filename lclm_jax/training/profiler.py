@@ -13,8 +13,8 @@ import jax
 
 from lclm_jax.distributed.processes import is_first
 from lclm_jax.files.run_layout import PROFILE_REQUEST, PROFILES
-from lclm_jax.training.hooks import Hook, StepInfo
 from lclm_jax.training.stage import StageRun
+from lclm_jax.training.step_info import Hook, StepInfo
 
 log = logging.getLogger(__name__)
 DEFAULT_STEPS = 3  # of an empty request

@@ -26,6 +26,7 @@ from lclm_jax.training.journal import Journal, open_journal
 from lclm_jax.training.resume import Position, changed_settings, check_position
 from lclm_jax.training.watchdog import watchdog
 from lclm_jax.typing import Params
+from lclm_jax.version import code_version
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,13 @@ def log_damaged(run: Run, position: Position | None):
             reason,
         )
         run.journal.event("damaged", stage, step, checkpoint=checkpoint, reason=reason)
+
+
+def log_resumed(run: Run, stage: StageConfig, position: Position):
+    """Write the event of a stage that continues from a position."""
+    step = position["stage_step"]
+    origin = {"from": run.config.run_step(stage.name, step)}
+    run.journal.event("resumed", stage, step, **origin, code=code_version())
 
 
 def stages_to_run(

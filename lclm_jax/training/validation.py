@@ -14,8 +14,8 @@ from lclm_jax.data.records import VIEWS, Span, measure
 from lclm_jax.distributed.sharding import batch_sharding, own_rows
 from lclm_jax.scoring import Score, Scorer, pack_full_rows
 from lclm_jax.training.clock import StepClock
-from lclm_jax.training.hooks import Hook, StepInfo
 from lclm_jax.training.stage import StageRun
+from lclm_jax.training.step_info import Hook, StepInfo
 from lclm_jax.typing import Params
 
 ViewScores = dict[str, dict[str, Score]]  # by stream and view

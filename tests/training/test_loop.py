@@ -17,7 +17,7 @@ from lclm_jax.config import ConfigError, ParameterGroup, StageConfig
 from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches
 from lclm_jax.distributed.sharding import batch_sharding
 from lclm_jax.model.params import flatten, unflatten
-from lclm_jax.training.loop import Interrupted, train
+from lclm_jax.training import Interrupted, train
 from lclm_jax.training.optim import assign_groups
 from lclm_jax.training.state import begin_stage
 from lclm_jax.training.step import train_step
