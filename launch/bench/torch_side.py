@@ -20,7 +20,7 @@ from convert.hf.mapping import published_tensors, to_published
 from launch.bench.work import Work
 from lclm_jax.batch import Batch, Windows
 from lclm_jax.config import ModelConfig, TransformerConfig
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
 from lclm_jax.model.adapter import NORM_EPS
 from lclm_jax.model.params import flatten, parameter_shapes
 from lclm_jax.typing import Params

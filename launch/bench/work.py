@@ -22,7 +22,7 @@ from lclm_jax.costs.work import Flops, adapter_flops, layer_flops
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Example, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
 from lclm_jax.typing import Array
 
 # Examples of the row: tokens before the context and trained tokens after it, each as a share of the

@@ -28,6 +28,7 @@ from lclm_jax.distributed.sharding import (
     splits,
     to_spec,
 )
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.inference.generation import (
     ROOM,
     allocate_cache,
@@ -35,7 +36,6 @@ from lclm_jax.inference.generation import (
     positions_needed,
     read_chunk,
 )
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.inference.prompts import PlannedChunk, Prompt, make_chunk, plan_chunks
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.attention.tpu import prefix_lengths

@@ -26,7 +26,7 @@ from lclm_jax.inference.prompts import (
     plan_chunks,
     with_blocks,
 )
-from lclm_jax.inference.sampling import Rules, Sampling, choose
+from lclm_jax.inference.sampling import GREEDY, Rules, Sampling, choose
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.transformer import empty_cache
@@ -146,18 +146,19 @@ class Decoding:
     """State of a generation whose newest token in every row is chosen but not yet read."""
 
     tokens: Int[Array, "B"]
+    logprobs: Float[Array, "B"]  # of the newest tokens
     positions: Int[Array, "B"]  # of the newest tokens
     generated: Bool[jax.Array, "B V"]  # tokens a row has generated
     ended: Bool[Array, "B"]
     finite: Bool[Array, "B"]  # all logits of a row so far are finite
     step: Int[Array, ""]  # tokens chosen so far
-    rng: Array
+    rngs: Array  # [B], so that the draws of a row do not depend on the others
     cache: Cache
 
 
 def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
     """Choose one more token of every row, given its logits [B V]."""
-    rng, draw = jax.random.split(state.rng)
+    rngs, draws = jax.vmap(jax.random.split, out_axes=1)(state.rngs)
     stops = rules.stops
     finite = state.finite & jnp.all(jnp.isfinite(logits), axis=-1)
 
@@ -166,32 +167,39 @@ def _next(logits: Array, state: Decoding, rules: Rules) -> Decoding:
     early = jnp.where((stops >= 0) & (state.step < rules.min_tokens), stops, vocabulary)
     banned = jnp.zeros(vocabulary, bool).at[early].set(True, mode="drop")
 
-    tokens = choose(jnp.where(banned, -jnp.inf, logits), state.generated, draw, rules)
+    tokens = choose(jnp.where(banned, -jnp.inf, logits), state.generated, draws, rules)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return replace(
         state,
         tokens=tokens,
+        logprobs=chosen - jax.nn.logsumexp(logits, axis=-1),
         generated=state.generated.at[jnp.arange(len(tokens)), tokens].set(True),
         ended=state.ended | ~finite | jnp.any(tokens[:, None] == stops, axis=-1),
         finite=finite,
         step=state.step + 1,
-        rng=rng,
+        rngs=rngs,
     )
 
 
 @partial(jax.jit, donate_argnames=("logits", "cache"))
 def start_decoding(
-    logits: Float[Array, "B V"], lengths: Int[Array, "B"], cache: Cache, seed: Array, rules: Rules
+    logits: Float[Array, "B V"],
+    lengths: Int[Array, "B"],
+    cache: Cache,
+    seeds: Int[Array, "B"],
+    rules: Rules,
 ) -> Decoding:
     """Choose the first token of every row; `lengths` are the lengths of the prompts."""
     rows = len(lengths)
     state = Decoding(
         tokens=jnp.zeros(rows, jnp.int32),
+        logprobs=jnp.zeros(rows, jnp.float32),
         positions=jnp.asarray(lengths),
         generated=jnp.zeros(logits.shape, bool),
         ended=jnp.zeros(rows, bool),
         finite=jnp.ones(rows, bool),
         step=jnp.int32(0),
-        rng=jax.random.key(seed),
+        rngs=jax.vmap(jax.random.key)(seeds),
         cache=cache,
     )
     return _next(logits, state, rules)
@@ -200,28 +208,111 @@ def start_decoding(
 @serving_program(static_argnames=("config",), donate_argnames=("state",))
 def decode_block(
     params: Params, state: Decoding, limit: Int[Array, ""], rules: Rules, config: ModelConfig
-) -> tuple[Decoding, Int[Array, "B steps"]]:
+) -> tuple[Decoding, Int[Array, "B steps"], Float[Array, "B steps"]]:
     """Read and choose up to DECODE_STEPS tokens per row.
 
-    It stops early when `limit` tokens are chosen in total, or when every row has ended. Unused
-    columns of the tokens it returns are -1.
+    It stops early when `limit` tokens are chosen in total, or when every row has ended. Returns
+    the state, the tokens and their log-probabilities; unused columns are -1 and 0.
     """
 
     def unfinished(carry):
-        state, column, _ = carry
+        state, column, *_ = carry
         return (column < DECODE_STEPS) & (state.step < limit) & ~jnp.all(state.ended)
 
     def step(carry):
-        state, column, out = carry
+        state, column, tokens, logprobs = carry
         logits, cache = decode_one(params, state.tokens, state.positions, state.cache, config)
         state = replace(state, positions=state.positions + 1, cache=cache)
         state = _next(logits, state, rules)
-        out = jax.lax.dynamic_update_slice_in_dim(out, state.tokens[:, None], column, axis=1)
-        return state, column + 1, out
+        update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=column, axis=1)
+        tokens = update(tokens, state.tokens[:, None])
+        return state, column + 1, tokens, update(logprobs, state.logprobs[:, None])
 
-    out = jnp.full((len(state.tokens), DECODE_STEPS), -1, jnp.int32)
-    state, _, out = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0), out))
-    return state, out
+    shape = (len(state.tokens), DECODE_STEPS)
+    none = jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32)
+    state, _, tokens, logprobs = jax.lax.while_loop(unfinished, step, (state, jnp.int32(0), *none))
+    return state, tokens, logprobs
+
+
+class Generation:
+    """Answers of up to `max_tokens` tokens per row, after a `prefill`, decoded as they are needed.
+
+    `seed` is an integer, or one for each row; the draws of a row depend on its own seed only.
+    `logits` and `cache` are donated.
+
+    Raises ValueError if the cache has no room for the tokens.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        logits: Float[Array, "B V"],
+        lengths: Int[Array, "B"],
+        cache: Cache,
+        config: ModelConfig,
+        max_tokens: int,
+        stops: Sequence[int] = (),
+        seed: int | Sequence[int] = 0,
+        sampling: Sampling = GREEDY,
+    ):
+        room = cache.length - int(cache.end)
+        if max_tokens - 1 > room:
+            raise ValueError(
+                f"expected room for {max_tokens - 1} tokens in the cache, it has {room}; "
+                "raise `room` of prefill"
+            )
+        self._params, self._config, self._max_tokens = params, config, max_tokens
+        self._rules = Rules.of(sampling, stops)
+        lengths = np.asarray(lengths, np.int32)
+        seeds = np.broadcast_to(
+            [number % 2**32 for number in np.atleast_1d(seed).tolist()], lengths.shape
+        )
+        self._state = start_decoding(logits, lengths, cache, seeds.astype(np.uint32), self._rules)
+        first = (self._state.tokens, self._state.logprobs)
+        self.tokens, self.logprobs = (np.asarray(x)[:, None][:, :max_tokens] for x in first)
+        self.ended = np.asarray(self._state.ended)
+        self._check_finite()
+
+    @property
+    def finished(self) -> bool:
+        """Return whether every row has its stop token or `max_tokens` tokens."""
+        return self.tokens.shape[1] >= self._max_tokens or bool(self.ended.all())
+
+    @property
+    def cache(self) -> Cache:
+        """The cache, in which the newest token of each row is not yet read."""
+        return self._state.cache
+
+    def advance(self, count: int = DECODE_STEPS):
+        """Decode up to `count` more tokens of every row, at most DECODE_STEPS.
+
+        `tokens` and `logprobs` [B n] then end with them. Entries of a row after its first stop
+        token have no meaning. Raises NotFiniteError if logits are NaN or infinite.
+        """
+        known = self.tokens.shape[1]
+        limit = np.int32(min(known + count, self._max_tokens))
+        inputs = (self._state, limit, self._rules, self._config)
+        self._state, *new = decode_block(self._params, *inputs)
+        columns = int(self._state.step) - known
+        self.tokens, self.logprobs = (
+            np.concatenate([known, np.asarray(x)[:, :columns]], axis=1)
+            for known, x in zip((self.tokens, self.logprobs), new, strict=True)
+        )
+        self.ended = np.asarray(self._state.ended)
+        self._check_finite()
+
+    def end_rows(self, rows: Bool[np.ndarray, "B"]):
+        """End the answers of the rows that are marked."""
+        self.ended = self.ended | rows
+        self._state = replace(self._state, ended=replicate(self.ended))
+
+    def _check_finite(self):
+        if bad := np.flatnonzero(~np.asarray(self._state.finite)).tolist():
+            raise NotFiniteError(
+                f"the logits of the next token are NaN or infinite for prompts {bad}; check the "
+                "latents (Latents.vectors) and the parameters for such values, or load the model "
+                "in float32"
+            )
 
 
 def continue_tokens(
@@ -233,42 +324,30 @@ def continue_tokens(
     steps: int,
     stops: Sequence[int] = (),
     seed: int = 0,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
 ) -> tuple[Int[np.ndarray, "B steps"], Int[np.ndarray, "B"], Cache]:
     """Generate up to `steps` tokens per row from the logits and cache of a `prefill`.
 
     Returns the tokens, each row's count of them before its stop token, and the cache, in which
     the newest token of each row is not yet read.
 
-    Raises ValueError if the cache has no room for the tokens, and NotFiniteError if the logits of
-    a row are NaN or infinite.
+    Raises the errors of `Generation`.
     """
-    room = cache.length - int(cache.end)
-    if steps - 1 > room:
-        raise ValueError(
-            f"expected room for {steps - 1} tokens in the cache, it has {room}; "
-            "raise `room` of prefill"
-        )
-    rules = Rules.of(sampling, stops)
-    lengths = np.asarray(lengths, np.int32)
-    state = start_decoding(logits, lengths, cache, np.uint32(seed % 2**32), rules)
-    blocks = [np.asarray(state.tokens)[:, None]]
-    while sum(block.shape[1] for block in blocks) < steps and not np.asarray(state.ended).all():
-        state, out = decode_block(params, state, np.int32(steps), rules, config)
-        blocks.append(np.asarray(out))
-    if bad := np.flatnonzero(~np.asarray(state.finite)).tolist():
-        raise NotFiniteError(
-            f"the logits of the next token are NaN or infinite for prompts {bad}; check the "
-            "latents (Latents.vectors) and the parameters for such values, or load the model in "
-            "float32"
-        )
+    inputs = (logits, lengths, cache, config, steps, stops, seed, sampling)
+    generation = Generation(params, *inputs)
+    while not generation.finished:
+        generation.advance()
+    tokens = generation.tokens
+    counts = count_before_stop(tokens, stops)
+    missing = steps - tokens.shape[1]
+    return np.pad(tokens, ((0, 0), (0, missing))), counts, generation.cache
 
-    tokens = np.concatenate(blocks, axis=1)[:, :steps]
-    tokens = np.pad(tokens, ((0, 0), (0, steps - tokens.shape[1])), constant_values=-1)
-    ends = np.isin(tokens, [*stops, -1])
-    ends = np.pad(ends, ((0, 0), (0, 1)), constant_values=True)  # at the latest after `steps`
-    counts = ends.argmax(axis=1)
-    return np.maximum(tokens, 0), counts, state.cache
+
+def count_before_stop(tokens: Int[np.ndarray, "B n"], stops: Sequence[int]) -> Int[np.ndarray, "B"]:
+    """Count the tokens of each row before its first stop token."""
+    ends = np.isin(tokens, stops)
+    ends = np.pad(ends, ((0, 0), (0, 1)), constant_values=True)
+    return ends.argmax(axis=1)
 
 
 def generate_tokens(
@@ -278,7 +357,7 @@ def generate_tokens(
     steps: int,
     stops: Sequence[int] = (),
     seed: int = 0,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
 ) -> tuple[Int[np.ndarray, "B steps"], Int[np.ndarray, "B"]]:
     """Generate up to `steps` tokens per row after a prompt.
 

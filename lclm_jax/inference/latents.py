@@ -1,13 +1,16 @@
 """Compressed text: vectors for the decoder, stored in blocks on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import jax
 import numpy as np
 
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.records import latent_starts
 from lclm_jax.errors import UserError
 from lclm_jax.typing import Array
 
@@ -25,11 +28,21 @@ class BlockSlice:
     count: int
 
 
+@dataclass(frozen=True)
+class LatentStarts:
+    """The first token and the first character of each latent, in the text that it stands for."""
+
+    tokens: np.ndarray  # [M]
+    characters: np.ndarray  # [M]
+
+
 class Latents:
     """A compressed text: M vectors [M D] for the decoder, in place of `tokens` tokens.
 
     `LanguageModel.compress` makes them, on the device, in blocks with the latents of one window
-    each. They can also be made from an array of vectors [M D].
+    each. They can also be made from an array of vectors [M D]. Those of a text know it (`text`,
+    None for others) and the characters of each latent (`offsets`), and `latents[start:stop]` are
+    the latents of a part of it.
 
     Raises LatentsError for an array of another rank, or with NaN or infinite values. The values
     of a compressed text are checked when `vectors` is first read.
@@ -43,11 +56,79 @@ class Latents:
             check_finite(source)
         self._source, self.tokens = source, tokens
         self._copies: dict[tuple[int, str], list[BlockSlice]] = {}
+        self.text: str | None = None
+        self._find_starts: Callable[[], LatentStarts] | None = None
+
+    def with_text(self, text: str, find_starts: Callable[[], LatentStarts]) -> "Latents":
+        """Return these latents with the text that they stand for."""
+        latents = Latents(self._source, self.tokens)
+        latents.text, latents._find_starts = text, find_starts
+        return latents
 
     def __len__(self) -> int:
         if isinstance(self._source, np.ndarray):
             return len(self._source)
         return sum(part.count for part in self._source)
+
+    def __getitem__(self, part: slice) -> "Latents":
+        """Return consecutive latents, with their part of the text.
+
+        Raises LatentsError for latents without a text, and for a part that is empty or has gaps.
+        """
+        start, stop, step = part.indices(len(self))
+        if step != 1 or start >= stop:
+            raise LatentsError(f"expected a range of 0 to {len(self)} latents, got {part}")
+        starts, text = self.starts, self.text
+        assert text is not None
+        tokens = np.append(starts.tokens, self.tokens)
+        characters = np.append(starts.characters, len(text))
+        own = LatentStarts(
+            starts.tokens[start:stop] - tokens[start],
+            starts.characters[start:stop] - characters[start],
+        )
+        latents = Latents(self._cut(start, stop), int(tokens[stop] - tokens[start]))
+        return latents.with_text(text[characters[start] : characters[stop]], lambda: own)
+
+    def _cut(self, start: int, stop: int) -> np.ndarray | list[BlockSlice]:
+        """Return the vectors, or the slices of blocks, of latents `start` to `stop`."""
+        if isinstance(self._source, np.ndarray):
+            return self._source[start:stop]
+        slices, first = [], 0  # `first` is the number of a slice's first latent
+        for block_slice in self._source:
+            left = max(start - first, 0)
+            right = min(stop - first, block_slice.count)
+            if left < right:
+                slices.append(BlockSlice(block_slice.block, block_slice.first + left, right - left))
+            first += block_slice.count
+        return slices
+
+    def chunks(self, tokens: int) -> "list[Latents]":
+        """Return the latents of consecutive parts of the text, of about `tokens` tokens each.
+
+        A part begins with the first latent at or after a multiple of `tokens`.
+        """
+        starts = self.starts.tokens
+        bounds = np.searchsorted(starts, np.arange(0, self.tokens, tokens)).tolist()
+        return [self[start:stop] for start, stop in pairwise([*bounds, len(self)]) if start < stop]
+
+    @cached_property
+    def starts(self) -> LatentStarts:
+        """First token and character of every latent; raises LatentsError without a text."""
+        if self._find_starts is None:
+            raise LatentsError(
+                "expected latents of a text, got vectors or tokens; use LanguageModel.compress"
+            )
+        return self._find_starts()
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Characters [M, 2] (start, stop) of the text that each latent stands for.
+
+        They leave no gaps. A character across the tokens of two latents is part of the second.
+        """
+        starts = self.starts.characters
+        assert self.text is not None
+        return np.stack([starts, np.append(starts[1:], len(self.text))], axis=1)
 
     @property
     def width(self) -> int:
@@ -97,6 +178,15 @@ class Latents:
         if not isinstance(self._source, np.ndarray):
             jax.block_until_ready([part.block for part in self._source])
         return self
+
+
+def starts_of_latents(offsets: np.ndarray, config: ModelConfig, ratio: int | None) -> LatentStarts:
+    """Return the starts of the latents of a text, given the characters [T, 2] of its tokens."""
+    tokens = latent_starts(len(offsets), config, ratio)
+    # A latent without tokens is that of a text without tokens.
+    characters = offsets[tokens, 0] if len(offsets) else np.zeros(len(tokens), np.int64)
+    characters[0] = 0
+    return LatentStarts(tokens, np.maximum.accumulate(characters))
 
 
 def check_finite(vectors: np.ndarray):

@@ -163,3 +163,37 @@ def with_blocks(prompt: Prompt, config: ModelConfig) -> Prompt:
         for block in prompt.blocks or [zeros]
     ]
     return replace(prompt, blocks=blocks)
+
+
+# --- Prompts of one row, for caches that hold their first positions ---
+
+
+def shared_length(first: Prompt, other: Prompt) -> int:
+    """Count the leading positions, tokens and latents, that two one-row prompts share."""
+    length = min(int(first.lengths[0]), int(other.lengths[0]))
+    same = first.tokens[0, :length] == other.tokens[0, :length]
+    same &= _sources(first, length) == _sources(other, length)
+    return length if same.all() else int(np.argmin(same))
+
+
+def _sources(prompt: Prompt, length: int) -> np.ndarray:
+    """Return a number for each position [T] that identifies its latent; -1 for tokens."""
+    slots = prompt.slots[0, :length].astype(np.int64)
+    if not prompt.blocks:
+        return slots
+    size = len(prompt.blocks[0])
+    addresses = np.array([id(block) for block in prompt.blocks])
+    return np.where(slots >= 0, addresses[slots // size] * size + slots % size, -1)
+
+
+def without_first(prompt: Prompt, count: int) -> Prompt:
+    """Return a one-row prompt without its first `count` positions."""
+    tokens, slots = prompt.tokens[:, count:], prompt.slots[:, count:]
+    return Prompt(tokens, slots, prompt.lengths - count, prompt.blocks)
+
+
+def extended(prompt: Prompt, tokens: np.ndarray) -> Prompt:
+    """Return a one-row prompt with tokens [1 T] appended."""
+    slots = np.concatenate([prompt.slots, np.full_like(tokens, -1)], axis=1)
+    joined = np.concatenate([prompt.tokens, tokens], axis=1)
+    return Prompt(joined, slots, prompt.lengths + tokens.shape[1], prompt.blocks)

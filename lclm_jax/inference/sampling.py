@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lclm_jax.config.settings import Count, Positive, Range, Settings
+from lclm_jax.config.settings import Count, NotEmpty, Positive, Range, Settings
 from lclm_jax.typing import Array, Bool, Float, Int, typed
 
 # Most likely tokens that top-k and top-p try first; the whole vocabulary is sorted only if these
@@ -31,6 +31,10 @@ class Sampling(Settings):
     # the prompt are not penalised.
     repetition_penalty: Positive = 1.0
     min_tokens: Count = 0  # tokens to generate before a stop token may be chosen
+    # Leaves out tokens less likely than this share of the most likely token's probability.
+    min_p: Annotated[float, Range(least=0, most=1)] = 0.0
+    # Texts at which an answer ends, before the first one that is complete.
+    stop: tuple[Annotated[str, NotEmpty()], ...] = ()
 
 
 GREEDY = Sampling()
@@ -48,6 +52,7 @@ class Rules:
     top_p: Float[Array, ""] | np.float32
     repetition_penalty: Float[Array, ""] | np.float32
     min_tokens: Int[Array, ""] | np.int32
+    min_p: Float[Array, ""] | np.float32
     stops: Int[Array, "stops"]  # padded with -1
 
     @classmethod
@@ -65,33 +70,36 @@ class Rules:
             np.float32(sampling.top_p),
             np.float32(sampling.repetition_penalty),
             np.int32(sampling.min_tokens),
+            np.float32(sampling.min_p),
             padded,
         )
 
 
 @typed
 def choose(
-    logits: Float[Array, "B V"], generated: Bool[Array, "B V"], rng: Array, rules: Rules
+    logits: Float[Array, "B V"], generated: Bool[Array, "B V"], rngs: Array, rules: Rules
 ) -> Int[Array, "B"]:
     """Choose the next token of every row.
 
     `generated` marks the tokens that each row has generated so far, for the repetition penalty.
+    `rngs` [B] has a key for each row.
     """
     penalty = rules.repetition_penalty
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(generated, penalised, logits)
     return jax.lax.cond(
-        rules.temperature > 0, _draw, lambda logits, *_: jnp.argmax(logits, -1), logits, rng, rules
+        rules.temperature > 0, _draw, lambda logits, *_: jnp.argmax(logits, -1), logits, rngs, rules
     )
 
 
-def _draw(logits: Array, rng: Array, rules: Rules) -> Array:
-    """Sample a token [B] for every row, with temperature, top-k and top-p."""
+def _draw(logits: Array, rngs: Array, rules: Rules) -> Array:
+    """Sample a token [B] for every row, with temperature, top-k, top-p and min-p."""
     logits = logits / rules.temperature
     limited = (rules.top_k > 0) | (rules.top_p < 1)
     lowest = jax.lax.cond(limited, _lowest, lambda x, _: jnp.full(len(x), -jnp.inf), logits, rules)
+    lowest = jnp.maximum(lowest, jnp.max(logits, axis=-1) + jnp.log(rules.min_p))
     logits = jnp.where(logits < lowest[:, None], -jnp.inf, logits)
-    return jax.random.categorical(rng, logits, axis=-1)
+    return jax.vmap(jax.random.categorical)(rngs, logits)
 
 
 def _lowest(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B"]:

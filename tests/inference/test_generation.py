@@ -22,6 +22,8 @@ from lclm_jax.data.text.tokenizer import (
     Tokenizer,
 )
 from lclm_jax.inference import generation as generate
+from lclm_jax.inference.answers import Answer
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
 from lclm_jax.inference.generation import (
     decode_block,
     decode_step,
@@ -29,7 +31,7 @@ from lclm_jax.inference.generation import (
     prefill,
     start_decoding,
 )
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, LanguageModel, load
+from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.prompts import Prompt
 from lclm_jax.inference.sampling import Rules, Sampling
@@ -111,7 +113,8 @@ def test_no_token_copies_the_cache(model, monkeypatch):
     prompt = Prompt(tokens, np.full_like(tokens, -1), np.array([9]))
     logits, cache = prefill(model.params, prompt, model.config, STEPS)
     rules = Rules.of(Sampling())
-    state = start_decoding(logits, prompt.lengths.astype(np.int32), cache, np.uint32(0), rules)
+    seeds = np.zeros(1, np.uint32)
+    state = start_decoding(logits, prompt.lengths.astype(np.int32), cache, seeds, rules)
     program = decode_block.lower(model.params, state, np.int32(STEPS), rules, model.config)
     steps = program.compile().as_text().split("ENTRY ")[0]
     cached = rf"= f32\[[\d,]*{length},{model.config.decoder.head_dim}\]\S* "
@@ -127,12 +130,15 @@ def test_the_state_after_one_more_token():
     rows = jnp.zeros(3, jnp.int32)
     none = jnp.zeros((3, 4), bool)
     ended, finite = jnp.zeros(3, bool), jnp.ones(3, bool)
-    key = jax.random.key(0)
+    keys = jax.random.split(jax.random.key(0), 3)
     logits = jnp.array([[0.0, 9, 5, 0], [0, jnp.nan, 3, 0], [0, 0, 0, 7]])
 
     def after(min_tokens, step):
         rules = Rules.of(Sampling(min_tokens=min_tokens), stops=[1])
-        state = generate.Decoding(rows, rows, none, ended, finite, jnp.int32(step), key, None)
+        zeros = jnp.zeros(3)
+        state = generate.Decoding(
+            rows, zeros, rows, none, ended, finite, jnp.int32(step), keys, None
+        )
         return generate._next(logits, state, rules)
 
     state = after(min_tokens=2, step=2)
@@ -143,7 +149,9 @@ def test_the_state_after_one_more_token():
         [row, token] for row, token in enumerate(state.tokens.tolist())
     ]
     assert state.step == 3 and state.positions.tolist() == [0, 0, 0]
-    assert not np.array_equal(jax.random.key_data(state.rng), jax.random.key_data(key))
+    assert (jax.random.key_data(state.rngs) != jax.random.key_data(keys)).any(axis=1).all()
+    expected = jax.nn.log_softmax(logits[2])[3]
+    np.testing.assert_allclose(state.logprobs[2], expected, atol=1e-6)
     early = after(min_tokens=2, step=1)
     assert early.tokens[0] == 2 and not early.ended[0]
 
@@ -151,8 +159,8 @@ def test_the_state_after_one_more_token():
 def test_what_has_ended_or_was_not_finite_stays_so():
     rows, used = jnp.zeros(2, jnp.int32), jnp.array([[True, False], [False, False]])
     state = generate.Decoding(
-        *(rows, rows, used, jnp.array([True, False]), jnp.array([True, False])),
-        *(jnp.int32(4), jax.random.key(0), None),
+        *(rows, jnp.zeros(2), rows, used, jnp.array([True, False]), jnp.array([True, False])),
+        *(jnp.int32(4), jax.random.split(jax.random.key(0)), None),
     )
     state = generate._next(jnp.array([[0.0, 1], [0.0, 1]]), state, Rules.of(Sampling()))
     assert state.ended.tolist() == [True, True] and state.finite.tolist() == [True, False]
@@ -207,7 +215,8 @@ def test_generate_chat_and_complete_run(model):
 def test_an_answer_ends_at_every_stop_of_the_tokenizer(model):
     """Whatever the family: this one knows no ChatML, and its end of text is a letter."""
     text = "Who?"
-    tokens = model.write(*reading(model, text), STEPS, Sampling(), 0)[1][0]
+    prompt = model.read([[Plain(model.tokenizer.encode(text))]])
+    tokens = generate_tokens(model.weights, prompt, model.config, STEPS)[0][0]
     fields = json.loads(model.tokenizer.definition)
     fields["added_tokens"] = [t for t in fields["added_tokens"] if "im_" not in t["content"]]
     stop = int(tokens[2])
@@ -216,13 +225,6 @@ def test_an_answer_ends_at_every_stop_of_the_tokenizer(model):
         other = LanguageModel(model.config, model.params, ending)
         expected = tokens[: tokens.tolist().index(stop)]
         assert other.complete(text, max_tokens=STEPS) == ending.decode(expected, control=False)
-
-
-def reading(model, text):
-    """What `write` goes on with after a text."""
-    prompt = model.read([[Plain(model.tokenizer.encode(text))]])
-    logits, cache = prefill(model.weights, prompt, model.config)
-    return logits, prompt.lengths, cache
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -243,11 +245,14 @@ def test_on_several_devices_as_on_one(model, noisy, tmp_path, count):
 
 @pytest.fixture
 def prompts(monkeypatch):
-    """Collects what would be read, and writes nothing."""
+    """Collects the prompts that would be answered."""
     collected = []
-    monkeypatch.setattr(
-        LanguageModel, "_answer", lambda self, prompt, *_: collected.append(prompt) or [""]
-    )
+
+    def answer(self, prompt, *_):
+        collected.append(prompt)
+        return [Answer("", (), (), "length", 0, 0)]
+
+    monkeypatch.setattr(LanguageModel, "answer", answer)
     return collected
 
 

@@ -8,9 +8,10 @@ import pytest
 from lclm_jax.batch import Places
 from lclm_jax.data.records import Context, Plain
 from lclm_jax.data.text.tokenizer import TextError
+from lclm_jax.inference import compressor, prompts
 from lclm_jax.inference import generation as generate
-from lclm_jax.inference import language_model, prompts
 from lclm_jax.inference import sampling as sampling_rules
+from lclm_jax.inference.compressor import Compressor
 from lclm_jax.inference.generation import cache_size, prefill
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
@@ -27,6 +28,14 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def model(model_config, noisy, tokenizer):
     return LanguageModel(model_config, noisy, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def forgetful(model_config, noisy, tokenizer):
+    """The same model; it reads every prompt from its beginning."""
+    model = LanguageModel(model_config, noisy, tokenizer)
+    model.prefixes.budget = 0
+    return model
 
 
 @pytest.fixture
@@ -194,7 +203,7 @@ def count_read(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_conversation_answers_as_chat_and_reads_only_what_is_new(model, monkeypatch):
+def test_a_conversation_answers_as_chat_and_reads_only_what_is_new(model, forgetful, monkeypatch):
     counts = count_read(monkeypatch)
     memory = model.compress(TEXT * 20)
     turns = [[memory, "Who likes figs?"], "And plums? " * 4, [model.compress(TEXT), "Who?"]]
@@ -205,10 +214,12 @@ def test_a_conversation_answers_as_chat_and_reads_only_what_is_new(model, monkey
         answer = conversation.ask(turn, max_tokens=STEPS)
         read = sum(counts)
         counts.clear()
-        assert answer == model.chat(messages, max_tokens=STEPS)
+        assert answer == forgetful.chat(messages, max_tokens=STEPS)
         messages.append({"role": "assistant", "content": [answer]})
         whole = sum(counts)
         assert read == whole if len(messages) == 2 else read < whole / 2
+        assert conversation.last.positions_read == read
+        assert conversation.last.positions == whole
 
 
 def test_a_conversation_forgets_what_other_parameters_read(model_config, noisy, tokenizer):
@@ -227,7 +238,9 @@ def test_a_conversation_forgets_what_other_parameters_read(model_config, noisy, 
     assert answer == other.chat(messages, max_tokens=STEPS)
 
 
-def test_a_conversation_whose_turns_need_many_blocks_starts_a_new_cache(model, monkeypatch):
+def test_a_conversation_whose_turns_need_many_blocks_has_a_longer_cache(
+    model, forgetful, monkeypatch
+):
     """A chunk that ends early makes the plan longer than the prompt's length says."""
     monkeypatch.setattr(prompts, "CHUNKS", (256, 512))
     monkeypatch.setattr(generate, "cache_size", lambda rows, length: -(-length // 128) * 128)
@@ -236,7 +249,8 @@ def test_a_conversation_whose_turns_need_many_blocks_starts_a_new_cache(model, m
         turn = [*(model.compress_tokens(np.arange(n, n + 2)) for n in range(count)), "Who?"]
         messages.append({"role": "user", "content": turn})
         answer = conversation.ask(turn, max_tokens=2)
-        assert answer == model.chat(messages, max_tokens=2)
+        assert answer == forgetful.chat(messages, max_tokens=2)
+        assert count == 1 or conversation.last.positions_read < conversation.last.positions
         messages.append({"role": "assistant", "content": [answer]})
 
 
@@ -251,9 +265,9 @@ def test_decoding_past_the_end_of_a_cache_is_an_error(model):
 
 def test_a_context_in_a_conversation_is_compressed_once(model, monkeypatch):
     passes = []
-    original = LanguageModel._encode_pass
+    original = Compressor._encode_pass
     monkeypatch.setattr(
-        LanguageModel, "_encode_pass", lambda *inputs: passes.append(1) or original(*inputs)
+        Compressor, "_encode_pass", lambda *inputs: passes.append(1) or original(*inputs)
     )
     conversation = model.conversation()
     conversation.ask(f"<|memory_start|>{TEXT}<|memory_end|>Who?", max_tokens=2)
@@ -268,9 +282,9 @@ def test_short_contexts_share_windows(model, monkeypatch):
     contexts = [Context(rng.integers(0, 256, n).astype(np.int32)) for n in (3, 5, 16, 4, 37, 1, 0)]
     alone = [model.compress_tokens(context.tokens).vectors for context in contexts]
     counts = []
-    original = language_model.empty_windows
+    original = compressor.empty_windows
     monkeypatch.setattr(
-        language_model, "empty_windows", lambda *shape: counts.append(shape[1]) or original(*shape)
+        compressor, "empty_windows", lambda *shape: counts.append(shape[1]) or original(*shape)
     )
     for latents, expected in zip(model.compress_all(contexts), alone, strict=True):
         np.testing.assert_allclose(latents.vectors, expected, atol=1e-5)

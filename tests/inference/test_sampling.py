@@ -13,11 +13,16 @@ pytestmark = pytest.mark.image
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 
 
+def keys(rows, seed=0):
+    """A key for each row."""
+    return jax.random.split(jax.random.key(seed), rows)
+
+
 def draw(sampling, logits=LOGITS, used=(), count=2000):
     """How often each token is chosen."""
     marks = np.isin(np.arange(len(logits)), used)
     tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
-    chosen = choose(*tiled, jax.random.key(0), Rules.of(sampling))
+    chosen = choose(*tiled, keys(count), Rules.of(sampling))
     return np.bincount(chosen, minlength=len(logits)) / count
 
 
@@ -40,9 +45,14 @@ def test_temperature_sharpens():
         (Sampling(1.0, top_p=0.6), [1, 3]),
         (Sampling(1.0, top_p=0.9), [1, 2, 3]),
         (Sampling(1.0, top_k=3, top_p=0.6), [1, 3]),
+        (Sampling(1.0, min_p=0.05), [0, 1, 2, 3]),
+        (Sampling(1.0, min_p=0.25), [1, 2, 3]),
+        (Sampling(2.0, min_p=0.25), [0, 1, 2, 3]),
+        (Sampling(1.0, min_p=1.0), [1]),
+        (Sampling(1.0, top_k=3, min_p=0.5), [1, 3]),
     ],
 )
-def test_top_k_and_top_p_cut_the_tail(sampling, possible):
+def test_top_k_top_p_and_min_p_cut_the_tail(sampling, possible):
     assert list(np.flatnonzero(draw(sampling))) == possible
 
 
@@ -56,7 +66,7 @@ def test_every_row_is_penalised_for_what_it_has_written_itself():
     logits = np.tile(np.float32([2.0, 1.5, -1.0]), (3, 1))
     used = np.array([[True, False, False], [False, True, False], [False, False, False]])
     rules = Rules.of(Sampling(repetition_penalty=2.0))
-    assert choose(logits, used, jax.random.key(0), rules).tolist() == [1, 0, 0]
+    assert choose(logits, used, keys(3), rules).tolist() == [1, 0, 0]
 
 
 LOWEST = [
@@ -87,7 +97,7 @@ def test_the_lowest_score_that_is_left(candidates, monkeypatch):
 
 
 def test_rules_hold_the_settings_of_a_sampling():
-    rules = Rules.of(Sampling(0.5, 7, 0.25, 1.5, 3), stops=[9, 4])
+    rules = Rules.of(Sampling(0.5, 7, 0.25, 1.5, 3, 0.125), stops=[9, 4])
     assert rules.stops.tolist() == [9, 4] + [-1] * 14
     rest = (
         rules.temperature,
@@ -95,14 +105,16 @@ def test_rules_hold_the_settings_of_a_sampling():
         rules.top_p,
         rules.repetition_penalty,
         rules.min_tokens,
+        rules.min_p,
     )
-    assert [float(x) for x in rest] == [0.5, 7, 0.25, 1.5, 3]
+    assert [float(x) for x in rest] == [0.5, 7, 0.25, 1.5, 3, 0.125]
     assert [x.dtype for x in (*rest, rules.stops)] == [
         np.float32,
         np.int32,
         np.float32,
         np.float32,
         np.int32,
+        np.float32,
         np.int32,
     ]
     assert Rules.of(Sampling(), range(16)).stops.tolist() == list(range(16))
@@ -112,6 +124,6 @@ def test_rows_draw_each_for_itself_and_another_key_draws_anew():
     logits, used = np.zeros((64, 50), np.float32), np.zeros((64, 50), bool)
     rules = Rules.of(Sampling(1.0))
     first, again, other = (
-        choose(logits, used, jax.random.key(key), rules).tolist() for key in (0, 0, 1)
+        choose(logits, used, keys(64, seed), rules).tolist() for seed in (0, 0, 1)
     )
     assert len(set(first)) > 20 and first == again != other

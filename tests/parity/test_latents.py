@@ -19,7 +19,8 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE, LanguageModel
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
+from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.typing import Params
 

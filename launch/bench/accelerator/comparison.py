@@ -11,7 +11,7 @@ from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.work import Work
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Plain, Span, lay_out
-from lclm_jax.inference.language_model import WINDOWS_AT_ONCE
+from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
 
 ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"
 # Largest relative difference, ||torch - lclm_jax|| / ||lclm_jax||. float32 differs by the order of

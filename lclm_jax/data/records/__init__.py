@@ -4,7 +4,13 @@ from lclm_jax.data.records.layout import Example, RecordSize, lay_out, measure
 from lclm_jax.data.records.sections import Role, Section
 from lclm_jax.data.records.spans import Context, Given, Plain, Span, Tokens
 from lclm_jax.data.records.views import VIEWS, View
-from lclm_jax.data.records.windows import ContextPiece, count_latents, cut_windows, split_windows
+from lclm_jax.data.records.windows import (
+    ContextPiece,
+    count_latents,
+    cut_windows,
+    latent_starts,
+    split_windows,
+)
 
 __all__ = [
     "VIEWS",
@@ -21,6 +27,7 @@ __all__ = [
     "View",
     "count_latents",
     "cut_windows",
+    "latent_starts",
     "lay_out",
     "measure",
     "split_windows",

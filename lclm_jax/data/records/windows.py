@@ -62,6 +62,17 @@ def count_latents(length: int, config: ModelConfig, ratio: int | None = None) ->
     return max(1, full_windows * (window // ratio) + _ceil_divide(rest, ratio))
 
 
+def latent_starts(length: int, config: ModelConfig, ratio: int | None = None) -> np.ndarray:
+    """Return the first token [M] of each latent of a context of `length` tokens.
+
+    With ratio 2 and windows of 4 tokens, a context of 7 tokens has latents from 0, 2, 4 and 6 on.
+    """
+    numbers = np.arange(count_latents(length, config, ratio))
+    ratio, window = resolve_ratio(ratio, config), config.compression.window
+    windows, places = np.divmod(numbers, window // ratio)
+    return windows * window + places * ratio
+
+
 def window_bounds(length: int, config: ModelConfig) -> Iterator[WindowBounds]:
     """Yield the bounds of every window of a context of `length` tokens."""
     for start in range(0, max(1, length), config.compression.window):

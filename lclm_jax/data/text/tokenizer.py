@@ -262,6 +262,19 @@ class Tokenizer:
             while pending:
                 yield from pending.popleft().result()
 
+    def encode_stream_with_offsets(
+        self, text: str, piece: int = PIECE_CHARACTERS
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield tokens and characters of `encode_with_offsets` in consecutive parts, at least one.
+
+        Parts are those of `encode_stream`, encoded one by one as they are read.
+        """
+        start = 0
+        for part in split_text(text, piece) if self._can_cut else [text]:
+            tokens, offsets = self._text.encode(part)
+            yield tokens, offsets + start
+            start += len(part)
+
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens [n] of `encode` and the characters [n, 2] (start, stop) of each."""
         return self._text.encode(text)
