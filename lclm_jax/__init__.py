@@ -6,6 +6,7 @@ from lclm_jax.data.records import Context
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.sampling import Sampling
+from lclm_jax.inference.store import Store
 from lclm_jax.training.loop import train
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Latents",
     "ModelConfig",
     "Sampling",
+    "Store",
     "load",
     "override",
     "train",

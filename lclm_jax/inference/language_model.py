@@ -301,14 +301,13 @@ def load(
     Raises FileNotFoundError if the directory has no checkpoint, and CheckpointError if it cannot be
     read or does not have the step.
     """
-    name = str(directory)
-    directory = expand_home(name)
+    directory = Path(expand_home(str(directory)))
     enable_cache()
     config, tokenizer = read_model_files(directory)
     mesh = make_mesh(serving_mesh(config, len(devices)), devices) if devices else one_device()
     abstract = abstract_params(config, mesh, config.dtype)  # no float32 copy on the way
     params = load_params(directory, abstract, step)
-    return LanguageModel(config, params, tokenizer, mesh, name)
+    return LanguageModel(config, params, tokenizer, mesh, str(directory.absolute()))
 
 
 def serving_params(params: Params, config: ModelConfig) -> Params:

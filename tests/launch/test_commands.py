@@ -25,6 +25,12 @@ RECIPE = ROOT / "configs" / "recipes" / "agent.py"
 READS = {
     "launch.train": [["--config", "BAD"], ["--config", SCRATCH, "--set", "data.directory=BAD"]],
     "launch.demo": [["--config", "BAD"]],
+    "launch.compress": [[TINY, "--store", "NEW", "--checkpoint", "BAD"]],
+    "launch.ask": [
+        ["--store", "BAD", "Who?"],
+        ["--store", "NEW", "--checkpoint", "BAD", "Who?"],
+    ],
+    "launch.store": [[action, "BAD"] for action in ("ls", "verify", "gc")],
     "launch.capacity": [["--config", "BAD", "--slice", "v5p:1x1x1"]],
     "launch.inspect_data": [["BAD"], ["NEW", "--config", "BAD"]],
     "launch.prepare": [

@@ -1,0 +1,54 @@
+"""The lock of a store: any number of writers, or one process that removes what is unused."""
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lclm_jax.files.directories import NO_LOCKS_ERRORS, DirectoryError
+from lclm_jax.inference.store.objects import StoreError
+
+log = logging.getLogger(__name__)
+LOCK = "writers.lock"
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Keep `cleaning` out during the block; waits until it has ended. Writers do not wait."""
+    with _locked(directory, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def cleaning(directory: Path) -> Iterator[None]:
+    """Keep writers out during the block. Raises StoreError while there is one."""
+    with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextmanager
+def _locked(directory: Path, mode: int) -> Iterator[None]:
+    """Hold a lock that the kernel releases when the process ends, however it ends."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise DirectoryError(f"cannot write to {directory}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(descriptor, mode)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+            os.close(descriptor)
+            raise StoreError(
+                f"{directory} is being written; clean up when the other process has ended"
+            ) from None
+        if error.errno not in NO_LOCKS_ERRORS:
+            os.close(descriptor)
+            raise
+        log.warning("%s: no locks here (%s); do not clean up beside writers", directory, error)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,356 @@
+"""Documents compressed once and kept in a directory, for any number of prompts and processes."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from lclm_jax.config import ConfigError
+from lclm_jax.data.inputs.files import Rejection
+from lclm_jax.data.records.windows import resolve_ratio
+from lclm_jax.data.text.tokenizer import PIECE_CHARACTERS, TextError
+from lclm_jax.errors import UserError
+from lclm_jax.files.directories import DirectoryError, check_path
+from lclm_jax.inference.compressor import Compressor
+from lclm_jax.inference.documents import Document, read_documents
+from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.store.documents import (
+    StoredLatents,
+    WindowWriter,
+    load_blocks,
+    read_starts,
+    read_text,
+)
+from lclm_jax.inference.store.entries import Entry, documents_prefix
+from lclm_jax.inference.store.identity import find_model_id
+from lclm_jax.inference.store.locks import cleaning, writing
+from lclm_jax.inference.store.maintenance import Cleaned, clean_up, find_damage
+from lclm_jax.inference.store.objects import Objects, StoreError
+from lclm_jax.inference.store.windows import FLOATS, Precision
+from lclm_jax.progress import Progress, without_progress
+from lclm_jax.typing import Params
+
+FORMAT = "store.json"
+FORMAT_VERSION = 1
+
+
+class Store:
+    """Documents compressed once and kept in a directory.
+
+        store = lclm_jax.Store("memories", model)
+        report = store.add("report.pdf", ratio=16)   # encodes the windows that are new
+        model.generate([report, "What does it conclude?"])
+        model.generate([store["report.pdf"], "Who wrote it?"])   # encodes nothing
+
+    Windows are kept by their content, model and precision, whatever documents they stand in, so
+    nothing is encoded twice. Any number of processes may read and write. Without a `model`,
+    documents can be listed, verified and removed, not added or read.
+
+    `precision` is that of the latents: by default the model's own; "int8" takes a quarter of
+    float32 and half of bfloat16, `Entry.error` says what it changes.
+
+    Raises StoreError for a directory that holds something else, and ConfigError for a path that
+    cannot hold a store.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        model: LanguageModel | None = None,
+        precision: Precision | None = None,
+    ):
+        check_path(directory, "the directory of a store")
+        self.directory, self._model = Path(directory).expanduser(), model
+        if precision not in (None, "int8", *FLOATS):
+            raise ConfigError(f"precision must be float32, bfloat16 or int8, got {precision!r}")
+        self._precision: Precision | None = precision
+        self._open(create=model is not None)
+        self._objects = Objects(self.directory)
+        self._loaded: WeakValueDictionary[str, StoredLatents] = WeakValueDictionary()
+        self._identified: tuple[Params, str] | None = None  # parameters and their identity
+
+    def _open(self, create: bool):
+        """Check that the directory is a store; make it one if it is empty or missing."""
+        file = self.directory / FORMAT
+        try:
+            if not file.exists():
+                if self.directory.exists() and any(self.directory.iterdir()):
+                    raise StoreError(f"{self.directory} holds no store; name another directory")
+                if not create:
+                    raise StoreError(f"{self.directory} holds no store; launch.compress makes one")
+                self.directory.mkdir(parents=True, exist_ok=True)
+                Objects(self.directory).write({FORMAT: json.dumps({"version": 1}).encode()})
+            version = json.loads(file.read_bytes())["version"]
+        except OSError as error:
+            raise DirectoryError(f"cannot open {self.directory}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise StoreError(f'{file} is damaged; it holds {{"version": 1}}') from error
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"expected a store of version {FORMAT_VERSION}, got {version} in {file}"
+            )
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that compresses and reads. Raises StoreError if the store has none."""
+        if self._model is None:
+            raise StoreError("expected a store with a model; open it with Store(directory, model)")
+        return self._model
+
+    @property
+    def model_id(self) -> str:
+        """Identity of the model's encoder and adapter; see `identity.find_model_id`."""
+        weights = self.model.weights
+        if self._identified is None or self._identified[0] is not weights:
+            marker = self.model.tokenizer.memory.marker
+            with self.model.queue.turn():
+                self._identified = weights, find_model_id(weights, self.model.config, marker)
+        return self._identified[1]
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the latents that are added."""
+        return self._precision or self.model.config.dtype
+
+    # --- adding ---
+
+    def add(
+        self,
+        source: str | Path,
+        ratio: int | None = None,
+        window: int | None = None,
+        progress: Progress = without_progress,
+    ) -> StoredLatents:
+        """Compress a file of any kind that `read_documents` reads, and return its latents.
+
+        `ratio` is in tokens per latent, by default the model's; `window` in tokens, by default the
+        model's and at most that. A document of that name, model and ratio is replaced; its windows
+        that have not changed are not encoded again.
+
+        Raises TextError for a file that cannot be read, StoreError if the store cannot be written;
+        ConfigError for a ratio or a window that the model does not have.
+        """
+        documents = list(islice(read_documents([source]), 2))
+        if len(documents) > 1:
+            raise TextError(
+                f"expected one file, got the directory or pattern {source}; use add_all"
+            )
+        (document,) = documents
+        if isinstance(document, Rejection):
+            raise TextError(f"{document.file}: {document.detail}")
+        return self.add_text(document.name, document.text, ratio, window, progress)
+
+    def add_all(
+        self,
+        sources: Iterable[str | Path],
+        ratio: int | None = None,
+        window: int | None = None,
+        progress: Progress = without_progress,
+    ) -> Iterator[StoredLatents | Rejection]:
+        """Compress files, directories and patterns; see `add`.
+
+        Yields the latents of each document, or why a file was not read.
+        """
+        for document in read_documents(sources):
+            if isinstance(document, Document):
+                yield self.add_text(document.name, document.text, ratio, window, progress)
+            else:
+                yield document
+
+    def add_text(
+        self,
+        name: str,
+        text: str,
+        ratio: int | None = None,
+        window: int | None = None,
+        progress: Progress = without_progress,
+    ) -> StoredLatents:
+        """Compress a text under a name; see `add`."""
+        if not text:
+            raise TextError(f"expected text to compress as {name}, got an empty string")
+        try:
+            content = text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(f"{name}: expected text that UTF-8 can write, got {error}") from error
+        compressor = self._compressor(window)
+        ratio = resolve_ratio(ratio, compressor.config)
+        parts = self.model.tokenizer.encode_stream_with_offsets(text)
+        tracked = progress(parts, f"compressing {name}", -(-len(text) // PIECE_CHARACTERS))
+        writer = WindowWriter(self._objects, compressor, self.model_id, ratio, self.precision)
+        with writing(self.directory):
+            index = writer.write(tracked)
+            index_content = index.to_bytes()
+            entry = Entry(
+                name=name,
+                ratio=ratio,
+                model_id=self.model_id,
+                model_name=self.model.name,
+                precision=self.precision,
+                window=compressor.config.compression.window,
+                tokens=writer.tokens,
+                latents=len(index.characters),
+                characters=len(text),
+                text=hashlib.sha256(content).hexdigest(),
+                index=hashlib.sha256(index_content).hexdigest(),
+                error=writer.error,
+                added=datetime.now().astimezone().isoformat(timespec="seconds"),
+            )
+            # The entry comes last, so that a document is there with all its objects or not at all.
+            self._objects.write(
+                {f"texts/{entry.text}": content, f"indexes/{entry.index}": index_content}
+            )
+            self._objects.write({entry.key: entry.to_bytes()})
+        return self._latents_of(entry, writer.encoded, writer.reused)
+
+    def append(self, name: str, text: str, ratio: int | None = None) -> StoredLatents:
+        """Add text to the end of a document; only windows that change are encoded.
+
+        The result is that of compressing the whole text, bit for bit on one kind of device.
+        """
+        known = self.get(name, ratio)
+        assert known.text is not None
+        entry = known.entry
+        return self.add_text(name, known.text + text, entry.ratio, entry.window)
+
+    def _compressor(self, window: int | None) -> Compressor:
+        """Return the model's compressor, with shorter windows where they are asked for."""
+        compressor = self.model.compressor
+        if window is None:
+            return compressor
+        compression = compressor.config.compression
+        if not 0 < window <= compression.window:
+            raise ConfigError(f"window must be from 1 to {compression.window} tokens, got {window}")
+        shorter = replace(compression, window=window)
+        return replace(compressor, config=replace(compressor.config, compression=shorter))
+
+    # --- reading ---
+
+    def get(self, name: str, ratio: int | None = None) -> StoredLatents:
+        """Return the latents of a document; they are read from disk when they are first used.
+
+        `ratio` may be left out if the document has one. Raises StoreError for an unknown document,
+        and for one that only another model has compressed.
+        """
+        entries = self._entries_of(name)
+        own = [entry for entry in entries if entry.model_id == self.model_id]
+        matches = [entry for entry in own if ratio in (None, entry.ratio)]
+        if entries and not own:
+            others = ", ".join(f"{e.model_name or 'a model'} ({e.model_id})" for e in entries)
+            mine = self.model.name or "this model"
+            raise StoreError(
+                f"{name} was compressed by {others}, whose latents {mine} ({self.model_id}) cannot "
+                "read; add it again"
+            )
+        if len(matches) != 1:
+            ratios = ", ".join(str(entry.ratio) for entry in own) or "none"
+            raise StoreError(
+                f"expected one document {name}{'' if ratio is None else f' at ratio {ratio}'} in "
+                f"{self.directory}, got ratios: {ratios}; add it, or name the ratio"
+            )
+        (entry,) = matches
+        return self._latents_of(entry)
+
+    def _latents_of(self, entry: Entry, encoded: int = 0, reused: int = 0) -> StoredLatents:
+        """Return the latents of an entry: the same ones as long as somebody uses them.
+
+        Prompts with the same latents share their caches.
+        """
+        known = self._loaded.get(entry.index)
+        if known is not None and replace(known.entry, added=entry.added) == entry:
+            known.encoded, known.reused = encoded, reused
+            return known
+        objects, compressor = self._objects, self.model.compressor
+        latents = StoredLatents(
+            entry,
+            self.model.config.decoder.width,
+            load=lambda: load_blocks(objects, entry, compressor),
+            read_text=lambda: read_text(objects, entry),
+            find_starts=lambda: read_starts(objects, entry, self._compressor(entry.window)),
+            encoded=encoded,
+            reused=reused,
+        )
+        self._loaded[entry.index] = latents
+        return latents
+
+    def read(
+        self, names: Sequence[str] | None = None, ratio: int | None = None
+    ) -> dict[str, StoredLatents]:
+        """Return the latents of several documents by name, by default of all; see `get`."""
+        if names is None:
+            names = sorted({entry.name for entry in self.ls()})
+        if not names:
+            raise StoreError(f"{self.directory} has no documents; add some")
+        return {name: self.get(name, ratio) for name in names}
+
+    def __getitem__(self, name: str) -> StoredLatents:
+        """Return the latents of a document; see `get`."""
+        return self.get(name)
+
+    def ls(self) -> list[Entry]:
+        """Return the entries of all documents, of all models, by name."""
+        keys = self._objects.list("documents/")
+        entries = [entry for key in keys for entry in self._read_entry(key)]
+        return sorted(entries, key=lambda entry: (entry.name, entry.model_id, entry.ratio))
+
+    def show(self, name: str) -> list[Entry]:
+        """Return the entries of one document. Raises StoreError if there is none."""
+        entries = self._entries_of(name)
+        if not entries:
+            raise StoreError(f"there is no document {name} in {self.directory}")
+        return entries
+
+    def _entries_of(self, name: str) -> list[Entry]:
+        keys = self._objects.list(documents_prefix(name))
+        return [entry for key in keys for entry in self._read_entry(key)]
+
+    def _read_entry(self, key: str) -> list[Entry]:
+        """Return the entry of a key, or nothing if it was just removed."""
+        (value,) = self._objects.read([key])
+        try:
+            return [] if value is None else [Entry.from_bytes(value)]
+        except StoreError as error:
+            raise StoreError(
+                f"{self.directory}/{key}: {error}; remove it, and add the document again"
+            ) from error
+
+    # --- keeping in order ---
+
+    def remove(self, name: str, ratio: int | None = None) -> int:
+        """Remove a document, of all models, and return the number of entries removed.
+
+        `gc` then frees the windows that no other document has.
+        """
+        keys = [entry.key for entry in self.show(name) if ratio in (None, entry.ratio)]
+        with writing(self.directory):
+            self._objects.remove(keys)
+        return len(keys)
+
+    def verify(self, progress: Progress = without_progress) -> list[str]:
+        """Compare every object of every document with its checksum; return what is wrong."""
+        return find_damage(self._objects, progress)
+
+    def gc(self, progress: Progress = without_progress) -> Cleaned:
+        """Remove windows, texts and indexes that no document needs.
+
+        Raises StoreError while another process adds documents, or if an entry is damaged.
+        """
+        with cleaning(self.directory):
+            return clean_up(self._objects, self.ls(), progress)
+
+
+def find_checkpoint(directory: str | Path) -> str:
+    """Return the directory of the model that compressed the documents of a store.
+
+    Raises StoreError if there are several models, or none that was loaded from a directory.
+    """
+    names = sorted({entry.model_name for entry in Store(directory).ls()})
+    if len(names) != 1 or not names[0]:
+        listed = ", ".join(name or "a model without a directory" for name in names) or "none"
+        raise StoreError(f"expected documents of one model in {directory}, got {listed}; name one")
+    return names[0]

@@ -1,0 +1,70 @@
+"""The commands of a store: compress, ask, list, verify, remove and clean up."""
+
+import pytest
+
+from convert.from_hf import from_hf
+from launch import ask, compress, store
+from tests.support.paths import MODELS
+
+PAIRS = (
+    "color: this some, calls open, created open, return search, support request, version integer,"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("lookup") / "model"
+    from_hf(MODELS / "small", directory)
+    return directory
+
+
+def test_from_files_to_an_answer_with_its_sources(checkpoint, tmp_path, command, capsys):
+    notes, memories = tmp_path / "notes", tmp_path / "memories"
+    notes.mkdir()
+    (notes / "pairs.md").write_text(PAIRS, encoding="utf-8")
+    (notes / "image.bin").write_bytes(bytes(range(256)))
+    arguments = (notes, "--store", memories, "--checkpoint", checkpoint)
+    assert command(compress, *arguments) == 0
+    written = capsys.readouterr()
+    assert "pairs.md: " in written.out and "1 windows encoded, 0 known" in written.out
+    assert "left out: " in written.err and "image.bin" in written.err
+
+    assert command(compress, *arguments) == 0
+    assert "0 windows encoded, 1 known" in capsys.readouterr().out
+
+    assert command(ask, "version?", "--store", memories) == 0
+    written = capsys.readouterr()
+    assert written.out.strip() == "integer" and f"read: {notes}/pairs.md" in written.err
+
+    assert command(store, "ls", memories) == 0
+    assert "pairs.md" in capsys.readouterr().out
+    assert command(store, "show", memories, f"{notes}/pairs.md") == 0
+    assert f"model_name  {checkpoint}" in capsys.readouterr().out
+    assert command(store, "verify", memories) == 0
+    assert command(store, "remove", memories, f"{notes}/pairs.md") == 0
+    assert command(store, "gc", memories) == 0
+    assert "removed 3 objects, 0 are needed" in capsys.readouterr().out
+    assert command(ask, "version?", "--store", memories) == 2
+    assert "expected documents of one model" in capsys.readouterr().err
+
+
+def test_names_are_for_the_actions_that_take_one(checkpoint, tmp_path, command, capsys):
+    for arguments in (("show", tmp_path), ("ls", tmp_path, "name")):
+        assert command(store, *arguments) == 2
+        assert f"{arguments[0]} takes" in capsys.readouterr().err
+
+
+def test_nothing_to_add_is_an_error(checkpoint, tmp_path, command, capsys):
+    arguments = (tmp_path / "absent", "--store", tmp_path / "store", "--checkpoint", checkpoint)
+    assert command(compress, *arguments) == 2
+    assert "no document was added" in capsys.readouterr().err
+
+
+def test_damage_is_listed(checkpoint, tmp_path, command, capsys):
+    (tmp_path / "pairs.md").write_text(PAIRS, encoding="utf-8")
+    memories = tmp_path / "memories"
+    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", checkpoint)
+    (window,) = [path for path in (memories / "windows").rglob("*") if path.is_file()]
+    window.write_bytes(window.read_bytes()[:-1])
+    assert command(store, "verify", memories) == 2
+    assert "1 problems" in capsys.readouterr().err
