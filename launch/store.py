@@ -9,6 +9,7 @@ python -m launch.store gc memories
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.table import Table
 
@@ -32,10 +33,13 @@ def main():
 
 
 def list_documents(store: Store, _: None):
-    table = Table("document", "ratio", "tokens", "latents", "precision", "model", "added")
+    table = Table()
+    table.add_column("document", no_wrap=True)
+    for heading in ("ratio", "tokens", "latents", "precision", "model", "added"):
+        table.add_column(heading)
     for entry in store.ls():
         numbers = (entry.ratio, entry.tokens, entry.latents)
-        model = entry.model_name or entry.model_id
+        model = Path(entry.model_name).name or entry.model_id
         table.add_row(entry.name, *map(str, numbers), entry.precision, model, entry.added)
     show_table(table)
 
