@@ -5,23 +5,16 @@ python -m launch.ask --store memories "What do the reports say about costs?"
 
 import sys
 
-from lclm_jax.cli import make_parser, path, run, setting
+from lclm_jax.cli import add_store_arguments, make_parser, run, setting
 from lclm_jax.config.settings import Size
-from lclm_jax.inference.language_model import load
 from lclm_jax.inference.latents import Latents
-from lclm_jax.inference.store import Store, StoredLatents, find_checkpoint
+from lclm_jax.inference.store import StoredLatents, open_store
 
 
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("question")
-    parser.add_argument("--store", type=path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--checkpoint",
-        type=path,
-        metavar="DIR",
-        help="by default the model that compressed the documents",
-    )
+    add_store_arguments(parser)
     parser.add_argument(
         "--document",
         action="append",
@@ -32,8 +25,7 @@ def main():
     parser.add_argument("--max-tokens", type=setting(Size), default=256)
     arguments = parser.parse_args()
 
-    checkpoint = arguments.checkpoint or find_checkpoint(arguments.store)
-    store = Store(arguments.store, load(checkpoint))
+    store = open_store(arguments.store, arguments.checkpoint)
     documents = store.read(arguments.document, arguments.ratio)
     parts = name_documents(documents)
     stream = store.model.stream([*parts, f" {arguments.question}"], arguments.max_tokens)

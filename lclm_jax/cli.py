@@ -67,6 +67,17 @@ def add_checkpoint_argument(
     )
 
 
+def add_store_arguments(parser: argparse.ArgumentParser):
+    """Add `--store DIR`, and `--checkpoint DIR` for a model that the store does not name."""
+    parser.add_argument("--store", type=path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--checkpoint",
+        type=path,
+        metavar="DIR",
+        help="by default the model that compressed the documents",
+    )
+
+
 def add_input_arguments(parser: argparse.ArgumentParser):
     """Add `--input NAME=PATH`, `--inputs DIR` and `--without NAME`."""
     parser.add_argument(

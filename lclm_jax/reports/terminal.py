@@ -1,7 +1,8 @@
-"""Tables of an evaluation for the terminal."""
+"""Tables for the terminal: an evaluation, and the documents of a store."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -51,3 +52,16 @@ def sample_tables(samples: Samples) -> tuple[Table, Table]:
         cells = (sample.context, sample.question, sample.from_latents, sample.answer)
         questions.add_row(*map(Text, cells))
     return passages, questions
+
+
+def tabulate_documents(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the documents of a store as a table; a name stays on one line, to be copied."""
+    table = Table()
+    table.add_column("document", no_wrap=True)
+    for heading in ("ratio", "tokens", "latents", "precision", "model", "added"):
+        table.add_column(heading)
+    for entry in entries:
+        model = Path(entry["model_name"]).name or entry["model_id"]
+        numbers = [str(entry[name]) for name in ("ratio", "tokens", "latents")]
+        table.add_row(entry["name"], *numbers, entry["precision"], model, entry["added"])
+    return table

@@ -30,6 +30,10 @@ READS = {
         ["--store", "BAD", "Who?"],
         ["--store", "NEW", "--checkpoint", "BAD", "Who?"],
     ],
+    "launch.agent": [
+        ["--store", "BAD", "Who?"],
+        ["--store", "NEW", "--checkpoint", "BAD", "Who?"],
+    ],
     "launch.store": [[action, "BAD"] for action in ("ls", "verify", "gc")],
     "launch.capacity": [["--config", "BAD", "--slice", "v5p:1x1x1"]],
     "launch.inspect_data": [["BAD"], ["NEW", "--config", "BAD"]],

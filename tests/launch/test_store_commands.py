@@ -1,9 +1,13 @@
 """The commands of a store: compress, ask, list, verify, remove and clean up."""
 
+import json
+
 import pytest
 
 from convert.from_hf import from_hf
-from launch import ask, compress, store
+from launch import agent, ask, compress, store
+from lclm_jax.inference.answers import Answer
+from lclm_jax.inference.language_model import LanguageModel
 from tests.support.paths import MODELS
 
 PAIRS = (
@@ -46,6 +50,34 @@ def test_from_files_to_an_answer_with_its_sources(checkpoint, tmp_path, command,
     assert "removed 3 objects, 0 are needed" in capsys.readouterr().out
     assert command(ask, "version?", "--store", memories) == 2
     assert "expected documents of one model" in capsys.readouterr().err
+
+
+def test_an_agent_names_its_sources_and_leaves_a_page_and_a_trace(
+    checkpoint, tmp_path, command, capsys, monkeypatch
+):
+    (tmp_path / "pairs.md").write_text(PAIRS, encoding="utf-8")
+    memories = tmp_path / "memories"
+    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", checkpoint)
+    replies = iter(["EXPAND: 1", "ANSWER: <b>integer</b>"])
+    monkeypatch.setattr(
+        LanguageModel,
+        "answer",
+        lambda *_: [Answer(next(replies), (), (), "stop", 40, 30)],
+    )
+    capsys.readouterr()
+    page, trace = tmp_path / "answer.html", tmp_path / "trace.jsonl"
+    outputs = ("--page", page, "--trace", trace)
+    assert command(agent, "version?", "--store", memories, *outputs) == 0
+    written = capsys.readouterr()
+    name = f"{tmp_path}/pairs.md"
+    assert written.out == (
+        f"<b>integer</b>\nsource: chunk 1: {name}, characters 0 to {len(PAIRS)}\n"
+    )
+    assert "30 of 40 positions read: EXPAND: 1" in written.err
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;b&gt;integer&lt;/b&gt;" in text and PAIRS in text and name in text
+    row = json.loads(trace.read_text(encoding="utf-8"))
+    assert row["messages"][0]["content"][2] == {"context": PAIRS}
 
 
 def test_names_are_for_the_actions_that_take_one(checkpoint, tmp_path, command, capsys):

@@ -7,6 +7,7 @@ and answers (`ANSWER: ...`).
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -87,19 +88,29 @@ def _write_messages(
     chunks: list[str], rounds: list[list[int]], question: str, answer: str
 ) -> list[dict[str, Any]]:
     """Return the messages of a trace that expands the chunks of each round, then answers."""
-    content: list[dict[str, str]] = [{"text": INSTRUCTIONS}]
-    for i, chunk in enumerate(chunks):
-        content += [{"text": f"Chunk {i + 1}:\n"}, {"context": chunk}, {"text": "\n"}]
-    content.append({"text": f"\n{question}"})
-
+    content = write_first_turn([{"context": chunk} for chunk in chunks], question)
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     for expanded in rounds:
         numbers = ", ".join(str(i + 1) for i in expanded)
         messages.append({"role": "assistant", "content": f"EXPAND: {numbers}"})
-        text = "\n\n".join(f"Chunk {i + 1}:\n{chunks[i]}" for i in expanded)
+        text = write_expanded({i + 1: chunks[i] for i in expanded})
         messages.append({"role": "user", "content": [{"text": text}]})
     messages.append({"role": "assistant", "content": f"ANSWER: {answer}"})
     return messages
+
+
+def write_first_turn(contexts: Sequence[Any], question: str) -> list[Any]:
+    """Return the content of the first turn: numbered contexts, as parts, and a question."""
+    content: list[Any] = [{"text": INSTRUCTIONS}]
+    for number, context in enumerate(contexts, start=1):
+        content += [{"text": f"Chunk {number}:\n"}, context, {"text": "\n"}]
+    content.append({"text": f"\n{question}"})
+    return content
+
+
+def write_expanded(chunks: Mapping[int, str]) -> str:
+    """Return the turn that shows chunks, by number, word for word."""
+    return "\n\n".join(f"Chunk {number}:\n{text}" for number, text in chunks.items())
 
 
 def _chunk_bounds(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:

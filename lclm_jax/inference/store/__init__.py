@@ -3,6 +3,6 @@
 from lclm_jax.inference.store.documents import StoredLatents
 from lclm_jax.inference.store.entries import Entry
 from lclm_jax.inference.store.objects import StoreError
-from lclm_jax.inference.store.store import Store, find_checkpoint
+from lclm_jax.inference.store.store import Store, open_store
 
-__all__ = ["Entry", "Store", "StoreError", "StoredLatents", "find_checkpoint"]
+__all__ = ["Entry", "Store", "StoreError", "StoredLatents", "open_store"]

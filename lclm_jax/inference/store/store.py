@@ -17,7 +17,7 @@ from lclm_jax.errors import UserError
 from lclm_jax.files.directories import DirectoryError, check_path
 from lclm_jax.inference.compressor import Compressor
 from lclm_jax.inference.documents import Document, read_documents
-from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.store.documents import (
     StoredLatents,
     WindowWriter,
@@ -344,13 +344,16 @@ class Store:
             return clean_up(self._objects, self.ls(), progress)
 
 
-def find_checkpoint(directory: str | Path) -> str:
-    """Return the directory of the model that compressed the documents of a store.
+def open_store(directory: str | Path, checkpoint: str | Path | None = None) -> Store:
+    """Open a store with a model, by default the one that compressed its documents.
 
-    Raises StoreError if there are several models, or none that was loaded from a directory.
+    Raises StoreError without a `checkpoint` if there are several models, or none that was loaded
+    from a directory; and the errors of `load`.
     """
     names = sorted({entry.model_name for entry in Store(directory).ls()})
-    if len(names) != 1 or not names[0]:
+    if checkpoint is None and (len(names) != 1 or not names[0]):
         listed = ", ".join(name or "a model without a directory" for name in names) or "none"
-        raise StoreError(f"expected documents of one model in {directory}, got {listed}; name one")
-    return names[0]
+        raise StoreError(
+            f"expected documents of one model in {directory}, got {listed}; name a checkpoint"
+        )
+    return Store(directory, load(checkpoint or names[0]))
