@@ -26,6 +26,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from convert.from_hf import from_hf
 from lclm_jax.cli import run as run_command
 from lclm_jax.config import (
     CompressionConfig,
@@ -44,8 +45,9 @@ from lclm_jax.data.rows.raw_examples import example_text
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.distributed import sharding
+from lclm_jax.inference.compressor import Compressor
 from lclm_jax.model.params import init_params
-from tests.support.paths import GOLDEN
+from tests.support.paths import GOLDEN, MODELS
 from tests.support.prose import PROSE
 from tests.support.records import with_noise, write_sources
 
@@ -141,6 +143,28 @@ def params(model_config, one_device):
 @pytest.fixture(scope="session")
 def noisy(params):
     return with_noise(params)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The numbers of windows of the encoder passes so far."""
+    counts = []
+    original = Compressor._encode_pass
+
+    def encode(self, windows, size):
+        counts.append(len(windows))
+        return original(self, windows, size)
+
+    monkeypatch.setattr(Compressor, "_encode_pass", encode)
+    return counts
+
+
+@pytest.fixture(scope="session")
+def lookup(tmp_path_factory) -> Path:
+    """The small model of this repository, which answers questions about pairs of words."""
+    directory = tmp_path_factory.mktemp("lookup") / "model"
+    from_hf(MODELS / "small", directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from lclm_jax.config import AdapterConfig, ConfigError
 from lclm_jax.data.inputs.files import Rejection
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.errors import UserError
-from lclm_jax.inference.compressor import Compressor
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import LatentsError
 from lclm_jax.inference.store import Store, StoreError
@@ -35,20 +34,6 @@ def model(model_config, noisy, tokenizer):
 @pytest.fixture
 def store(tmp_path, model):
     return Store(tmp_path / "store", model)
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """Counts the windows that are encoded."""
-    counts = []
-    original = Compressor._encode_pass
-
-    def encode(self, windows, size):
-        counts.append(len(windows))
-        return original(self, windows, size)
-
-    monkeypatch.setattr(Compressor, "_encode_pass", encode)
-    return counts
 
 
 def windows_of(latents):

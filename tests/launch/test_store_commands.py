@@ -2,32 +2,21 @@
 
 import json
 
-import pytest
-
-from convert.from_hf import from_hf
 from launch import agent, ask, compress, store
 from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.language_model import LanguageModel
-from tests.support.paths import MODELS
 
 PAIRS = (
     "color: this some, calls open, created open, return search, support request, version integer,"
 )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("lookup") / "model"
-    from_hf(MODELS / "small", directory)
-    return directory
-
-
-def test_from_files_to_an_answer_with_its_sources(checkpoint, tmp_path, command, capsys):
+def test_from_files_to_an_answer_with_its_sources(lookup, tmp_path, command, capsys):
     notes, memories = tmp_path / "notes", tmp_path / "memories"
     notes.mkdir()
     (notes / "pairs.md").write_text(PAIRS, encoding="utf-8")
     (notes / "image.bin").write_bytes(bytes(range(256)))
-    arguments = (notes, "--store", memories, "--checkpoint", checkpoint)
+    arguments = (notes, "--store", memories, "--checkpoint", lookup)
     assert command(compress, *arguments) == 0
     written = capsys.readouterr()
     assert "pairs.md: " in written.out and "1 windows encoded, 0 known" in written.out
@@ -43,7 +32,7 @@ def test_from_files_to_an_answer_with_its_sources(checkpoint, tmp_path, command,
     assert command(store, "ls", memories) == 0
     assert "pairs.md" in capsys.readouterr().out
     assert command(store, "show", memories, f"{notes}/pairs.md") == 0
-    assert f"model_name  {checkpoint}" in capsys.readouterr().out
+    assert f"model_name  {lookup}" in capsys.readouterr().out
     assert command(store, "verify", memories) == 0
     assert command(store, "remove", memories, f"{notes}/pairs.md") == 0
     assert command(store, "gc", memories) == 0
@@ -53,11 +42,11 @@ def test_from_files_to_an_answer_with_its_sources(checkpoint, tmp_path, command,
 
 
 def test_an_agent_names_its_sources_and_leaves_a_page_and_a_trace(
-    checkpoint, tmp_path, command, capsys, monkeypatch
+    lookup, tmp_path, command, capsys, monkeypatch
 ):
     (tmp_path / "pairs.md").write_text(PAIRS, encoding="utf-8")
     memories = tmp_path / "memories"
-    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", checkpoint)
+    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", lookup)
     replies = iter(["EXPAND: 1", "ANSWER: <b>integer</b>"])
     monkeypatch.setattr(
         LanguageModel,
@@ -80,22 +69,22 @@ def test_an_agent_names_its_sources_and_leaves_a_page_and_a_trace(
     assert row["messages"][0]["content"][2] == {"context": PAIRS}
 
 
-def test_names_are_for_the_actions_that_take_one(checkpoint, tmp_path, command, capsys):
+def test_names_are_for_the_actions_that_take_one(lookup, tmp_path, command, capsys):
     for arguments in (("show", tmp_path), ("ls", tmp_path, "name")):
         assert command(store, *arguments) == 2
         assert f"{arguments[0]} takes" in capsys.readouterr().err
 
 
-def test_nothing_to_add_is_an_error(checkpoint, tmp_path, command, capsys):
-    arguments = (tmp_path / "absent", "--store", tmp_path / "store", "--checkpoint", checkpoint)
+def test_nothing_to_add_is_an_error(lookup, tmp_path, command, capsys):
+    arguments = (tmp_path / "absent", "--store", tmp_path / "store", "--checkpoint", lookup)
     assert command(compress, *arguments) == 2
     assert "no document was added" in capsys.readouterr().err
 
 
-def test_damage_is_listed(checkpoint, tmp_path, command, capsys):
+def test_damage_is_listed(lookup, tmp_path, command, capsys):
     (tmp_path / "pairs.md").write_text(PAIRS, encoding="utf-8")
     memories = tmp_path / "memories"
-    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", checkpoint)
+    command(compress, tmp_path / "pairs.md", "--store", memories, "--checkpoint", lookup)
     (window,) = [path for path in (memories / "windows").rglob("*") if path.is_file()]
     window.write_bytes(window.read_bytes()[:-1])
     assert command(store, "verify", memories) == 2
