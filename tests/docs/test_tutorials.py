@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
-TUTORIALS = ["prepare", "train_tiny", "long_runs", "convert", "capacity"]  # each builds on the last
+# Each builds on the last.
+TUTORIALS = ["prepare", "train_tiny", "long_runs", "convert", "capacity", "retrieval"]
 BLOCK = re.compile(r'^```(python|bash)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 

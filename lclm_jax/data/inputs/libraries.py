@@ -1,4 +1,4 @@
-"""Imports of libraries that only some formats need."""
+"""Imports of libraries that only some formats and functions need."""
 
 import importlib
 from typing import Any
@@ -12,6 +12,4 @@ def require(module: str, extra: str = "data") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise UserError(
-            f"reading this input needs {package}: pip install 'lclm_jax[{extra}]'"
-        ) from error
+        raise UserError(f"this needs {package}: pip install 'lclm_jax[{extra}]'") from error
