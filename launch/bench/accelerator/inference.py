@@ -79,14 +79,15 @@ def begin_decoding(model: LanguageModel, state: State) -> Decoding:
     with jax.set_mesh(model.mesh):
         rules = Rules.of(Sampling())
         lengths = state.lengths.astype(np.int32)
-        return start_decoding(state.scores, lengths, state.cache, np.uint32(0), rules)
+        seeds = np.zeros(len(lengths), np.uint32)
+        return start_decoding(state.scores, lengths, state.cache, seeds, rules)
 
 
 def decode_more(model: LanguageModel, decoding: Decoding) -> tuple[Decoding, int]:
     """Decode a block of tokens of every row; also return the number of tokens per row."""
     with jax.set_mesh(model.mesh):
         inputs = (decoding, UNLIMITED_TOKENS, Rules.of(Sampling()), model.config)
-        decoding, _ = decode_block(model.weights, *inputs)
+        decoding, *_ = decode_block(model.weights, *inputs)
     return jax.block_until_ready(decoding), DECODE_STEPS
 
 
