@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench.accelerator.parent import Plan, allowance, check_directory
+from launch.bench.accelerator.parent import allowance, check_directory
 from launch.bench.accelerator.parts import FAIL, PARTS, SECTIONS, SERVING, Part, choose_parts
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import window_counts
@@ -108,9 +108,9 @@ def test_time_is_divided_among_the_parts_that_are_left():
 
 
 def test_results_of_other_shapes_are_not_mixed(tmp_path):
-    check_directory(Plan(tmp_path, 8.0, SECTIONS, True, "cpu", 0.0))
+    check_directory(tmp_path, {"tiny": True, "platform": "cpu"})
     with pytest.raises(ValueError, match="set --out to another directory"):
-        check_directory(Plan(tmp_path, 8.0, SECTIONS, False, "gpu", 0.0))
+        check_directory(tmp_path, {"tiny": False, "platform": "gpu"})
 
 
 def test_an_unknown_section_is_named():

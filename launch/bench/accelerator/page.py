@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.bench.accelerator import summary as figures
 from launch.bench.accelerator.pictures import write_pictures
-from launch.bench.accelerator.summary import PAPER, Summary, bound, shown
+from launch.bench.accelerator.summary import PAPER, Results, Summary, bound, shown
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.reports.pages import render
 from lclm_jax.reports.records import ReportError
@@ -29,7 +29,7 @@ def write_page(directory: Path, summary: Summary, pictures: bool = True) -> Path
         without_pictures=reason,
         first_tokens=first_tokens(summary),
         steps=steps(summary),
-        parts=list(part_sections(summary)),
+        parts=list(part_sections(summary.results)),
     )
     file = directory / "index.html"
     write_whole(file, page)
@@ -122,9 +122,9 @@ def gigabytes(size: float | None) -> str:
     return shown(figures.scaled(size, 1e-9), "GB")
 
 
-def part_sections(summary: Summary) -> Iterator[dict[str, Any]]:
+def part_sections(results: Results) -> Iterator[dict[str, Any]]:
     """Yield the measurements of every part, and the reasons for those that are missing."""
-    for name, part in summary.results.items():
+    for name, part in results.items():
         texts = {what: cells(result) for what, result in part["measurements"].items()}
         keys = list(dict.fromkeys(key for row in texts.values() for key in row))
         rows = [(what, *(row.get(key, "") for key in keys)) for what, row in texts.items()]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_parts(plan: Plan):
     measures, and waits for its deadline before it uses a device.
     """
     signal.signal(signal.SIGTERM, _end)
-    check_directory(plan)
+    check_directory(plan.directory, {"tiny": plan.tiny, "platform": plan.platform})
     cases = len((tiny() if plan.tiny else published()).cases)
     waiting = []
     for part in choose_parts(plan.sections, cases):
@@ -118,15 +119,15 @@ def allowance(part: Part, waiting: list[Part], left: float) -> float:
     return part.share * min(left / total, 1.5)
 
 
-def check_directory(plan: Plan):
+def check_directory(directory: Path, asked: Mapping[str, object]):
     """Record what is measured in a directory.
 
     Raises ValueError if it holds measurements of other shapes or another device.
     """
-    file, asked = plan.directory / "plan.json", {"tiny": plan.tiny, "platform": plan.platform}
+    file = directory / "plan.json"
     if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8"))) != asked:
         raise ValueError(
-            f"expected {plan.directory} to hold measurements of {asked}, it holds those of {kept}; "
+            f"expected {directory} to hold measurements of {asked}, it holds those of {kept}; "
             "set --out to another directory"
         )
     write_whole(file, json.dumps(asked))

@@ -60,19 +60,10 @@ class Summary:
     goals: list[Goal]
 
     def to_dict(self) -> dict[str, Any]:
-        parts = {
-            name: {
-                "finished": part["finished"],
-                "measured": len(part["measurements"]),
-                "failed": {key: last_line(text) for key, text in part["errors"].items()},
-                "skipped": part["skipped"],
-            }
-            for name, part in self.results.items()
-        }
         return {
             "machine": measurements(self.results, "peaks").get("machine", {}),
             "goals": [goal.to_dict() for goal in self.goals],
-            "parts": parts,
+            "parts": describe_parts(self.results),
         }
 
 
@@ -97,6 +88,19 @@ def measurements(results: Results, part: str) -> dict[str, dict[str, Any]]:
     """Return a part's measurements by name, unfinished ones included."""
     data = results.get(part, {})
     return data.get("partial", {}) | data.get("measurements", {})
+
+
+def describe_parts(results: Results) -> dict[str, dict[str, Any]]:
+    """Return what each part measured, and what failed or was skipped."""
+    return {
+        name: {
+            "finished": part["finished"],
+            "measured": len(part["measurements"]),
+            "failed": {key: last_line(text) for key, text in part["errors"].items()},
+            "skipped": part["skipped"],
+        }
+        for name, part in results.items()
+    }
 
 
 def last_line(text: str) -> str:
@@ -216,7 +220,7 @@ def show_goals(summary: Summary):
     table = Table("figure", "value", "goal", "verdict")
     for goal in summary.goals:
         table.add_row(goal.name, shown(goal.value, goal.unit), bound(goal), goal.verdict)
-    for name, part in summary.to_dict()["parts"].items():
+    for name, part in describe_parts(summary.results).items():
         for kind in ("failed", "skipped"):
             for what, why in part[kind].items():
                 table.add_row(f"{name}: {what}", "", "", f"{kind}: {why}"[:90])

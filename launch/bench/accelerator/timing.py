@@ -3,16 +3,23 @@
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+
+T = TypeVar("T")
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of a call, and the seconds until all of it is computed."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - started
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
     """Return the seconds of a call until all it returns is computed."""
-    started = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - started
+    return timed(call)[1]
 
 
 def repeat(
