@@ -11,6 +11,8 @@
 #             docs/capacity.md; ACCEPT=1 rewrites it)
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
+# make bench-inference  what compression, stores, kept caches and batches save, in one run on any device (about 20 minutes on two
+#             CPU cores); run again, it measures only what is missing
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
@@ -26,7 +28,7 @@ MUTMUT = nice $(CURDIR)/.mutants/bin/python -m mutmut
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test fuzz check docs figures parity capacity-report bench bench-data accelerator soak mutants bench-convert clean
+.PHONY: show demo test fuzz check docs figures parity capacity-report bench bench-data bench-inference accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint tests/data/models/small
@@ -55,7 +57,10 @@ bench-data: $(VENV)/installed
 	rm -rf runs/bench-data
 	$(RUN) -m launch.bench.data runs/bench-data
 
-# jax chooses the accelerator itself: JAX_PLATFORMS is set above for everything else.
+# jax chooses the device itself: JAX_PLATFORMS is set above for everything else.
+bench-inference: $(VENV)/installed
+	env -u JAX_PLATFORMS $(RUN) -m launch.bench.inference --out runs/bench-inference
+
 accelerator:
 	env -u JAX_PLATFORMS $(RUN) -m launch.bench.accelerator --minutes 8 --out runs/accelerator
 

@@ -81,6 +81,7 @@ WRITES = {
     "launch.bench.capacity": [["--directory", "BAD", "--only", "decode-16x-v6e:1x1"]],
     "tests.soak": [["BAD"]],
     "launch.bench.accelerator": [["--out", "BAD", "--tiny"]],
+    "launch.bench.inference": [["--out", "BAD", "--tiny"]],
     "launch.bench.data": [["BAD"]],
     "launch.bench.convert": [["BAD"]],
     "convert.from_hf": [[SMALL, "BAD"]],

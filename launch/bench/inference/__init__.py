@@ -1,0 +1,1 @@
+"""The benchmark of inference: what compression, stores and kept caches save."""

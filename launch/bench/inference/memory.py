@@ -1,0 +1,37 @@
+"""Peak memory: of the device, or of the process where a device does not count its memory."""
+
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+from launch.bench.accelerator.timing import peak_memory
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PEAK_FIELD = "VmHWM:"  # in kB
+RESET_PEAK = "5"  # see proc(5)
+
+
+def start_peak() -> int | None:
+    """Forget the process's peak, and return its resident bytes now.
+
+    The peak of a device cannot be reset: measure ascending sizes, each process its own.
+    """
+    gc.collect()
+    with suppress(OSError):
+        RESET.write_text(RESET_PEAK, encoding="utf-8")
+    return resident_peak()
+
+
+def read_peak() -> int | None:
+    """Return the peak bytes of the device, or else of the process since `start_peak`."""
+    return peak_memory() or resident_peak()
+
+
+def resident_peak() -> int | None:
+    """Return the peak resident bytes of this process; None where there is no /proc."""
+    try:
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    (line,) = (line for line in lines if line.startswith(PEAK_FIELD))
+    return 1024 * int(line.split()[1])
