@@ -6,8 +6,10 @@ import os
 import socket
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lclm_jax.data.inputs.files import Rejection
@@ -31,6 +33,10 @@ EXTERNAL_IMAGE = """
  xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships">
 <a:graphic><a:graphicData><pic:pic><pic:blipFill><a:blip r:link="rId9"/></pic:blipFill></pic:pic>
 </a:graphicData></a:graphic></wp:inline></w:drawing></w:r></w:p>"""
+
+
+compressed = partial(gzip.compress, mtime=0)  # the same in every process
+CUT = compressed(np.random.default_rng(0).bytes(100))[:50]
 
 
 def make_pdf(text, encryption=None):
@@ -124,7 +130,7 @@ def read_bytes(tmp_path, name, data):
         ("README", b"<h1>a logo</h1> of Markdown", "<h1>a logo</h1> of Markdown"),
         ("comments.md", b"<!---->" * 500 + b"text", "<!---->" * 500 + "text"),
         ("rows.jsonl", b'{"a": 1}\n{"a": 2}\n', '{"a": 1}\n{"a": 2}\n'),
-        ("notes.txt.gz", gzip.compress(b"packed"), "packed"),
+        ("notes.txt.gz", compressed(b"packed"), "packed"),
     ],
 )
 def test_text_is_read_as_it_is(tmp_path, name, data, text):
@@ -136,7 +142,7 @@ def test_text_is_read_as_it_is(tmp_path, name, data, text):
     [
         ("a.pdf", PDF, "Ada likes figs."),
         ("pdf.txt", PDF, "Ada likes figs."),
-        ("a.pdf.gz", gzip.compress(PDF), "Ada likes figs."),
+        ("a.pdf.gz", compressed(PDF), "Ada likes figs."),
         ("a.docx", DOCX, "# Figs\n\nAda likes figs."),
         ("docx.bin", DOCX, "# Figs\n\nAda likes figs."),
         ("a.epub", EPUB, "# Figs\n\nAda likes figs."),
@@ -177,7 +183,7 @@ def test_documents_are_converted_whatever_their_name_says(tmp_path, name, data, 
         ("text.pdf", b"no PDF", "corrupt", "save it again"),
         ("cut.docx", DOCX[:-30], "corrupt", "save it again"),
         ("broken.docx", make_zip({"word/document.xml": ""}), "corrupt", "save it again"),
-        ("cut.gz", gzip.compress(os.urandom(100))[:50], "unreadable", "can be read"),
+        ("cut.gz", CUT, "unreadable", "can be read"),
         ("slides.pptx", make_zip({"ppt/presentation.xml": ""}), "other format", "got PPTX; save"),
         ("old.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0", "other format", "without a password"),
     ],
