@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import escape, glob
+from itertools import islice
 from pathlib import Path
 
 from lclm_jax.data.inputs.decompression import encoding_of, open_decompressed
@@ -21,7 +22,7 @@ from lclm_jax.data.inputs.formats import UnreadError, find_form
 from lclm_jax.data.inputs.libraries import require
 from lclm_jax.data.inputs.trees import BINARY_FORMS, find_texts
 from lclm_jax.data.inputs.units import Unit
-from lclm_jax.errors import UserError
+from lclm_jax.errors import TextError, UserError
 from lclm_jax.progress import Progress, without_progress
 
 EXTRA = "documents"  # installs markitdown
@@ -91,6 +92,21 @@ def read_documents(
     targets = [target for path in paths for target in _find_targets(str(path))]
     for target in progress(targets, "reading documents"):
         yield target if isinstance(target, Rejection) else _read_file(target)
+
+
+def read_document(path: str | Path) -> Document:
+    """Return the document of a file; see `read_documents`.
+
+    Raises TextError for a directory or pattern of several files, and for a file that cannot be
+    read.
+    """
+    documents = list(islice(read_documents([path]), 2))
+    if len(documents) > 1:
+        raise TextError(f"expected one file, got several at {path}; name one, or use add_all")
+    (document,) = documents
+    if isinstance(document, Rejection):
+        raise TextError(f"{document.file}: {document.detail}")
+    return document
 
 
 def _find_targets(pattern: str) -> list[Path | Rejection]:

@@ -91,16 +91,8 @@ class Latents:
 
     def _cut(self, start: int, stop: int) -> np.ndarray | list[BlockSlice]:
         """Return the vectors, or the slices of blocks, of latents `start` to `stop`."""
-        if isinstance(self._source, np.ndarray):
-            return self._source[start:stop]
-        slices, first = [], 0  # `first` is the number of a slice's first latent
-        for block_slice in self._source:
-            left = max(start - first, 0)
-            right = min(stop - first, block_slice.count)
-            if left < right:
-                slices.append(BlockSlice(block_slice.block, block_slice.first + left, right - left))
-            first += block_slice.count
-        return slices
+        source = self._source
+        return source[start:stop] if isinstance(source, np.ndarray) else cut(source, start, stop)
 
     def chunks(self, tokens: int) -> "list[Latents]":
         """Return the latents of consecutive parts of the text, of about `tokens` tokens each.
@@ -178,6 +170,17 @@ class Latents:
         if not isinstance(self._source, np.ndarray):
             jax.block_until_ready([part.block for part in self._source])
         return self
+
+
+def cut(slices: Sequence[BlockSlice], start: int, stop: int) -> list[BlockSlice]:
+    """Return the parts of slices that have latents `start` to `stop` of all."""
+    parts, first = [], 0  # `first` is the number of a slice's first latent
+    for part in slices:
+        left, right = max(start - first, 0), min(stop - first, part.count)
+        if left < right:
+            parts.append(BlockSlice(part.block, part.first + left, right - left))
+        first += part.count
+    return parts
 
 
 def starts_of_latents(offsets: np.ndarray, config: ModelConfig, ratio: int | None) -> LatentStarts:

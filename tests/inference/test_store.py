@@ -15,6 +15,7 @@ from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import LatentsError
 from lclm_jax.inference.store import Store, StoreError
 from lclm_jax.inference.store.identity import find_model_id, hash_array
+from lclm_jax.inference.store.objects import Objects
 from lclm_jax.inference.store.windows import pack_window, unpack_window
 from lclm_jax.model.params import init_params
 from tests.support.prose import PROSE
@@ -240,6 +241,22 @@ def test_any_text_is_a_name(store, name):
     assert [entry.name for entry in store.ls()] == [name]
     assert store.get(name).text == TEXT[:100]
     assert store.remove(name) == 1 and store.ls() == []
+
+
+def test_a_name_is_text_that_can_be_written(store):
+    with pytest.raises(TextError, match=r"'a\\udcff': expected a name and a text"):
+        store.add_text("a\udcff", TEXT)
+
+
+def test_a_part_of_a_document_reads_only_its_windows(store, monkeypatch):
+    store.add_text("prose", TEXT)
+    stored, keys = Store(store.directory, store.model)["prose"], []
+    original = Objects.read
+    monkeypatch.setattr(Objects, "read", lambda self, k: keys.extend(k) or original(self, k))
+    part = stored[40:46]
+    assert sum(key.startswith("windows/") for key in keys) == 2
+    assert part.text in TEXT and len(part.vectors) == 6
+    np.testing.assert_array_equal(stored.vectors[40:46], part.vectors)
 
 
 def test_control_tokens_that_are_typed_stay_text(store, model):

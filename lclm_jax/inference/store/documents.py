@@ -1,13 +1,14 @@
 """Writing and reading of one document of a store: its windows, its text and its index."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
 import numpy as np
 
+from lclm_jax.config import ModelConfig
 from lclm_jax.data.records import ContextPiece, latent_starts
 from lclm_jax.distributed.sharding import replicate
 from lclm_jax.inference.compressor import Compressor
@@ -16,6 +17,7 @@ from lclm_jax.inference.latents import (
     Latents,
     LatentStarts,
     check_finite,
+    cut,
     starts_of_latents,
 )
 from lclm_jax.inference.store.entries import Entry
@@ -27,52 +29,12 @@ from lclm_jax.inference.store.windows import (
     unpack_window,
     window_key,
 )
+from lclm_jax.typing import Array
 
 # Windows per encoder pass. It is one number, so that a window's latents do not depend, by rounding,
 # on the windows encoded beside it; with four, appending is quick and long texts keep a chip busy.
 PASS_WINDOWS = 4
 WINDOWS_AT_ONCE = 64  # looked up, encoded and written together; bounds host memory
-
-
-class StoredLatents(Latents):
-    """The latents of a document of a store, read from disk when they are first used.
-
-    Attributes:
-        entry: what is known about the document.
-        encoded: windows that were encoded when it was added.
-        reused: windows that the store had.
-    """
-
-    def __init__(
-        self,
-        entry: Entry,
-        width: int,
-        load: Callable[[], list[BlockSlice]],
-        read_text: Callable[[], str],
-        find_starts: Callable[[], LatentStarts],
-        encoded: int = 0,
-        reused: int = 0,
-    ):
-        self.entry, self.encoded, self.reused = entry, encoded, reused
-        self.tokens, self._width, self._copies = entry.tokens, width, {}
-        self._load, self._read_text, self._find_starts = load, read_text, find_starts
-
-    def __len__(self) -> int:
-        return self.entry.latents
-
-    @property
-    def width(self) -> int:
-        """Width D of the vectors, equal to the decoder's width."""
-        return self._width
-
-    @cached_property
-    def text(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The document's text. Raises StoreError if it is missing or damaged."""
-        return self._read_text()
-
-    @cached_property
-    def _source(self) -> list[BlockSlice]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._load()
 
 
 @dataclass(frozen=True)
@@ -188,30 +150,105 @@ def read_windows(objects: Objects, keys: Sequence[str]) -> dict[str, StoredWindo
     return windows
 
 
-def load_blocks(objects: Objects, entry: Entry, compressor: Compressor) -> list[BlockSlice]:
-    """Read the latents of a document onto the devices, a block for each window.
+class DocumentReader:
+    """Reads one document of a store: its text, and its windows onto the devices of a model.
 
-    Raises StoreError for windows that are missing or damaged.
+    `starts_config` is the model's config with the windows of the document.
     """
-    index, config = read_index(objects, entry), compressor.config
-    size = config.compression.latents_per_window
-    blocks = []
-    for start in range(0, len(index.keys), WINDOWS_AT_ONCE):
-        keys = index.keys[start : start + WINDOWS_AT_ONCE]
-        windows = read_windows(objects, keys)
-        if bad := [key for key, window in windows.items() if window is None]:
-            raise StoreError(
-                f"{entry.name}: {len(bad)} windows are missing or damaged, the first is {bad[0]}; "
-                "add the document again"
-            )
-        with compressor.queue.turn():
-            for key in keys:
-                latents = windows[key].latents.astype(config.dtype)  # pyright: ignore
-                padding = ((0, size - len(latents)), (0, 0))
-                blocks.append(replicate(np.pad(latents, padding)))
-    counts = index.counts.tolist()
-    blocks = compressor.project(blocks, counts)
-    return [BlockSlice(block, 0, count) for block, count in zip(blocks, counts, strict=True)]
+
+    def __init__(
+        self, objects: Objects, entry: Entry, compressor: Compressor, starts_config: ModelConfig
+    ):
+        self.entry = entry
+        self._objects, self._compressor, self._starts_config = objects, compressor, starts_config
+        self._slices: dict[int, BlockSlice] = {}  # by the number of their window
+
+    @cached_property
+    def index(self) -> Index:
+        """The document's index. Raises StoreError if it is missing or damaged."""
+        return read_index(self._objects, self.entry)
+
+    def read_text(self) -> str:
+        """Return the text. Raises StoreError if it is missing or damaged."""
+        return read_text(self._objects, self.entry)
+
+    def find_starts(self) -> LatentStarts:
+        """Return the first token and character of every latent."""
+        tokens = latent_starts(self.entry.tokens, self._starts_config, self.entry.ratio)
+        return LatentStarts(tokens, self.index.characters)
+
+    def load(self, first: int, stop: int) -> list[BlockSlice]:
+        """Return the latents of windows `first` to `stop`; a window is read once.
+
+        An adapter that joins windows needs all of them. Raises StoreError for windows that are
+        missing or damaged.
+        """
+        joined = self._compressor.config.adapter.attention
+        wanted = range(len(self.index.keys)) if joined else range(first, stop)
+        missing = [number for number in wanted if number not in self._slices]
+        counts = self.index.counts[missing].tolist()
+        blocks = self._compressor.project(self._load_blocks(missing), counts) if missing else []
+        for number, block, count in zip(missing, blocks, counts, strict=True):
+            self._slices[number] = BlockSlice(block, 0, count)
+        return [self._slices[number] for number in range(first, stop)]
+
+    def _load_blocks(self, numbers: Sequence[int]) -> list[Array]:
+        """Read windows onto the devices, a block for each."""
+        config = self._compressor.config
+        size = config.compression.latents_per_window
+        blocks: list[Array] = []
+        for start in range(0, len(numbers), WINDOWS_AT_ONCE):
+            keys = [self.index.keys[n] for n in numbers[start : start + WINDOWS_AT_ONCE]]
+            windows = read_windows(self._objects, list(dict.fromkeys(keys)))
+            if bad := [key for key, window in windows.items() if window is None]:
+                raise StoreError(
+                    f"{self.entry.name}: {len(bad)} windows are missing or damaged, the first is "
+                    f"{bad[0]}; add the document again"
+                )
+            with self._compressor.queue.turn():
+                for key in keys:
+                    latents = windows[key].latents.astype(config.dtype)  # pyright: ignore
+                    padding = ((0, size - len(latents)), (0, 0))
+                    blocks.append(replicate(np.pad(latents, padding)))
+        return blocks
+
+
+class StoredLatents(Latents):
+    """The latents of a document of a store; a window is read from disk when it is first used.
+
+    Attributes:
+        entry: what is known about the document.
+        encoded: windows that were encoded when it was added.
+        reused: windows that the store had.
+    """
+
+    def __init__(self, reader: DocumentReader, width: int, encoded: int = 0, reused: int = 0):
+        self.entry, self.encoded, self.reused = reader.entry, encoded, reused
+        self.tokens, self._width, self._copies = reader.entry.tokens, width, {}
+        self._reader, self._find_starts = reader, reader.find_starts
+
+    def __len__(self) -> int:
+        return self.entry.latents
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors, equal to the decoder's width."""
+        return self._width
+
+    @cached_property
+    def text(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The document's text. Raises StoreError if it is missing or damaged."""
+        return self._reader.read_text()
+
+    @property
+    def _source(self) -> list[BlockSlice]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._cut(0, len(self))
+
+    def _cut(self, start: int, stop: int) -> list[BlockSlice]:
+        ends = np.cumsum(self._reader.index.counts)
+        first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
+        before = int(ends[first - 1]) if first else 0
+        return cut(self._reader.load(first, last + 1), start - before, stop - before)
 
 
 def read_text(objects: Objects, entry: Entry) -> str:
@@ -222,12 +259,6 @@ def read_text(objects: Objects, entry: Entry) -> str:
 def read_index(objects: Objects, entry: Entry) -> Index:
     """Return the index of a document. Raises StoreError if it is missing or damaged."""
     return Index.from_bytes(read_hashed(objects, f"indexes/{entry.index}", entry))
-
-
-def read_starts(objects: Objects, entry: Entry, compressor: Compressor) -> LatentStarts:
-    """Return the first token and character of every latent of a document."""
-    tokens = latent_starts(entry.tokens, compressor.config, entry.ratio)
-    return LatentStarts(tokens, read_index(objects, entry).characters)
 
 
 def read_hashed(objects: Objects, key: str, entry: Entry) -> bytes:

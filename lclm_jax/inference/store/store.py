@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -16,15 +15,9 @@ from lclm_jax.data.text.tokenizer import PIECE_CHARACTERS, TextError
 from lclm_jax.errors import UserError
 from lclm_jax.files.directories import DirectoryError, check_path
 from lclm_jax.inference.compressor import Compressor
-from lclm_jax.inference.documents import Document, read_documents
+from lclm_jax.inference.documents import Document, read_document, read_documents
 from lclm_jax.inference.language_model import LanguageModel, load
-from lclm_jax.inference.store.documents import (
-    StoredLatents,
-    WindowWriter,
-    load_blocks,
-    read_starts,
-    read_text,
-)
+from lclm_jax.inference.store.documents import DocumentReader, StoredLatents, WindowWriter
 from lclm_jax.inference.store.entries import Entry, documents_prefix
 from lclm_jax.inference.store.identity import find_model_id
 from lclm_jax.inference.store.locks import cleaning, writing
@@ -136,14 +129,7 @@ class Store:
         Raises TextError for a file that cannot be read, StoreError if the store cannot be written;
         ConfigError for a ratio or a window that the model does not have.
         """
-        documents = list(islice(read_documents([source]), 2))
-        if len(documents) > 1:
-            raise TextError(
-                f"expected one file, got the directory or pattern {source}; use add_all"
-            )
-        (document,) = documents
-        if isinstance(document, Rejection):
-            raise TextError(f"{document.file}: {document.detail}")
+        document = read_document(source)
         return self.add_text(document.name, document.text, ratio, window, progress)
 
     def add_all(
@@ -176,8 +162,11 @@ class Store:
             raise TextError(f"expected text to compress as {name}, got an empty string")
         try:
             content = text.encode()
+            name.encode()
         except UnicodeEncodeError as error:
-            raise TextError(f"{name}: expected text that UTF-8 can write, got {error}") from error
+            raise TextError(
+                f"{name!a}: expected a name and a text that UTF-8 can write, got {error}"
+            ) from error
         compressor = self._compressor(window)
         ratio = resolve_ratio(ratio, compressor.config)
         parts = self.model.tokenizer.encode_stream_with_offsets(text)
@@ -265,16 +254,9 @@ class Store:
         if known is not None and replace(known.entry, added=entry.added) == entry:
             known.encoded, known.reused = encoded, reused
             return known
-        objects, compressor = self._objects, self.model.compressor
-        latents = StoredLatents(
-            entry,
-            self.model.config.decoder.width,
-            load=lambda: load_blocks(objects, entry, compressor),
-            read_text=lambda: read_text(objects, entry),
-            find_starts=lambda: read_starts(objects, entry, self._compressor(entry.window)),
-            encoded=encoded,
-            reused=reused,
-        )
+        config = self._compressor(entry.window).config
+        reader = DocumentReader(self._objects, entry, self.model.compressor, config)
+        latents = StoredLatents(reader, self.model.config.decoder.width, encoded, reused)
         self._loaded[entry.index] = latents
         return latents
 
