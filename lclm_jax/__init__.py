@@ -4,6 +4,7 @@ from lclm_jax.config import Config, ModelConfig
 from lclm_jax.config.values import override
 from lclm_jax.data.records import Context
 from lclm_jax.inference.agent import Agent
+from lclm_jax.inference.chat import Chat
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.sampling import Sampling
@@ -12,6 +13,7 @@ from lclm_jax.training.loop import train
 
 __all__ = [
     "Agent",
+    "Chat",
     "Config",
     "Context",
     "LanguageModel",

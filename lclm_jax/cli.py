@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,22 @@ def setting(hint: Any) -> Callable[[str], Any]:
 def path(text: str) -> Path:
     """Return the path that an argument names, with `~` expanded; it must not be empty."""
     return Path(setting(Directory)(text))
+
+
+def read_turns() -> Iterator[str]:
+    """Yield the lines of standard input that are not empty, until its end or /quit.
+
+    In a terminal a prompt asks for each.
+    """
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            return
+        if line.strip():
+            yield line.strip()
 
 
 def show_table(table: Table):

@@ -32,6 +32,7 @@ from lclm_jax.inference.compressor import WINDOWS_AT_ONCE, encode_windows
 from lclm_jax.inference.generation import (
     ROOM,
     allocate_cache,
+    cache_size,
     decode_step,
     positions_needed,
     read_chunk,
@@ -275,7 +276,9 @@ def abstract_cache(config: ModelConfig, params: Any, context: int) -> Cache:
     """Return the shapes of the cache that `prefill` allocates for a `sample_prompt`."""
     chunks: list[PlannedChunk] = plan_chunks(sample_prompt(config, context), config)
     needed = positions_needed(chunks, ROOM)
-    return jax.eval_shape(lambda params: allocate_cache(params, config, 1, needed), params)
+    return jax.eval_shape(
+        lambda params: allocate_cache(params, config, 1, cache_size(1, needed)), params
+    )
 
 
 def _on_mesh(cache: Cache, mesh: Mesh) -> Cache:

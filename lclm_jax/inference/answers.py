@@ -12,7 +12,7 @@ from lclm_jax.config import ConfigError
 from lclm_jax.config.settings import Count, parse
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference.generation import DECODE_STEPS, ROOM, Generation, count_before_stop
-from lclm_jax.inference.prefixes import prefill_rest
+from lclm_jax.inference.prefixes import PrefixCache, prefill_rest
 from lclm_jax.inference.prompts import Prompt, extended
 from lclm_jax.inference.sampling import Sampling
 from lclm_jax.inference.text_stream import TextStream
@@ -50,7 +50,8 @@ class Answer:
 class Answering:
     """The answers to the rows of a prompt, under way.
 
-    Reading starts at once. Raises TextError for a prompt that is too long, ConfigError for a wrong
+    Reading starts at once, after what `prefixes` have of the prompt, by default those of the
+    model. Raises TextError for a prompt that is too long, ConfigError for a wrong
     `max_tokens` or `seed`, and NotFiniteError if logits are NaN or infinite.
     """
 
@@ -61,17 +62,20 @@ class Answering:
         max_tokens: int,
         sampling: Sampling,
         seed: Seed,
+        prefixes: PrefixCache | None = None,
     ):
         max_tokens = parse(Count, max_tokens, "max_tokens")
         seeds = check_seeds(seed, len(prompt.lengths))
         check_length(int(prompt.lengths.max()), max_tokens, model)
         self._model, self._prompt, self._weights = model, prompt, model.weights
+        self._prefixes = model.prefixes if prefixes is None else prefixes
+        room = max_tokens if self._prefixes.length else max(max_tokens, ROOM)
         self._streams = [TextStream(model.tokenizer, sampling.stop) for _ in prompt.lengths]
         self._texts = ["" for _ in prompt.lengths]
         self._taken = 0  # tokens of every row that its stream has
         with model.queue.turn():
             logits, cache, self._positions_read = prefill_rest(
-                model.prefixes, self._weights, prompt, model.config, max(max_tokens, ROOM)
+                self._prefixes, self._weights, prompt, model.config, room
             )
             inputs = (logits, prompt.lengths, cache, model.config, max_tokens, model.stops)
             self._generation = Generation(self._weights, *inputs, seeds, sampling)
@@ -81,6 +85,11 @@ class Answering:
     def finished(self) -> bool:
         """Return whether every answer is complete."""
         return self._generation.finished
+
+    @property
+    def count(self) -> int:
+        """Tokens of every row decoded so far."""
+        return self._taken
 
     def advance(self, count: int = DECODE_STEPS):
         """Decode up to `count` more tokens of every row; `new_texts` is then their text."""
@@ -131,7 +140,7 @@ class Answering:
         with self._model.queue.turn():
             written = int(cache.end) - int(self._prompt.lengths[0])
             read = extended(self._prompt, self._generation.tokens[:, :written])
-            self._model.prefixes.put(read, cache, self._weights)
+            self._prefixes.put(read, cache, self._weights)
 
 
 class Stream(Iterator[str]):
@@ -146,6 +155,11 @@ class Stream(Iterator[str]):
         self._answering = answering
         self._cancelled = False
         self.answer: Answer | None = None
+
+    @property
+    def count(self) -> int:
+        """Tokens decoded so far."""
+        return self._answering.count
 
     def __next__(self) -> str:
         """Return the next piece of text, which is not empty."""

@@ -68,10 +68,10 @@ def read_chunk(
 
 
 def allocate_cache(params: Params, config: ModelConfig, rows: int, length: int) -> Cache:
-    """Allocate an empty cache of at least `length` positions per row (see `cache_size`)."""
+    """Allocate an empty cache of at least `length` positions per row."""
     stacked = not isinstance(params["decoder"]["layers"], tuple)
     dtype = str(params["decoder"]["table"].dtype)
-    return empty_cache(config.decoder, dtype, rows, cache_size(rows, length), stacked)
+    return empty_cache(config.decoder, dtype, rows, length, stacked)
 
 
 def cache_size(rows: int, length: int) -> int:
@@ -107,15 +107,16 @@ def prefill(
     Raises ValueError if the cache passed in is too small.
     """
     prompt = with_blocks(prompt, config)
-    chunks = plan_chunks(prompt, config)
+    rows = len(prompt.tokens)
+    chunks = plan_chunks(prompt, config, cache.length - start if cache else None)
     needed = positions_needed(chunks, room)
-    filled = cache or allocate_cache(params, config, len(prompt.tokens), needed)
+    filled = cache or allocate_cache(params, config, rows, cache_size(rows, needed))
     if start + needed > filled.length:
         raise ValueError(
             f"expected room for {start + needed} positions, got a cache of {filled.length}; "
             "start a new one"
         )
-    logits = replicate(np.zeros((len(prompt.tokens), config.decoder.vocab), np.float32))
+    logits = replicate(np.zeros((rows, config.decoder.vocab), np.float32))
     for planned in chunks:
         chunk = make_chunk(prompt, planned, config, start)
         logits, filled = read_chunk(params, chunk, logits, filled, config)

@@ -10,7 +10,12 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.distributed.sharding import replicate
-from lclm_jax.inference.generation import cache_size, positions_needed, prefill
+from lclm_jax.inference.generation import (
+    allocate_cache,
+    cache_size,
+    positions_needed,
+    prefill,
+)
 from lclm_jax.inference.prompts import Prompt, plan_chunks, shared_length, without_first
 from lclm_jax.model.attention import Cache
 from lclm_jax.typing import Array, Int, Params
@@ -37,11 +42,12 @@ class PrefixCache:
     """The caches of the prompts read last, so that what prompts share is read once.
 
     `budget` is in bytes. The newest cache is kept whatever its size, unless the budget is 0; older
-    ones are kept while all of them fit. Several threads may call it.
+    ones are kept while all of them fit. With a `length`, every cache has that many positions, and
+    prompts must fit; else their length follows the prompts. Several threads may call it.
     """
 
-    def __init__(self, budget: int):
-        self.budget = budget
+    def __init__(self, budget: int, length: int | None = None):
+        self.budget, self.length = budget, length
         self._prefixes: list[Prefix] = []  # the one used last is the last
         self._lock = threading.Lock()
 
@@ -118,22 +124,27 @@ def prefill_rest(
     if len(prompt.tokens) == 1:
         cache, shared = prefixes.take(prompt, params)
     rest = without_first(prompt, shared) if shared else prompt
-    needed = shared + positions_needed(plan_chunks(rest, config), room)
+    rows = len(prompt.tokens)
     if cache is None:
-        prefixes.make_room(cache_bytes(params, config, len(prompt.tokens), needed))
+        needed = positions_needed(plan_chunks(rest, config, prefixes.length), room)
+        length = prefixes.length or cache_size(rows, needed)
+        prefixes.make_room(cache_bytes(params, config, rows, length))
+        cache = allocate_cache(params, config, rows, length)
     else:
         cache = replace(cache, end=replicate(np.int32(shared)))
-        if needed > cache.length:
-            cache = extend_cache(cache, cache_size(1, needed))
+        available = cache.length - shared
+        needed = shared + positions_needed(plan_chunks(rest, config, available), room)
+        if needed > cache.length and prefixes.length is None:
+            cache = extend_cache(cache, cache_size(rows, needed))
     logits, cache = prefill(params, rest, config, room, cache, shared)
     return logits, cache, rest.lengths
 
 
 def cache_bytes(params: Params, config: ModelConfig, rows: int, length: int) -> int:
-    """Return the bytes of keys and values of a cache that `prefill` would allocate."""
+    """Return the bytes of keys and values of a cache of `length` positions per row."""
     decoder = config.decoder
     numbers = 2 * decoder.layers * rows * decoder.kv_heads * decoder.head_dim
-    return numbers * cache_size(rows, length) * params["decoder"]["table"].dtype.itemsize
+    return numbers * length * params["decoder"]["table"].dtype.itemsize
 
 
 @partial(jax.jit, static_argnames="length")

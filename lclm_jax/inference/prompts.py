@@ -66,13 +66,21 @@ class PlannedChunk:
     blocks: Int[np.ndarray, "blocks"]  # sorted indices into `Prompt.blocks`
 
 
-def plan_chunks(prompt: Prompt, config: ModelConfig) -> list[PlannedChunk]:
-    """Split prompts into chunks of a few lengths, each with a bounded number of blocks."""
+def plan_chunks(
+    prompt: Prompt, config: ModelConfig, available: int | None = None
+) -> list[PlannedChunk]:
+    """Split prompts into chunks of a few lengths, each with a bounded number of blocks.
+
+    With `available` positions in a cache, no chunk with its padding goes beyond them if a shorter
+    one does not.
+    """
     rows, total = len(prompt.tokens), int(prompt.lengths.max())
     size = block_size(prompt, config)
     chunks, first = [], 0
     while first < total:
         length = chunk_length(total - first)
+        if available is not None and first + length > available:
+            length = CHUNKS[0]
         stop = min(first + length, total)
         block_indices = prompt.slots[:, first:stop] // size  # -1 for ordinary tokens
         stop = first + _columns_within(block_indices, block_limit(rows, length, size))

@@ -1,8 +1,10 @@
 """The commands of a store: compress, ask, list, verify, remove and clean up."""
 
+import io
 import json
+import sys
 
-from launch import agent, ask, compress, store
+from launch import agent, ask, chat, compress, store
 from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.language_model import LanguageModel
 
@@ -67,6 +69,19 @@ def test_an_agent_names_its_sources_and_leaves_a_page_and_a_trace(
     assert "&lt;b&gt;integer&lt;/b&gt;" in text and PAIRS in text and name in text
     row = json.loads(trace.read_text(encoding="utf-8"))
     assert row["messages"][0]["content"][2] == {"context": PAIRS}
+
+
+def test_a_chat_reads_documents_and_says_what_it_saves(
+    lookup, tmp_path, command, capsys, monkeypatch
+):
+    (tmp_path / "pairs.md").write_text(PAIRS, encoding="utf-8")
+    typed = f"/read {tmp_path}/absent\n/read {tmp_path}/pairs.md\n\nversion?\n/quit\nnever"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert command(chat, "--checkpoint", lookup, "--budget", "1024") == 0
+    written = capsys.readouterr()
+    assert written.out.count("\n") == 1 and len(written.out) > 1
+    assert "error: " in written.err and "absent" in written.err
+    assert "tokens read as" in written.err and "of 1024 positions]" in written.err
 
 
 def test_names_are_for_the_actions_that_take_one(lookup, tmp_path, command, capsys):
