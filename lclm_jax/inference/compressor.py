@@ -19,6 +19,7 @@ from lclm_jax.data.records import Context, ContextPiece, cut_windows
 from lclm_jax.distributed.sharding import constrain, splits
 from lclm_jax.inference.device_queue import DeviceQueue
 from lclm_jax.inference.latents import BlockSlice, Latents
+from lclm_jax.inference.token_ids import check_ids
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.typing import Array, Float, Params
 
@@ -48,8 +49,12 @@ class Compressor:
     marker: int
 
     def cut(self, parts: Iterable[np.ndarray], ratio: int | None) -> Iterator[ContextPiece]:
-        """Cut a context, whose tokens arrive in parts, into windows."""
-        return cut_windows(parts, self.config, ratio, self.marker)
+        """Cut a context, whose tokens arrive in parts, into windows.
+
+        Raises TextError for ids that the encoder does not have.
+        """
+        known = (check_ids(part, self.config.encoder.vocab) for part in parts)
+        return cut_windows(known, self.config, ratio, self.marker)
 
     def compress(self, parts: Iterable[np.ndarray], ratio: int | None) -> Latents:
         """Compress a context whose tokens arrive in parts; each window becomes a block."""

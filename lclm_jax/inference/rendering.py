@@ -11,6 +11,7 @@ from lclm_jax.data.records import Context, Given, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.inference.latents import BlockSlice, Latents, LatentsError
 from lclm_jax.inference.prompts import Prompt
+from lclm_jax.inference.token_ids import check_ids
 
 # A record whose contexts are latents already, or not yet.
 PromptRecord = Sequence[Span | Latents]
@@ -67,8 +68,10 @@ def lay_out_prompt(
 ) -> Prompt:
     """Return records, whose contexts are latents, as one prompt with a row for each.
 
-    Slots are numbered through the blocks of all records. Raises TextError for an empty batch or
-    record, and LatentsError for latents of another width than the decoder's.
+    Slots are numbered through the blocks of all records.
+
+    Raises TextError for an empty batch or record and for ids that the decoder does not have, and
+    LatentsError for latents of another width than the decoder's.
     """
     if not records:
         raise TextError("expected at least one prompt, got none")
@@ -110,6 +113,7 @@ def _lay_out(
     example = lay_out(spans, config, tokenizer.memory)
     if not len(example):
         raise TextError("expected a prompt, got an empty one")
+    check_ids(example.tokens, config.decoder.vocab)
     return (example.tokens, example.slots), slices
 
 

@@ -1,6 +1,7 @@
 """The agent: what it shows a model, what it makes of replies, and what it reads."""
 
 import json
+import os
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,8 +20,6 @@ from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents, LatentsError
 from lclm_jax.inference.store import Store
 from tests.support.prose import PROSE
-
-pytestmark = pytest.mark.image
 
 TEXT = PROSE[:1500]
 CHUNK = 64
@@ -304,7 +303,7 @@ WORDS += ["<tool_call>", "</tool_call>", '{"name": "expand", "arguments": {"a": 
 
 
 @pytest.mark.fuzz
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=int(os.environ.get("LCLM_FUZZ", "50")))
 @given(
     replies=st.lists(
         st.lists(st.sampled_from(WORDS), max_size=9).map("".join), min_size=7, max_size=7

@@ -1,5 +1,7 @@
 """Chats within a budget: what becomes latents, and what a prompt takes."""
 
+import os
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -17,8 +19,6 @@ from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.prefixes import cache_bytes
 from lclm_jax.inference.sampling import Sampling
 from tests.support.prose import PROSE
-
-pytestmark = pytest.mark.image
 
 BUDGET = 640
 SHORT = 4  # tokens of an answer
@@ -304,7 +304,7 @@ def test_an_archive_grows_at_its_end_only(counts):
 
 
 @pytest.mark.fuzz
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=int(os.environ.get("LCLM_FUZZ", "20")))
 @given(
     turns=st.lists(
         st.tuples(st.sampled_from(["user", "tool", "memory"]), st.integers(1, 500)), max_size=8

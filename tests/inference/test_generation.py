@@ -285,6 +285,23 @@ def test_latents_of_another_model(model):
         model.generate([Latents(np.zeros((3, 16), np.float32), 12), "Who?"])
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([3, 512], "from 0 to 511, got 512"),
+        ([-1], "from 0 to 511, got -1"),
+        ([0.5], "a list of token ids, got float64"),
+        ([[1]], r"got int64 of shape \(1, 1\)"),
+    ],
+)
+def test_unknown_ids_are_refused(model, ids, message):
+    with pytest.raises(TextError, match=message):
+        model.compress_tokens(np.array(ids))
+    if np.array(ids).dtype == int and np.ndim(ids) == 1:
+        with pytest.raises(TextError, match=message):
+            model.complete([Plain(np.array(ids))])
+
+
 def test_prompt_too_long(model):
     short = replace(model.config, decoder=replace(model.config.decoder, max_positions=64))
     with pytest.raises(ValueError, match="take up to 64 positions.*compress more"):
