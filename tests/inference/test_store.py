@@ -318,6 +318,19 @@ def objects_of(store, kind):
     return sorted(path for path in (store.directory / kind).rglob("*") if path.is_file())
 
 
+def test_a_damaged_entry_hides_no_other_document(store, caplog):
+    store.add_text("first", TEXT[:300])
+    store.add_text("second", TEXT[:400])
+    file = next(f for f in objects_of(store, "documents") if b"first" in f.read_bytes())
+    file.write_bytes(file.read_bytes()[:-9])
+    assert [entry.name for entry in store.ls()] == ["second"]
+    assert f"{file}: expected the entry of a document" in caplog.text
+    assert store["second"].text == TEXT[:400] and list(store.read()) == ["second"]
+    for method in (store.gc, lambda: store.get("first")):
+        with pytest.raises(StoreError, match="add the document again, or remove this file"):
+            method()
+
+
 @pytest.mark.parametrize("kind", ["windows", "texts", "indexes", "documents"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed", "empty"])
 def test_damage_is_noticed_and_adding_again_mends_it(store, model, kind, damage):
@@ -336,8 +349,6 @@ def test_damage_is_noticed_and_adding_again_mends_it(store, model, kind, damage)
     with pytest.raises(UserError, match="prose|document"):
         latents = fresh.get("prose")
         assert latents.vectors is not None and latents.text and latents.starts
-    if kind == "documents" and not lost:
-        file.unlink()
     mended = fresh.add_text("prose", TEXT)
     assert mended.encoded == (kind == "windows")
     np.testing.assert_array_equal(mended.vectors, expected)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +28,7 @@ from lclm_jax.inference.store.windows import FLOATS, Precision
 from lclm_jax.progress import Progress, without_progress
 from lclm_jax.typing import Params
 
+log = logging.getLogger(__name__)
 FORMAT = "store.json"
 FORMAT_VERSION = 1
 
@@ -275,9 +277,16 @@ class Store:
         return self.get(name)
 
     def ls(self) -> list[Entry]:
-        """Return the entries of all documents, of all models, by name."""
-        keys = self._objects.list("documents/")
-        entries = [entry for key in keys for entry in self._read_entry(key)]
+        """Return the entries of all documents, of all models, by name.
+
+        An entry that is damaged is left out, and a warning names it.
+        """
+        entries = []
+        for key in self._objects.list("documents/"):
+            try:
+                entries += self._read_entry(key)
+            except StoreError as error:
+                log.warning("left out: %s", error)
         return sorted(entries, key=lambda entry: (entry.name, entry.model_id, entry.ratio))
 
     def show(self, name: str) -> list[Entry]:
@@ -298,7 +307,7 @@ class Store:
             return [] if value is None else [Entry.from_bytes(value)]
         except StoreError as error:
             raise StoreError(
-                f"{self.directory}/{key}: {error}; remove it, and add the document again"
+                f"{self.directory}/{key}: {error}; add the document again, or remove this file"
             ) from error
 
     # --- keeping in order ---
@@ -323,7 +332,9 @@ class Store:
         Raises StoreError while another process adds documents, or if an entry is damaged.
         """
         with cleaning(self.directory):
-            return clean_up(self._objects, self.ls(), progress)
+            keys = self._objects.list("documents/")
+            entries = [entry for key in keys for entry in self._read_entry(key)]
+            return clean_up(self._objects, entries, progress)
 
 
 def open_store(directory: str | Path, checkpoint: str | Path | None = None) -> Store:
