@@ -321,7 +321,7 @@ def objects_of(store, kind):
 def test_a_damaged_entry_hides_no_other_document(store, caplog):
     store.add_text("first", TEXT[:300])
     store.add_text("second", TEXT[:400])
-    file = next(f for f in objects_of(store, "documents") if b"first" in f.read_bytes())
+    file = next(f for f in objects_of(store, "documents") if b'"name": "first"' in f.read_bytes())
     file.write_bytes(file.read_bytes()[:-9])
     assert [entry.name for entry in store.ls()] == ["second"]
     assert f"{file}: expected the entry of a document" in caplog.text
