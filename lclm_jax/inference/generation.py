@@ -269,10 +269,9 @@ class Generation:
             [number % 2**32 for number in np.atleast_1d(seed).tolist()], lengths.shape
         )
         self._state = start_decoding(logits, lengths, cache, seeds.astype(np.uint32), self._rules)
-        first = (self._state.tokens, self._state.logprobs)
-        self.tokens, self.logprobs = (np.asarray(x)[:, None][:, :max_tokens] for x in first)
-        self.ended = np.asarray(self._state.ended)
-        self._check_finite()
+        none = np.zeros((len(lengths), 0))
+        self.tokens, self.logprobs = none.astype(np.int32), none.astype(np.float32)
+        self._take(self._state.tokens[:, None], self._state.logprobs[:, None])
 
     @property
     def finished(self) -> bool:
@@ -290,30 +289,30 @@ class Generation:
         `tokens` and `logprobs` [B n] then end with them. Entries of a row after its first stop
         token have no meaning. Raises NotFiniteError if logits are NaN or infinite.
         """
-        known = self.tokens.shape[1]
-        limit = np.int32(min(known + count, self._max_tokens))
+        limit = np.int32(min(self.tokens.shape[1] + count, self._max_tokens))
         inputs = (self._state, limit, self._rules, self._config)
-        self._state, *new = decode_block(self._params, *inputs)
-        columns = int(self._state.step) - known
-        self.tokens, self.logprobs = (
-            np.concatenate([known, np.asarray(x)[:, :columns]], axis=1)
-            for known, x in zip((self.tokens, self.logprobs), new, strict=True)
-        )
-        self.ended = np.asarray(self._state.ended)
-        self._check_finite()
+        self._state, tokens, logprobs = decode_block(self._params, *inputs)
+        self._take(tokens, logprobs)
 
-    def end_rows(self, rows: Bool[np.ndarray, "B"]):
-        """End the answers of the rows that are marked."""
-        self.ended = self.ended | rows
-        self._state = replace(self._state, ended=replicate(self.ended))
-
-    def _check_finite(self):
-        if bad := np.flatnonzero(~np.asarray(self._state.finite)).tolist():
+    def _take(self, tokens: Array, logprobs: Array):
+        """Append the columns that were decoded, and check them."""
+        state = self._state
+        results = (tokens, logprobs, state.step, state.ended, state.finite)
+        tokens, logprobs, step, self.ended, finite = jax.device_get(results)
+        columns = min(int(step), self._max_tokens) - self.tokens.shape[1]
+        self.tokens = np.concatenate([self.tokens, tokens[:, :columns]], axis=1)
+        self.logprobs = np.concatenate([self.logprobs, logprobs[:, :columns]], axis=1)
+        if bad := np.flatnonzero(~finite).tolist():
             raise NotFiniteError(
                 f"the logits of the next token are NaN or infinite for prompts {bad}; check the "
                 "latents (Latents.vectors) and the parameters for such values, or load the model "
                 "in float32"
             )
+
+    def end_rows(self, rows: Bool[np.ndarray, "B"]):
+        """End the answers of the rows that are marked."""
+        self.ended = self.ended | rows
+        self._state = replace(self._state, ended=replicate(self.ended))
 
 
 def continue_tokens(

@@ -21,7 +21,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.config.settings import expand_home
 from lclm_jax.data.chat import Message, find_stop_ids
 from lclm_jax.data.records import Context, Span, Tokens
-from lclm_jax.data.text.tokenizer import TextError, Tokenizer
+from lclm_jax.data.text.tokenizer import TextError, Tokenizer, count_parts
 from lclm_jax.distributed.sharding import make_mesh, one_device, platform, serving_mesh
 from lclm_jax.inference.answers import Answer, Answering, Seed, Stream
 from lclm_jax.inference.compressor import Compressor
@@ -40,6 +40,7 @@ from lclm_jax.inference.rendering import (
 from lclm_jax.inference.sampling import GREEDY, Sampling
 from lclm_jax.model.cpu import split_layers
 from lclm_jax.model.params import abstract_params
+from lclm_jax.progress import Progress, without_progress
 from lclm_jax.typing import Params
 
 MAX_UNSTACKED_BYTES = 2**30  # decoder layers up to this size are stored unstacked on a CPU
@@ -100,18 +101,23 @@ class LanguageModel:
         marker = self.tokenizer.memory.marker
         return Compressor(self.weights, self.config, self.queue, marker)
 
-    def compress(self, text: str, ratio: int | None = None) -> Latents:
+    def compress(
+        self, text: str, ratio: int | None = None, progress: Progress = without_progress
+    ) -> Latents:
         """Compress a text into latents, at the model's default ratio or another one.
 
         The latents can be used in any prompt, beside others; they know their text and the
-        characters that each stands for. `ratio` is in tokens per latent.
+        characters that each stands for. `ratio` is in tokens per latent; pass
+        `lclm_jax.progress.track` as `progress` to see how far a long text is.
 
         Raises TextError for an empty text, and ConfigError for a ratio that the model was not
         trained for.
         """
         if not text:
             raise TextError("expected text to compress, got an empty string")
-        latents = self.compressor.compress(self.tokenizer.encode_stream(text), ratio)
+        parts = self.tokenizer.encode_stream(text)
+        tracked = progress(parts, "compressing", count_parts(text))
+        latents = self.compressor.compress(tracked, ratio)
         return latents.with_text(text, lambda: self.find_latent_starts(text, ratio))
 
     def find_latent_starts(self, text: str, ratio: int | None = None) -> LatentStarts:

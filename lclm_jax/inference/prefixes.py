@@ -37,6 +37,11 @@ class Prefix:
         """Bytes of keys and values, on all devices together."""
         return sum(x.nbytes for x in jax.tree.leaves((self.cache.keys, self.cache.values)))
 
+    def begins(self, other: "Prefix") -> bool:
+        """Return whether another cache begins with all that this one holds."""
+        length = int(self.read.lengths[0])
+        return self.weights is other.weights and shared_length(self.read, other.read) == length
+
 
 class PrefixCache:
     """The caches of the prompts read last, so that what prompts share is read once.
@@ -82,8 +87,10 @@ class PrefixCache:
             return prefix.cache, shared
 
     def put(self, read: Prompt, cache: Cache, weights: Params):
-        """Keep the cache of a one-row prompt."""
+        """Keep the cache of a one-row prompt, and no other that it begins with."""
         prefix = Prefix(read, cache, weights)
+        with self._lock:
+            self._prefixes = [known for known in self._prefixes if not known.begins(prefix)]
         self.make_room(prefix.bytes)
         with self._lock:
             if self.budget:

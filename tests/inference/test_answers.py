@@ -178,6 +178,14 @@ def test_two_conversations_about_one_document_keep_both_their_turns(remembering)
         assert answer.positions_read < 80 < answer.positions / 2
 
 
+def test_a_prompt_that_is_asked_again_has_one_cache(remembering):
+    remembering.complete(TEXT, STEPS)
+    size = remembering.prefixes.bytes
+    for _ in range(3):
+        remembering.complete(TEXT, STEPS)
+        assert remembering.prefixes.bytes == size
+
+
 @pytest.mark.parametrize("budget", [0, 1])
 def test_a_budget_of_none_keeps_none_and_any_other_at_least_the_newest(remembering, budget):
     remembering.prefixes.budget = budget

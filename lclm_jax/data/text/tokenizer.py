@@ -342,3 +342,8 @@ def add_memory_tokens(tokenizer: Tokenizer) -> Tokenizer:
         for i, name in enumerate(absent)
     ]
     return tokenizer.with_definition(json.dumps(fields, ensure_ascii=False))
+
+
+def count_parts(text: str) -> int:
+    """Return about how many parts `Tokenizer.encode_stream` yields for a text."""
+    return -(-len(text) // PIECE_CHARACTERS)

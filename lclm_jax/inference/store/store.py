@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from lclm_jax.config import ConfigError
 from lclm_jax.data.inputs.files import Rejection
 from lclm_jax.data.records.windows import resolve_ratio
-from lclm_jax.data.text.tokenizer import PIECE_CHARACTERS, TextError
+from lclm_jax.data.text.tokenizer import TextError, count_parts
 from lclm_jax.errors import UserError
 from lclm_jax.files.directories import DirectoryError, check_path
 from lclm_jax.inference.compressor import Compressor
@@ -73,7 +73,9 @@ class Store:
         file = self.directory / FORMAT
         try:
             if not file.exists():
-                if self.directory.exists() and any(self.directory.iterdir()):
+                entries = list(self.directory.iterdir()) if self.directory.exists() else []
+                # Another process may be making the store at this moment.
+                if any(not path.name.startswith(FORMAT) for path in entries):
                     raise StoreError(f"{self.directory} holds no store; name another directory")
                 if not create:
                     raise StoreError(f"{self.directory} holds no store; launch.compress makes one")
@@ -172,7 +174,7 @@ class Store:
         compressor = self._compressor(window)
         ratio = resolve_ratio(ratio, compressor.config)
         parts = self.model.tokenizer.encode_stream_with_offsets(text)
-        tracked = progress(parts, f"compressing {name}", -(-len(text) // PIECE_CHARACTERS))
+        tracked = progress(parts, f"compressing {name}", count_parts(text))
         writer = WindowWriter(self._objects, compressor, self.model_id, ratio, self.precision)
         with writing(self.directory):
             index = writer.write(tracked)
