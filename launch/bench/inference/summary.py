@@ -73,11 +73,10 @@ def find_figures(results: Results) -> Iterator[Figure]:
     yield from saving(results, "questions", questions.ENCODED, questions.STORED)
     yield from saving(results, "questions", questions.ENCODED, questions.CACHED)
     yield from saving(results, "agent", agent.ALL, agent.NEW)
-    for count, speedup in batch_speedups(results).items():
-        yield Figure("batches", f"answers per second, prompts at once: {count}", f"{speedup:.2f}x")
+    for count, speedup in list(batch_speedups(results).items())[1:]:
+        yield Figure("batches", f"answers per second, {count} prompts", f"{speedup:.2f}x one")
     yield from long_text_figures(results)
-    for action, exponent in growth(results).items():
-        yield Figure("store", f"seconds of {action}", describe_growth(exponent))
+    yield from store_figures(results)
 
 
 def lines_of(results: Results, field: str) -> dict[str, dict[int, float]]:
@@ -146,17 +145,18 @@ def long_text_figures(results: Results) -> Iterator[Figure]:
             yield Figure("long text", f"{what}, peak memory", value)
 
 
-def growth(results: Results) -> dict[str, float]:
-    """Return the exponent of each action's growth between the smallest and largest store."""
+def store_figures(results: Results) -> Iterator[Figure]:
+    """Yield the seconds of each action in the smallest and the largest store, and their growth."""
     points = list(measurements(results, "store").values())
     if len(points) < 2:
-        return {}
+        return
     first, last = points[0], points[-1]
-    sizes = math.log(last["windows"] / first["windows"])
-    seconds = {action: f"{action}_seconds" for action in ACTIONS}
-    return {
-        action: math.log(last[field] / first[field]) / sizes for action, field in seconds.items()
-    }
+    for action in ACTIONS:
+        low, high = (point[f"{action}_seconds"] for point in (first, last))
+        exponent = math.log(high / low) / math.log(last["windows"] / first["windows"])
+        name = f"{action}, {first['windows']:,} and {last['windows']:,} windows"
+        value = f"{low:.2g} and {high:.2g} s: {describe_growth(exponent)}"
+        yield Figure("store", name, value)
 
 
 def describe_growth(exponent: float) -> str:
