@@ -20,7 +20,7 @@ class LongText(Result):
     """One run for each length, after a short text that compiles."""
 
     tokens: int
-    seconds: float  # of tokens, encoder and, for a store, writing
+    seconds: float  # of tokens, encoder and, for a store, writing and removing it
     tokens_per_second: float
     resident_bytes: int | None  # of the process, before
     peak_bytes: int | None  # of the device, or of the process during the run
@@ -34,17 +34,22 @@ def run_compress(plan: Plan, record: Record):
 
 
 def run_store(plan: Plan, record: Record):
-    """Measure `Store.add_text`."""
+    """Measure `Store.add_text`, each text in a store of its own."""
     model = make_model(plan.sizes.model)
-    with new_store(plan.directory, model) as store:
-        run(plan, record, model, lambda text: store.add_text(f"{len(text)} characters", text))
+
+    def compress(text: str) -> Latents:
+        # A store that knew a shorter text would not encode its windows again.
+        with new_store(plan.directory, model) as store:
+            return store.add_text("text", text)
+
+    run(plan, record, model, compress)
 
 
 def run(plan: Plan, record: Record, model: LanguageModel, compress: Compress):
     """Measure ascending lengths."""
     if all(name_of(tokens) in record.measurements for tokens in plan.sizes.long_texts):
         return
-    compress("!" + make_text(model.tokenizer, plan.sizes.document))  # shares no window
+    compress(make_text(model.tokenizer, plan.sizes.document))  # compiles
     for tokens in plan.sizes.long_texts:
         record.measure(name_of(tokens), partial(measure, model, compress, tokens))
 
@@ -54,8 +59,8 @@ def name_of(tokens: int) -> str:
 
 
 def measure(model: LanguageModel, compress: Compress, tokens: int) -> LongText:
-    """Measure one text. A mark at its start keeps a store from knowing its windows."""
-    text = f"{tokens}\n{make_text(model.tokenizer, tokens)}"
+    """Measure one text."""
+    text = make_text(model.tokenizer, tokens)
     resident = start_peak()
     latents, seconds = timed(lambda: compress(text))
     itemsize = model.weights["decoder"]["table"].dtype.itemsize

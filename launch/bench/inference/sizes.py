@@ -62,7 +62,7 @@ def small() -> Sizes:
         chunk=512,
         rounds=5,
         batches=(1, 2, 4, 8, 16, 32),
-        batch_context=4 * K,
+        batch_context=2 * K,
         long_texts=(125 * THOUSAND, 250 * THOUSAND, 500 * THOUSAND, THOUSAND * THOUSAND),
         stores=(THOUSAND, 10 * THOUSAND, 100 * THOUSAND, THOUSAND * THOUSAND),
     )
