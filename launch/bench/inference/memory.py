@@ -1,5 +1,6 @@
 """Peak memory: of the device, or of the process where a device does not count its memory."""
 
+import ctypes
 import gc
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,12 @@ RESET_PEAK = "5"  # see proc(5)
 def start_peak() -> int | None:
     """Forget the process's peak, and return its resident bytes now.
 
-    The peak of a device cannot be reset: measure ascending sizes, each process its own.
+    Memory that compilation freed goes back to the system first, where glibc can be asked to. The
+    peak of a device cannot be reset: measure ascending sizes, each process its own.
     """
     gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         RESET.write_text(RESET_PEAK, encoding="utf-8")
     return resident_peak()
