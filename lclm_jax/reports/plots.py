@@ -169,14 +169,18 @@ def _gap_scale(axes: "Axes", curves: Curves):
 
 
 def _log_scale(axes: "Axes", curves: Curves):
-    """Set a logarithmic axis with a few labels on any range, if a value is positive."""
+    """Set a logarithmic axis if a value is positive."""
+    means = [mean for curve in curves.values() for mean in finite_means(curve) if mean > 0]
+    if means:
+        _log_y_axis(axes, means)
+
+
+def _log_y_axis(axes: "Axes", values: Sequence[float]):
+    """Set a logarithmic axis with a few labels on any range of positive values."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    means = [mean for curve in curves.values() for mean in finite_means(curve) if mean > 0]
-    if not means:
-        return
     axes.set_yscale("log")
-    if max(means) < 100 * min(means):
+    if max(values) < 100 * min(values):
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(
         lambda value, _: f"{value:g}" if 1e-3 <= value < 1e4 else f"{value:.0e}"
@@ -332,7 +336,7 @@ def plot_growth(
         axes.plot(list(line), list(line.values()), label=name, **style)
     sizes = sorted({size for line in lines.values() for size in line})
     _log_x_axis(axes, _about_five(sizes), short_count)
-    axes.set_yscale("log")
+    _log_y_axis(axes, [value for line in lines.values() for value in line.values()])
     axes.set_xlabel(xlabel, fontsize=FONT_SIZE)
     axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
     axes.set_title(title, loc="left", fontsize=10)

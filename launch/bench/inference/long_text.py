@@ -10,9 +10,8 @@ from launch.bench.inference.inputs import make_model, make_text, new_store
 from launch.bench.inference.memory import read_peak, start_peak
 from launch.bench.inference.plan import Plan
 from lclm_jax.inference.language_model import LanguageModel
-from lclm_jax.inference.latents import Latents
 
-Compress = Callable[[str], Latents]
+Compress = Callable[[str], tuple[int, int]]  # of a text, into the numbers of tokens and latents
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,23 @@ class LongText(Result):
 def run_compress(plan: Plan, record: Record):
     """Measure `LanguageModel.compress`."""
     model = make_model(plan.sizes.model)
-    run(plan, record, model, lambda text: model.compress(text).block_until_ready())
+
+    def compress(text: str) -> tuple[int, int]:
+        latents = model.compress(text).block_until_ready()
+        return latents.tokens, len(latents)
+
+    run(plan, record, model, compress)
 
 
 def run_store(plan: Plan, record: Record):
     """Measure `Store.add_text`, each text in a store of its own."""
     model = make_model(plan.sizes.model)
 
-    def compress(text: str) -> Latents:
+    def compress(text: str) -> tuple[int, int]:
         # A store that knew a shorter text would not encode its windows again.
         with new_store(plan.directory, model) as store:
-            return store.add_text("text", text)
+            entry = store.add_text("text", text).entry
+        return entry.tokens, entry.latents
 
     run(plan, record, model, compress)
 
@@ -62,7 +67,7 @@ def measure(model: LanguageModel, compress: Compress, tokens: int) -> LongText:
     """Measure one text."""
     text = make_text(model.tokenizer, tokens)
     resident = start_peak()
-    latents, seconds = timed(lambda: compress(text))
+    (count, latents), seconds = timed(lambda: compress(text))
     itemsize = model.weights["decoder"]["table"].dtype.itemsize
-    size = len(latents) * latents.width * itemsize
-    return LongText(latents.tokens, seconds, latents.tokens / seconds, resident, read_peak(), size)
+    size = latents * model.config.decoder.width * itemsize
+    return LongText(count, seconds, count / seconds, resident, read_peak(), size)

@@ -105,7 +105,9 @@ def long_text_lines(results: Results) -> dict[str, dict[int, float]]:
         points = measurements(results, f"long_text.{part}").values()
         peaks = {point["tokens"]: point["peak_bytes"] for point in points if point["peak_bytes"]}
         lines[name] = scaled(peaks, 1e-9)
-        lines["latents"] = {point["tokens"]: 1e-9 * point["latent_bytes"] for point in points}
+        lines["bytes of the latents"] = {
+            point["tokens"]: 1e-9 * point["latent_bytes"] for point in points
+        }
     return {name: line for name, line in lines.items() if line}
 
 
