@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from launch.bench.inference.parts import MACHINE, PARTS
 from launch.bench.inference.sizes import Sizes
 from lclm_jax.cli import show_table
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.reports.formats import byte_count, short_count
+from lclm_jax.reports.formats import byte_count, number, short_count
 
 TEXT, ONLY = "as text", "16x, model of one ratio"
 # Ways to read contexts, by their parts.
@@ -30,7 +31,7 @@ READINGS = {
 }
 ACTIONS = ("open", "get", "add", "ls", "gc")  # of a store
 # Growth with this exponent or a smaller one is called constant, from the other on linear.
-CONSTANT, LINEAR = 0.15, 0.85
+CONSTANT, LINEAR = 0.2, 0.8
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def lines_of(results: Results, field: str) -> dict[str, dict[int, float]]:
     """Return a field of first tokens: {way to read: {tokens of context: value}}."""
     lines = {}
     for part, name in READINGS.items():
-        points = measurements(results, part).values()
+        points = sorted(measurements(results, part).values(), key=itemgetter("tokens"))
         lines[name] = {point["tokens"]: point[field] for point in points if point[field]}
     return {name: line for name, line in lines.items() if line}
 
@@ -146,7 +147,7 @@ def long_text_figures(results: Results) -> Iterator[Figure]:
 
 
 def store_figures(results: Results) -> Iterator[Figure]:
-    """Yield the seconds of each action in the smallest and the largest store, and their growth."""
+    """Yield the time of each action in the smallest and the largest store, and its growth."""
     points = list(measurements(results, "store").values())
     if len(points) < 2:
         return
@@ -155,7 +156,7 @@ def store_figures(results: Results) -> Iterator[Figure]:
         low, high = (point[f"{action}_seconds"] for point in (first, last))
         exponent = math.log(high / low) / math.log(last["windows"] / first["windows"])
         name = f"{action}, {first['windows']:,} and {last['windows']:,} windows"
-        value = f"{low:.2g} and {high:.2g} s: {describe_growth(exponent)}"
+        value = f"{number(1000 * low)} and {number(1000 * high)} ms: {describe_growth(exponent)}"
         yield Figure("store", name, value)
 
 
