@@ -8,6 +8,7 @@ import sys
 
 from lclm_jax.cli import add_store_arguments, make_parser, path, run, setting
 from lclm_jax.config.settings import Count, Size
+from lclm_jax.files.directories import check_writable
 from lclm_jax.inference.agent import DEFAULT_BUDGET, FORMS, Agent, Round, describe
 from lclm_jax.inference.store import open_store
 from lclm_jax.reports.agent import write_agent_page
@@ -20,14 +21,14 @@ def main():
     parser.add_argument("--form", choices=list(FORMS), default="text", help="of requests")
     parser.add_argument("--chunk-tokens", type=setting(Size), default=512)
     parser.add_argument("--max-rounds", type=setting(Count), default=5)
-    parser.add_argument(
-        "--budget", type=setting(Count), default=DEFAULT_BUDGET, help="tokens of expanded chunks"
-    )
+    parser.add_argument("--budget", type=setting(Count), default=DEFAULT_BUDGET, help="of tokens")
     parser.add_argument("--max-tokens", type=setting(Size), default=256, help="of a reply")
     parser.add_argument("--page", type=path, metavar="FILE", help="write the rounds as HTML")
     parser.add_argument("--trace", type=path, metavar="FILE", help="append the chat as JSON lines")
     arguments = parser.parse_args()
 
+    for file in filter(None, (arguments.page, arguments.trace)):
+        check_writable(file.absolute().parent)
     store = open_store(arguments.store, arguments.checkpoint)
     agent = Agent(
         store.model,
@@ -50,8 +51,8 @@ def main():
 
 
 def show_round(step: Round):
-    sys.stderr.write(f"{step.positions_read} of {step.positions} positions read: ")
-    sys.stderr.write(f"{step.reply.strip()}\n")
+    positions = f"{step.positions_read} of {step.positions} positions read"
+    sys.stderr.write(f"{positions}: {step.reply.strip()}\n")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,15 @@ def main():
     for turn in read_turns():
         command, _, file = turn.partition(" ")
         try:
+            if command == "/read" and not file.strip():
+                raise UserError("expected a file after /read")
             if command == "/read":
                 latents = model.compress(read_document(file.strip()).text, given.ratio)
                 sys.stderr.write(f"{latents.tokens} tokens read as {len(latents)} latents\n")
                 documents.append(latents)
                 continue
-            for piece in chat.stream([*documents, turn]):
+            # Models read a question after a context with a space before it.
+            for piece in chat.stream([*documents, f" {turn}" if documents else turn]):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             sys.stdout.write("\n")

@@ -185,7 +185,7 @@ def read_turns() -> Iterator[str]:
         if not line or line.strip() == "/quit":
             return
         if line.strip():
-            yield line.strip()
+            yield line.rstrip("\r\n")
 
 
 def show_table(table: Table):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -140,7 +141,8 @@ class Answering:
         with self._model.queue.turn():
             written = int(cache.end) - int(self._prompt.lengths[0])
             read = extended(self._prompt, self._generation.tokens[:, :written])
-            self._prefixes.put(read, cache, self._weights)
+            if self._weights is self._model.weights:  # not replaced meanwhile
+                self._prefixes.put(read, cache, self._weights)
 
 
 class Stream(Iterator[str]):
@@ -153,6 +155,7 @@ class Stream(Iterator[str]):
 
     def __init__(self, answering: Answering):
         self._answering = answering
+        self._lock = threading.Lock()
         self._cancelled = False
         self.answer: Answer | None = None
 
@@ -163,6 +166,10 @@ class Stream(Iterator[str]):
 
     def __next__(self) -> str:
         """Return the next piece of text, which is not empty."""
+        with self._lock:
+            return self._next()
+
+    def _next(self) -> str:
         piece = self._answering.new_texts[0] if self.answer is None else ""
         while not piece:
             if self.answer is not None:
@@ -185,7 +192,8 @@ class Stream(Iterator[str]):
 
 def check_seeds(seed: Seed, rows: int) -> list[int]:
     """Return a seed for each row; raises ConfigError for a wrong one, or another number of them."""
-    seeds = seed if isinstance(seed, list | tuple) else [seed] * rows
+    listed = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    seeds = listed if isinstance(listed, list | tuple) else [listed] * rows
     if len(seeds) != rows:
         raise ConfigError(f"expected a seed or one for each of {rows} prompts, got {len(seeds)}")
     return [parse(int, number, "seed") for number in seeds]

@@ -100,9 +100,12 @@ def read_document(path: str | Path) -> Document:
     Raises TextError for a directory or pattern of several files, and for a file that cannot be
     read.
     """
-    documents = list(islice(read_documents([path]), 2))
-    if len(documents) > 1:
-        raise TextError(f"expected one file, got several at {path}; name one, or use add_all")
+    is_directory = bool(str(path)) and Path(path).is_dir()
+    documents = [] if is_directory else list(islice(read_documents([path]), 2))
+    if len(documents) != 1:
+        raise TextError(
+            f"expected one file, got a directory or pattern: {path}; name a file, or use add_all"
+        )
     (document,) = documents
     if isinstance(document, Rejection):
         raise TextError(f"{document.file}: {document.detail}")
@@ -162,7 +165,7 @@ def _read_file(path: Path) -> Document | Rejection:
 
 def _name(path: Path) -> str:
     """Return a path in POSIX form, as text that can be encoded."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _read(path: Path) -> str:

@@ -113,8 +113,9 @@ class LanguageModel:
         Raises TextError for an empty text, and ConfigError for a ratio that the model was not
         trained for.
         """
-        if not text:
-            raise TextError("expected text to compress, got an empty string")
+        if not isinstance(text, str) or not text:
+            kind = "an empty string" if text == "" else type(text).__name__
+            raise TextError(f"expected text to compress, got {kind}")
         parts = self.tokenizer.encode_stream(text)
         tracked = progress(parts, "compressing", count_parts(text))
         latents = self.compressor.compress(tracked, ratio)

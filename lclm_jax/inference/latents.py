@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lclm_jax.config import ModelConfig
+from lclm_jax.config.settings import Size, parse
 from lclm_jax.data.records import latent_starts
 from lclm_jax.errors import UserError
 from lclm_jax.typing import Array
@@ -75,6 +76,8 @@ class Latents:
 
         Raises LatentsError for latents without a text, and for a part that is empty or has gaps.
         """
+        if not isinstance(part, slice):
+            raise LatentsError(f"expected a range of latents, as in latents[3:5], got {part!r}")
         start, stop, step = part.indices(len(self))
         if step != 1 or start >= stop:
             raise LatentsError(f"expected a range of 0 to {len(self)} latents, got {part}")
@@ -92,13 +95,25 @@ class Latents:
     def _cut(self, start: int, stop: int) -> np.ndarray | list[BlockSlice]:
         """Return the vectors, or the slices of blocks, of latents `start` to `stop`."""
         source = self._source
-        return source[start:stop] if isinstance(source, np.ndarray) else cut(source, start, stop)
+        if isinstance(source, np.ndarray):
+            return source[start:stop]
+        first, last = np.searchsorted(self._ends, [start, stop - 1], "right").tolist()
+        before = int(self._ends[first - 1]) if first else 0
+        return cut(source[first : last + 1], start - before, stop - before)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Number of latents up to the end of each slice."""
+        assert not isinstance(self._source, np.ndarray)
+        return np.cumsum([part.count for part in self._source])
 
     def chunks(self, tokens: int) -> "list[Latents]":
         """Return the latents of consecutive parts of the text, of about `tokens` tokens each.
 
-        A part begins with the first latent at or after a multiple of `tokens`.
+        A part begins with the first latent at or after a multiple of `tokens`. Raises ConfigError
+        unless there is at least one token.
         """
+        tokens = parse(Size, tokens, "tokens of a chunk")
         starts = self.starts.tokens
         bounds = np.searchsorted(starts, np.arange(0, self.tokens, tokens)).tolist()
         return [self[start:stop] for start, stop in pairwise([*bounds, len(self)]) if start < stop]

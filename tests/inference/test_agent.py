@@ -166,7 +166,7 @@ def test_expanded_tokens_are_bounded(model, latents, script):
     answer = Agent(model, latents, chunk_tokens=CHUNK, budget=150).ask("Which?")
     assert [chunk.number for chunk in answer.expanded] == [1, 2]
     assert sum(chunk.latents.tokens for chunk in answer.expanded) <= 150
-    assert "Chunk 3, 4, 5, 6, 7, 8, 9 is too long for the 22 tokens left." in answer.rounds[0].notes
+    assert "Chunk 3-9 is too long for the 22 tokens left." in answer.rounds[0].notes
 
 
 def test_the_tool_form_calls_and_gets_results(model, latents, script):
@@ -178,6 +178,33 @@ def test_the_tool_form_calls_and_gets_results(model, latents, script):
     assert result["content"][0]["text"].startswith(f"seg_1:\n{TEXT[:20]}")
     assert answer.messages[4]["role"] == "user"
     assert answer.to_row()["tools"] and first["content"][1]["text"] == "seg_1:\n"
+
+
+def test_a_call_in_thoughts_is_no_call(model, latents, script):
+    reply = f"<think>\nI could write {call('seg_1')}\n</think>\n\nPears."
+    script(model, [reply])
+    answer = Agent(model, latents, "tools", chunk_tokens=CHUNK, least_rounds=0).ask("Which?")
+    assert answer.text == "Pears." and "tool_calls" not in answer.messages[-1]
+    assert "Pears." in json.dumps(answer.to_row()["messages"][-1]["content"])
+    script(model, [f"Before. {call('seg_1')} After.", "x"])
+    answer = Agent(model, latents, "tools", chunk_tokens=CHUNK).ask("Which?")
+    words = "".join(answer.messages[1]["content"])
+    assert "Before." in words and "After." in words and answer.messages[1]["tool_calls"]
+
+
+def test_notes_are_short_whatever_is_asked_for(model, script):
+    script(
+        model,
+        [
+            "EXPAND: 1-9999, " + "9" * 999,
+            "EXPAND: " + ", ".join(map(str, range(2000, 4000, 2))),
+            "x",
+        ],
+    )
+    agent = Agent(model, model.compress(PROSE[:9000]), chunk_tokens=8, budget=16, max_rounds=2)
+    answer = agent.ask("Which?")
+    assert all(len(note) < 300 for step in answer.rounds for note in step.notes)
+    assert "Chunk 3-" in answer.rounds[0].notes[-1]
 
 
 # --- prompts ---
@@ -280,6 +307,9 @@ def test_settings_have_ranges(model, latents, settings, message):
 def test_documents_have_a_text(model):
     with pytest.raises(TextError, match="expected documents for the agent, got none"):
         Agent(model, []).ask("Which?")
+    for source in ("text", ["text"]):
+        with pytest.raises(TextError, match="compress it first"):
+            Agent(model, source).ask("Which?")
     with pytest.raises(LatentsError, match="expected latents of a text"):
         Agent(model, model.compress_tokens(np.arange(9))).ask("Which?")
 

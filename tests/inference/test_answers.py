@@ -224,6 +224,14 @@ def test_threads_get_the_answers_they_would_get_alone(model, remembering):
         assert list(pool.map(ask, questions)) == expected
 
 
+def test_threads_may_share_a_stream(model):
+    expected = model.complete(TEXT, 40, WARM, 3)
+    stream = model.stream_complete(TEXT, 40, WARM, 3)
+    with ThreadPoolExecutor(3) as pool:
+        pieces = list(pool.map(lambda _: list(stream), range(3)))
+    assert sorted("".join(map("".join, pieces))) == sorted(expected)
+
+
 def test_threads_do_not_stop_a_model_on_several_devices(model_config, noisy, tokenizer):
     mesh = make_mesh(serving_mesh(model_config, 4), jax.devices()[:4])
     spread = LanguageModel(model_config, noisy, tokenizer, mesh)

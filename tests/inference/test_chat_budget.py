@@ -1,6 +1,7 @@
 """Chats within a budget: what becomes latents, and what a prompt takes."""
 
 import os
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -173,7 +174,13 @@ def test_another_policy_decides(model):
 
 
 @pytest.mark.parametrize(
-    "policy", [lambda *_: [], lambda sizes, *_: ["gone"] * len(sizes), lambda *_: ["latents"] * 99]
+    "policy",
+    [
+        lambda *_: [],
+        lambda *_: None,
+        lambda sizes, *_: ["gone"] * len(sizes),
+        lambda *_: ["latents"] * 99,
+    ],
 )
 def test_levels_that_a_policy_must_not_give(model, policy):
     chat = chat_of(model, policy=policy)
@@ -214,8 +221,8 @@ def test_the_default_policy(sizes, wanted, levels):
 
 
 def test_long_thoughts_become_latents_while_they_are_written(model):
-    chat = chat_of(model, max_tokens=40, sampling=Sampling(1.0))
-    pieces = list(chat.stream("Who?", thought_tokens=10))
+    chat = chat_of(model, max_tokens=60, sampling=Sampling(1.0))
+    pieces = list(chat.stream("Who?", thought_tokens=16))
     content = chat.history.entries[-1].message["content"]
     assert sum(isinstance(part, Latents) for part in content) == 3
     text = "".join(pieces)
@@ -250,9 +257,9 @@ def test_thoughts_that_have_ended_are_no_longer_compressed(model, monkeypatch):
 
     monkeypatch.setattr("lclm_jax.inference.answers.Generation", Scripted)
     monkeypatch.setattr("lclm_jax.inference.answers.Answering._keep_cache", lambda self: None)
-    assert chat.say("Who?", thought_tokens=8) == script
+    assert chat.say("Who?", thought_tokens=16) == script
     *thoughts, answer = chat.history.entries[-1].message["content"]
-    assert answer == "Posix." and len(thoughts) >= 2
+    assert answer == "Posix." and thoughts
     joined = "".join(latents.text for latents in thoughts)
     assert joined == "<think>It is posix, or is it?</think>"
 
@@ -283,6 +290,59 @@ def test_an_error_takes_the_turn_back(model_config, noisy, tokenizer):
     with pytest.raises(TextError, match="expected text or latents in a chat, got int"):
         chat.say([3])
     assert len(chat.messages) == 2 and isinstance(chat.say("And?"), str)
+
+
+def test_a_message_that_is_too_long_changes_nothing(model):
+    chat = chat_of(model)
+    for turn in range(12):
+        chat.say(words(turn, 100))
+    before = chat.usage
+    assert before.compressed > 5
+    with pytest.raises(TextError, match="4 for an answer and 256 for padding"):
+        chat.say(PROSE[:4000])
+    assert chat.usage == before
+
+
+def test_one_answer_is_written_at_a_time(model):
+    chat = chat_of(model, max_tokens=20)
+    stream = chat.stream("Who?")
+    next(stream)
+    with pytest.raises(TextError, match="still being written"):
+        chat.say("And?")
+    stream.close()
+    chat.say("And?")
+
+
+def test_a_decoder_limits_the_budget(model_config, noisy, tokenizer):
+    decoder = replace(model_config.decoder, max_positions=640)
+    model = LanguageModel(replace(model_config, decoder=decoder), noisy, tokenizer)
+    chat = chat_of(model, budget=4096)
+    for turn in range(10):
+        chat.say(words(turn, 100))
+    assert chat.budget == 640 and chat.usage.compressed
+
+
+@pytest.mark.parametrize("message", ["Who?", {"content": "Who?"}, {"role": 3, "content": "Who?"}])
+def test_a_message_has_a_role(model, message):
+    chat = chat_of(model)
+    with pytest.raises(TextError, match="expected a message with role and content"):
+        chat.add(message)
+    assert chat.messages == []
+
+
+def test_a_call_without_words_is_a_message(model):
+    chat = chat_of(model)
+    call = {"function": {"name": "read", "arguments": {}}}
+    chat.add({"role": "assistant", "content": None, "tool_calls": [call]})
+    assert chat.messages[0]["content"] is None
+
+
+def test_thoughts_are_compressed_in_parts_worth_it(model):
+    with pytest.raises(ConfigError, match="thought_tokens must be an integer, at least 16"):
+        chat_of(model).say("Who?", thought_tokens=1)
+    chat = chat_of(model, budget=1024, max_tokens=400, sampling=Sampling(1.0, min_tokens=400))
+    chat.say(words(3, 200), thought_tokens=16)
+    assert len(chat.last.tokens) <= 400
 
 
 # --- the archive ---

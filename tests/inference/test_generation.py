@@ -285,6 +285,19 @@ def test_latents_of_another_model(model):
         model.generate([Latents(np.zeros((3, 16), np.float32), 12), "Who?"])
 
 
+def test_parts_of_latents_are_ranges(model):
+    latents = model.compress(TEXT)
+    for part in (3, slice(2, 2), slice(0, 4, 2)):
+        with pytest.raises(ValueError, match="expected a range"):
+            latents[part]
+    for tokens in (0, -1, None):
+        with pytest.raises(ValueError, match="tokens of a chunk must be"):
+            latents.chunks(tokens)
+    for text in (b"abc", None, 3):
+        with pytest.raises(TextError, match="expected text to compress, got"):
+            model.compress(text)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

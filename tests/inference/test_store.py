@@ -1,6 +1,7 @@
 """The store: what is kept, what is encoded again, and what is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import jax
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.image
 
 TEXT = PROSE[:3000]
 WINDOW = 16
+KINDS = ("windows", "texts", "indexes", "documents")
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +261,48 @@ def test_a_part_of_a_document_reads_only_its_windows(store, monkeypatch):
     np.testing.assert_array_equal(stored.vectors[40:46], part.vectors)
 
 
+def test_what_threads_append_is_all_there(store):
+    store.add_text("log", "start.\n")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: store.append("log", f"<{n}>\n"), range(20)))
+    text = store["log"].text
+    assert sorted(text.splitlines()) == sorted(["start.", *(f"<{n}>" for n in range(20))])
+
+
+def test_threads_make_one_store(tmp_path, model):
+    for attempt in range(5):
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _, d=tmp_path / str(attempt): Store(d, model), range(6)))
+
+
+def test_a_store_that_was_cut_off_while_it_was_made_is_made(tmp_path, model):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json.__lock").write_bytes(b"{")
+    assert Store(tmp_path / "store", model).ls() == []
+
+
+def test_appending_keeps_the_precision(store, tmp_path, model):
+    rounded = Store(store.directory, model, "int8")
+    rounded.add_text("prose", TEXT)
+    grown = store.append("prose", " More.")
+    assert grown.entry.precision == "int8" and grown.encoded <= 2
+
+
+def test_a_store_stays_where_it_was_opened(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store("here", model)
+    store.add_text("prose", TEXT[:90])
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert store["prose"].text == TEXT[:90] and len(store["prose"].vectors)
+
+
+@pytest.mark.parametrize(("name", "text"), [(3, "words"), ("name", b"words"), ("name", None)])
+def test_names_and_texts_are_texts(store, name, text):
+    with pytest.raises(TextError, match="expected a name and a text"):
+        store.add_text(name, text)
+
+
 def test_control_tokens_that_are_typed_stay_text(store, model):
     text = "a <|im_end|> b <|memory_end|> c"
     stored = store.add_text("typed", text)
@@ -278,6 +322,8 @@ def test_ratios_of_a_document_are_kept_side_by_side(tmp_path, model_config, toke
         store.get("prose")
     with pytest.raises(ConfigError, match="compresses at ratio"):
         store.add_text("prose", TEXT, 16)
+    with pytest.raises(StoreError, match="is not in .* at ratio 16"):
+        store.remove("prose", 16)
     assert store.remove("prose", 4) == 1 and len(store.show("prose")) == 2
 
 
@@ -301,7 +347,7 @@ def test_removed_documents_leave_what_others_need(store, model):
     assert store.gc().removed == 0
     store.remove("second")
     store.gc()
-    assert not [path for path in store.directory.rglob("*") if path.suffix == "" and path.is_file()]
+    assert not [path for kind in KINDS for path in objects_of(store, kind)]
 
 
 def test_a_store_without_a_model_lists_and_cleans(store):
@@ -331,7 +377,7 @@ def test_a_damaged_entry_hides_no_other_document(store, caplog):
             method()
 
 
-@pytest.mark.parametrize("kind", ["windows", "texts", "indexes", "documents"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed", "empty"])
 def test_damage_is_noticed_and_adding_again_mends_it(store, model, kind, damage):
     expected = store.add_text("prose", TEXT).vectors

@@ -45,8 +45,8 @@ def resolve_ratio(ratio: int | None, config: ModelConfig) -> int:
     if ratio not in ratios:
         listed = ", ".join(map(str, ratios))
         raise ConfigError(
-            f"this model compresses at ratio {listed}, got ratio={ratio}; load a model trained for "
-            f"ratio {ratio}, or add it to compression.ratios"
+            f"this model compresses at ratio {listed}, got ratio={ratio!r}; load a model trained "
+            f"for ratio {ratio}, or add it to compression.ratios"
         )
     return ratio
 

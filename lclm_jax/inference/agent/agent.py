@@ -15,6 +15,7 @@ from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.sampling import GREEDY, Sampling
 
+MAX_NOTED, MAX_NOTED_DIGITS = 8, 24  # numbers of chunks that a note names, and their length
 DEFAULT_BUDGET = 8192  # tokens of all expanded chunks together
 
 
@@ -199,7 +200,7 @@ class Agent:
             return [], [self.form.usage]
         notes = []
         if wish.unknown:
-            listed = ", ".join(wish.unknown)
+            listed = _shorten([number[:MAX_NOTED_DIGITS] for number in wish.unknown])
             notes.append(
                 f"There is no chunk {listed}; chunks are numbered 1 to {len(self.chunks)}."
             )
@@ -228,7 +229,19 @@ def describe(chunk: Chunk) -> str:
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    """Return numbers as a list of ranges, of a bounded length."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return _shorten(["-".join(map(str, bounds)) for bounds in ranges])
+
+
+def _shorten(words: Sequence[str]) -> str:
+    more = len(words) - MAX_NOTED
+    return ", ".join(words[:MAX_NOTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _chunk_fields(chunk: Chunk) -> dict[str, Any]:

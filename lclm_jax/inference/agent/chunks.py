@@ -39,7 +39,12 @@ def number_chunks(source: Source, tokens: int, ratio: int | None = None) -> list
     Raises TextError if there is no document, and LatentsError for latents without a text.
     """
     chunks: list[Chunk] = []
+    if isinstance(source, str):
+        raise TextError("expected a store or latents for the agent, got text; compress it first")
     for name, latents in name_documents(source, ratio).items():
+        if not isinstance(latents, Latents):
+            kind = type(latents).__name__
+            raise TextError(f"expected latents for the agent, got {kind}; compress it first")
         start = 0
         for part in latents.chunks(tokens):
             stop = start + len(part.text or "")

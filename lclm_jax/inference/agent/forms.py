@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lclm_jax.data.chat import Message, split_reasoning
+from lclm_jax.data.chat import Message, Reasoning, split_reasoning
 from lclm_jax.data.rows.expand_chat import write_expanded, write_first_turn
 from lclm_jax.inference.agent.chunks import Chunk
 
@@ -143,22 +143,25 @@ class ToolForm:
         return {"role": "user", "content": [*content, {"text": f"\n{question}"}]}
 
     def parse(self, reply: str, count: int) -> Request | str | None:
-        """Return the segments of all calls, the answer, or None for a call that is malformed."""
+        """Return the segments of all calls, the answer, or None if there is neither."""
         written = without_reasoning(reply)
         calls = CALL.findall(written)
         if not calls:
-            return written.strip()
+            return written.strip() or None
         arguments = [argument for call in calls for argument in _arguments_of(call)]
         return parse_numbers(", ".join(arguments), count) if arguments else None
 
     def write_reply(self, reply: str) -> Message:
         """Return a reply as a turn of the assistant, with its calls if they can be read."""
-        calls = _readable_calls(reply)
+        parts = split_reasoning(reply)
+        thoughts = [part for part in parts if isinstance(part, Reasoning)]
+        written = without_reasoning(reply)
+        calls = _readable_calls(written)
         if not calls:
-            return {"role": "assistant", "content": split_reasoning(reply)}
-        before = reply.partition("<tool_call>")[0].rstrip("\n")
+            return {"role": "assistant", "content": parts}
+        words = CALL.sub("", written).strip("\n")
         functions = [{"type": "function", "function": call} for call in calls]
-        content = split_reasoning(before) if before else []
+        content = [*thoughts, *([words] if words else [])]
         return {"role": "assistant", "content": content, "tool_calls": functions}
 
     def write_result(self, reply: str, chunks: Mapping[int, str], notes: Sequence[str]) -> Message:
@@ -168,7 +171,7 @@ class ToolForm:
         """
         shown = [f"seg_{number}:\n{text}" for number, text in chunks.items()]
         content = [{"text": "\n\n".join([*shown, *notes])}]
-        if not _readable_calls(reply):
+        if not _readable_calls(without_reasoning(reply)):
             return {"role": "user", "content": content}
         return {"role": "tool", "name": "expand", "content": content}
 

@@ -61,10 +61,12 @@ class Chat:
 
     Before a prompt exceeds the budget, older messages become latents, as `policy` decides; the
     system message and the last turns stay plain. A message is compressed once. The KV cache has
-    `budget` positions and is read on from turn to turn. `messages` keeps every word.
+    `budget` positions and is read on from turn to turn. A decoder of fewer positions limits the
+    budget. `messages` keeps every word.
 
     `tools` and `settings` go to the chat template, as in `LanguageModel.chat`; `ratio` is that of
-    the latents, `max_tokens` that of an answer.
+    the latents, `max_tokens` that of an answer. `last` is the last Answer; of one whose thoughts
+    were compressed, the part after them.
 
     Raises ConfigError for a budget that is too small for an answer.
     """
@@ -84,15 +86,16 @@ class Chat:
         self.model, self.policy, self.sampling = model, policy, sampling
         self.tools, self.settings = tools, settings
         self.max_tokens = parse(Size, max_tokens, "max_tokens")
-        self.budget = parse(Size, budget, "budget")
+        self.budget = min(parse(Size, budget, "budget"), model.config.decoder.max_positions)
         if self.budget < LEAST_BUDGET + self.max_tokens:
             raise ConfigError(
                 f"expected a budget of at least {LEAST_BUDGET + self.max_tokens} positions for "
-                f"answers of {self.max_tokens} tokens, got {budget}; raise it or lower max_tokens"
+                f"answers of {self.max_tokens} tokens, got {self.budget}; raise it, or lower "
+                "max_tokens"
             )
         self.history = History(model, ratio)
-        self._prefixes = PrefixCache(budget=1, length=self.budget)
-        self._positions = 0
+        self._prefixes = PrefixCache(budget=1, length=self.budget)  # bytes: only the newest fits
+        self._positions, self._answering = 0, False
         self.last: Answer | None = None
         if system:
             self.history.add({"role": "system", "content": system})
@@ -126,8 +129,9 @@ class Chat:
     ) -> str:
         """Add a turn of the user and return the assistant's answer.
 
-        With `thought_tokens`, an answer that thinks for long is compressed while it is written:
-        thoughts of that many tokens become latents, and the model writes on after them.
+        With `thought_tokens`, an answer is compressed while it is written, until its thoughts end
+        (`</think>`): each time it has that many tokens they become latents, and the model writes on
+        after them.
 
         Raises TextError if the prompt exceeds the budget though all older messages are latents;
         otherwise the errors of `LanguageModel.chat`. After an error the turn is not in the chat.
@@ -155,24 +159,32 @@ class Chat:
         self, message: Message | None, seed: int, thought_tokens: int | None
     ) -> Iterator[str]:
         """Add a message, if there is one, and yield the answer; an error takes both back."""
-        count = len(self.history.entries)
+        if self._answering:
+            raise TextError("an answer of this chat is still being written; read or close it first")
+        levels, positions = self.history.snapshot(), self._positions
+        self._answering = True
         try:
             if message is not None:
                 self.history.add(message)
             limits = (self.max_tokens, seed, thought_tokens, self.history.ratio)
             turn = Turn(self.model, self._fit(), self._start, *limits)
         except BaseException:
-            del self.history.entries[count:]
+            self.history.restore(levels)
+            self._positions, self._answering = positions, False
             raise
         try:
             yield from turn.pieces()
         except Exception:
-            del self.history.entries[count:]
+            self.history.restore(levels)
+            self._positions = positions
             raise
         except BaseException:  # the reader has left
             self._finish(turn)
             raise
-        self._finish(turn)
+        else:
+            self._finish(turn)
+        finally:
+            self._answering = False
 
     def _finish(self, turn: Turn):
         """Add what the assistant wrote."""
@@ -194,11 +206,12 @@ class Chat:
             if excess <= 0:
                 return record
             sizes = self.history.sizes
-            levels = list(self.policy(sizes, excess + self.budget // HEADROOM))
-            if levels == [size.level for size in sizes]:
+            levels = self.policy(sizes, excess + self.budget // HEADROOM)
+            if levels is not None and list(levels) == [size.level for size in sizes]:
                 raise TextError(
-                    f"the messages that stay plain take {self._positions} positions, with an "
-                    f"answer of {self.max_tokens} more than the budget of {self.budget}; raise "
-                    "the budget, or compress parts of the last message"
+                    f"the messages that stay plain take {self._positions} positions; with "
+                    f"{self.max_tokens} for an answer and {PADDING} for padding that is more than "
+                    f"the budget of {self.budget}; raise the budget, or compress parts of the last "
+                    "message"
                 )
             self.history.set_levels(levels)

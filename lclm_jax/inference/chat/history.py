@@ -45,7 +45,7 @@ class HistoryMessage:
     def in_words(self) -> Message:
         """Return the message with the texts of latents that the assistant's words became."""
         content = self.message["content"]
-        if self.message.get("role") != "assistant" or isinstance(content, str):
+        if self.message.get("role") != "assistant" or not isinstance(content, list | tuple):
             return self.message
         parts = [part.text if isinstance(part, Latents) else part for part in content]
         return {**self.message, "content": parts}
@@ -73,7 +73,9 @@ class History:
         return [entry.size for entry in self.entries]
 
     def add(self, message: Message):
-        """Add a message. Raises TextError for one whose content is neither text nor parts."""
+        """Add a message. Raises TextError for one without a role, or without text or parts."""
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise TextError(f"expected a message with role and content, got {str(message)[:80]!r}")
         parts = self._compress_contexts(message.get("content"))
         turn = self.entries[-1].turn if self.entries else 0
         if message.get("role") == "user" and self.entries:
@@ -96,6 +98,16 @@ class History:
         contexts = [part for part in parts if isinstance(part, Context)]
         latents = iter(self.model.compress_all(contexts))
         return [next(latents) if isinstance(part, Context) else part for part in parts]
+
+    def snapshot(self) -> list[Level]:
+        """Return the levels of the messages, for `restore`."""
+        return [entry.level for entry in self.entries]
+
+    def restore(self, levels: Sequence[Level]):
+        """Bring back the messages, and their levels, of a `snapshot`."""
+        del self.entries[len(levels) :]
+        for entry, level in zip(self.entries, levels, strict=True):
+            entry.level = level
 
     def set_levels(self, levels: Sequence[Level]):
         """Compress and forget messages; all that become latents are compressed together, once.
@@ -162,7 +174,11 @@ class History:
 
 def check_levels(known: Sequence[Level], levels: Sequence[Level]):
     """Raise ConfigError unless there is a level for each message, and none goes back."""
-    if len(levels) != len(known) or not set(levels) <= set(LEVELS):
+    if (
+        not isinstance(levels, Sequence)
+        or len(levels) != len(known)
+        or not set(levels) <= set(LEVELS)
+    ):
         raise ConfigError(f"expected a policy to return {len(known)} of {LEVELS}, got {levels}")
     if any(LEVELS.index(new) < LEVELS.index(old) for old, new in zip(known, levels, strict=True)):
         raise ConfigError("expected a policy to keep what is compressed or forgotten so")

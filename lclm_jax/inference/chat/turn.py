@@ -1,9 +1,13 @@
 """An assistant's turn while it is written; long thoughts become latents on the way."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
+
+from lclm_jax.config.settings import Range, parse
 from lclm_jax.data.chat import split_reasoning
+from lclm_jax.data.records import Plain
 from lclm_jax.inference.answers import Answer, Answering, Stream
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
@@ -11,6 +15,8 @@ from lclm_jax.inference.rendering import PromptRecord
 from lclm_jax.inference.text_stream import longest_beginning
 
 THOUGHTS_END = "</think>"
+TAGS = 2  # positions around latents
+LeastThoughts = Annotated[int, Range(least=16)]  # fewer tokens are hardly worth their tags
 
 # `start(record, max_tokens, seed)` begins the answer to a record.
 Start = Callable[[PromptRecord, int, int], Answering]
@@ -37,7 +43,9 @@ class Turn:
         self._model, self._record, self._start = model, record, start
         self._left, self._seed = max_tokens, seed
         self._thought_tokens, self._ratio = thought_tokens, ratio
-        self._thoughts: list[Latents] = []
+        if thought_tokens is not None:
+            self._thought_tokens = parse(LeastThoughts, thought_tokens, "thought_tokens")
+        self._thoughts: list[Latents | str] = []
         self._text = ""  # after the last latents
         self._stream = Stream(start(record, max_tokens, seed))
         self._cancelled = False
@@ -81,11 +89,17 @@ class Turn:
         return answer.finish == "cancelled" and not self._cancelled and self._left > 0
 
     def _compress_thoughts(self):
-        self._thoughts.append(self._model.compress(self._text, self._ratio))
+        answer = self._stream.answer
+        assert answer is not None
+        latents = self._model.compress(self._text, self._ratio)
+        # Text of bytes that are no characters may have more tokens than were written.
+        is_shorter = len(latents) + TAGS < len(answer.tokens)
+        self._thoughts.append(latents if is_shorter else self._text)
+        written = latents if is_shorter else Plain(np.array(answer.tokens, np.int32))
+        self._record = [*self._record, written]
         self._text = ""
-        record = [*self._record, *self._thoughts]
         seed = self._seed + len(self._thoughts)
-        self._stream = Stream(self._start(record, self._left, seed))
+        self._stream = Stream(self._start(self._record, self._left, seed))
 
     def content(self) -> Sequence[Any]:
         """Return the content of the message: text, or latents of the thoughts and the answer."""

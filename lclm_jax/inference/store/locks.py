@@ -18,22 +18,31 @@ LOCK = "writers.lock"
 @contextmanager
 def writing(directory: Path) -> Iterator[None]:
     """Keep `cleaning` out during the block; waits until it has ended. Writers do not wait."""
-    with _locked(directory, fcntl.LOCK_SH):
+    with _locked(directory / LOCK, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def cleaning(directory: Path) -> Iterator[None]:
     """Keep writers out during the block. Raises StoreError while there is one."""
-    with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    with _locked(directory / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB):
         yield
 
 
 @contextmanager
-def _locked(directory: Path, mode: int) -> Iterator[None]:
+def changing(directory: Path, key: str) -> Iterator[None]:
+    """Keep others from changing a document during the block; waits until they have ended."""
+    with _locked(directory / "locks" / key.strip("/").replace("/", "-"), fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _locked(file: Path, mode: int) -> Iterator[None]:
     """Hold a lock that the kernel releases when the process ends, however it ends."""
+    directory = file.parent
     try:
-        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        directory.mkdir(exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DirectoryError(f"cannot write to {directory}: {error.strerror or error}") from error
     try:

@@ -21,7 +21,7 @@ from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.store.documents import DocumentReader, StoredLatents, WindowWriter
 from lclm_jax.inference.store.entries import Entry, documents_prefix
 from lclm_jax.inference.store.identity import find_model_id
-from lclm_jax.inference.store.locks import cleaning, writing
+from lclm_jax.inference.store.locks import changing, cleaning, writing
 from lclm_jax.inference.store.maintenance import Cleaned, clean_up, find_damage
 from lclm_jax.inference.store.objects import Objects, StoreError
 from lclm_jax.inference.store.windows import FLOATS, Precision
@@ -59,7 +59,7 @@ class Store:
         precision: Precision | None = None,
     ):
         check_path(directory, "the directory of a store")
-        self.directory, self._model = Path(directory).expanduser(), model
+        self.directory, self._model = Path(directory).expanduser().absolute(), model
         if precision not in (None, "int8", *FLOATS):
             raise ConfigError(f"precision must be float32, bfloat16 or int8, got {precision!r}")
         self._precision: Precision | None = precision
@@ -162,6 +162,22 @@ class Store:
         progress: Progress = without_progress,
     ) -> StoredLatents:
         """Compress a text under a name; see `add`."""
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TextError(
+                f"expected a name and a text, got {type(name).__name__} and {type(text).__name__}"
+            )
+        with changing(self.directory, documents_prefix(name)):
+            return self._add_text(name, text, ratio, window, self.precision, progress)
+
+    def _add_text(
+        self,
+        name: str,
+        text: str,
+        ratio: int | None,
+        window: int | None,
+        precision: Precision,
+        progress: Progress = without_progress,
+    ) -> StoredLatents:
         if not text:
             raise TextError(f"expected text to compress as {name}, got an empty string")
         try:
@@ -175,7 +191,7 @@ class Store:
         ratio = resolve_ratio(ratio, compressor.config)
         parts = self.model.tokenizer.encode_stream_with_offsets(text)
         tracked = progress(parts, f"compressing {name}", count_parts(text))
-        writer = WindowWriter(self._objects, compressor, self.model_id, ratio, self.precision)
+        writer = WindowWriter(self._objects, compressor, self.model_id, ratio, precision)
         with writing(self.directory):
             index = writer.write(tracked)
             index_content = index.to_bytes()
@@ -184,7 +200,7 @@ class Store:
                 ratio=ratio,
                 model_id=self.model_id,
                 model_name=self.model.name,
-                precision=self.precision,
+                precision=precision,
                 window=compressor.config.compression.window,
                 tokens=writer.tokens,
                 latents=len(index.characters),
@@ -206,10 +222,11 @@ class Store:
 
         The result is that of compressing the whole text, bit for bit on one kind of device.
         """
-        known = self.get(name, ratio)
-        assert known.text is not None
-        entry = known.entry
-        return self.add_text(name, known.text + text, entry.ratio, entry.window)
+        with changing(self.directory, documents_prefix(name)):
+            known = self.get(name, ratio)
+            entry = known.entry
+            whole = known.text + text
+            return self._add_text(name, whole, entry.ratio, entry.window, entry.precision)
 
     def _compressor(self, window: int | None) -> Compressor:
         """Return the model's compressor, with shorter windows where they are asked for."""
@@ -238,7 +255,7 @@ class Store:
             mine = self.model.name or "this model"
             raise StoreError(
                 f"{name} was compressed by {others}, whose latents {mine} ({self.model_id}) cannot "
-                "read; add it again"
+                "read, as its encoder differs; add it again"
             )
         if len(matches) != 1:
             ratios = ", ".join(str(entry.ratio) for entry in own) or "none"
@@ -320,6 +337,8 @@ class Store:
         `gc` then frees the windows that no other document has.
         """
         keys = [entry.key for entry in self.show(name) if ratio in (None, entry.ratio)]
+        if not keys:
+            raise StoreError(f"{name} is not in {self.directory} at ratio {ratio}")
         with writing(self.directory):
             self._objects.remove(keys)
         return len(keys)
