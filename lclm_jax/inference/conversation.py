@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lclm_jax.data.chat import Message, split_reasoning
-from lclm_jax.data.records import Context
 from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.prompts import Prompt
-from lclm_jax.inference.rendering import split_content
 from lclm_jax.inference.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
@@ -51,7 +49,10 @@ class Conversation:
         Arguments and errors are those of `LanguageModel.chat`. The turn and the answer are added
         to `messages`, and `last` is the Answer.
         """
-        messages = [*self.messages, {"role": "user", "content": self._compress(content)}]
+        messages = [
+            *self.messages,
+            {"role": "user", "content": self.model.compress_content(content)},
+        ]
         (answer,) = self.model.answer(self._read(messages), max_tokens, sampling, seed)
         self._add(messages, answer)
         return answer.text
@@ -63,14 +64,3 @@ class Conversation:
         content = split_reasoning(answer.text)
         self.messages = [*messages, {"role": "assistant", "content": content}]
         self.last = answer
-
-    def _compress(self, content: str | Latents | Sequence[str | Latents]) -> str | list[Any]:
-        """Replace the contexts of a content by their latents, so they are compressed only once."""
-        model = self.model
-        parts = split_content(content, model.tokenizer)
-        if isinstance(parts, str):
-            return parts
-        return [
-            model.compress_tokens(part.tokens, part.ratio) if isinstance(part, Context) else part
-            for part in parts
-        ]

@@ -35,6 +35,7 @@ from lclm_jax.inference.rendering import (
     lay_out_prompt,
     render_chat,
     render_parts,
+    split_content,
     split_parts,
 )
 from lclm_jax.inference.sampling import GREEDY, Sampling
@@ -136,6 +137,20 @@ class LanguageModel:
     def compress_all(self, contexts: Sequence[Context]) -> list[Latents]:
         """Compress several contexts; short ones share windows."""
         return self.compressor.compress_all(contexts)
+
+    def compress_contexts(self, records: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """Replace the contexts in lists of parts by their latents; all are compressed together."""
+        contexts = [part for record in records for part in record if isinstance(part, Context)]
+        latents = iter(self.compress_all(contexts))
+        return [
+            [next(latents) if isinstance(part, Context) else part for part in record]
+            for record in records
+        ]
+
+    def compress_content(self, content: Any) -> Any:
+        """Replace the contexts in the content of a message, so they are compressed only once."""
+        parts = split_content(content, self.tokenizer)
+        return self.compress_contexts([parts])[0] if isinstance(parts, list) else parts
 
     # --- generating ---
 
@@ -259,13 +274,7 @@ class LanguageModel:
         Raises TextError for an empty batch or record, and LatentsError for latents of another
         width than the decoder's.
         """
-        contexts = [part for record in records for part in record if isinstance(part, Context)]
-        compressed = iter(self.compress_all(contexts))
-        filled = [
-            [next(compressed) if isinstance(part, Context) else part for part in record]
-            for record in records
-        ]
-        return lay_out_prompt(filled, self.config, self.tokenizer)
+        return lay_out_prompt(self.compress_contexts(records), self.config, self.tokenizer)
 
     def answer(
         self, prompt: Prompt, max_tokens: int = 64, sampling: Sampling = GREEDY, seed: Seed = 0

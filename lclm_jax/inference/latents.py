@@ -94,12 +94,21 @@ class Latents:
 
     def _cut(self, start: int, stop: int) -> np.ndarray | list[BlockSlice]:
         """Return the vectors, or the slices of blocks, of latents `start` to `stop`."""
-        source = self._source
-        if isinstance(source, np.ndarray):
-            return source[start:stop]
+        if self._is_array:
+            return self.vectors[start:stop]
         first, last = np.searchsorted(self._ends, [start, stop - 1], "right").tolist()
         before = int(self._ends[first - 1]) if first else 0
-        return cut(source[first : last + 1], start - before, stop - before)
+        return cut(self._slices(first, last + 1), start - before, stop - before)
+
+    @property
+    def _is_array(self) -> bool:
+        """Return whether the vectors were given as an array on the host."""
+        return isinstance(self._source, np.ndarray)
+
+    def _slices(self, first: int, stop: int) -> Sequence[BlockSlice]:
+        """Return the slices `first` to `stop` of blocks."""
+        assert not isinstance(self._source, np.ndarray)
+        return self._source[first:stop]
 
     @cached_property
     def _ends(self) -> np.ndarray:

@@ -40,7 +40,7 @@ def chat_of(model, **settings):
 
 
 def answer_anew(model, chat):
-    """What a model answers to the prompt of a chat that it reads from its beginning."""
+    """The answer of a model that reads the prompt of a chat from its beginning."""
     *messages, _ = chat.history.messages()
     other = LanguageModel(model.config, model.params, model.tokenizer)
     other.prefixes.budget = 0

@@ -21,13 +21,12 @@ DEFAULT_BUDGET = 8192  # tokens of all expanded chunks together
 
 @dataclass(frozen=True)
 class Round:
-    """One reply of the model and what it got.
+    """One reply of the model, and the chunks and notes that follow it.
 
     Attributes:
         reply: its text, with its reasons.
-        expanded: chunks that it got word for word.
-        notes: what it was told instead: chunks that do not exist, were shown before, or exceed the
-            budget.
+        expanded: chunks that follow word for word.
+        notes: sentences about chunks that do not exist, were shown before, or exceed the budget.
         positions: length of the prompt, tokens and latents.
         positions_read: how many of them were new.
     """
@@ -114,7 +113,7 @@ class Agent:
 
         agent = lclm_jax.Agent(model, store)
         answer = agent.ask("Which invoice was paid twice?")
-        print(answer.text, answer.expanded, answer.transcript)
+        answer.text, answer.expanded, answer.transcript
 
     `source` is a Store, or latents of texts, also by name. All chunks stand, numbered and
     compressed, in the first turn; the model may ask for chunks up to `max_rounds` times, of

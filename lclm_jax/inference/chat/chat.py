@@ -26,7 +26,7 @@ LEAST_BUDGET = 2 * PADDING
 
 @dataclass(frozen=True)
 class Usage:
-    """What the prompt of a chat takes, and what it would take without latents.
+    """Positions of a chat's prompt, and the messages that are latents in it.
 
     Attributes:
         positions: of the last prompt: tokens and latents.
@@ -107,7 +107,7 @@ class Chat:
 
     @property
     def usage(self) -> Usage:
-        """What the last prompt took, and what it saved."""
+        """Positions of the last prompt, and the messages that are latents in it."""
         entries = self.history.entries
         levels = [entry.level for entry in entries]
         compressed = [entry for entry in entries if entry.level == "latents"]
@@ -174,12 +174,12 @@ class Chat:
             raise
         try:
             yield from turn.pieces()
-        except Exception:
+        except (GeneratorExit, KeyboardInterrupt):  # the reader has left
+            self._finish(turn)
+            raise
+        except BaseException:
             self.history.restore(levels)
             self._positions = positions
-            raise
-        except BaseException:  # the reader has left
-            self._finish(turn)
             raise
         else:
             self._finish(turn)

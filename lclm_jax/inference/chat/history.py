@@ -14,7 +14,6 @@ from lclm_jax.inference.chat.archive import Archive, join
 from lclm_jax.inference.chat.policy import LEVELS, Level, MessageSize
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
-from lclm_jax.inference.rendering import split_content
 
 EARLIER = "Earlier in this conversation:\n"
 STEPS = "\n\nSteps so far:\n"
@@ -38,7 +37,7 @@ class HistoryMessage:
 
     @property
     def size(self) -> MessageSize:
-        """What a policy knows of the message."""
+        """Role, turn, level and sizes of the message, for a policy."""
         role = str(self.message.get("role"))
         return MessageSize(role, self.turn, self.level, self.tokens, self.count)
 
@@ -64,19 +63,19 @@ class History:
         self.model, self.ratio = model, ratio
         self.entries: list[HistoryMessage] = []
         self._size = model.config.compression.latents_per_window
-        # What stands in the place of messages, by the id of the message that has it.
+        # Latents in the place of messages, by the id of the message that they are part of.
         self._archives: dict[int, tuple[Archive, list[HistoryMessage]]] = {}
 
     @property
     def sizes(self) -> list[MessageSize]:
-        """What a policy knows of the messages."""
+        """Sizes of the messages, for a policy."""
         return [entry.size for entry in self.entries]
 
     def add(self, message: Message):
         """Add a message. Raises TextError for one without a role, or without text or parts."""
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TextError(f"expected a message with role and content, got {str(message)[:80]!r}")
-        parts = self._compress_contexts(message.get("content"))
+        parts = self.model.compress_content(message.get("content"))
         turn = self.entries[-1].turn if self.entries else 0
         if message.get("role") == "user" and self.entries:
             turn += 1
@@ -89,15 +88,6 @@ class History:
         kept = {**message, "content": parts}
         entry = HistoryMessage(kept, turn, spoken, sum(lengths) + latents, count + latents)
         self.entries.append(entry)
-
-    def _compress_contexts(self, content: Any) -> Any:
-        """Replace the contexts in a content by their latents, so they are compressed only once."""
-        parts = split_content(content, self.model.tokenizer)
-        if not isinstance(parts, list):
-            return parts
-        contexts = [part for part in parts if isinstance(part, Context)]
-        latents = iter(self.model.compress_all(contexts))
-        return [next(latents) if isinstance(part, Context) else part for part in parts]
 
     def snapshot(self) -> list[Level]:
         """Return the levels of the messages, for `restore`."""

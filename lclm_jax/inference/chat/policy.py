@@ -12,7 +12,7 @@ KEPT_RESULTS = 2  # so do the last results of tools
 
 @dataclass(frozen=True)
 class MessageSize:
-    """What a policy knows of a message.
+    """Role, turn, level and sizes of a message, for a policy.
 
     Attributes:
         role: system, user, assistant or tool.
