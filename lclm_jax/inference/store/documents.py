@@ -17,7 +17,6 @@ from lclm_jax.inference.latents import (
     Latents,
     LatentStarts,
     check_finite,
-    cut,
     starts_of_latents,
 )
 from lclm_jax.inference.store.entries import Entry
@@ -218,12 +217,12 @@ class StoredLatents(Latents):
 
     Attributes:
         entry: what is known about the document.
-        encoded: windows that were encoded when it was added.
-        reused: windows that the store had.
+        encoded: windows that were encoded when this process added it.
+        reused: windows that the store had then.
     """
 
-    def __init__(self, reader: DocumentReader, width: int, encoded: int = 0, reused: int = 0):
-        self.entry, self.encoded, self.reused = reader.entry, encoded, reused
+    def __init__(self, reader: DocumentReader, width: int):
+        self.entry, self.encoded, self.reused = reader.entry, 0, 0
         self.tokens, self._width, self._copies = reader.entry.tokens, width, {}
         self._reader, self._find_starts = reader, reader.find_starts
 
@@ -242,13 +241,18 @@ class StoredLatents(Latents):
 
     @property
     def _source(self) -> list[BlockSlice]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._cut(0, len(self))
+        return self._slices(0, len(self._ends))
 
-    def _cut(self, start: int, stop: int) -> list[BlockSlice]:
-        ends = np.cumsum(self._reader.index.counts)
-        first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
-        before = int(ends[first - 1]) if first else 0
-        return cut(self._reader.load(first, last + 1), start - before, stop - before)
+    @property
+    def _is_array(self) -> bool:
+        return False
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self._reader.index.counts)
+
+    def _slices(self, first: int, stop: int) -> list[BlockSlice]:
+        return self._reader.load(first, stop)
 
 
 def read_text(objects: Objects, entry: Entry) -> str:

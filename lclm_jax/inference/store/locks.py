@@ -1,9 +1,10 @@
-"""The lock of a store: any number of writers, or one process that removes what is unused."""
+"""Locks of a store: for writers, for one process that cleans up, and for one document."""
 
 import errno
 import fcntl
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from lclm_jax.inference.store.objects import StoreError
 
 log = logging.getLogger(__name__)
 LOCK = "writers.lock"
+LOCKS = 256
 
 
 @contextmanager
@@ -31,8 +33,12 @@ def cleaning(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def changing(directory: Path, key: str) -> Iterator[None]:
-    """Keep others from changing a document during the block; waits until they have ended."""
-    with _locked(directory / "locks" / key.strip("/").replace("/", "-"), fcntl.LOCK_EX):
+    """Keep others from changing a document during the block; waits until they have ended.
+
+    `key` is that of its entries. Documents share LOCKS files, so few wait for another document.
+    """
+    number = zlib.crc32(key.encode()) % LOCKS
+    with _locked(directory / "locks" / f"{number:03}", fcntl.LOCK_EX):
         yield
 
 

@@ -80,14 +80,18 @@ class Store:
                 if not create:
                     raise StoreError(f"{self.directory} holds no store; launch.compress makes one")
                 self.directory.mkdir(parents=True, exist_ok=True)
-                Objects(self.directory).write({FORMAT: json.dumps({"version": 1}).encode()})
+                Objects(self.directory).write(
+                    {FORMAT: json.dumps({"version": FORMAT_VERSION}).encode()}
+                )
             version = json.loads(file.read_bytes())["version"]
         except OSError as error:
             raise DirectoryError(f"cannot open {self.directory}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise StoreError(f'{file} is damaged; it holds {{"version": 1}}') from error
+            raise StoreError(
+                f"{file} is damaged; expected {json.dumps({'version': FORMAT_VERSION})}"
+            ) from error
         if version != FORMAT_VERSION:
             raise StoreError(
                 f"expected a store of version {FORMAT_VERSION}, got {version} in {file}"
@@ -215,7 +219,9 @@ class Store:
                 {f"texts/{entry.text}": content, f"indexes/{entry.index}": index_content}
             )
             self._objects.write({entry.key: entry.to_bytes()})
-        return self._latents_of(entry, writer.encoded, writer.reused)
+        latents = self._latents_of(entry)
+        latents.encoded, latents.reused = writer.encoded, writer.reused
+        return latents
 
     def append(self, name: str, text: str, ratio: int | None = None) -> StoredLatents:
         """Add text to the end of a document; only windows that change are encoded.
@@ -266,18 +272,17 @@ class Store:
         (entry,) = matches
         return self._latents_of(entry)
 
-    def _latents_of(self, entry: Entry, encoded: int = 0, reused: int = 0) -> StoredLatents:
+    def _latents_of(self, entry: Entry) -> StoredLatents:
         """Return the latents of an entry: the same ones as long as somebody uses them.
 
         Prompts with the same latents share their caches.
         """
         known = self._loaded.get(entry.index)
         if known is not None and replace(known.entry, added=entry.added) == entry:
-            known.encoded, known.reused = encoded, reused
             return known
         config = self._compressor(entry.window).config
         reader = DocumentReader(self._objects, entry, self.model.compressor, config)
-        latents = StoredLatents(reader, self.model.config.decoder.width, encoded, reused)
+        latents = StoredLatents(reader, self.model.config.decoder.width)
         self._loaded[entry.index] = latents
         return latents
 
