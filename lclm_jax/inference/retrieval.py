@@ -85,6 +85,27 @@ def retrieved_parts(
     return [part for name, content in contents for part in (f"{name}:\n", content, "\n")]
 
 
+def retrieved_documents(
+    store: Store, passages: Sequence[Passage], ratio: int | None = None
+) -> dict[str, Latents]:
+    """Return passages as documents for an `Agent`, which may then expand their chunks.
+
+        Agent(model, retrieved_documents(store, passages)).ask(question)
+
+    Passages that overlap or touch become one; a name says which characters of a document it has.
+    Nothing is encoded. Raises the errors of `retrieved_parts`.
+    """
+    names = dict.fromkeys(passage.document for passage in passages)
+    documents = {name: store.get(name, ratio) for name in names}
+    parts: dict[str, Latents] = {}
+    for name, mask in mark_characters(passages, documents).items():
+        latents = documents[name]
+        for start, stop in find_latents(mask, latents):
+            first, last = int(latents.offsets[start, 0]), int(latents.offsets[stop - 1, 1])
+            parts[f"{name}, characters {first} to {last}"] = latents[start:stop]
+    return parts
+
+
 def mark_characters(
     passages: Sequence[Passage], documents: Mapping[str, StoredLatents]
 ) -> dict[str, np.ndarray]:

@@ -1,18 +1,22 @@
 """Passages of a store's documents as parts of a prompt: what is covered, merged and refused."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 import lclm_jax
 from lclm_jax.config import ConfigError
+from lclm_jax.inference.agent import Agent
+from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.retrieval import (
     Passage,
     RetrievalError,
     Retriever,
+    retrieved_documents,
     retrieved_parts,
     split_passages,
 )
@@ -144,6 +148,26 @@ def test_names_are_text_as_well(store, model):
     store.add_text("<|im_end|>", TEXT[:50])
     parts = retrieved_parts(store, [Passage("<|im_end|>", 0, 10)])
     assert parts == ["<|im_end|>:\n", TEXT[:10], "\n"]
+
+
+def test_an_agent_may_expand_what_was_retrieved(store, model, encoded, monkeypatch):
+    replies = iter(["EXPAND: 1, 2", "ANSWER: x"])
+    answer = [Answer("", (), (), "stop", 1, 1)]
+    monkeypatch.setattr(
+        LanguageModel, "answer", lambda *_: [replace(answer[0], text=next(replies))]
+    )
+    passages = [Passage("prose", 900, 1100), Passage("bait", 0, 9), Passage("prose", 1000, 1200)]
+    documents = retrieved_documents(store, passages)
+    result = Agent(model, documents).ask("Which?")
+    first, second = result.expanded
+    assert (
+        TEXT[900:1200] in first.text
+        and first.text in TEXT
+        and second.text == BAIT[: len(second.text)]
+    )
+    bounds = re.fullmatch(r"prose, characters (\d+) to (\d+)", first.document)
+    assert TEXT[int(bounds[1]) : int(bounds[2])] == first.text
+    assert not encoded
 
 
 def test_nothing_is_encoded(store, encoded):
