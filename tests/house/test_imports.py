@@ -53,6 +53,15 @@ def test_there_are_no_circles_between_rooms():
     assert find_circles(edges) == []
 
 
+def test_there_are_no_circles_between_the_folders_of_inference():
+    folders = {
+        (start.rpartition("/")[0], end.rpartition("/")[0])
+        for start, end in find_arrows(SOURCES)
+        if start.startswith("lclm_jax/inference/") and end.startswith("lclm_jax/inference/")
+    }
+    assert find_circles((start, end) for start, end in folders if start != end) == []
+
+
 def test_tests_share_code_through_conftest_and_support_only():
     wrong = [
         f"{source.path} imports {name}"

@@ -9,9 +9,8 @@ import lclm_jax
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError
 from lclm_jax.files.directories import DirectoryError, locked
-from lclm_jax.inference.lance import LanceRetriever
 from lclm_jax.inference.language_model import LanguageModel
-from lclm_jax.inference.retrieval import RetrievalError, retrieved_parts
+from lclm_jax.inference.retrieval import LanceRetriever, RetrievalError, retrieved_parts
 from lclm_jax.inference.store import Store
 from lclm_jax.model.params import init_params
 from tests.support.prose import PROSE

@@ -1,7 +1,7 @@
 """Passages of a store's documents that fit a question, as parts of a prompt.
 
 The best passages are given as text, and the others as latents that the store has. Any vector store
-will do: a retriever is an object with the method `retrieve`. `inference.lance` has one.
+will do: a retriever is an object with the method `retrieve`. `retrieval.lance` has one.
 """
 
 import re

@@ -10,7 +10,7 @@ import numpy as np
 from lclm_jax.config import ConfigError
 from lclm_jax.data.inputs.libraries import require
 from lclm_jax.files.directories import check_path, locked
-from lclm_jax.inference.retrieval import (
+from lclm_jax.inference.retrieval.passages import (
     PASSAGE_CHARACTERS,
     Passage,
     RetrievalError,
