@@ -45,6 +45,9 @@ class Latents:
     None for others) and the characters of each latent (`offsets`), and `latents[start:stop]` are
     the latents of a part of it.
 
+    Pickles and copies have the vectors, as an array on the host, with the text and its characters:
+    they need neither the model nor the store from which the latents came.
+
     Raises LatentsError for an array of another rank, or with NaN or infinite values. The values
     of a compressed text are checked when `vectors` is first read.
     """
@@ -65,6 +68,11 @@ class Latents:
         latents = Latents(self._source, self.tokens)
         latents.text, latents._find_starts = text, find_starts
         return latents
+
+    def __reduce__(self) -> tuple[Callable[..., "Latents"], tuple[Any, ...]]:
+        """Return what a pickle contains; raises the errors of `vectors`."""
+        starts = None if self._find_starts is None else self.starts
+        return restore, (self.vectors, self.tokens, self.text, starts)
 
     def __len__(self) -> int:
         if isinstance(self._source, np.ndarray):
@@ -194,6 +202,14 @@ class Latents:
         if not isinstance(self._source, np.ndarray):
             jax.block_until_ready([part.block for part in self._source])
         return self
+
+
+def restore(
+    vectors: np.ndarray, tokens: int, text: str | None, starts: LatentStarts | None
+) -> Latents:
+    """Return latents from the contents of a pickle."""
+    latents = Latents(vectors, tokens)
+    return latents if text is None or starts is None else latents.with_text(text, lambda: starts)
 
 
 def cut(slices: Sequence[BlockSlice], start: int, stop: int) -> list[BlockSlice]:

@@ -1,5 +1,8 @@
 """Reading of prompts: in chunks, with latents in place, and conversations without rereading."""
 
+import copy
+from pickle import dumps, loads
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from lclm_jax.inference import sampling as sampling_rules
 from lclm_jax.inference.compressor import Compressor
 from lclm_jax.inference.generation import cache_size, prefill
 from lclm_jax.inference.language_model import LanguageModel
-from lclm_jax.inference.latents import Latents
+from lclm_jax.inference.latents import Latents, LatentsError
 from lclm_jax.inference.prompts import Prompt, make_chunk, plan_chunks, with_blocks
 from lclm_jax.inference.sampling import Rules, Sampling
 from lclm_jax.model.lclm import LCLM
@@ -297,6 +300,21 @@ def test_latents_of_an_array_are_read_as_those_of_the_device(model):
     assert len(copied) == len(memory) and copied.width == memory.width
     answer = model.generate([memory, "Who?"], max_tokens=STEPS)
     assert model.generate([copied, "Who?"], max_tokens=STEPS) == answer
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda latents: loads(dumps(latents))])
+def test_a_copy_or_pickle_of_latents_reads_as_they_do(model, again):
+    latents = model.compress(TEXT * 3)
+    tokens = model.compress_tokens(np.arange(20))
+    for original in (latents, latents[1:3], tokens, Latents(tokens.vectors, tokens.tokens)):
+        copied = again(again(original))
+        np.testing.assert_array_equal(copied.vectors, original.vectors)
+        assert (copied.text, copied.tokens) == (original.text, original.tokens)
+    np.testing.assert_array_equal(again(latents)[1:3].offsets, latents[1:3].offsets)
+    answer = model.generate([latents, "Who?"], max_tokens=STEPS)
+    assert model.generate([again(latents), "Who?"], max_tokens=STEPS) == answer
+    with pytest.raises(LatentsError, match="expected latents of a text"):
+        again(tokens).chunks(4)
 
 
 @pytest.mark.parametrize(

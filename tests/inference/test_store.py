@@ -1,7 +1,10 @@
 """The store: what is kept, what is encoded again, and what is refused."""
 
+import copy
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pickle import dumps, loads
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from lclm_jax.config import AdapterConfig, ConfigError
 from lclm_jax.data.inputs.files import Rejection
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.store import Store, StoreError
 from lclm_jax.inference.store.objects import Objects
 from lclm_jax.inference.store.windows import pack_window, unpack_window
@@ -89,6 +93,19 @@ def test_a_window_does_not_depend_on_those_encoded_beside_it(store, tmp_path, mo
 def test_latents_are_read_again_only_when_nobody_has_them(store):
     first = store.add_text("prose", TEXT)
     assert store["prose"] is first and first.encoded
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda latents: loads(dumps(latents))])
+def test_a_copy_or_pickle_of_a_document_needs_no_store(store, again):
+    stored = store.add_text("prose", TEXT)
+    vectors, offsets = stored.vectors, stored.offsets
+    fresh = Store(store.directory, store.model)["prose"]  # has read nothing yet
+    copied = again(fresh)
+    shutil.rmtree(store.directory)
+    assert type(copied) is Latents and (copied.text, copied.tokens) == (TEXT, stored.tokens)
+    np.testing.assert_array_equal(copied.vectors, vectors)
+    np.testing.assert_array_equal(copied.offsets, offsets)
+    assert copied[4:9].text == stored[4:9].text
 
 
 @pytest.mark.parametrize("adapter", [AdapterConfig(kind="mlp_attn", layers=1)])

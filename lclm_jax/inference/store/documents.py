@@ -215,6 +215,8 @@ class DocumentReader:
 class StoredLatents(Latents):
     """The latents of a document of a store; a window is read from disk when it is first used.
 
+    Pickles and copies are plain `Latents`, which have all vectors and need no store.
+
     Attributes:
         entry: what is known about the document.
         encoded: windows that were encoded when this process added it.
