@@ -30,22 +30,17 @@ def main():
     for file in filter(None, (arguments.page, arguments.trace)):
         check_writable(file.absolute().parent)
     store = open_store(arguments.store, arguments.checkpoint)
-    agent = Agent(
-        store.model,
-        store,
-        arguments.form,
-        arguments.chunk_tokens,
-        arguments.max_rounds,
-        budget=arguments.budget,
-        max_tokens=arguments.max_tokens,
-    )
+    names = ("form", "chunk_tokens", "max_rounds", "budget", "max_tokens")
+    agent = Agent(store.model, store, **{name: getattr(arguments, name) for name in names})
     answer = agent.ask(arguments.question, show_round)
     sys.stdout.write(f"{answer.text}\n")
     for chunk in answer.expanded:
         sys.stdout.write(f"source: {describe(chunk)}\n")
     if arguments.page:
         write_agent_page(answer.to_dict(), arguments.page)
-    if arguments.trace:
+    if arguments.trace and answer.row_error:
+        sys.stderr.write(f"left out of {arguments.trace}: {answer.row_error}\n")
+    elif arguments.trace:
         with arguments.trace.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answer.to_row()) + "\n")
 

@@ -286,6 +286,25 @@ def test_a_chat_of_the_agent_is_training_data(model, latents, script, form):
     assert ("tools" in example) == (form == "tools")
 
 
+@pytest.mark.parametrize(
+    ("form", "replies", "error"),
+    [
+        ("text", ["EXPAND: 1", "ANSWER: x"], None),
+        ("text", ["<think>\nHm.\n</think>\n\n", "EXPAND: 1", "ANSWER: x"], None),
+        ("text", ["", "EXPAND: 1", "ANSWER: x"], "expected words in the message of the assistant"),
+        ("tools", [call("seg_1"), "x"], None),
+        ("tools", [call("seg_1"), "", "x"], "expected words in the message of the assistant"),
+    ],
+)
+def test_a_chat_with_an_empty_reply_is_no_training_data(
+    model, latents, script, form, replies, error
+):
+    script(model, replies)
+    answer = Agent(model, latents, form, chunk_tokens=CHUNK).ask("Which?")
+    assert answer.text == "x"
+    assert answer.row_error is None if error is None else error in str(answer.row_error)
+
+
 # --- settings and sources ---
 
 

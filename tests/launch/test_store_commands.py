@@ -70,6 +70,11 @@ def test_an_agent_names_its_sources_and_leaves_a_page_and_a_trace(
     row = json.loads(trace.read_text(encoding="utf-8"))
     assert row["messages"][0]["content"][2] == {"context": PAIRS}
 
+    replies = iter(["EXPAND: 1", "", "ANSWER: integer"])
+    assert command(agent, "version?", "--store", memories, *outputs) == 0
+    assert f"left out of {trace}: expected words in the message" in capsys.readouterr().err
+    assert json.loads(trace.read_text(encoding="utf-8")) == row
+
 
 def test_a_chat_reads_documents_and_says_what_it_saves(
     lookup, tmp_path, command, capsys, monkeypatch

@@ -1,5 +1,6 @@
 """The agent: reads chunks as latents, expands those it needs word for word, and answers."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,9 @@ from typing import Any, Literal
 from lclm_jax.config import ConfigError
 from lclm_jax.config.settings import Count, Size, parse
 from lclm_jax.data.chat import Message, Reasoning
+from lclm_jax.data.rows.chat_rows import read_chat_row
 from lclm_jax.data.rows.expand_chat import CHUNK_TOKENS, MAX_ROUNDS
+from lclm_jax.data.rows.row_errors import RowError
 from lclm_jax.inference.agent.chunks import Chunk, Source, number_chunks
 from lclm_jax.inference.agent.forms import FORMS, Request
 from lclm_jax.inference.language_model import LanguageModel
@@ -102,10 +105,19 @@ class AgentAnswer:
     def to_row(self) -> dict[str, object]:
         """Return the chat as a row of training data, which the recipes read as a chat.
 
-        Its contexts are texts again.
+        Its contexts are texts again. See `row_error` for answers whose row is of no use.
         """
         messages = [_as_row(message) for message in self.messages]
         return {"messages": messages, **({"tools": list(self.tools)} if self.tools else {})}
+
+    @property
+    def row_error(self) -> str | None:
+        """Reason for which `launch.prepare` refuses the row, such as an empty reply, or None."""
+        try:
+            read_chat_row(self.to_row(), longest=sys.maxsize)
+        except RowError as error:
+            return error.detail
+        return None
 
 
 class Agent:
