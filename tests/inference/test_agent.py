@@ -180,6 +180,26 @@ def test_the_tool_form_calls_and_gets_results(model, latents, script):
     assert answer.to_row()["tools"] and first["content"][1]["text"] == "seg_1:\n"
 
 
+@pytest.mark.parametrize(
+    ("form", "word", "write"),
+    [
+        ("text", "chunk", lambda *numbers: f"EXPAND: {', '.join(map(str, numbers))}"),
+        ("tools", "segment", lambda *numbers: call(*(f"seg_{number}" for number in numbers))),
+    ],
+)
+def test_notes_have_the_word_of_the_form(model, latents, script, form, word, write):
+    replies = ["ANSWER: x", write(99), write(1), write(1), write(2), "Hm.", "ANSWER: x"]
+    script(model, replies)
+    agent = Agent(model, latents, form, chunk_tokens=CHUNK, budget=CHUNK, least_rounds=2)
+    notes = [note for step in agent.ask("Which?").rounds for note in step.notes]
+    for start in (f"Expand at least one {word} ", f"There is no {word} 99; {word}s are numbered "):
+        assert any(note.startswith(start) for note in notes)
+    for start in (f"{word.capitalize()} 1 is above", f"{word.capitalize()} 2 is too long"):
+        assert any(note.startswith(start) for note in notes)
+    other = {"chunk": "segment", "segment": "chunk"}[word]
+    assert all(other not in note.lower() for note in notes)
+
+
 def test_a_call_in_thoughts_is_no_call(model, latents, script):
     reply = f"<think>\nI could write {call('seg_1')}\n</think>\n\nPears."
     script(model, [reply])

@@ -205,19 +205,20 @@ class Agent:
         self, wish: Request | str | None, known: Sequence[Chunk], left: int
     ) -> tuple[list[Chunk], list[str]]:
         """Return the chunks to show after a reply, of `left` tokens together, and notes."""
+        unit = self.form.unit
         if isinstance(wish, str):
-            return [], [f"Expand at least one chunk before you answer. {self.form.usage}"]
+            return [], [f"Expand at least one {unit} before you answer. {self.form.usage}"]
         if wish is None or not (wish.numbers or wish.unknown):
             return [], [self.form.usage]
         notes = []
         if wish.unknown:
             listed = _shorten([number[:MAX_NOTED_DIGITS] for number in wish.unknown])
             notes.append(
-                f"There is no chunk {listed}; chunks are numbered 1 to {len(self.chunks)}."
+                f"There is no {unit} {listed}; {unit}s are numbered 1 to {len(self.chunks)}."
             )
         numbers_known = {chunk.number for chunk in known}
         if repeated := [number for number in wish.numbers if number in numbers_known]:
-            notes.append(f"Chunk {_listed(repeated)} is above already.")
+            notes.append(f"{unit.capitalize()} {_listed(repeated)} is above already.")
 
         expanded, skipped = [], []
         for number in wish.numbers:
@@ -230,7 +231,8 @@ class Agent:
             expanded.append(chunk)
             left -= chunk.latents.tokens
         if skipped:
-            notes.append(f"Chunk {_listed(skipped)} is too long for the {left} tokens left.")
+            listed = _listed(skipped)
+            notes.append(f"{unit.capitalize()} {listed} is too long for the {left} tokens left.")
         return expanded, notes
 
 

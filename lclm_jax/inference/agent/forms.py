@@ -64,6 +64,11 @@ class Form(Protocol):
         ...
 
     @property
+    def unit(self) -> str:
+        """The word for a chunk."""
+        ...
+
+    @property
     def usage(self) -> str:
         """A line that reminds the model of the form."""
         ...
@@ -94,6 +99,7 @@ class TextForm:
     """`EXPAND: 7, 9` and `ANSWER: ...`, as in section 7 of the paper; the last one counts."""
 
     tools = ()
+    unit = "chunk"
     usage = "Write EXPAND: and numbers of chunks, or ANSWER: and the answer."
     demand = "No more chunks can be expanded. Write ANSWER: and the answer."
 
@@ -132,6 +138,7 @@ class ToolForm:
     """Calls of a tool `expand` with names of segments; a reply without a call is the answer."""
 
     tools = (EXPAND_TOOL,)
+    unit = "segment"
     usage = "Call expand with names of segments, such as seg_1, or answer."
     demand = "No more segments can be expanded. Answer now."
 
