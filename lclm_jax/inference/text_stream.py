@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from lclm_jax.data.text.tokenizer import Tokenizer
 
 INCOMPLETE = "\ufffd"  # decoders write it for bytes that are no character, or not yet
+MAX_PENDING_TOKENS = 32  # whose text may change; bounds the work per token
 
 
 class TextStream:
@@ -15,30 +16,34 @@ class TextStream:
     that is complete first; `stopped` is then True, and further tokens add nothing. All pieces
     together are the text that `Tokenizer.decode` returns for all tokens, without control tokens,
     up to that stop string. (With byte fallback, bytes that are no characters may differ.)
+
+    Attributes:
+        count: tokens of the text, with that which completes a stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self.tokenizer, self.stop = tokenizer, stop
         self.stopped = False
+        self.count = 0
         self._tokens: list[int] = []
         self._first = 0  # decoding begins here, so that the next tokens have some before them
         self._decoded = 0  # tokens whose text is known
         self._withheld = ""
 
-    @property
-    def count(self) -> int:
-        """Tokens of the text, with that which completes a stop string."""
-        return len(self._tokens)
-
     def add(self, token: int) -> str:
         """Add a token and return the text that is certain now."""
         if self.stopped:
             return ""
+        self.count += 1
         self._tokens.append(token)
         before, text = self._decode_new()
         if not text.endswith(INCOMPLETE):
             self._first, self._decoded = self._decoded, len(self._tokens)
             self._withhold(text.removeprefix(before))
+        elif self._is_left_out(token):
+            self._tokens.pop()
+        elif len(self._tokens) - self._decoded > MAX_PENDING_TOKENS:
+            self._split(before, text)
         return self._release(longest_beginning(self._withheld, self.stop))
 
     def finish(self) -> str:
@@ -54,6 +59,32 @@ class TextStream:
         before = self._tokens[self._first : self._decoded]
         decode = self.tokenizer.decode
         return decode(before, control=False), decode(self._tokens[self._first :], control=False)
+
+    def _is_left_out(self, token: int) -> bool:
+        """Return whether a token has no text anywhere, as control tokens.
+
+        Twice, because a blank at the beginning of a text may be dropped. (A name that is not ASCII
+        may keep the bytes around it apart.)
+        """
+        decode = self.tokenizer.decode
+        return not decode([token, token], control=False) and decode([token]).isascii()
+
+    def _split(self, before: str, text: str):
+        """Append the text of the first pending tokens, if that of the others is the same after it.
+
+        Only the last character of a text that ends in bytes without a character can change.
+        """
+        decode = self.tokenizer.decode
+        known, pending = self._tokens[self._first : self._decoded], self._tokens[self._decoded :]
+        without_known = decode(pending, control=False)
+        for count in range(len(pending) // 2, len(pending)):
+            start = decode(known + pending[:count], control=False)
+            rest = text.removeprefix(start)
+            is_certain = rest not in ("", text)
+            if is_certain and decode(pending[:count], control=False) + rest == without_known:
+                self._first, self._decoded = self._decoded, self._decoded + count
+                self._withhold(start.removeprefix(before))
+                return
 
     def _withhold(self, text: str):
         """Append text, up to a stop string."""

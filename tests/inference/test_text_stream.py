@@ -35,6 +35,58 @@ def test_pieces_join_to_the_text_up_to_the_stop(tokenizer, tokens, text, stop):
         assert result.stopped == bool(ends)
 
 
+@pytest.fixture(scope="module")
+def parts_of_characters(tokenizer):
+    """Tokens whose bytes are no character by themselves, some that are, and control tokens."""
+    parts = [number for number in range(512) if tokenizer.decode([number]) == "\ufffd"]
+    assert len(parts) > 100
+    words = [number for letter in "é日\ufffda " for number in tokenizer.encode(letter).tolist()]
+    return [*parts, *words * 9, *tokenizer.control.values()]
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_bytes_without_a_character_are_streamed_without_a_difference(
+    tokenizer, parts_of_characters, data
+):
+    """More of them than are withheld."""
+    few = data.draw(st.lists(st.sampled_from(parts_of_characters), min_size=1, max_size=6))
+    tokens = data.draw(st.lists(st.sampled_from(few), min_size=40, max_size=150))
+    pieces, text = stream(tokenizer, tokens)
+    assert "".join(pieces) == tokenizer.decode(tokens, control=False)
+    assert text.count == len(tokens)
+
+
+class CountingTokenizer:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.decoded = tokenizer, 0
+
+    def decode(self, tokens, control=True):
+        self.decoded += len(tokens)
+        return self.tokenizer.decode(tokens, control)
+
+
+@pytest.mark.parametrize("kind", ["continuation", "beginning", "replacement", "control"])
+def test_the_work_per_token_is_bounded(tokenizer, kind):
+    """Bytes that never form a character, U+FFFD itself, or control tokens amid a character."""
+    first, second, third = tokenizer.encode("日").tolist()
+    slot = tokenizer.memory.slot
+    tokens = {
+        "continuation": [third] * 2000,
+        "beginning": [first, second] * 1000,
+        "replacement": tokenizer.encode("\ufffd" * 700).tolist(),
+        "control": [first, *[slot] * 2000, second, third],
+    }[kind]
+    counting = CountingTokenizer(tokenizer)
+    pieces, _ = stream(counting, tokens)
+    assert "".join(pieces) == tokenizer.decode(tokens, control=False)
+    assert counting.decoded < 150 * len(tokens)
+    if kind != "control":
+        assert max(map(len, pieces)) < 50
+
+
 def test_a_character_is_given_whole(tokenizer):
     tokens = tokenizer.encode("é🙂").tolist()
     assert len(tokens) > 2
