@@ -226,7 +226,9 @@ class Store:
     def append(self, name: str, text: str, ratio: int | None = None) -> StoredLatents:
         """Add text to the end of a document; only windows that change are encoded.
 
-        The result is that of compressing the whole text, bit for bit on one kind of device.
+        The result is that of compressing the whole text, bit for bit on one kind of device. The
+        whole text is tokenized again, since its last tokens may change with what follows and the
+        store has no tokens: it could not encode a damaged window again.
         """
         with changing(self.directory, documents_prefix(name)):
             known = self.get(name, ratio)
