@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lclm_jax.config import ConfigError
-from lclm_jax.config.settings import Directory, parse
+from lclm_jax.config.settings import Directory, Size, parse
 from lclm_jax.config.values import read_value
 from lclm_jax.errors import describe
 
@@ -170,6 +170,16 @@ def setting(hint: Any) -> Callable[[str], Any]:
 def path(text: str) -> Path:
     """Return the path that an argument names, with `~` expanded; it must not be empty."""
     return Path(setting(Directory)(text))
+
+
+def ratio_rule(text: str) -> tuple[str, int]:
+    """Return the pattern of names and the ratio in `PATTERN=RATIO`; a ratio alone is for all.
+
+    >>> ratio_rule("*.py=4"), ratio_rule("16")
+    (('*.py', 4), ('*', 16))
+    """
+    pattern, _, ratio = text.rpartition("=")
+    return pattern or "*", setting(Size)(ratio)
 
 
 def read_turns() -> Iterator[str]:

@@ -281,6 +281,37 @@ def test_ratios_of_a_document_are_kept_side_by_side(tmp_path, model_config, toke
     assert store.remove("prose", 4) == 1 and len(store.show("prose")) == 2
 
 
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ({"*": 4, "*.py": 2, "*/b.py": 8}, {"a.md": 4, "a.py": 2, "b.py": 8}),
+        ({"*.py": 8}, {"a.md": 4, "a.py": 8, "b.py": 8}),  # others have the model's
+        ({"*.py": 2, "*": 8}, {"a.md": 8, "a.py": 8, "b.py": 8}),
+        (2, {"a.md": 2, "a.py": 2, "b.py": 2}),
+        ({}, {"a.md": 4, "a.py": 4, "b.py": 4}),
+    ],
+)
+def test_documents_have_the_ratio_of_their_pattern(
+    tmp_path, model_config, noisy, tokenizer, ratio, expected
+):
+    compression = replace(model_config.compression, ratios=(2, 4, 8))
+    config = replace(model_config, compression=compression)
+    store = Store(tmp_path / "store", LanguageModel(config, noisy, tokenizer))
+    (tmp_path / "src").mkdir()
+    for name in expected:
+        (tmp_path / "src" / name).write_text(TEXT[:90], encoding="utf-8")
+    results = list(store.add_all([tmp_path / "src"], ratio))
+    ratios = {result.entry.name.rpartition("/")[2]: result.entry.ratio for result in results}
+    assert ratios == expected
+
+
+def test_ratios_are_checked_before_a_document_is_added(store, tmp_path):
+    (tmp_path / "a.md").write_text(TEXT[:90], encoding="utf-8")
+    with pytest.raises(ConfigError, match="compresses at ratio 4, got ratio=5"):
+        next(store.add_all([tmp_path / "a.md"], {"*": 4, "*.py": 5}))
+    assert store.ls() == []
+
+
 def test_an_unknown_document_is_named(store):
     for read in (store.get, store.show, store.remove):
         with pytest.raises(StoreError, match="nobody"):

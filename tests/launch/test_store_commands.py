@@ -4,9 +4,11 @@ import io
 import json
 import sys
 
+from convert.from_hf import from_hf
 from launch import agent, ask, chat, compress, store
 from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.language_model import LanguageModel
+from tests.support.paths import MODELS
 
 PAIRS = (
     "color: this some, calls open, created open, return search, support request, version integer,"
@@ -99,6 +101,23 @@ def test_nothing_to_add_is_an_error(lookup, tmp_path, command, capsys):
     arguments = (tmp_path / "absent", "--store", tmp_path / "store", "--checkpoint", lookup)
     assert command(compress, *arguments) == 2
     assert "no document was added" in capsys.readouterr().err
+
+
+def test_files_have_the_ratio_of_their_pattern(lookup, tmp_path, command, capsys):
+    model, notes = tmp_path / "ratios", tmp_path / "notes"
+    from_hf(MODELS / "small_ratios", model)
+    notes.mkdir()
+    for name in ("a.md", "b.py"):
+        (notes / name).write_text(PAIRS, encoding="utf-8")
+    arguments = (notes, "--store", tmp_path / "memories", "--checkpoint", model)
+    assert command(compress, *arguments, "--ratio", "*.py=4", "--ratio", "8") == 0
+    lines = capsys.readouterr().out.splitlines()
+    latents = [int(line.partition(" tokens as ")[2].partition(" ")[0]) for line in lines]
+    assert latents[0] < latents[1] <= 2 * latents[0]
+    assert command(compress, *arguments, "--ratio", "*.py=5") == 2
+    assert "this model compresses at ratio 4, 2, 8, 16, got ratio=5" in capsys.readouterr().err
+    assert command(compress, *arguments, "--ratio", "*.py=many") == 2
+    assert "must be an integer" in capsys.readouterr().err
 
 
 def test_damage_is_listed(lookup, tmp_path, command, capsys):

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -143,17 +144,22 @@ class Store:
     def add_all(
         self,
         sources: Iterable[str | Path],
-        ratio: int | None = None,
+        ratio: int | Mapping[str, int] | None = None,
         window: int | None = None,
         progress: Progress = without_progress,
     ) -> Iterator[StoredLatents | Rejection]:
         """Compress files, directories and patterns; see `add`.
 
-        Yields the latents of each document, or why a file was not read.
+        `ratio` may depend on a document's name: in `{"*": 16, "*.py": 4}` the last pattern that
+        fits the name counts. Yields the latents of each document, or why a file was not read.
         """
+        ratios = ratio if isinstance(ratio, Mapping) else {"*": ratio}
+        for value in ratios.values():
+            resolve_ratio(value, self.model.config)
         for document in read_documents(sources):
             if isinstance(document, Document):
-                yield self.add_text(document.name, document.text, ratio, window, progress)
+                value = find_ratio(document.name, ratios)
+                yield self.add_text(document.name, document.text, value, window, progress)
             else:
                 yield document
 
@@ -363,6 +369,16 @@ class Store:
             keys = self._objects.list("documents/")
             entries = [entry for key in keys for entry in self._read_entry(key)]
             return clean_up(self._objects, entries, progress)
+
+
+def find_ratio(name: str, ratios: Mapping[str, int | None]) -> int | None:
+    """Return the ratio of the last pattern that fits the name of a document; None if none does.
+
+    >>> find_ratio("src/main.py", {"*": 16, "*.py": 4})
+    4
+    """
+    fitting = [ratio for pattern, ratio in ratios.items() if fnmatchcase(name, pattern)]
+    return fitting[-1] if fitting else None
 
 
 def open_store(directory: str | Path, checkpoint: str | Path | None = None) -> Store:
