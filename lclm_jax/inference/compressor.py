@@ -21,7 +21,7 @@ from lclm_jax.inference.device_queue import DeviceQueue
 from lclm_jax.inference.latents import BlockSlice, Latents
 from lclm_jax.inference.token_ids import check_ids
 from lclm_jax.model.lclm import LCLM, apply
-from lclm_jax.typing import Array, Float, Params
+from lclm_jax.typing import Array, Float, Int, Params
 
 WINDOWS_AT_ONCE = 16  # windows per encoder pass; bounds device memory for texts of any length
 PASSES = (WINDOWS_AT_ONCE, 4, 1)  # windows per pass; the last windows of a text use small passes
@@ -57,7 +57,7 @@ class Compressor:
         return cut_windows(known, self.config, ratio, self.marker)
 
     def compress(self, parts: Iterable[np.ndarray], ratio: int | None) -> Latents:
-        """Compress a context whose tokens arrive in parts; each window becomes a block."""
+        """Compress a context whose tokens arrive in parts; windows share blocks where they fit."""
         token_counts, latent_counts = [], []
 
         def counted() -> Iterator[np.ndarray]:
@@ -70,11 +70,13 @@ class Compressor:
                 latent_counts.append(piece.latents)
                 yield piece
 
-        blocks = self.project(list(self.encode(pieces())), latent_counts)
-        slices = [
+        blocks = self.encode(pieces())
+        if self.config.adapter.attention:
+            blocks = self.project(list(blocks), latent_counts)
+        slices = (
             BlockSlice(block, 0, count) for block, count in zip(blocks, latent_counts, strict=True)
-        ]
-        return Latents(slices, sum(token_counts))
+        )
+        return Latents(list(self.share_blocks(slices)), sum(token_counts))
 
     def compress_all(self, contexts: Sequence[Context]) -> list[Latents]:
         """Compress several contexts; short ones share windows.
@@ -97,7 +99,7 @@ class Compressor:
             windows[window].append(PlacedPiece(piece, position, latent))
 
         blocks = list(self.encode_windows(windows))
-        slices = (
+        slices = self.share_blocks(
             BlockSlice(blocks[window], latent, piece.latents)
             for piece, (window, _, latent) in zip(pieces, offsets, strict=True)
         )
@@ -153,13 +155,57 @@ class Compressor:
         if not self.config.adapter.attention:
             return blocks
         size, used = len(blocks[0]), len(blocks)
-        padding = (1 << (used - 1).bit_length()) - used
-        inside = np.arange(size) < np.array([*counts, *[0] * padding])[:, None]
+        padded = tuple(pad_to_power_of_two(blocks))
+        inside = np.arange(size) < np.array([*counts, *[0] * (len(padded) - used)])[:, None]
         positions = np.where(inside, np.cumsum(inside).reshape(inside.shape) - 1, 0)
         places = Places(*(x.reshape(1, -1).astype(np.int32) for x in (inside, positions)))
-        padded = (*blocks, *[blocks[0]] * padding)
         with self.queue.turn():
             return list(project_blocks(self.weights, padded, places, self.config)[:used])
+
+    def share_blocks(self, slices: Iterable[BlockSlice]) -> Iterator[BlockSlice]:
+        """Yield the same latents from shared blocks, as many consecutive slices in each as fit.
+
+        A block has room for a window at the smallest ratio; at a larger one, a window would leave
+        most of it empty, and the decoder would read fewer latents with every chunk.
+        """
+        group: list[BlockSlice] = []
+        for part in slices:
+            if group and sum(other.count for other in group) + part.count > len(part.block):
+                yield from self._join(group)
+                group = []
+            group.append(part)
+        yield from self._join(group)
+
+    def _join(self, slices: Sequence[BlockSlice]) -> Sequence[BlockSlice]:
+        """Return slices as parts of one block, unless they are already."""
+        blocks = {id(part.block): part.block for part in slices}
+        if len(blocks) <= 1:
+            return slices
+        size, numbers = len(slices[0].block), {key: number for number, key in enumerate(blocks)}
+        rows = np.zeros(size, np.int32)
+        joined_slices, first = [], 0
+        for part in slices:
+            start = numbers[id(part.block)] * size + part.first
+            rows[first : first + part.count] = start + np.arange(part.count)
+            joined_slices.append((first, part.count))
+            first += part.count
+        with self.queue.turn():
+            joined = join_blocks(tuple(pad_to_power_of_two(list(blocks.values()))), rows)
+        return [BlockSlice(joined, *position) for position in joined_slices]
+
+
+def pad_to_power_of_two(blocks: Sequence[Array]) -> Sequence[Array]:
+    """Repeat the first block until their number is a power of two, to bound compiled programs."""
+    padding = (1 << (len(blocks) - 1).bit_length()) - len(blocks)
+    return [*blocks, *[blocks[0]] * padding]
+
+
+@serving_program()
+def join_blocks(
+    blocks: tuple[Float[Array, "P D"], ...], rows: Int[Array, "P"]
+) -> Float[Array, "P D"]:
+    """Return rows of the concatenated blocks as one block, replicated on every device."""
+    return constrain(jnp.concatenate(blocks)[rows], None, None)
 
 
 @serving_program(static_argnames=("config",))

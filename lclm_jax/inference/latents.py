@@ -40,13 +40,10 @@ class LatentStarts:
 class Latents:
     """A compressed text: M vectors [M D] for the decoder, in place of `tokens` tokens.
 
-    `LanguageModel.compress` makes them, on the device, in blocks with the latents of one window
-    each. They can also be made from an array of vectors [M D]. Those of a text know it (`text`,
-    None for others) and the characters of each latent (`offsets`), and `latents[start:stop]` are
-    the latents of a part of it.
-
-    Pickles and copies have the vectors, as an array on the host, with the text and its characters:
-    they need neither the model nor the store from which the latents came.
+    `LanguageModel.compress` makes them, on the device, in blocks with the latents of one or more
+    windows each. They can also be made from an array of vectors [M D]. Those of a text know it
+    (`text`, None for others) and the characters of each latent (`offsets`), and
+    `latents[start:stop]` are the latents of a part of it.
 
     Raises LatentsError for an array of another rank, or with NaN or infinite values. The values
     of a compressed text are checked when `vectors` is first read.

@@ -413,3 +413,28 @@ def test_training_examples_have_every_ratio(config, tokenizer):
         return {len(piece.tokens) // piece.latents for piece in pieces}
 
     assert (ratios(config), ratios(several)) == ({4}, {2, 4, 8})
+
+
+# Blocks of latents on the device
+
+
+def test_windows_share_blocks_so_that_chunks_read_as_many_latents_at_every_ratio(tokenizer):
+    config = model(ratio=8, ratios=(2, 4, 8), window=16)
+    several = LanguageModel(config, noise(config), tokenizer)
+    tokens = np.arange(150, dtype=np.int32)
+    for ratio in (2, 4, 8):
+        single = LanguageModel(fixed(config, ratio), several.weights, tokenizer)
+        (latents,) = several.compress_all([Context(tokens, ratio)])
+        (expected,) = single.compress_all([Context(tokens)])
+        np.testing.assert_allclose(latents.vectors, expected.vectors, atol=1e-6)
+
+        size = config.compression.latents_per_window
+        blocks = {id(part.block) for part in latents.slices(size, config.dtype)}
+        per_block = size // (16 // ratio) * (16 // ratio)
+        assert len(blocks) == -(-len(latents) // per_block)
+
+    contexts = [Context(tokens[:count], 8) for count in (40, 3, 150, 17)]
+    together = several.compress_all(contexts)
+    for context, latents in zip(contexts, together, strict=True):
+        (expected,) = several.compress_all([context])
+        np.testing.assert_allclose(latents.vectors, expected.vectors, atol=1e-5)

@@ -187,8 +187,8 @@ class DocumentReader:
         missing = [number for number in wanted if number not in self._slices]
         counts = self.index.counts[missing].tolist()
         blocks = self._compressor.project(self._load_blocks(missing), counts) if missing else []
-        for number, block, count in zip(missing, blocks, counts, strict=True):
-            self._slices[number] = BlockSlice(block, 0, count)
+        slices = (BlockSlice(block, 0, n) for block, n in zip(blocks, counts, strict=True))
+        self._slices.update(zip(missing, self._compressor.share_blocks(slices), strict=True))
         return [self._slices[number] for number in range(first, stop)]
 
     def _load_blocks(self, numbers: Sequence[int]) -> list[Array]:
