@@ -48,7 +48,7 @@ from lclm_jax.config import (
 from lclm_jax.data.prepare import prepare as prepare_sources
 from lclm_jax.data.synthetic.pairs import NAMES, write_corpus, write_held_out
 from lclm_jax.data.text.tokenizer import Tokenizer
-from lclm_jax.evaluation import EvaluationConfig
+from lclm_jax.evaluation.held_out import EvaluationConfig
 from lclm_jax.experiment import Experiment
 from lclm_jax.progress import track
 

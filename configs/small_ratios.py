@@ -14,7 +14,7 @@ from dataclasses import replace
 from configs.small import config as small_config
 from configs.small import language, prepare, prepare_held_out, recipe, together, tower
 from lclm_jax.config import CompressionConfig, Config, Stream
-from lclm_jax.evaluation import EvaluationConfig
+from lclm_jax.evaluation.held_out import EvaluationConfig
 from lclm_jax.experiment import Experiment
 
 EVALUATION = EvaluationConfig(

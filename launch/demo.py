@@ -11,7 +11,7 @@ from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.verify.export import verify_export
 from lclm_jax.checkpoint.steps import Checkpoints
 from lclm_jax.cli import add_config_arguments, make_parser, run
-from lclm_jax.evaluation.suite import evaluate, is_evaluated, write_evaluation
+from lclm_jax.evaluation.held_out.suite import evaluate, is_evaluated, write_evaluation
 from lclm_jax.experiment import load_experiment
 from lclm_jax.files.directories import locked
 from lclm_jax.inference.language_model import load

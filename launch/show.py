@@ -11,7 +11,7 @@ from configs.lclm_0p6b_4b_16x import config as published_config
 from convert.from_hf import from_hf
 from lclm_jax.cli import add_checkpoint_argument, add_config_arguments, make_parser, path, run
 from lclm_jax.config import ConfigError
-from lclm_jax.evaluation.suite import evaluate
+from lclm_jax.evaluation.held_out.suite import evaluate
 from lclm_jax.experiment import load_experiment
 from lclm_jax.inference.language_model import load
 from lclm_jax.reports.terminal import show_evaluation

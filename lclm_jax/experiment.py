@@ -20,7 +20,7 @@ from lclm_jax.config.settings import Directory, parse
 from lclm_jax.config.values import override
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.errors import UserError
-from lclm_jax.evaluation.evaluator import EvaluationConfig
+from lclm_jax.evaluation.held_out.evaluator import EvaluationConfig
 
 T = TypeVar("T")
 

@@ -1,24 +1,6 @@
-"""Evaluation of trained models on documents they have never seen."""
+"""Evaluation of models: on held-out documents, and on questions about long texts."""
 
-from lclm_jax.evaluation.evaluator import EvaluationConfig, Evaluator
-from lclm_jax.evaluation.results import (
-    Continuation,
-    Evaluation,
-    PassageScore,
-    Questions,
-    Reconstruction,
-    Samples,
-)
+from lclm_jax.evaluation.held_out import EvaluationConfig, Evaluator
 from lclm_jax.evaluation.statistics import Proportion
 
-__all__ = [
-    "Continuation",
-    "Evaluation",
-    "EvaluationConfig",
-    "Evaluator",
-    "PassageScore",
-    "Proportion",
-    "Questions",
-    "Reconstruction",
-    "Samples",
-]
+__all__ = ["EvaluationConfig", "Evaluator", "Proportion"]

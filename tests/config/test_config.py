@@ -26,7 +26,7 @@ from lclm_jax.config import (
 )
 from lclm_jax.config.settings import Range, Settings, field_hints
 from lclm_jax.config.values import from_dict, override, to_dict, with_current_names
-from lclm_jax.evaluation import EvaluationConfig
+from lclm_jax.evaluation.held_out import EvaluationConfig
 from lclm_jax.inference.sampling import Sampling
 
 pytestmark = pytest.mark.newest

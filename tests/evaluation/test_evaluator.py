@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lclm_jax.config import CompressionConfig, ConfigError
-from lclm_jax.evaluation import EvaluationConfig, Evaluator, Proportion
+from lclm_jax.evaluation.held_out import EvaluationConfig, Evaluator, Proportion
 from lclm_jax.inference.language_model import LanguageModel
 from tests.support.records import with_noise
 

@@ -13,7 +13,7 @@ from lclm_jax.checkpoint.model_files import save_model
 from lclm_jax.cli import BROKEN_PIPE_STATUS
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError, describe
-from lclm_jax.evaluation import EvaluationConfig
+from lclm_jax.evaluation.held_out import EvaluationConfig
 from lclm_jax.experiment import load_experiment, load_recipe
 from lclm_jax.files.reading import read_json
 from tests.support.paths import MODELS, ROOT

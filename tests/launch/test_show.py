@@ -4,7 +4,7 @@ import pytest
 
 from launch import show
 from lclm_jax.data.synthetic import pairs
-from lclm_jax.evaluation import evaluator
+from lclm_jax.evaluation.held_out import evaluator
 from tests.support.paths import MODELS
 
 

@@ -17,7 +17,7 @@ from lclm_jax.data.recipe import interleaved_record, reconstruction_record, sft_
 from lclm_jax.data.records import VIEWS, Context, Plain, Section, Span, View
 from lclm_jax.data.records.views import at_ratio, train_first_span
 from lclm_jax.data.rows.raw_examples import RawExample
-from lclm_jax.evaluation.results import (
+from lclm_jax.evaluation.held_out.results import (
     Continuation,
     Evaluation,
     PassageScore,

@@ -8,7 +8,7 @@ from typing import Any
 
 from lclm_jax.config import Config, ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
-from lclm_jax.evaluation.evaluator import EvaluationConfig, Evaluator
+from lclm_jax.evaluation.held_out.evaluator import EvaluationConfig, Evaluator
 from lclm_jax.files.atomic import write_whole
 from lclm_jax.files.reading import read_json
 from lclm_jax.files.run_layout import EVALUATION

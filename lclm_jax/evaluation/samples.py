@@ -1,0 +1,47 @@
+"""Answers of an evaluation, each with its scores: the rows of every table and picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The answer to one question in one view.
+
+    Attributes:
+        task: name of the task; its rows are averaged.
+        number: of the row in its task.
+        view: label of the view, such as "latents 16x".
+        answer: what the model wrote, or for choices their log-likelihoods in JSON.
+        references: right answers.
+        scores: value of each metric, the first of which is the task's own.
+        positions: length of the prompt that the decoder read: tokens and latents; for choices, of
+            the longest.
+        tags: values by which tables group samples, such as the length of the passage in tokens.
+        prompt: hash of the question before its passages are viewed; equal in all views.
+    """
+
+    task: str
+    number: int
+    view: str
+    answer: str
+    references: Sequence[str]
+    scores: Mapping[str, float]
+    positions: int
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+
+    @property
+    def score(self) -> float:
+        """The value of the task's own metric."""
+        return next(iter(self.scores.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sample in JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Sample":
+        """Return the sample of `to_dict`."""
+        return cls(**values)

@@ -1,0 +1,1 @@
+"""Tasks of this package: published rows, questions about histories, and a generator of them."""
