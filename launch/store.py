@@ -46,7 +46,8 @@ def main():
         sys.stdout.write("every object is as it was written\n")
     else:
         cleaned = store.gc(track)
-        sys.stdout.write(f"removed {cleaned.removed} objects, {cleaned.needed} are needed\n")
+        removed = f"{cleaned.removed} objects and {cleaned.unfinished} unfinished files"
+        sys.stdout.write(f"removed {removed}; {cleaned.needed} objects are needed\n")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,11 @@ def test_from_files_to_an_answer_with_its_sources(lookup, tmp_path, command, cap
     assert f"model_name  {lookup}" in capsys.readouterr().out
     assert command(store, "verify", memories) == 0
     assert command(store, "remove", memories, f"{notes}/pairs.md") == 0
+    (memories / "texts" / "0a1b.__lock").write_bytes(b"half a te")  # of a killed process
     assert command(store, "gc", memories) == 0
-    assert "removed 3 objects, 0 are needed" in capsys.readouterr().out
+    written = capsys.readouterr().out
+    assert "removed 3 objects and 1 unfinished files; 0 objects are needed" in written
+    assert not list(memories.rglob("*.__lock"))
     assert command(ask, "version?", "--store", memories) == 2
     assert "expected documents of one model" in capsys.readouterr().err
 
