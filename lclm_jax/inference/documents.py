@@ -112,6 +112,29 @@ def read_document(path: str | Path) -> Document:
     return document
 
 
+def group_documents(
+    documents: Iterable[Document | Rejection], shortest: int, longest: int
+) -> Iterator[list[Document | Rejection]]:
+    """Yield consecutive documents in groups of at most `longest` characters; a longer one is alone.
+
+    Each counts as at least `shortest` characters. Documents before an error are yielded first.
+    """
+    group: list[Document | Rejection] = []
+    size = 0
+    try:
+        for document in documents:
+            characters = len(document.text) if isinstance(document, Document) else 0
+            size += max(shortest, characters)
+            if group and size > longest:
+                yield group
+                group, size = [], max(shortest, characters)
+            group.append(document)
+    except UserError:
+        yield group
+        raise
+    yield group
+
+
 def _find_targets(pattern: str) -> list[Path | Rejection]:
     """Return the files that a path or pattern stands for, and what cannot be read there."""
     # Path.glob rejects absolute patterns. A name may itself have the characters of a pattern.

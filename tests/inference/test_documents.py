@@ -15,7 +15,7 @@ import pytest
 from lclm_jax.data.inputs.files import Rejection
 from lclm_jax.errors import UserError
 from lclm_jax.inference import documents
-from lclm_jax.inference.documents import Document, read_documents
+from lclm_jax.inference.documents import Document, group_documents, read_documents
 
 pytestmark = pytest.mark.newest
 
@@ -332,3 +332,12 @@ def test_a_missing_library_is_named_when_a_file_needs_it(tmp_path, monkeypatch):
     expected = r"needs markitdown: pip install 'lclm_jax\[documents\]'"
     with pytest.raises(UserError, match=expected):
         read_bytes(tmp_path, "a.pdf", PDF)
+
+
+def test_documents_are_grouped_by_their_length():
+    lengths = [10, 1, 1, 50, 30, 5, 200, 40]
+    texts = [Document(str(number), "x" * length) for number, length in enumerate(lengths)]
+    rejection = Rejection("odd", 0, "missing", "nothing there")
+    groups = list(group_documents([*texts, rejection], shortest=10, longest=60))
+    grouped = [[len(item.text) if item is not rejection else 0 for item in g] for g in groups]
+    assert grouped == [[10, 1, 1], [50], [30, 5], [200], [40, 0]]

@@ -4,6 +4,7 @@ import copy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pickle import dumps, loads
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from lclm_jax.config import AdapterConfig, ConfigError
 from lclm_jax.data.inputs.files import Rejection
 from lclm_jax.data.text.tokenizer import TextError
+from lclm_jax.errors import UserError
+from lclm_jax.inference.documents import Document, read_documents
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.store import Store, StoreError
@@ -182,6 +185,67 @@ def test_files_directories_and_what_is_not_read(store, tmp_path):
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     with pytest.raises(TextError, match="expected text, got none"):
         store.add(tmp_path / "empty.txt")
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """A directory of small documents, with windows in common and a file that is not read."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    texts = [TEXT[:60], TEXT[60:100], TEXT[:60], TEXT[:30] + TEXT[500:600], "Hi."]
+    for number, text in enumerate([*texts, *(TEXT[n : n + 50] for n in range(700, 1700, 50))]):
+        (folder / f"{number:02}.md").write_text(text, encoding="utf-8")
+    (folder / "03.bin").write_bytes(bytes(range(256)))
+    return folder
+
+
+def test_small_documents_share_passes_and_read_as_those_added_alone(
+    store, tmp_path, model, notes, encoded
+):
+    results = list(store.add_all([notes]))
+    together, documents = list(encoded), [r for r in results if not isinstance(r, Rejection)]
+    assert [type(result) is Rejection for result in results].index(True) == 3
+    assert sum(together) == sum(document.encoded for document in documents)
+    assert len(together) <= sum(together) // 4 + 3
+
+    other = Store(tmp_path / "other", model)
+    for document in documents:
+        alone = other.add(document.entry.name)
+        np.testing.assert_array_equal(document.vectors, alone.vectors)
+        assert (document.encoded, document.reused) == (alone.encoded, alone.reused)
+        assert replace(document.entry, added="") == replace(alone.entry, added="")
+    assert documents[2].encoded == 0 and documents[2].reused and store.verify() == []
+    again = [d for d in store.add_all([notes]) if not isinstance(d, Rejection)]
+    assert not any(document.encoded for document in again)
+
+
+def test_small_documents_may_be_cleaned_up_while_they_are_added(store, notes):
+    for result in store.add_all([notes]):
+        store.gc()
+        if not isinstance(result, Rejection):
+            assert len(Store(store.directory, store.model)[result.entry.name].vectors)
+    assert store.verify() == []
+
+
+def test_small_documents_before_an_error_are_added(store, notes, monkeypatch):
+    def read(sources):
+        yield from islice(read_documents(sources), 2)
+        yield Document("odd", "a\ud800b")
+        yield Document("never", "words")
+
+    monkeypatch.setattr("lclm_jax.inference.store.store.read_documents", read)
+    with pytest.raises(TextError, match="odd"):
+        list(store.add_all([notes]))
+    assert len(store.ls()) == 2
+
+    def stop(sources):
+        yield Document("first", "words")
+        raise UserError("a library is missing")
+
+    monkeypatch.setattr("lclm_jax.inference.store.store.read_documents", stop)
+    with pytest.raises(UserError, match="library"):
+        list(store.add_all([notes]))
+    assert len(store.ls()) == 3
 
 
 @pytest.mark.parametrize("text", ["", "a\ud800b"])

@@ -1,7 +1,7 @@
 """Writing and reading of one document of a store: its windows, its text and its index."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -66,7 +66,11 @@ class Index:
 
 
 class WindowWriter:
-    """Writes the windows of one document; those that the store has are not encoded again."""
+    """Writes the windows of one document; those that the store has are not encoded again.
+
+    `new` are keys of windows that were encoded for this document or others, and have not been
+    counted; those of this document are taken out.
+    """
 
     def __init__(
         self,
@@ -75,11 +79,13 @@ class WindowWriter:
         model_id: str,
         ratio: int,
         precision: Precision,
+        new: set[str] | None = None,
     ):
         self.objects, self.compressor, self.model_id = objects, compressor, model_id
         self.ratio = ratio
         self.precision: Precision = precision
         self.encoded = self.reused = 0
+        self._new = set() if new is None else new
         self._keys: list[str] = []
         self._counts: list[int] = []
         self._offsets: list[np.ndarray] = []
@@ -115,27 +121,45 @@ class WindowWriter:
 
     def _write_batch(self, pieces: Sequence[ContextPiece]):
         keys = [window_key(piece, self.model_id, self.precision) for piece in pieces]
-        windows = read_windows(self.objects, list(dict.fromkeys(keys)))
-        # A window that occurs several times is encoded once, and one that is damaged again.
-        missing = {k: p for k, p in zip(keys, pieces, strict=True) if windows[k] is None}
-        blocks = list(self.compressor.encode(missing.values(), (PASS_WINDOWS,)))
-        packed = {}
-        for (key, piece), block in zip(missing.items(), blocks, strict=True):
-            latents = np.asarray(block)[: piece.latents]
-            check_finite(latents)
-            packed[key] = pack_window(latents, self.precision)
-            windows[key] = unpack_window(packed[key])
-        self.objects.write(packed)
+        pieces_by_key = dict(zip(keys, pieces, strict=True))
+        windows, encoded = encode_missing(
+            self.objects, self.compressor, self.precision, pieces_by_key
+        )
+        new = encoded | (self._new & windows.keys())
+        self._new -= new
 
-        self.encoded += len(missing)
-        self.reused += len(pieces) - len(missing)
+        self.encoded += len(new)
+        self.reused += len(pieces) - len(new)
         self._keys += keys
         self._counts += [piece.latents for piece in pieces]
         for key in keys:
-            window = windows[key]
-            assert window is not None
-            self._squared_error += window.squared_error
-            self._squares += window.squares
+            self._squared_error += windows[key].squared_error
+            self._squares += windows[key].squares
+
+
+def encode_missing(
+    objects: Objects,
+    compressor: Compressor,
+    precision: Precision,
+    pieces: Mapping[str, ContextPiece],
+) -> tuple[dict[str, StoredWindow], set[str]]:
+    """Encode and write windows, given by key, that the store does not have or that are damaged.
+
+    Returns all windows, and the keys of those that were encoded. Raises LatentsError if latents are
+    NaN or infinite, and StoreError if they cannot be written.
+    """
+    windows = read_windows(objects, list(pieces))
+    known = {key: window for key, window in windows.items() if window is not None}
+    missing = {key: piece for key, piece in pieces.items() if key not in known}
+    blocks = list(compressor.encode(missing.values(), (PASS_WINDOWS,)))
+    packed = {}
+    for (key, piece), block in zip(missing.items(), blocks, strict=True):
+        latents = np.asarray(block)[: piece.latents]
+        check_finite(latents)
+        packed[key] = pack_window(latents, precision)
+        known[key] = unpack_window(packed[key])
+    objects.write(packed)
+    return known, set(missing)
 
 
 def read_windows(objects: Objects, keys: Sequence[str]) -> dict[str, StoredWindow | None]:

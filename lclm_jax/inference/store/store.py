@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -12,20 +13,32 @@ from weakref import WeakValueDictionary
 
 from lclm_jax.config import ConfigError
 from lclm_jax.data.inputs.files import Rejection
+from lclm_jax.data.records import ContextPiece
 from lclm_jax.data.records.windows import resolve_ratio
 from lclm_jax.data.text.tokenizer import TextError, count_parts
 from lclm_jax.errors import UserError
 from lclm_jax.files.directories import DirectoryError, check_path
 from lclm_jax.inference.compressor import Compressor
-from lclm_jax.inference.documents import Document, read_document, read_documents
+from lclm_jax.inference.documents import (
+    Document,
+    group_documents,
+    read_document,
+    read_documents,
+)
 from lclm_jax.inference.language_model import LanguageModel, load
-from lclm_jax.inference.store.documents import DocumentReader, StoredLatents, WindowWriter
+from lclm_jax.inference.store.documents import (
+    WINDOWS_AT_ONCE,
+    DocumentReader,
+    StoredLatents,
+    WindowWriter,
+    encode_missing,
+)
 from lclm_jax.inference.store.entries import Entry, documents_prefix
 from lclm_jax.inference.store.identity import find_model_id
 from lclm_jax.inference.store.locks import changing, cleaning, writing
 from lclm_jax.inference.store.maintenance import Cleaned, clean_up, find_damage
 from lclm_jax.inference.store.objects import Objects, StoreError
-from lclm_jax.inference.store.windows import FLOATS, Precision
+from lclm_jax.inference.store.windows import FLOATS, Precision, window_key
 from lclm_jax.progress import Progress, without_progress
 from lclm_jax.typing import Params
 
@@ -156,12 +169,43 @@ class Store:
         ratios = ratio if isinstance(ratio, Mapping) else {"*": ratio}
         for value in ratios.values():
             resolve_ratio(value, self.model.config)
-        for document in read_documents(sources):
-            if isinstance(document, Document):
-                value = find_ratio(document.name, ratios)
-                yield self.add_text(document.name, document.text, value, window, progress)
-            else:
-                yield document
+        shortest = self._compressor(window).config.compression.window
+        longest = WINDOWS_AT_ONCE * shortest  # few tokens are shorter than a character
+        for group in group_documents(read_documents(sources), shortest, longest):
+            new = self._encode_together(group, ratios, window)
+            for document in group:
+                if isinstance(document, Rejection):
+                    yield document
+                    continue
+                name, value = document.name, find_ratio(document.name, ratios)
+                with changing(self.directory, documents_prefix(name)):
+                    latents = self._add_text(
+                        name, document.text, value, window, self.precision, progress, new
+                    )
+                yield latents
+
+    def _encode_together(
+        self,
+        group: Sequence[Document | Rejection],
+        ratios: Mapping[str, int | None],
+        window: int | None,
+    ) -> set[str]:
+        """Encode and write the windows of several documents, so that they fill passes together.
+
+        Returns the keys of windows that were encoded. An error is left to the document that has it.
+        """
+        documents = [document for document in group if isinstance(document, Document)]
+        if len(documents) < 2:
+            return set()
+        compressor = self._compressor(window)
+        pieces: dict[str, ContextPiece] = {}
+        with suppress(UserError), writing(self.directory):
+            for document in documents:
+                tokens = self.model.tokenizer.encode_stream(document.text)
+                for piece in compressor.cut(tokens, find_ratio(document.name, ratios)):
+                    pieces[window_key(piece, self.model_id, self.precision)] = piece
+            return encode_missing(self._objects, compressor, self.precision, pieces)[1]
+        return set()
 
     def add_text(
         self,
@@ -187,7 +231,9 @@ class Store:
         window: int | None,
         precision: Precision,
         progress: Progress = without_progress,
+        new: set[str] | None = None,
     ) -> StoredLatents:
+        """Compress a text; `new` is that of `WindowWriter`."""
         if not text:
             raise TextError(f"expected text to compress as {name}, got an empty string")
         try:
@@ -201,7 +247,7 @@ class Store:
         ratio = resolve_ratio(ratio, compressor.config)
         parts = self.model.tokenizer.encode_stream_with_offsets(text)
         tracked = progress(parts, f"compressing {name}", count_parts(text))
-        writer = WindowWriter(self._objects, compressor, self.model_id, ratio, precision)
+        writer = WindowWriter(self._objects, compressor, self.model_id, ratio, precision, new)
         with writing(self.directory):
             index = writer.write(tracked)
             index_content = index.to_bytes()
