@@ -56,8 +56,13 @@ class Compressor:
         known = (check_ids(part, self.config.encoder.vocab) for part in parts)
         return cut_windows(known, self.config, ratio, self.marker)
 
-    def compress(self, parts: Iterable[np.ndarray], ratio: int | None) -> Latents:
-        """Compress a context whose tokens arrive in parts; windows share blocks where they fit."""
+    def compress(
+        self, parts: Iterable[np.ndarray], ratio: int | None, passes: Sequence[int] = PASSES
+    ) -> Latents:
+        """Compress a context whose tokens arrive in parts; windows share blocks where they fit.
+
+        `passes` are those of `encode_windows`.
+        """
         token_counts, latent_counts = [], []
 
         def counted() -> Iterator[np.ndarray]:
@@ -70,7 +75,7 @@ class Compressor:
                 latent_counts.append(piece.latents)
                 yield piece
 
-        blocks = self.encode(pieces())
+        blocks = self.encode(pieces(), passes)
         if self.config.adapter.attention:
             blocks = self.project(list(blocks), latent_counts)
         slices = (
@@ -192,6 +197,15 @@ class Compressor:
         with self.queue.turn():
             joined = join_blocks(tuple(pad_to_power_of_two(list(blocks.values()))), rows)
         return [BlockSlice(joined, *position) for position in joined_slices]
+
+
+def pass_sizes(windows_at_once: int) -> tuple[int, ...]:
+    """Return the numbers of windows of passes that have at most `windows_at_once`.
+
+    >>> pass_sizes(128)
+    (128, 16, 4, 1)
+    """
+    return (windows_at_once, *(size for size in PASSES if size < windows_at_once))
 
 
 def pad_to_power_of_two(blocks: Sequence[Array]) -> Sequence[Array]:

@@ -18,10 +18,11 @@ from launch.bench.accelerator.comparison import (
     write_outputs,
 )
 from launch.bench.accelerator.first_token import make_model
-from launch.bench.accelerator.inference import compress, decode, prefill
+from launch.bench.accelerator.inference import decode
 from launch.bench.accelerator.record import Record, read_results
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import middle, repeat, seconds_of
+from lclm_jax.evaluation.first_token import compress, prefill
+from lclm_jax.evaluation.timing import middle, repeat, seconds_of
 from lclm_jax.inference.language_model import LanguageModel
 
 DECODING_ROUNDS = 5
@@ -55,7 +56,7 @@ def first_token(model: LanguageModel, inputs: Inputs, exchange: Path, room: int)
     def read() -> Any:
         return prefill(model, compress(model, inputs.context), inputs.question, room)
 
-    write_outputs(exchange, "ours", {FIRST_TOKEN: np.asarray(read().scores, np.float32)})
+    write_outputs(exchange, "ours", {FIRST_TOKEN: np.asarray(read().logits, np.float32)})
     rounds = repeat(read)
     return Task(middle(rounds), rounds)
 

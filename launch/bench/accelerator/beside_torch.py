@@ -24,9 +24,9 @@ from launch.bench.accelerator.comparison import (
 )
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import middle
 from launch.bench.accelerator.weights import FACTORS, LARGEST, LAYERS, STEP, is_scale, seed_of
 from lclm_jax.config import ModelConfig
+from lclm_jax.evaluation.timing import middle
 from lclm_jax.model.params import parameter_shapes
 
 MAX_UINT32 = 0xFFFFFFFF

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from launch.bench.accelerator.record import Result
-from launch.bench.accelerator.rows import random_tokens, small_tokenizer, training_row
+from launch.bench.accelerator.rows import small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
 from launch.bench.work import Work
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Plain, Span, lay_out
+from lclm_jax.evaluation.first_token import random_tokens
 from lclm_jax.inference.compressor import WINDOWS_AT_ONCE
 
 ENCODE, FIRST_TOKEN, DECODE, TRAIN = "encode", "first token", "decode", "training step"

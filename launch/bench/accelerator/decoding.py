@@ -7,19 +7,13 @@ from functools import partial
 import jax
 
 from launch.bench.accelerator.first_token import make_model
-from launch.bench.accelerator.inference import (
-    State,
-    begin_decoding,
-    compress,
-    decode_more,
-    prefill,
-    state_for_batch,
-)
+from launch.bench.accelerator.inference import begin_decoding, decode_more, state_for_batch
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.rows import random_tokens
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import middle, peak_memory
 from lclm_jax.costs.work import cache_bytes
+from lclm_jax.evaluation.first_token import PromptState, compress, prefill, random_tokens
+from lclm_jax.evaluation.memory import peak_memory
+from lclm_jax.evaluation.timing import middle
 from lclm_jax.inference.generation import DECODE_STEPS
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.model.lclm import output_table
@@ -61,7 +55,7 @@ def name_of(rows: int) -> str:
     return f"{rows} rows"
 
 
-def measure(model: LanguageModel, state: State, rows: int, read: int) -> Decoding:
+def measure(model: LanguageModel, state: PromptState, rows: int, read: int) -> Decoding:
     config = model.config.decoder
     decoding = begin_decoding(model, state_for_batch(state, rows))
     decoding, _ = decode_more(model, decoding)  # compiles

@@ -8,15 +8,16 @@ from typing import Any
 
 import jax
 
-from launch.bench.accelerator.inference import compress, prefill
 from launch.bench.accelerator.record import Record, Result, read_results
-from launch.bench.accelerator.rows import random_tokens, small_tokenizer
+from launch.bench.accelerator.rows import small_tokenizer
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import middle, peak_memory, repeat, seconds_of
 from launch.bench.accelerator.weights import random_params
 from lclm_jax.config import ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
 from lclm_jax.distributed.sharding import one_device
+from lclm_jax.evaluation.first_token import compress, prefill, random_tokens
+from lclm_jax.evaluation.memory import peak_memory
+from lclm_jax.evaluation.timing import middle, repeat, seconds_of
 from lclm_jax.inference.language_model import LanguageModel
 
 # Repetitions of a call stop after this time, but there are at least two.

@@ -16,10 +16,11 @@ from launch.bench.accelerator.backends import attention_backends, cudnn
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import SHARES, segments_of
 from launch.bench.accelerator.sizes import Sizes
-from launch.bench.accelerator.timing import memory_limit, middle, pipelined
 from lclm_jax.batch import Places
 from lclm_jax.config import TransformerConfig
 from lclm_jax.costs.chips import find_chip
+from lclm_jax.evaluation.memory import memory_limit
+from lclm_jax.evaluation.timing import middle, pipelined
 from lclm_jax.model.attention.shards import Backend
 from lclm_jax.typing import Array
 from lclm_jax.version import code_version

@@ -19,7 +19,6 @@ from launch.bench.accelerator.backends import attention_backends, reference_back
 from launch.bench.accelerator.inference import answer
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import (
-    random_tokens,
     segments_of,
     small_tokenizer,
     training_row,
@@ -39,6 +38,7 @@ from lclm_jax.config import (
 )
 from lclm_jax.data.text.tokenizer import TURN_END, Tokenizer
 from lclm_jax.distributed.sharding import make_mesh, one_device
+from lclm_jax.evaluation.first_token import random_tokens
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.model.attention import Cache, attend_after
 from lclm_jax.model.params import Flat, flatten

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lclm_jax.batch import Batch
-from lclm_jax.config import Config, ModelConfig
+from lclm_jax.config import Config
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Context, Plain, Span, lay_out
 from lclm_jax.data.synthetic.corpus import train_tokenizer
@@ -21,11 +21,6 @@ UNTRAINED_SHARE = 0.25
 def small_tokenizer() -> Tokenizer:
     """Return a tokenizer of which only the control tokens are used."""
     return train_tokenizer(["benchmark"], 512)
-
-
-def random_tokens(config: ModelConfig, count: int, seed: int = 0) -> np.ndarray:
-    vocab = min(config.decoder.vocab, config.encoder.vocab)
-    return np.random.default_rng(seed).integers(0, vocab, count).astype(np.int32)
 
 
 def training_row(config: Config, tokenizer: Tokenizer, seed: int = 0) -> Batch:

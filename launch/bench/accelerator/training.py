@@ -10,12 +10,13 @@ import jax
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.accelerator.rows import small_tokenizer, training_row
 from launch.bench.accelerator.sizes import Sizes, TrainingCase
-from launch.bench.accelerator.timing import memory_limit, middle, peak_memory, repeat, seconds_of
 from launch.bench.accelerator.weights import random_params
 from lclm_jax.batch import Batch
 from lclm_jax.config import Config
 from lclm_jax.costs.work import training_flops
 from lclm_jax.distributed.sharding import one_device
+from lclm_jax.evaluation.memory import memory_limit, peak_memory
+from lclm_jax.evaluation.timing import middle, repeat, seconds_of
 from lclm_jax.training.state import abstract_state, init_state
 from lclm_jax.training.step import train_step
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.timing import middle, repeat, timed
 from launch.bench.inference.inputs import make_model, make_text
 from launch.bench.inference.plan import Plan
 from launch.bench.inference.sizes import Sizes
+from lclm_jax.evaluation.timing import middle, repeat, timed
 from lclm_jax.inference.agent import Agent, AgentAnswer
 from lclm_jax.inference.answers import Answer
 from lclm_jax.inference.language_model import LanguageModel

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.rows import random_tokens
-from launch.bench.accelerator.timing import middle, repeat
 from launch.bench.inference.inputs import exactly, make_model, question
 from launch.bench.inference.plan import Plan
 from launch.bench.inference.sizes import Sizes
+from lclm_jax.evaluation.first_token import random_tokens
+from lclm_jax.evaluation.timing import middle, repeat
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 

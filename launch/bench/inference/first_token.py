@@ -5,16 +5,16 @@ from functools import partial
 
 import numpy as np
 
-from launch.bench.accelerator.inference import compress, decode, prefill
+from launch.bench.accelerator.inference import decode
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.rows import random_tokens
-from launch.bench.accelerator.timing import middle, timed
 from launch.bench.inference.inputs import make_model
-from launch.bench.inference.memory import read_peak, start_peak
 from launch.bench.inference.plan import Plan
 from launch.bench.inference.sizes import Sizes
 from lclm_jax.config import ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
+from lclm_jax.evaluation.first_token import compress, prefill, random_tokens
+from lclm_jax.evaluation.memory import read_peak, start_peak
+from lclm_jax.evaluation.timing import middle, timed
 from lclm_jax.inference.language_model import LanguageModel
 
 # Rounds stop after this time, but there are at least two after the first, which compiles.

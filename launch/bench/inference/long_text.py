@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.timing import timed
 from launch.bench.inference.inputs import make_model, make_text, new_store
-from launch.bench.inference.memory import read_peak, start_peak
 from launch.bench.inference.plan import Plan
+from lclm_jax.evaluation.memory import read_peak, start_peak
+from lclm_jax.evaluation.timing import timed
 from lclm_jax.inference.language_model import LanguageModel
 
 Compress = Callable[[str], tuple[int, int]]  # of a text, into the numbers of tokens and latents

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.timing import timed
 from launch.bench.inference.inputs import exactly, make_model, make_text, new_store, question
 from launch.bench.inference.plan import Plan
 from launch.bench.inference.sizes import Sizes
+from lclm_jax.evaluation.timing import timed
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from launch.bench.accelerator.record import Record, Result
-from launch.bench.accelerator.timing import middle, repeat, seconds_of
 from launch.bench.inference.inputs import make_model, make_text, new_store
 from launch.bench.inference.plan import Plan
+from lclm_jax.evaluation.timing import middle, repeat, seconds_of
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.store import Store
 from lclm_jax.inference.store.documents import Index

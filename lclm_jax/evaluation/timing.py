@@ -1,7 +1,7 @@
-"""Time of a call until its results are computed, and the memory of the device."""
+"""Time of a call until its results are computed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
@@ -48,15 +48,6 @@ def pipelined(
     return [seconds / count for seconds in repeat(several, least=rounds, most=rounds)]
 
 
-def peak_memory() -> int | None:
-    """Return the peak bytes in use on the first device since the process started."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def memory_limit() -> int | None:
-    """Return the bytes of the first device that the process may use."""
-    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def middle(values: list[float]) -> float:
+def middle(values: Sequence[float]) -> float:
+    """Return the median."""
     return float(median(values))

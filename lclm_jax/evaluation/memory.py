@@ -5,11 +5,21 @@ import gc
 from contextlib import suppress
 from pathlib import Path
 
-from launch.bench.accelerator.timing import peak_memory
+import jax
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PEAK_FIELD = "VmHWM:"  # in kB
 RESET_PEAK = "5"  # see proc(5)
+
+
+def peak_memory() -> int | None:
+    """Return the peak bytes in use on the first device since the process started."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def memory_limit() -> int | None:
+    """Return the bytes of the first device that the process may use."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def start_peak() -> int | None:
