@@ -18,7 +18,9 @@ class Sample:
         scores: value of each metric, the first of which is the task's own.
         positions: length of the prompt that the decoder read: tokens and latents; for choices, of
             the longest.
-        tags: values by which tables group samples, such as the length of the passage in tokens.
+        tags: values by which tables group samples: `family`, which tasks that are averaged have in
+            common; `length`, the tokens of the passage that were asked for; and `cluster`, which
+            questions that depend on each other have in common, such as those about one document.
         prompt: hash of the question before its passages are viewed; equal in all views.
     """
 
@@ -31,6 +33,21 @@ class Sample:
     positions: int
     tags: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = ""
+
+    @property
+    def length(self) -> int | None:
+        """The tag `length`: tokens of the passage that were asked for; None where there is none."""
+        return self.tags.get("length")
+
+    @property
+    def family(self) -> str:
+        """The tag `family`, which tasks that are averaged have in common; else the task."""
+        return self.tags.get("family", self.task)
+
+    @property
+    def question(self) -> tuple[str, int | None, int, str]:
+        """What samples of the same question have in common: task, length, number and prompt."""
+        return self.task, self.length, self.number, self.prompt
 
     @property
     def score(self) -> float:

@@ -1,9 +1,23 @@
-"""Shares with their confidence intervals."""
+"""Means, shares and differences with their uncertainty."""
 
 import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from lclm_jax.errors import UserError
+from lclm_jax.evaluation.samples import Sample
+
 Z_95 = 1.96  # standard deviations that bound 95 % of a normal distribution
+RESAMPLES = 10_000  # of a bootstrap
+MAX_KINDS = 64  # of clusters, up to which drawing how often each kind comes is faster
+MAX_DRAWS = 4_000_000  # drawn at a time, which bounds the memory of a bootstrap
+
+
+class PairingError(UserError, ValueError):
+    """Samples that cannot be compared because they answer different questions."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +43,185 @@ class Proportion:
     def to_dict(self) -> dict[str, float]:
         """Return value, bounds and number of cases."""
         return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of `count` numbers with its standard error.
+
+    `value` is NaN where there are no numbers. `standard_error` is None where it cannot be
+    estimated: with fewer than two numbers, or two clusters.
+    """
+
+    value: float
+    standard_error: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float], clusters: Sequence[Hashable] | None = None) -> "Mean":
+        """Return the mean of the finite values.
+
+        Values of one cluster may depend on each other, as the scores of questions about one
+        document do. The standard error is then the cluster-robust one, with the factor G/(G-1) for
+        G clusters; without clusters it is the usual s/sqrt(n).
+        """
+        array = np.asarray(list(values), np.float64)
+        is_finite = np.isfinite(array)
+        numbers = _number_clusters(range(len(array)) if clusters is None else clusters)[is_finite]
+        array = array[is_finite]
+        if not len(array):
+            return cls(math.nan, None, 0)
+        mean = float(array.mean())
+        sums = _sum_by_cluster(array - mean, numbers)
+        group_count = len(sums)
+        if group_count < 2:
+            return cls(mean, None, len(array))
+        variance = group_count / (group_count - 1) * float(np.square(sums).sum())
+        return cls(mean, math.sqrt(variance) / len(array), len(array))
+
+    @classmethod
+    def of_samples(cls, samples: Sequence[Sample]) -> "Mean":
+        """Return the mean score of samples, clustered by their tag `cluster`."""
+        return cls.of([sample.score for sample in samples], [_cluster(s) for s in samples])
+
+    @classmethod
+    def of_means(cls, means: Sequence["Mean"]) -> "Mean":
+        """Return the mean of independent means, each with the same weight (a macro mean)."""
+        if not means:
+            return cls(math.nan, None, 0)
+        value = sum(mean.value for mean in means) / len(means)
+        errors = [mean.standard_error for mean in means]
+        known = [error for error in errors if error is not None]
+        combined = math.hypot(*known) / len(means) if len(known) == len(means) else None
+        return cls(value, combined, sum(mean.count for mean in means))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means over the same `count` questions, with its 95 % interval.
+
+    `low` and `high` are None where there are fewer than two questions, or two clusters.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def paired_difference(a: Sequence[Sample], b: Sequence[Sample], seed: int = 0) -> Difference:
+    """Return by how much the scores of `a` exceed those of `b`, which answer the same questions.
+
+    The interval is that of a paired bootstrap with 10,000 resamples: its percentiles, widened by
+    sqrt(G/(G-1)) for G clusters, without which intervals of few questions are too narrow. Questions
+    with equal tags `cluster` are drawn together. Questions of several tasks or lengths are drawn
+    within each, and every task and length has the same weight. A question without a finite score
+    on either side is left out.
+
+    Raises PairingError unless both sides hold the same questions, each once.
+    """
+    pairs = pair_samples(a, b)
+    strata: dict[Hashable, list[tuple[Sample, Sample]]] = defaultdict(list)
+    for first, second in pairs:
+        if math.isfinite(first.score) and math.isfinite(second.score):
+            strata[first.task, first.length].append((first, second))
+    if not strata:
+        return Difference(math.nan, None, None, 0)
+
+    random = np.random.default_rng(seed)
+    values, resampled = [], np.zeros(RESAMPLES)
+    for stratum in strata.values():
+        differences = np.array([first.score - second.score for first, second in stratum])
+        numbers = _number_clusters([_cluster(first) for first, _ in stratum])
+        values.append(float(differences.mean()))
+        resampled += _resample_means(differences, numbers, random) / len(strata)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    value = sum(values) / len(values)
+    count = sum(len(stratum) for stratum in strata.values())
+    if not math.isfinite(low):
+        return Difference(value, None, None, count)
+    return Difference(value, float(low), float(high), count)
+
+
+def pair_samples(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Return the samples of each question side by side.
+
+    Raises PairingError unless both sides hold the same questions, each once.
+    """
+    left, right = index_samples(a), index_samples(b)
+    if unpaired := left.keys() ^ right.keys():
+        example = min(unpaired, key=str)
+        raise PairingError(
+            f"expected answers to the same questions, got {len(left.keys() - right.keys())} that "
+            f"only the first side answers and {len(right.keys() - left.keys())} that only the "
+            f"second does, such as {example[0]} number {example[2]}; evaluate both with the same "
+            "tasks, lengths and limit"
+        )
+    return [(left[key], right[key]) for key in left]
+
+
+def index_samples(samples: Iterable[Sample]) -> Mapping[tuple, Sample]:
+    """Return samples by their question. Raises PairingError where one is answered twice."""
+    result: dict[tuple, Sample] = {}
+    for sample in samples:
+        if sample.question in result:
+            raise PairingError(
+                f"expected one answer to each question, got two to {sample.task} number "
+                f"{sample.number} in the view {sample.view!r}; pass the samples of one view"
+            )
+        result[sample.question] = sample
+    return result
+
+
+def _cluster(sample: Sample) -> Hashable:
+    """Return what questions that depend on each other have in common."""
+    cluster = sample.tags.get("cluster")
+    return sample.question if cluster is None else str(cluster)
+
+
+def _number_clusters(clusters: Iterable[Hashable]) -> np.ndarray:
+    """Return clusters as integers from 0."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], int)
+
+
+def _sum_by_cluster(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return the sum of the values of every cluster that has some."""
+    sizes = np.bincount(numbers)
+    return np.bincount(numbers, weights=values)[sizes > 0]
+
+
+def _resample_means(
+    values: np.ndarray, numbers: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Return the mean of each resample of clusters [RESAMPLES], NaN for fewer than two clusters."""
+    clusters = np.stack([np.bincount(numbers, weights=values), np.bincount(numbers)])
+    group_count = clusters.shape[1]
+    if group_count < 2:
+        return np.full(RESAMPLES, math.nan)
+    sums, sizes = _draw_totals(clusters, random)
+    mean = values.mean()
+    return mean + (sums / sizes - mean) * math.sqrt(group_count / (group_count - 1))
+
+
+def _draw_totals(clusters: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Draw as many clusters as there are, with replacement, and return the totals [2, RESAMPLES].
+
+    `clusters` [2, G] has the sum and the size of each.
+    """
+    group_count = clusters.shape[1]
+    kinds, counts = np.unique(clusters, axis=1, return_counts=True)
+    if kinds.shape[1] <= MAX_KINDS:  # as with right and wrong: the counts of kinds are drawn
+        return kinds @ random.multinomial(group_count, counts / group_count, RESAMPLES).T
+    rows = max(1, MAX_DRAWS // group_count)
+    starts = range(0, RESAMPLES, rows)
+    draws = (
+        random.integers(0, group_count, (min(rows, RESAMPLES - start), group_count), np.int32)
+        for start in starts
+    )
+    return np.concatenate([clusters[:, chunk].sum(-1) for chunk in draws], axis=1)

@@ -12,19 +12,13 @@ from launch.bench.accelerator.comparison import DECODE, ENCODE, FIRST_TOKEN, TRA
 from launch.bench.accelerator.parts import PARTS, SERVING, results_directory
 from launch.bench.accelerator.record import read_results
 from lclm_jax.cli import show_table
+from lclm_jax.evaluation.paper import FIRST_TOKENS
 from lclm_jax.files.atomic import write_whole
 
 Results = dict[str, dict[str, Any]]  # part -> what `read_results` returns
 K = 1024
 # Seconds to the first token and bytes of peak memory on one H200, from the paper's figure.
-PAPER = {
-    4 * K: (0.063, 9.2e9),
-    64 * K: (0.478, 17.4e9),
-    128 * K: (0.97, 26.1e9),
-    512 * K: (4.49, 26.2e9),
-    1024 * K: (10.6, 36.8e9),
-}
-PAPER_TEXT = {64 * K: (4.47, 35.4e9), 256 * K: (61.4, 119e9)}  # without compression
+PAPER, PAPER_TEXT = FIRST_TOKENS["latents 16x"], FIRST_TOKENS["text"]
 RATIO = 16  # of the paper's figure
 
 
