@@ -1,1 +1,17 @@
 """Tasks of this package: published rows, questions about histories, and a generator of them."""
+
+from collections.abc import Callable
+
+from lclm_jax.evaluation.questions import Question
+from lclm_jax.evaluation.tasks import histories, locomo, longhealth, longmemeval, published
+from lclm_jax.evaluation.tasks.settings import TaskSettings
+
+__all__ = ["TASKS", "TaskSettings"]
+
+TASKS: dict[str, Callable[[TaskSettings], list[Question]]] = {
+    **published.LOADERS,
+    "longhealth": longhealth.load,
+    "longmemeval": longmemeval.load,
+    "locomo": locomo.load,
+    "histories": histories.load,
+}
