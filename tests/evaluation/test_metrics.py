@@ -4,7 +4,7 @@ import builtins
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.errors import ConfigError
@@ -24,6 +24,7 @@ def longbench():
     return pytest.importorskip("lm_eval.tasks.longbench.metrics", exc_type=ImportError)
 
 
+@settings(deadline=None)
 @given(answer=TEXTS, references=REFERENCES)
 def test_containment_is_scored_as_ruler_scores_it(ruler, answer, references):
     predictions = ruler.postprocess_pred([answer])
@@ -33,6 +34,7 @@ def test_containment_is_scored_as_ruler_scores_it(ruler, answer, references):
     assert METRICS["contains_any"](answer, references) == float(right > 0)
 
 
+@settings(deadline=None)
 @given(answer=st.text(max_size=30), references=st.lists(st.text(max_size=30), min_size=1))
 def test_words_in_common_are_scored_as_longbench_scores_them(longbench, answer, references):
     right = max(float(longbench.qa_f1_score(answer, reference)) for reference in references)
@@ -105,11 +107,13 @@ def test_a_score_of_longbench_without_its_packages_says_what_to_install(monkeypa
         METRICS["rouge_l"]("a", ["a"])
 
 
+@settings(deadline=None)
 @given(value=st.integers(-(10**30), 10**30))
 def test_a_number_is_read_however_it_is_written(value):
     assert final_number(f"#### {value}") == final_number(f"is {value:,}.") == value
 
 
+@settings(deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_answer_is_scored(text):
     for name in ("contains_all", "contains_any", "exact", "number", "choice", "token_f1"):

@@ -27,31 +27,27 @@ ADDRESS = f"https://huggingface.co/datasets/{DATASET}"
 PATTERNS = ("*.parquet", "*.jsonl")
 TURN = re.compile(f"({re.escape(TURN_START)}[a-z]+\n|{re.escape(TURN_END)}\n?)")
 
-SCORING_FUNCTIONS = {  # name in the rows -> name in METRICS
-    "ruler_string_match_all": "contains_all",
-    "ruler_string_match_part": "contains_any",
+# Name in the rows, without the name of the benchmark before it and "_score" after it -> metric.
+SCORING_FUNCTIONS = {
     "string_match_all": "contains_all",
     "string_match_part": "contains_any",
     "exact_match": "exact",
     "gsm8k": "number",
-    "gsm8k_score": "number",
-    "gsm8k_exact_match": "number",
     "math": "number",
     "longhealth": "choice",
-    "longhealth_score": "choice",
     "multiple_choice": "choice",
-    "mcq": "choice",
     "f1": "token_f1",
-    "qa_f1_score": "token_f1",
-    "qa_f1_zh_score": "token_f1_zh",
-    "rouge_score": "rouge_l",
-    "rouge_zh_score": "rouge_l_zh",
-    "classification_score": "classification",
-    "count_score": "count",
-    "retrieval_score": "retrieval",
-    "retrieval_zh_score": "retrieval_zh",
-    "code_sim_score": "code_similarity",
+    "qa_f1": "token_f1",
+    "qa_f1_zh": "token_f1_zh",
+    "rouge": "rouge_l",
+    "rouge_zh": "rouge_l_zh",
+    "classification": "classification",
+    "count": "count",
+    "retrieval": "retrieval",
+    "retrieval_zh": "retrieval_zh",
+    "code_sim": "code_similarity",
 }
+BENCHMARK_PREFIX = re.compile("^(ruler|gsm8k|longhealth5?|longbench)_")
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,7 @@ def _make_questions(rows: Iterable[tuple[Kind, Row]], settings: TaskSettings) ->
 
 def _make_question(kind: Kind, number: int, row: Row) -> Question:
     extra = row.row("extra_info")
-    metric = _find_metric(extra) or kind.metric
+    metric = _find_metric(extra, kind)
     references = extra.row("ground_truth").answers("answers")
     if metric == "classification":
         references = references[:1] + _wrong_classes(extra, references[0])
@@ -219,13 +215,18 @@ def _make_question(kind: Kind, number: int, row: Row) -> Question:
     return question
 
 
-def _find_metric(extra: Row) -> str | None:
-    """Return the metric that a row names; None where it names none."""
+def _find_metric(extra: Row, kind: Kind) -> str:
+    """Return the metric that a row names, or that of its task where it names none."""
     name = extra.optional_text("scoring_function")
-    if name and name not in SCORING_FUNCTIONS:
+    if not name:
+        return kind.metric
+    short = BENCHMARK_PREFIX.sub("", name.removesuffix("_score"))
+    if short not in SCORING_FUNCTIONS:
         expected = f"one of {', '.join(SCORING_FUNCTIONS)}"
         raise extra.error("scoring_function", expected, name)
-    return SCORING_FUNCTIONS[name] if name else None
+    # Numbers and letters match exactly after they are taken from the answer.
+    is_extracted = short == "exact_match" and kind.metric in ("number", "choice")
+    return kind.metric if is_extracted else SCORING_FUNCTIONS[short]
 
 
 def _wrong_classes(extra: Row, right: str) -> list[str]:
