@@ -1,10 +1,13 @@
 """Questions about passages: the prompts that every view of an evaluation answers."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lclm_jax.data.chat import Message
+from lclm_jax.inference.sampling import GREEDY, Sampling
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Question:
         references: right answers, for `metric`.
         metric: name of the function of `evaluation.metrics` that compares the answer with them.
         max_tokens: bound of the answer.
-        stop: strings that end the answer.
+        sampling: choice of the answer's tokens, and the strings that end it.
         tags: values by which tables group questions, such as the length of the passage.
     """
 
@@ -38,7 +41,7 @@ class Question:
     references: Sequence[str] = ()
     metric: str = "contains_any"
     max_tokens: int = 64
-    stop: Sequence[str] = ()
+    sampling: Sampling = GREEDY
     tags: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,9 +50,23 @@ class Question:
         return [part for parts in self.contents for part in parts if isinstance(part, Passage)]
 
     @property
+    def identity(self) -> str:
+        """Hash of all that the answer in a view depends on."""
+        messages = [
+            {**message, "content": [_describe(part) for part in message["content"]]}
+            for message in self.messages
+        ]
+        settings = [messages, self.is_chat, self.max_tokens, asdict(self.sampling)]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    @property
     def contents(self) -> list[Sequence[str | Passage]]:
         """The parts of each message."""
         return [message["content"] for message in self.messages]
+
+
+def _describe(part: str | Passage) -> str | dict[str, str]:
+    return part if isinstance(part, str) else {"passage": part.text}
 
 
 def ask(task: str, number: int, parts: Sequence[str | Passage], **fields: Any) -> Question:

@@ -120,7 +120,7 @@ def test_rows_of_longbench(write, load):
     write("lclm-eval/longbench/test.jsonl", rows)
     hotpot, trec, without_classes, summary = load("lclm-eval-longbench")
     assert (hotpot.task, hotpot.metric, hotpot.max_tokens) == ("longbench_hotpotqa", "token_f1", 32)
-    assert trec.references == ["Ben", "Date", "Money"] and trec.stop == ("\n",)
+    assert trec.references == ["Ben", "Date", "Money"] and trec.sampling.stop == ("\n",)
     assert without_classes.references == ["Ben"] and without_classes.number == 1
     assert summary.tags == {"family": "longbench", "language": "zh"}
 

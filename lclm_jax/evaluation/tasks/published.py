@@ -11,7 +11,7 @@ LongBench; the bounds of the other two are not published and chosen here.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from lclm_jax.errors import ConfigError, FileError
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.tasks.rows import Row, Source, read_rows
 from lclm_jax.evaluation.tasks.settings import TaskSettings, number_rows
+from lclm_jax.inference.sampling import Sampling
 
 DATASET = "latent-context/lclm-eval"
 ADDRESS = f"https://huggingface.co/datasets/{DATASET}"
@@ -57,7 +58,7 @@ class Kind:
     task: str
     metric: str
     max_tokens: int
-    stop: Sequence[str] = ()
+    stop: tuple[str, ...] = ()
     tags: dict[str, Any] = field(default_factory=dict)
 
 
@@ -207,7 +208,7 @@ def _make_question(kind: Kind, number: int, row: Row) -> Question:
         references=references,
         metric=metric,
         max_tokens=kind.max_tokens,
-        stop=kind.stop,
+        sampling=Sampling(stop=kind.stop),
         tags=kind.tags,
     )
     if not question.passages:

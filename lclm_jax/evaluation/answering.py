@@ -1,0 +1,160 @@
+"""Answers to questions in a view: in batches of similar length, resumable answer by answer."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from lclm_jax.errors import TextError
+from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.questions import Passage, Question
+from lclm_jax.evaluation.rendering import render_question
+from lclm_jax.evaluation.views import View
+from lclm_jax.inference.agent import Agent
+from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.latents import Latents
+from lclm_jax.progress import Progress, without_progress
+
+BATCH_CHARACTERS = 1 << 18  # of all prompts of a batch, latents counted as the text that they take
+AGENT_TOKENS = 256  # of a reply of the agent, which asks for chunks before it answers
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and the length of its prompt in positions, tokens and latents."""
+
+    text: str
+    positions: int
+
+
+@dataclass
+class Answerer:
+    """Answers questions with a model, at most `batch` at once.
+
+    Answers are added to `answers` as they come, and taken from there where it has them. Batches
+    depend on the questions only, not on the answers known, so a run that was interrupted ends with
+    the answers of one that was not.
+    """
+
+    model: LanguageModel
+    answers: AnswersFile
+    batch: int = 16
+    progress: Progress = without_progress
+
+    def answer(self, questions: Sequence[Question], view: View) -> list[Reply]:
+        """Answer questions in a view.
+
+        Raises TextError for a prompt that does not fit the decoder's positions.
+        """
+        keys = [answer_key(question, view) for question in questions]
+        distinct = list(dict(zip(keys, questions, strict=True)).values())
+        answered = self._answer_batches(distinct, view)
+        for _ in self.progress(answered, f"{questions[0].task}, {view.label}", len(distinct)):
+            pass
+        return [Reply(self.answers[key]["text"], self.answers[key]["positions"]) for key in keys]
+
+    def _answer_batches(self, questions: Sequence[Question], view: View) -> Iterator[Question]:
+        """Answer the questions, and yield each one that is answered."""
+        latents: dict[str, Latents] = {}  # of the last batch, by text
+        for batch in plan_batches(questions, view, self.batch):
+            keys = [answer_key(question, view) for question in batch]
+            if any(key not in self.answers for key in keys):
+                texts = {part.text for question in batch for part in question.passages}
+                latents = {text: latents[text] for text in texts if text in latents}
+                replies = self._answer_batch(batch, view, latents)
+                self.answers.add(
+                    {
+                        key: {"task": question.task, "view": view.label, **vars(reply)}
+                        for key, question, reply in zip(keys, batch, replies, strict=True)
+                    }
+                )
+            yield from batch
+
+    def _answer_batch(
+        self, questions: Sequence[Question], view: View, latents: dict[str, Latents]
+    ) -> list[Reply]:
+        """Answer questions that are read and decoded together; new latents are added to `latents`.
+
+        The caches of earlier prompts are not used: rounding must not depend on what they were.
+        """
+
+        def compress(text: str) -> Latents:
+            if text not in latents:
+                latents[text] = self.model.compress(text, view.ratio)
+            return latents[text]
+
+        self.model.prefixes.clear()
+        first = questions[0]
+        try:
+            if view.name == "expand":
+                return [self._ask_agent(question, view, compress) for question in questions]
+            records = [render_question(each, view, self.model, compress) for each in questions]
+            prompt = self.model.read(records)
+            answers = self.model.answer(prompt, first.max_tokens, first.sampling)
+        except TextError as error:
+            raise TextError(f"{first.task}, row {first.number}, {view.label}: {error}") from error
+        return [Reply(answer.text, answer.positions) for answer in answers]
+
+    def _ask_agent(
+        self, question: Question, view: View, compress: Callable[[str], Latents]
+    ) -> Reply:
+        """Answer with the agent, which reads the passages in chunks and expands some.
+
+        The rest of the prompt is its question. A question without passages has nothing to expand,
+        and is answered as text.
+        """
+        passages = [part for part in question.passages if part.text]
+        if not passages:
+            (reply,) = self._answer_batch([question], View("text"), {})
+            return reply
+        parts = [part for content in question.contents for part in content]
+        text = "".join(part for part in parts if isinstance(part, str)).strip()
+        agent = Agent(
+            self.model,
+            [compress(passage.text) for passage in passages],
+            max_tokens=max(AGENT_TOKENS, question.max_tokens),
+            sampling=question.sampling,
+        )
+        answer = agent.ask(text)
+        return Reply(answer.text, answer.rounds[-1].positions)
+
+
+def answer_key(question: Question, view: View) -> str:
+    """Return the key of an answer in a file: a hash of the question and the view."""
+    return hashlib.sha256(f"{question.identity} {view.label}".encode()).hexdigest()
+
+
+def plan_batches(questions: Sequence[Question], view: View, batch: int) -> list[list[Question]]:
+    """Split questions into batches of at most `batch`, the longest first.
+
+    Questions of a batch have the same bound and sampling; those about the same passages are
+    neighbours. Sizes are powers of two, which bounds the number of compiled programs, and the
+    characters of a batch, padded to its longest question, stay within BATCH_CHARACTERS.
+    """
+
+    def order(question: Question) -> tuple[int, int, str, int]:
+        texts = [part.text for part in question.passages]
+        joined = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        return (-sum(map(len, texts)), -count_characters(question, view), joined, question.number)
+
+    def settings(question: Question) -> tuple[int, str]:
+        return question.max_tokens, str(question.sampling)
+
+    batches: list[list[Question]] = []
+    for _, group in groupby(sorted(questions, key=settings), settings):
+        waiting = sorted(group, key=order)
+        while waiting:
+            longest = max(count_characters(waiting[0], view), 1)
+            count = min(batch, len(waiting), max(1, BATCH_CHARACTERS // longest))
+            count = 1 << (count.bit_length() - 1)
+            batches.append(waiting[:count])
+            waiting = waiting[count:]
+    return batches
+
+
+def count_characters(question: Question, view: View) -> int:
+    """Return the characters of a prompt; a passage that is compressed counts for fewer."""
+    parts = [part for content in question.contents for part in content]
+    text = sum(len(part) for part in parts if isinstance(part, str))
+    passages = sum(len(part.text) for part in parts if isinstance(part, Passage))
+    return text + (0 if view.name == "nothing" else passages // (view.ratio or 1))

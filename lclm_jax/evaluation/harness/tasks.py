@@ -1,0 +1,217 @@
+"""Tasks of the harness: loading them at several lengths, and their samples in a view."""
+
+import logging
+import random
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval import evaluator
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
+
+from lclm_jax.config import ConfigError
+from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.evaluation.harness.adapter import HarnessModel
+from lclm_jax.evaluation.samples import Sample
+
+log = logging.getLogger(__name__)
+
+# Tasks that are generated at a length, or have one subset for each.
+RULER_TASKS, BABILONG_TASKS = r"niah_.*|ruler_.*", r"babilong_.*"
+MIN_RULER_LENGTH = 1024  # tokens; generators of the harness do not end at shorter ones
+MAX_ROWS_SECONDS = 900  # to make the rows of a task
+SEED = 1234  # of few-shot examples and generators, as in the harness
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task of the harness, at a length in tokens where it has several."""
+
+    name: str
+    task: Task
+    length: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for tables, such as "niah_single_1@4096"."""
+        return f"{self.name}@{self.length}" if self.length else self.name
+
+
+def load_tasks(
+    names: Sequence[str],
+    lengths: Sequence[int],
+    tokenizer: Tokenizer,
+    include: Path | None = None,
+) -> list[HarnessTask]:
+    """Load tasks by name, each length of those that have several apart.
+
+    Names may be those of groups and tags; `include` is a directory with further tasks in YAML.
+    Lengths of RULER are counted with `tokenizer`. Raises ConfigError for an unknown task, for a
+    length that is too short, and for tasks whose data is not on this machine.
+    """
+    manager = TaskManager(include_path=include)
+    leaves = [leaf for name in names for leaf in list_leaves(name, manager)]
+    leaves = list(dict.fromkeys(leaves))
+    sized = [name for name in leaves if re.fullmatch(f"{RULER_TASKS}|{BABILONG_TASKS}", name)]
+    if sized and not lengths:
+        raise ConfigError(f"{sized[0]} needs lengths in tokens; pass --lengths 4096,8192")
+    if any(re.fullmatch(RULER_TASKS, name) for name in leaves) and min(lengths) < MIN_RULER_LENGTH:
+        raise ConfigError(f"RULER needs {MIN_RULER_LENGTH} tokens or more, got {min(lengths)}")
+
+    tasks, missing = [], {}
+    with saved(tokenizer) as directory:
+        for length in [None, *lengths]:
+            chosen = [name for name in leaves if (name in sized) == (length is not None)]
+            if not chosen:
+                continue
+            metadata = {"tokenizer": str(directory), "max_seq_lengths": _lengths(chosen, length)}
+            manager = TaskManager(include_path=include, metadata=metadata if length else None)
+            for name in chosen:
+                try:
+                    tasks.append(HarnessTask(name, load_task(name, manager), length))
+                except (OSError, ValueError, ImportError, LookupError) as error:
+                    missing[name] = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if missing:
+        raise ConfigError(describe_missing(missing))
+    order = {name: number for number, name in enumerate(leaves)}
+    return sorted(tasks, key=lambda task: (order[task.name], task.length or 0))
+
+
+def list_leaves(name: str, manager: TaskManager) -> list[str]:
+    """Return the names of the tasks in a group or with a tag, or of one task.
+
+    Raises ConfigError for an unknown name.
+    """
+    entry = manager.task_index.get(name)
+    if entry is None:
+        near = [known for known in manager.all_tasks if name.lower() in known.lower()][:8]
+        hint = f"; similar: {', '.join(near)}" if near else ""
+        raise ConfigError(f"the harness has no task {name!r}{hint}")
+    if entry.kind is Kind.TAG:
+        tagged = (known for known, other in manager.task_index.items() if name in other.tags)
+        return [leaf for known in tagged for leaf in list_leaves(known, manager)]
+    if entry.kind is not Kind.GROUP:
+        return [name]
+    children = (entry.cfg or {}).get("task", [])
+    listed = [children] if isinstance(children, str) else children
+    names = [child if isinstance(child, str) else child.get("task", name) for child in listed]
+    return [leaf for child in names if child != name for leaf in list_leaves(child, manager)]
+
+
+def load_task(name: str, manager: TaskManager) -> Task:
+    """Load a task; rows that it generates are the same each time."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    with time_limit(MAX_ROWS_SECONDS, f"{name}: making its rows"):
+        (task,) = manager.load([name])["tasks"].values()
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    return task
+
+
+def _lengths(names: Sequence[str], length: int | None) -> list[Any]:
+    """Return a length as the tasks expect it: BABILong's subsets are called "4k"."""
+    is_babilong = all(re.fullmatch(BABILONG_TASKS, name) for name in names)
+    return [f"{(length or 0) // 1024}k"] if is_babilong else [length]
+
+
+def describe_missing(reasons: Mapping[str, str]) -> str:
+    """Return what to do about tasks whose data cannot be read."""
+    listed = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+    return (
+        f"the data of {len(reasons)} tasks is not on this machine:\n{listed}\n"
+        "Load these tasks once where there is a network, copy the cache of the Hugging Face hub "
+        "(~/.cache/huggingface) to this machine and set HF_HOME to it, or leave them out."
+    )
+
+
+@contextmanager
+def saved(tokenizer: Tokenizer) -> Iterator[Path]:
+    """Save a tokenizer in a temporary directory, for generators that load it by name."""
+    with tempfile.TemporaryDirectory(prefix="lclm-tokenizer-") as directory:
+        tokenizer.save(directory)
+        yield Path(directory)
+
+
+@contextmanager
+def time_limit(seconds: int, action: str) -> Iterator[None]:
+    """Raise ConfigError where the block takes longer; only on the main thread of a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any):
+        raise ConfigError(f"{action} took longer than {seconds} s; use longer lengths")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def run_task(task: HarnessTask, model: HarnessModel, limit: int | None, chat: bool) -> list[Sample]:
+    """Answer the first `limit` rows of a task, and return them with the harness' scores.
+
+    Raises TextError for prompts without the passage that the task's rule expects.
+    """
+    model.positions.clear()
+    task.task.set_fewshot_seed(seed=SEED)  # the same examples in every view
+    results = evaluator.evaluate(
+        lm=model,
+        task_dict={"tasks": {task.name: task.task}, "groups": {}},
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=False,
+    )
+    assert results is not None  # on the only process
+    rows: dict[int, list[Mapping[str, Any]]] = {}
+    for row in results.get("samples", {})[task.name]:
+        rows.setdefault(row["doc_id"], []).append(row)
+    return [_read_sample(task, model, number, filtered) for number, filtered in rows.items()]
+
+
+def _read_sample(
+    task: HarnessTask, model: HarnessModel, number: int, rows: Sequence[Mapping[str, Any]]
+) -> Sample:
+    """Return the sample of one document, of which the harness has a row for each filter."""
+    scores = {}
+    for row in rows:
+        suffix = "" if len(rows) == 1 else f",{row['filter']}"
+        for metric in row["metrics"]:
+            value = row[metric]
+            is_number = isinstance(value, (int, float, np.number))
+            if is_number and value != -1:  # RULER's columns of other lengths are -1
+                name = "score" if metric == str(task.length) else metric
+                scores[f"{name}{suffix}"] = float(value)
+    first = rows[0]
+    target = first["target"]
+    answers = [response for responses in first["resps"] for response in responses]
+    return Sample(
+        task=task.label,
+        number=number,
+        view=model.view.label,
+        answer=answers[0] if isinstance(answers[0], str) else str(answers),
+        references=[str(item) for item in target] if isinstance(target, list) else [str(target)],
+        scores=scores,
+        positions=model.positions[task.name, number],
+        tags={"family": find_family(task.name), **({"length": task.length} if task.length else {})},
+        prompt=first["prompt_hash"],
+    )
+
+
+def find_family(name: str) -> str:
+    """Return the family of a task, over which tables average."""
+    return "ruler" if re.fullmatch(RULER_TASKS, name) else name.partition("_")[0]
