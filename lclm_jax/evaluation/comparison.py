@@ -1,11 +1,11 @@
 """Comparison of two results, question by question."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lclm_jax.errors import UserError
-from lclm_jax.evaluation.results import Results
+from lclm_jax.evaluation.results import Results, are_shares
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.statistics import Difference, Mean, index_samples, paired_difference
 
@@ -18,14 +18,17 @@ class ComparisonError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """Scores of both results in one task, length and view, on the questions that both have."""
+    """Scores of both results in one view, on the questions of a task that both have.
 
-    task: str
-    length: int | None
+    A row of several tasks is their macro mean.
+    """
+
+    tasks: tuple[str, ...]
     view: str
     first: Mean
     second: Mean
     difference: Difference  # the second less the first
+    is_share: bool  # all scores lie between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Comparison:
     """Paired differences of two results.
 
     Attributes:
-        rows: in the order of the first results.
+        rows: view by view, for each task, and then for the mean of all tasks with scores from 0 to
+            1 where there are several.
         only_first: answers of the first results without a partner in the second.
         only_second: answers of the second results without a partner in the first.
         changes: settings and versions that differ.
@@ -61,13 +65,18 @@ def compare(first: Results, second: Results, view: str | None = None) -> Compari
     of the only view to compare. Raises ComparisonError if there is no common question, or no such
     view.
     """
-    cells, only_first, only_second = _match(first, second, view)
-    if not cells:
+    views = [view] if view else list(dict.fromkeys([*first.views, *second.views]))
+    rows, only_first, only_second = [], 0, 0
+    for label in views:
+        left, right = (
+            index_samples(sample for sample in results.samples if sample.view == label)
+            for results in (first, second)
+        )
+        rows += _compare_view([(left[key], right[key]) for key in left if key in right])
+        only_first += len(left.keys() - right.keys())
+        only_second += len(right.keys() - left.keys())
+    if not rows:
         raise ComparisonError(_explain_no_match(first, second, view))
-    rows = []
-    for (task, length, label), (left, right) in cells.items():
-        means = Mean.of_samples(left), Mean.of_samples(right)
-        rows.append(ComparedRow(task, length, label, *means, paired_difference(right, left)))
     changes = find_changes(first.settings, second.settings, "settings: ")
     changes += find_changes(first.versions, second.versions, "versions: ")
     return Comparison(rows, only_first, only_second, changes)
@@ -87,28 +96,35 @@ def find_changes(
     return changes
 
 
-Cell = tuple[str, int | None, str]
+Pair = tuple[Sample, Sample]
 
 
-def _match(
-    first: Results, second: Results, view: str | None
-) -> tuple[dict[Cell, tuple[list[Sample], list[Sample]]], int, int]:
-    """Return the common samples by task, length and view, and how many each side has alone."""
-    cells: dict[Cell, tuple[list[Sample], list[Sample]]] = {}
-    alone = [0, 0]
-    for label in [view] if view else dict.fromkeys([*first.views, *second.views]):
-        left, right = (
-            index_samples(sample for sample in results.samples if sample.view == label)
-            for results in (first, second)
-        )
-        alone[0] += len(left.keys() - right.keys())
-        alone[1] += len(right.keys() - left.keys())
-        for question, sample in left.items():
-            if question in right:
-                cell = cells.setdefault((sample.task, sample.length, label), ([], []))
-                cell[0].append(sample)
-                cell[1].append(right[question])
-    return cells, alone[0], alone[1]
+def _compare_view(pairs: Sequence[Pair]) -> list[ComparedRow]:
+    """Return the rows of one view, from the answers of both results to each question."""
+    tasks: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        tasks.setdefault(pair[0].task, []).append(pair)
+    rows = [_compare_tasks({task: task_pairs}) for task, task_pairs in tasks.items()]
+    averaged = {row.tasks[0]: tasks[row.tasks[0]] for row in rows if row.is_share}
+    return [*rows, _compare_tasks(averaged)] if len(averaged) > 1 else rows
+
+
+def _compare_tasks(tasks: Mapping[str, Sequence[Pair]]) -> ComparedRow:
+    """Return the row of a task, or of the mean over several."""
+    first, second = (
+        {task: [pair[side] for pair in pairs] for task, pairs in tasks.items()} for side in (0, 1)
+    )
+    all_first, all_second = (
+        [s for samples in x.values() for s in samples] for x in (first, second)
+    )
+    return ComparedRow(
+        tuple(tasks),
+        all_first[0].view,
+        Mean.of_means([Mean.of_samples(samples) for samples in first.values()]),
+        Mean.of_means([Mean.of_samples(samples) for samples in second.values()]),
+        paired_difference(all_second, all_first),
+        are_shares([*all_first, *all_second]),
+    )
 
 
 def _explain_no_match(first: Results, second: Results, view: str | None) -> str:

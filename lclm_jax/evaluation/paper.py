@@ -7,7 +7,7 @@ Qwen3-4B-Instruct-2507, encoder Qwen3-Embedding-0.6B. The paper gives no standar
 from collections.abc import Sequence
 
 SCORES_SOURCE = "arXiv 2606.09659v1, Table 6"
-FIRST_TOKENS_SOURCE = "arXiv 2606.09659v1, read off a figure; one H200, mean of 30 after 20"
+FIRST_TOKENS_SOURCE = "arXiv 2606.09659v1, read off a figure, means of 30 rounds after 20 warm-ups"
 DEVICE = "H200"
 VIEWS = ("text", "latents 16x", "latents 8x", "latents 4x")
 K = 1024

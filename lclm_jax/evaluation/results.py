@@ -54,7 +54,7 @@ class Row:
         """Name for tables: of the task without its length, or of the mean over tasks."""
         if len(self.tasks) == 1:
             return self.tasks[0].removesuffix(f"@{self.length}")
-        return f"{self.family}: mean of {len(self.tasks)} tasks"
+        return f"{self.family}, mean of {len(self.tasks)}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Results:
         """
         is_share = {
             task: all(
-                _are_shares(samples) for cell, samples in self._cells.items() if cell[0] == task
+                are_shares(samples) for cell, samples in self._cells.items() if cell[0] == task
             )
             for task in dict.fromkeys(task for task, _, _ in self._cells)
         }
@@ -235,7 +235,8 @@ def read_versions() -> dict[str, str]:
     return {**versions, "device": devices[0].device_kind, "devices": str(len(devices))}
 
 
-def _are_shares(samples: Iterable[Sample]) -> bool:
+def are_shares(samples: Iterable[Sample]) -> bool:
+    """Return whether all finite scores lie between 0 and 1."""
     return all(0 <= s.score <= 1 for s in samples if math.isfinite(s.score))
 
 

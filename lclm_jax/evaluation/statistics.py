@@ -118,10 +118,10 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample], seed: int = 0) -
     """Return by how much the scores of `a` exceed those of `b`, which answer the same questions.
 
     The interval is that of a paired bootstrap with 10,000 resamples: its percentiles, widened by
-    sqrt(G/(G-1)) for G clusters, without which intervals of few questions are too narrow. Questions
-    with equal tags `cluster` are drawn together. Questions of several tasks or lengths are drawn
-    within each, and every task and length has the same weight. A question without a finite score
-    on either side is left out.
+    sqrt(G/(G-1)) for G clusters, without which intervals of few questions are too narrow, but not
+    beyond the smallest and the largest difference. Questions with equal tags `cluster` are drawn
+    together. Questions of several tasks or lengths are drawn within each, and every task and length
+    has the same weight. A question without a finite score on either side is left out.
 
     Raises PairingError unless both sides hold the same questions, each once.
     """
@@ -206,7 +206,8 @@ def _resample_means(
         return np.full(RESAMPLES, math.nan)
     sums, sizes = _draw_totals(clusters, random)
     mean = values.mean()
-    return mean + (sums / sizes - mean) * math.sqrt(group_count / (group_count - 1))
+    widened = mean + (sums / sizes - mean) * math.sqrt(group_count / (group_count - 1))
+    return np.clip(widened, values.min(), values.max())
 
 
 def _draw_totals(clusters: np.ndarray, random: np.random.Generator) -> np.ndarray:

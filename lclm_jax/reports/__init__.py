@@ -1,4 +1,5 @@
-"""Reports about runs, prepared data and compiled programs, made from files alone.
+"""Reports about runs, evaluations, prepared data and compiled programs, made from files alone.
 
-Public: `run.write_report`, `data.write_page`, `capacity.write_page`, `capacity.write_summary`.
+Public: `run.write_report`, `evaluation.write_page`, `data.write_page`, `capacity.write_page`,
+`capacity.write_summary`.
 """

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lclm_jax.evaluation.statistics import Difference, Mean
 from lclm_jax.reports.records import Share, finite
 
 UNKNOWN = "–"
@@ -32,6 +33,47 @@ def interval(share: Share) -> str:
     if not share.count:
         return UNKNOWN
     return f"{percent(share.value)} ({100 * share.low:.1f}–{100 * share.high:.1f})"
+
+
+def score(mean: Mean, is_share: bool = True) -> str:
+    """Format a mean with its standard error; shares are in percent, as in published tables.
+
+    >>> score(Mean(0.7506, 0.0123, 500)), score(Mean(9.81, 0.2, 10), is_share=False)
+    ('75.1 ± 1.2', '9.81 ± 0.2')
+    """
+    form, scale = (".1f", 100) if is_share else (".3g", 1)
+    value = number(scale * mean.value, form)
+    if mean.standard_error is None:
+        return value
+    return f"{value} ± {number(scale * mean.standard_error, form)}"
+
+
+def difference(value: Difference | None, is_share: bool = True) -> str:
+    """Format a difference with its 95 % interval; shares are in percentage points.
+
+    >>> difference(Difference(-0.032, -0.051, -0.013, 500))
+    '-3.2 (-5.1 to -1.3)'
+    """
+    if value is None or not math.isfinite(value.value):
+        return UNKNOWN
+    form, scale = ("+.1f", 100) if is_share else ("+.3g", 1)
+    text = number(scale * value.value, form)
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} ({number(scale * value.low, form)} to {number(scale * value.high, form)})"
+
+
+def verdict(value: Difference | None) -> str:
+    """Return a sign and a word for what a difference says.
+
+    >>> [verdict(Difference(n, n - 0.1, n + 0.1, 9)) for n in (0.5, -0.5, 0.05)]
+    ['▲ higher', '▼ lower', '≈ unclear']
+    """
+    if value is None or not math.isfinite(value.value):
+        return UNKNOWN
+    if not value.is_clear:
+        return "≈ unclear"
+    return "▲ higher" if value.value > 0 else "▼ lower"
 
 
 def length_range(lengths: Sequence[int]) -> str:

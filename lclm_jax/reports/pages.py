@@ -35,9 +35,15 @@ def picture(figure: "Figure", description: str, caption: str = "") -> Picture:
 
 
 def as_data_uri(figure: "Figure") -> str:
-    """Return a figure as SVG inside a URI, so that the page needs no second file."""
+    """Return a figure as SVG inside a URI, so that the page needs no second file.
+
+    Equal figures give equal URIs.
+    """
+    from matplotlib import rc_context
+
     file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": "lclm_jax"}):  # names inside the SVG are random otherwise
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -56,7 +62,7 @@ def environment(*directories: Path) -> Environment:
     )
     names = (
         *("number", "percent", "interval", "duration", "byte_count", "big_count"),
-        *("length_range", "upper_first", "count"),
+        *("length_range", "upper_first", "count", "score", "difference", "verdict", "short_count"),
     )
     result.filters.update({name: getattr(formats, name) for name in names})
     result.filters |= {"mark_differences": mark_differences, "gap_closed": describe_gap}

@@ -172,10 +172,10 @@ def _log_scale(axes: "Axes", curves: Curves):
     """Set a logarithmic axis if a value is positive."""
     means = [mean for curve in curves.values() for mean in finite_means(curve) if mean > 0]
     if means:
-        _log_y_axis(axes, means)
+        log_y_axis(axes, means)
 
 
-def _log_y_axis(axes: "Axes", values: Sequence[float]):
+def log_y_axis(axes: "Axes", values: Sequence[float]):
     """Set a logarithmic axis with a few labels on any range of positive values."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -305,7 +305,7 @@ def plot_ratios(lines: Mapping[str, Mapping[str, Share]], ylabel: str) -> "Figur
         values = [share.value for share in shares]
         style = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2.5}
         axes.errorbar(ratios, values, yerr=_errors(shares), label=name, **style)
-    _log_x_axis(axes, sorted({int(ratio) for line in lines.values() for ratio in line}), str)
+    log_x_axis(axes, sorted({int(ratio) for line in lines.values() for ratio in line}), str)
     axes.set_xlabel("tokens per latent", fontsize=FONT_SIZE)
     axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
     percent_axis(axes, top=1.05)
@@ -313,7 +313,7 @@ def plot_ratios(lines: Mapping[str, Mapping[str, Share]], ylabel: str) -> "Figur
     return figure
 
 
-def _log_x_axis(axes: "Axes", ticks: Sequence[int], label: Callable[[int], str]):
+def log_x_axis(axes: "Axes", ticks: Sequence[int], label: Callable[[int], str]):
     axes.set_xscale("log")
     axes.set_xticks(ticks, [label(tick) for tick in ticks], fontsize=FONT_SIZE)
     axes.set_xticks([], minor=True)
@@ -335,8 +335,8 @@ def plot_growth(
         style = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.6}
         axes.plot(list(line), list(line.values()), label=name, **style)
     sizes = sorted({size for line in lines.values() for size in line})
-    _log_x_axis(axes, _about_five(sizes), short_count)
-    _log_y_axis(axes, [value for line in lines.values() for value in line.values()])
+    log_x_axis(axes, _about_five(sizes), short_count)
+    log_y_axis(axes, [value for line in lines.values() for value in line.values()])
     axes.set_xlabel(xlabel, fontsize=FONT_SIZE)
     axes.set_ylabel(ylabel, fontsize=FONT_SIZE)
     axes.set_title(title, loc="left", fontsize=10)

@@ -1,7 +1,8 @@
-"""Tables for the terminal: an evaluation, and the documents of a store."""
+"""Tables for the terminal: evaluations, comparisons, and the documents of a store."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from lclm_jax.cli import show_table
-from lclm_jax.reports.formats import interval
+from lclm_jax.evaluation.comparison import Comparison
+from lclm_jax.evaluation.results import Results, Row
+from lclm_jax.reports.formats import UNKNOWN, difference, interval, score, short_count, verdict
 from lclm_jax.reports.records import Evaluation, Samples, parse
 from lclm_jax.reports.statements import VIEW_NAMES, compare, judge_ratios
 
 MAX_SAMPLES = 3  # of each kind
+SCORE_TABLE_WIDTH = 100  # characters
+COLUMN_PADDING = 3  # characters between two columns
+SCORE_CAPTION = "score ± standard error; ± 0.0 where all answers scored equally"
 
 
 def show_evaluation(results: Mapping[str, Any]):
@@ -52,6 +58,100 @@ def sample_tables(samples: Samples) -> tuple[Table, Table]:
         cells = (sample.context, sample.question, sample.from_latents, sample.answer)
         questions.add_row(*map(Text, cells))
     return passages, questions
+
+
+def tabulate_scores(results: Results, width: int = SCORE_TABLE_WIDTH) -> list[Table]:
+    """Return the scores of all tasks and the means of families, with a column for each view.
+
+    Views that do not fit the width are in further tables.
+    """
+    groups = _score_groups(results)
+    lines = [line for group in groups for line in group]
+    headings = ("task", "tokens", "questions")
+    taken = sum(
+        max([len(heading), *(len(line.cells[place]) for line in lines)]) + COLUMN_PADDING
+        for place, heading in enumerate(headings)
+    )
+    scores = [cell for line in lines for cell in line.scores.values()]
+    score_width = max(map(len, scores), default=0) + COLUMN_PADDING
+    views_at_once = max(1, (width - taken) // score_width)
+
+    tables = []
+    for start in range(0, len(results.views), views_at_once):
+        views = results.views[start : start + views_at_once]
+        table = Table(headings[0], caption=SCORE_CAPTION)
+        for heading in (*headings[1:], *views):
+            table.add_column(heading, justify="right")
+        for group in groups:
+            for line in group:
+                cells = [line.scores.get(view, UNKNOWN) for view in views]
+                table.add_row(*line.cells, *cells, style="bold" if line.is_mean else None)
+            table.add_section()
+        tables.append(table)
+    return tables
+
+
+@dataclass(frozen=True)
+class _ScoreLine:
+    """A line of a table: its first cells, and the scores by view."""
+
+    cells: tuple[str, str, str]
+    scores: dict[str, str]
+    is_mean: bool
+
+
+def _score_groups(results: Results) -> list[list[_ScoreLine]]:
+    """Return a group of lines for every family and length: its tasks, then their mean."""
+    means = [row for row in results.family_rows(baseline=None) if len(row.tasks) > 1]
+    groups: dict[tuple[str, int | None], dict[tuple[str, ...], list[Row]]] = {}
+    for row in (*results.tables(baseline=None), *means):
+        group = groups.setdefault((row.family, row.length), {})
+        group.setdefault(row.tasks, []).append(row)
+    return [[_score_line(rows) for rows in group.values()] for group in groups.values()]
+
+
+def _score_line(rows: Sequence[Row]) -> _ScoreLine:
+    first = rows[0]
+    counts = sorted({row.score.count for row in rows})
+    questions = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    tokens = "" if first.length is None else short_count(first.length)
+    scores = {row.view: score(row.score, row.is_share) for row in rows}
+    return _ScoreLine((first.name, tokens, questions), scores, len(first.tasks) > 1)
+
+
+def tabulate_comparison(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
+    """Return a table for every view, after a table of warnings where settings differ.
+
+    `names` are those of the first and of the second results.
+    """
+    tables = [_tabulate_changes(comparison, names)] if comparison.changes else []
+    for view in dict.fromkeys(row.view for row in comparison.rows):
+        caption = f"difference: {names[1]} less {names[0]}, with 95 % intervals"
+        table = Table("task", title=view, caption=caption)
+        for heading in ("questions", *names, "difference", ""):
+            table.add_column(heading, justify="left" if heading == "" else "right")
+        for row in comparison.rows:
+            if row.view == view:
+                is_mean = len(row.tasks) > 1
+                table.add_row(
+                    f"mean of {len(row.tasks)} tasks" if is_mean else row.tasks[0],
+                    str(row.difference.count),
+                    score(row.first, row.is_share),
+                    score(row.second, row.is_share),
+                    difference(row.difference, row.is_share),
+                    verdict(row.difference),
+                    style="bold" if is_mean else None,
+                )
+        tables.append(table)
+    return tables
+
+
+def _tabulate_changes(comparison: Comparison, names: tuple[str, str]) -> Table:
+    table = Table("setting or version", *names, title="warning: these differ")
+    for change in comparison.changes:
+        values = (change.name, change.first, change.second)
+        table.add_row(*(Text(UNKNOWN if value is None else str(value)) for value in values))
+    return table
 
 
 def tabulate_documents(entries: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,11 +18,25 @@ def test_common_questions_are_compared_and_others_counted():
     second = results(make_samples([1, 0, 1, 1]), make_samples([1], "nothing"))
     comparison = compare(first, second)
     (row,) = comparison.rows
-    assert (row.task, row.length, row.view) == ("ruler_vt", None, "text")
+    assert (row.tasks, row.view) == (("ruler_vt",), "text")
     assert row.first.value == 0.5 and row.second.value == 0.75
     assert row.difference.value == 0.25 and row.difference.count == 4
     assert (comparison.only_first, comparison.only_second) == (3, 1)
     assert comparison.changes == []
+
+
+def test_the_tasks_of_a_view_are_averaged_last():
+    tasks = ("ruler_vt", "ruler_cwe", "wikitext")
+    scores = ([0, 0, 1, 1], [1] * 40, [7.5, 9.0])
+    first = results(*map(make_samples, scores, ["text"] * 3, tasks))
+    second = results(
+        *(make_samples([1] * len(s), "text", t) for s, t in zip(scores, tasks, strict=True))
+    )
+    rows = compare(first, second).rows
+    assert [row.tasks for row in rows] == [(task,) for task in tasks] + [tasks[:2]]
+    assert [row.is_share for row in rows] == [True, True, False, True]
+    assert rows[-1].first.value == 0.75 and rows[-1].second.value == 1
+    assert rows[-1].difference.value == 0.25 and rows[-1].difference.count == 44
 
 
 def test_a_question_with_another_prompt_is_another_question():

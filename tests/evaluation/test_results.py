@@ -141,7 +141,7 @@ def test_the_mean_of_a_family_gives_tasks_the_same_weight():
     ]
     results = Results({}, {}, samples)
     text, latents = results.family_rows()
-    assert text.name == "ruler: mean of 2 tasks" and text.score.value == 0.75
+    assert text.name == "ruler, mean of 2" and text.score.value == 0.75
     parts = [row.score for row in results.tables() if row.view == "text"]
     assert text.score == Mean.of_means(parts) and text.score.count == 44
     assert latents.difference.value == pytest.approx(-0.125) and latents.difference.count == 44

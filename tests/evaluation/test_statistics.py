@@ -126,6 +126,12 @@ def test_tasks_have_equal_weight_however_many_questions_they_have():
     assert difference.low == pytest.approx(0.75 - half, abs=0.002)
 
 
+def test_an_interval_ends_where_differences_end():
+    difference = paired_difference(make_samples([0] * 19 + [1]), make_samples([1] * 20))
+    assert difference.low == -1 and difference.value == pytest.approx(-0.95)
+    assert -0.9 <= difference.high < 0
+
+
 def test_the_same_seed_gives_the_same_interval():
     random = np.random.default_rng(7)
     a, b = make_samples(random.random(80)), make_samples(random.random(80))

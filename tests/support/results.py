@@ -84,7 +84,7 @@ def make_efficiency(views=VIEWS) -> list[dict]:
 
 def _draw(view: str, task: str, length: int, count: int) -> np.ndarray:
     """Return right and wrong answers that depend on the arguments only."""
-    loss = {"text": 0.05, "nothing": 0.9, "latents": 0.02, "expand": 0.01}
+    loss = {"text": 0.05, "nothing": 0.9, "latents": 0.02, "expand": 0.01, "random": 0.058}
     name = view.partition(" ")[0]
     chance = 1 - loss.get(name, 0.05) * (1 if name in ("text", "nothing") else _ratio(view))
     random = np.random.default_rng(zlib.crc32(task.encode()))
