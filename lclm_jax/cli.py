@@ -167,6 +167,16 @@ def setting(hint: Any) -> Callable[[str], Any]:
     return convert
 
 
+def listed(hint: Any) -> Callable[[str], Any]:
+    """Return an argument type for values with commas between them, each with the range of `hint`.
+
+    >>> listed(Size)("4096,8192"), listed(str)("gsm8k")
+    ((4096, 8192), ('gsm8k',))
+    """
+    convert = setting(tuple[hint, ...])
+    return lambda text: convert(text if "," in text else f"{text},")
+
+
 def path(text: str) -> Path:
     """Return the path that an argument names, with `~` expanded; it must not be empty."""
     return Path(setting(Directory)(text))

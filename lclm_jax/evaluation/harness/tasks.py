@@ -20,8 +20,14 @@ from lm_eval.tasks._index import Kind
 
 from lclm_jax.config import ConfigError
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.harness.adapter import HarnessModel
+from lclm_jax.evaluation.harness.contexts import RULES, parse_rule
+from lclm_jax.evaluation.request import ChatTemplate, Request
 from lclm_jax.evaluation.samples import Sample
+from lclm_jax.evaluation.views import View
+from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,23 @@ class HarnessTask:
     def label(self) -> str:
         """Name for tables, such as "niah_single_1@4096"."""
         return f"{self.name}@{self.length}" if self.length else self.name
+
+
+def load_harness_tasks(
+    names: Sequence[str],
+    model: LanguageModel,
+    request: Request,
+    answers: AnswersFile,
+    progress: Progress,
+) -> "list[AnsweredTask]":
+    """Load tasks of the harness for an evaluation; see `load_tasks`."""
+    rules = dict(rule for text in request.contexts for rule in parse_rule(text).items())
+    view = View("text")  # until the first view is answered
+    adapter = HarnessModel(model, view, answers, {**rules, **RULES}, request.batch, progress)
+    return [
+        AnsweredTask(task, adapter, request.limit, request.chat_template)
+        for task in load_tasks(names, request.lengths, model.tokenizer, request.include)
+    ]
 
 
 def load_tasks(
@@ -161,11 +184,39 @@ def time_limit(seconds: int, action: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def run_task(task: HarnessTask, model: HarnessModel, limit: int | None, chat: bool) -> list[Sample]:
-    """Answer the first `limit` rows of a task, and return them with the harness' scores.
+@dataclass(frozen=True)
+class AnsweredTask:
+    """A task with the model that answers it; the first `limit` rows."""
 
-    Raises TextError for prompts without the passage that the task's rule expects.
-    """
+    task: HarnessTask
+    model: HarnessModel
+    limit: int | None = None
+    chat_template: ChatTemplate = "answers"
+
+    @property
+    def label(self) -> str:
+        """Name for messages."""
+        return self.task.label
+
+    def answer(self, view: View) -> list[Sample]:
+        """Return the sample of each row, with the harness' scores; none of choices for the agent.
+
+        Raises TextError for prompts without the passage that the task's rule expects.
+        """
+        writes = self.task.task.OUTPUT_TYPE == "generate_until"
+        if view.name == "expand" and not writes:
+            log.info("%s compares choices, which the agent does not", self.label)
+            return []
+        has_template = self.model.model.tokenizer.template is not None
+        is_chat = self.chat_template == "always" or (
+            self.chat_template == "answers" and writes and has_template
+        )
+        self.model.view = view
+        return run_task(self.task, self.model, self.limit, is_chat)
+
+
+def run_task(task: HarnessTask, model: HarnessModel, limit: int | None, chat: bool) -> list[Sample]:
+    """Answer the first `limit` rows of a task in the model's view, and score them."""
     model.positions.clear()
     task.task.set_fewshot_seed(seed=SEED)  # the same examples in every view
     results = evaluator.evaluate(

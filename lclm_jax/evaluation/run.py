@@ -1,0 +1,148 @@
+"""One evaluation: tasks and views of one model, in a directory from which it resumes."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from lclm_jax.config.values import to_dict
+from lclm_jax.errors import FileError
+from lclm_jax.evaluation.answering import Answerer
+from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.metrics import METRICS
+from lclm_jax.evaluation.questions import Question
+from lclm_jax.evaluation.request import Request
+from lclm_jax.evaluation.results import Results, read_versions
+from lclm_jax.evaluation.samples import Sample
+from lclm_jax.evaluation.tasks import TASKS, TaskSettings
+from lclm_jax.evaluation.views import View, make_views
+from lclm_jax.files import locked, read_json, write_whole
+from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.store.identity import hash_array
+from lclm_jax.progress import Progress, without_progress
+
+ANSWERS, MODEL = "answers.jsonl", "evaluated_model.json"
+
+
+class EvaluationTask(Protocol):
+    """A task that is answered in one view after the other."""
+
+    @property
+    def label(self) -> str:
+        """Name for messages."""
+        ...
+
+    def answer(self, view: View) -> list[Sample]:
+        """Return the sample of each row; none where the view does not apply."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuestionTask:
+    """Questions of a task of this package."""
+
+    label: str
+    questions: Sequence[Question]
+    answerer: Answerer
+
+    def answer(self, view: View) -> list[Sample]:
+        """Return the sample of each question."""
+        replies = self.answerer.answer(self.questions, view)
+        return [
+            Sample(
+                question.task,
+                question.number,
+                view.label,
+                reply.text,
+                question.references,
+                {question.metric: METRICS[question.metric](reply.text, question.references)},
+                reply.positions,
+                question.tags,
+                question.identity[:16],
+            )
+            for question, reply in zip(self.questions, replies, strict=True)
+        ]
+
+
+def evaluate(
+    model: LanguageModel,
+    request: Request,
+    directory: Path,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = without_progress,
+) -> Results:
+    """Answer all tasks in all views, and write results.json to a directory.
+
+    Answers that the directory has already are not computed again. `settings` are added to those in
+    the results, such as the command that repeats them.
+
+    Raises ConfigError for a task, view, ratio or length that cannot be evaluated, FileError for
+    files of a task that are missing and for a directory with the answers of another model,
+    DirectoryError where another process writes there, and TextError for a prompt that is too long.
+    """
+    ratios = list(request.ratios) or sorted(model.config.compression.all_ratios, reverse=True)
+    views = make_views(list(request.views), ratios, model)
+    with locked(directory):
+        check_model(directory, model)
+        answers = AnswersFile(directory / ANSWERS)
+        tasks = load_tasks(model, request, answers, progress)
+        samples = [sample for task in tasks for view in views for sample in task.answer(view)]
+        recorded = {
+            "checkpoint": model.name,
+            "dtype": model.config.dtype,
+            **request.to_dict(),
+            "ratios": ratios,
+            **(settings or {}),
+        }
+        results = Results(recorded, read_versions(), samples)
+        results.write(directory)
+    return results
+
+
+def load_tasks(
+    model: LanguageModel, request: Request, answers: AnswersFile, progress: Progress
+) -> list[EvaluationTask]:
+    """Load the tasks of this package, then those of the harness."""
+    own = [name for name in request.tasks if name in TASKS]
+    others = [name for name in request.tasks if name not in TASKS]
+    wanted = TaskSettings(
+        request.data, request.lengths, request.limit, request.seed, model.tokenizer
+    )
+    answerer = Answerer(model, answers, request.batch, progress)
+    tasks: list[EvaluationTask] = [
+        QuestionTask(name, TASKS[name](wanted), answerer) for name in own
+    ]
+    if others:
+        from lclm_jax.evaluation.harness.tasks import load_harness_tasks
+
+        tasks += load_harness_tasks(others, model, request, answers, progress)
+    return tasks
+
+
+def check_model(directory: Path, model: LanguageModel):
+    """Note the model whose answers a directory has; raises FileError for those of another one."""
+    file, identity = directory / MODEL, find_identity(model)
+    if not file.exists():
+        write_whole(file, json.dumps({"identity": identity, "name": model.name}))
+        return
+    known = read_json(file)
+    if known.get("identity") != identity:
+        raise FileError(
+            f"{directory} has answers of {known.get('name') or 'another model'}, whose parameters "
+            f"or config differ from those of {model.name or 'this one'}; choose another directory"
+        )
+
+
+def find_identity(model: LanguageModel) -> str:
+    """Return a hash of the parameters, the config and the tokenizer of a model."""
+    hashes = [
+        (jax.tree_util.keystr(path), x.shape, np.asarray(hash_array(x)).tolist())
+        for path, x in jax.tree_util.tree_leaves_with_path(model.weights)
+    ]
+    described = json.dumps([hashes, to_dict(model.config), model.tokenizer.fingerprint])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
