@@ -131,7 +131,7 @@ class Results:
         return list(dict.fromkeys(sample.family for sample in self.samples))
 
     def tables(self, baseline: str | None = BASELINE) -> list[Row]:
-        """Return a row for every family, task, length and view.
+        """Return a row for every family, length, task and view, in this order.
 
         Each has its difference from the view `baseline`, which takes a bootstrap; None leaves the
         differences out.
@@ -218,7 +218,7 @@ class Results:
         def place(cell: tuple[str, int | None, str]) -> tuple[int, int, int, int]:
             task, length, view = cell
             family = self.families.index(families[task])
-            return family, tasks.index(task), length or 0, views.index(view)
+            return family, length or 0, tasks.index(task), views.index(view)
 
         return {cell: cells[cell] for cell in sorted(cells, key=place)}
 

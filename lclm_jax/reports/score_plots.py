@@ -85,7 +85,7 @@ def plot_by_length(
     for view, scores in paper.items():
         _plot_hollow(axes, scores, styles[view])
     lengths = {length for line in (*lines.values(), *paper.values()) for length in line}
-    log_x_axis(axes, sorted(lengths), short_count)
+    log_x_axis(axes, _every_other(sorted(lengths)), short_count)
     _finish_scores(figure, axes, "tokens of context", bool(paper))
     return figure
 

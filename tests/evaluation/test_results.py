@@ -131,6 +131,13 @@ def test_there_is_a_row_for_every_task_length_and_view():
     assert only(rows, tasks=("gsm8k",), view="text").difference.value == 0
 
 
+def test_lengths_are_in_order_whatever_the_order_of_the_samples():
+    results = make_results(2, ["text", "latents 4x"])
+    backwards = Results({}, {}, results.samples[::-1])
+    lengths = [row.length for row in backwards.family_rows() if row.family == "ruler"]
+    assert lengths == sorted(LENGTHS * 2)
+
+
 def test_the_mean_of_a_family_gives_tasks_the_same_weight():
     ruler = {"family": "ruler", "length": 4096}
     samples = [
