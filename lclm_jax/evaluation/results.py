@@ -1,6 +1,7 @@
 """Results of an evaluation: a file with every sample, and the tables and means made from it."""
 
 import json
+import logging
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +17,14 @@ import numpy as np
 from lclm_jax.errors import FileError
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.statistics import Difference, Mean, PairingError, paired_difference
-from lclm_jax.files import read_json, write_whole
+from lclm_jax.files import read_json, read_text, write_whole
 from lclm_jax.version import code_version
 
+log = logging.getLogger(__name__)
 FILE_NAME = "results.json"
 FORMAT = "lclm_jax evaluation, version 1"
+EFFICIENCY_FILE = "efficiency.jsonl"
+EFFICIENCY_KEY = ("view", "length", "device", "source")  # of an entry
 BASELINE = "text"  # label of the view that others are compared with
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "lm_eval")
 
@@ -66,7 +70,7 @@ class Results:
         versions: of the packages, the code and Python, and the device (`read_versions`).
         samples: every answer in every view.
         efficiency: measurements, each with `view`, `length` (tokens), `first_token_seconds`,
-            `peak_bytes`, `device` and `source` ("measured" or "compiler").
+            `peak_bytes`, `device` and `source` ("measured" or "compiler"); see `read_efficiency`.
     """
 
     settings: Mapping[str, Any]
@@ -221,6 +225,25 @@ class Results:
             return family, length or 0, tasks.index(task), views.index(view)
 
         return {cell: cells[cell] for cell in sorted(cells, key=place)}
+
+
+def read_efficiency(directory: str | Path) -> list[dict[str, Any]]:
+    """Return the measurements in the efficiency.jsonl of a directory; none without this file.
+
+    Of measurements of the same view and length, on the same device and from the same source, the
+    last one counts. A line that was cut off is left out.
+    """
+    path = Path(directory) / EFFICIENCY_FILE
+    if not path.exists():
+        return []
+    entries = {}
+    for line in read_text(path).splitlines():
+        try:
+            entry = json.loads(line)
+            entries[tuple(entry[name] for name in EFFICIENCY_KEY)] = entry
+        except (ValueError, TypeError, KeyError):
+            log.warning("%s: left out a line that is no measurement: %.60r", path, line)
+    return list(entries.values())
 
 
 def read_versions() -> dict[str, str]:

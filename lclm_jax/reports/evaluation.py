@@ -39,7 +39,6 @@ from lclm_jax.reports.score_plots import (
 )
 
 FILE_NAME = "index.html"
-MEASURE_EFFICIENCY = "python -m launch.evaluate --checkpoint CHECKPOINT --efficiency"
 CONTROLS = ("nothing", "first", "random")  # views that latents must beat
 MAX_QUESTIONS = 20  # shown of each task
 MAX_ANSWER_CHARACTERS = 300
@@ -67,7 +66,7 @@ def write_page(directory: str | Path, results: Results | None = None) -> Path:
         lengths=_draw_lengths(rows),
         ratios=_draw_ratios(rows),
         costs=[_draw_costs(rows, group) for group in _group_costs(results.efficiency)],
-        measure_efficiency=MEASURE_EFFICIENCY,
+        measure=_measure_command(results, directory),
         control_names=CONTROLS,
         controls=_control_rows(results, rows),
         scores=_score_tables(results, rows),
@@ -84,6 +83,17 @@ def write_page(directory: str | Path, results: Results | None = None) -> Path:
 def _title(results: Results) -> str:
     checkpoint = results.settings.get("checkpoint")
     return f"Evaluation of {checkpoint}" if checkpoint else "Evaluation"
+
+
+def _measure_command(results: Results, directory: Path) -> str:
+    """Return the command that measures costs at the lengths of these results."""
+    lengths = sorted({sample.length for sample in results.samples if sample.length})
+    checkpoint = results.settings.get("checkpoint") or "CHECKPOINT"
+    listed = ",".join(map(str, lengths)) or "LENGTHS"
+    return (
+        f"python -m launch.efficiency --checkpoint {checkpoint} --lengths {listed} "
+        f"--out {directory}"
+    )
 
 
 def _cards(results: Results) -> list[tuple[str, str]]:

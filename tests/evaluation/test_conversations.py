@@ -29,7 +29,7 @@ def test_letters_of_a_patient_are_passages(write, load):
     first, second, third = load("longhealth")
     assert first.passages == [Passage("Dear colleague, figs."), Passage("He came back.")]
     assert [question.references for question in (first, second, third)] == [["B"], ["E"], ["C"]]
-    assert (first.metric, third.number, third.tags["patient"]) == ("choice", 2, "patient_02")
+    assert (first.metric, third.number, third.tags["cluster"]) == ("choice", 2, "patient_02")
     ending = first.contents[0][-1]
     assert ending.startswith("What does Ben like?\n\nA: pears\nB: figs\n") and "E: 5" in ending
     assert len(load("longhealth", limit=2)) == 2
@@ -169,7 +169,7 @@ def test_a_conversation_is_read_in_order(write, load):
     assert (date.references, likely.references, likely.number) == (["2023"], ["Likely"], 2)
     assert adversarial.task == "locomo_adversarial" and adversarial.metric == "contains_any"
     assert adversarial.references[0] == "not mentioned"
-    assert first.tags == {"family": "locomo", "kind": "single-hop", "conversation": "conv-1"}
+    assert first.tags == {"family": "locomo", "kind": "single-hop", "cluster": "conv-1"}
     assert [question.task for question in load("locomo", limit=1)] == [
         "locomo",
         "locomo_adversarial",

@@ -8,10 +8,10 @@ import pytest
 
 from lclm_jax.errors import FileError
 from lclm_jax.evaluation.paper import paper_lengths, paper_scores
-from lclm_jax.evaluation.results import FILE_NAME, Results, read_versions
+from lclm_jax.evaluation.results import FILE_NAME, Results, read_efficiency, read_versions
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.statistics import Mean
-from tests.support.results import LENGTHS, RULER, VIEWS, make_results, make_samples
+from tests.support.results import LENGTHS, RULER, VIEWS, make_efficiency, make_results, make_samples
 
 
 def only(rows, **fields):
@@ -105,6 +105,17 @@ def test_an_absent_file_is_named(tmp_path):
         Results.read(tmp_path)
     with pytest.raises(FileNotFoundError, match="absent: no such file"):
         Results.read(tmp_path / "absent")
+
+
+def test_measurements_are_read_from_their_file(tmp_path, caplog):
+    assert read_efficiency(tmp_path) == []
+    entries = make_efficiency(["text"])
+    newer = {**entries[0], "first_token_seconds": 7.0}
+    lines = [json.dumps(entry) for entry in [*entries, newer]]
+    text = "\n".join([*lines, '{"view": 3}', '{"view": "te'])
+    (tmp_path / "efficiency.jsonl").write_text(text, encoding="utf-8")
+    assert read_efficiency(tmp_path) == [newer, *entries[1:]]
+    assert caplog.text.count("left out a line that is no measurement") == 2
 
 
 def test_versions_name_the_packages_and_the_device():

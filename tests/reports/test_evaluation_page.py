@@ -52,7 +52,9 @@ def test_the_page_stands_alone_and_names_the_command_of_every_figure(tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:)', text)
     figures = text.count("<figure>")
     assert figures == 1 + 5 + (6 + 2) * 2
-    assert text.count(f'<pre class="command">{COMMAND}</pre>') >= figures
+    by_score = 1 + 5 + 6 * 2
+    assert text.count(f"{COMMAND}</pre>") >= by_score
+    assert len(re.findall(r'<pre class="command">python -m launch.efficiency', text)) == 6 * 2 + 4
     assert re.search(r'alt="text: \d.* ± .* at 4k', text)
 
 
@@ -81,12 +83,13 @@ def test_latents_that_are_no_better_than_truncation_are_called_so(tmp_path, unpa
     samples = make_samples([1, 0, 1, 0], "latents 4x") + make_samples([1, 0, 1, 1], "first 4x")
     text = write(tmp_path, Results({}, {}, samples))
     assert "NOT clearly better than first 4x" in text
-    assert '<pre class="command">' not in text  # the settings name no command
+    assert text.count('<pre class="command">') == 1  # the settings name no command
 
 
 def test_results_without_measurements_say_how_to_make_them(tmp_path, unpainted, figures):
     text = write(tmp_path, make_results(4, VIEWS, efficiency=False))
-    assert evaluation.MEASURE_EFFICIENCY in text
+    measure = "python -m launch.efficiency --checkpoint CHECKPOINT --lengths 4096,8192,16384"
+    assert f"{measure} --out {tmp_path}\n{COMMAND}</pre>" in text
     assert not [name for name in figures if "against" in name]
 
 

@@ -71,7 +71,7 @@ def _question(task: str, number: int, item: Item) -> Question:
         references=_references(question, category),
         metric="contains_any" if category == ADVERSARIAL else "token_f1",
         max_tokens=MAX_TOKENS,
-        tags={"family": "locomo", "kind": KINDS[category], "conversation": name},
+        tags={"family": "locomo", "kind": KINDS[category], "cluster": name},
     )
 
 

@@ -43,7 +43,7 @@ def load(settings: TaskSettings) -> list[Question]:
             references=_right_letters(question),
             metric="choice",
             max_tokens=MAX_TOKENS,
-            tags={"family": "longhealth", "patient": patient},
+            tags={"family": "longhealth", "cluster": patient},
         )
         for _, number, (patient, parts, question) in number_rows(questions, settings.limit)
     ]
