@@ -12,6 +12,8 @@ DEVICE = "H200"
 VIEWS = ("text", "latents 16x", "latents 8x", "latents 4x")
 K = 1024
 
+FAMILIES_OF_ONE_TASK = ("longhealth", "gsm8k")  # the scores of others are means over tasks
+
 # Scores in percent, in the order of VIEWS: {family: {length in tokens, or None: scores}}.
 _PERCENTS: dict[str, dict[int | None, tuple[float, ...]]] = {
     "ruler": {

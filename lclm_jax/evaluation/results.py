@@ -116,7 +116,7 @@ class Results:
             )
         try:
             samples = [_read_sample(sample) for sample in values["samples"]]
-            efficiency = [{**entry} for entry in values["efficiency"]]
+            efficiency = [_read_measurement(entry) for entry in values["efficiency"]]
             return cls({**values["settings"]}, {**values["versions"]}, samples, efficiency)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(
@@ -239,7 +239,7 @@ def read_efficiency(directory: str | Path) -> list[dict[str, Any]]:
     entries = {}
     for line in read_text(path).splitlines():
         try:
-            entry = json.loads(line)
+            entry = _read_measurement(json.loads(line))
             entries[tuple(entry[name] for name in EFFICIENCY_KEY)] = entry
         except (ValueError, TypeError, KeyError):
             log.warning("%s: left out a line that is no measurement: %.60r", path, line)
@@ -291,6 +291,22 @@ def _read_sample(values: Mapping[str, Any]) -> Sample:
         name: math.nan if score is None else float(score) for name, score in sample.scores.items()
     }
     texts = (sample.task, sample.view, sample.answer, sample.prompt)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(sample.tags, dict):
+    numbers = (sample.number, sample.positions)
+    is_valid = (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) for number in numbers)
+        and isinstance(sample.tags, dict)
+        and isinstance(sample.length, int | None)
+        and isinstance(sample.family, str)
+    )
+    if not is_valid:
         raise TypeError(f"sample {sample.number} of {sample.task} has fields of other types")
     return Sample.from_dict({**values, "scores": scores})
+
+
+def _read_measurement(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of `efficiency`, which must say what was measured, where and how."""
+    for name in EFFICIENCY_KEY:
+        if not isinstance(values[name], int if name == "length" else str):
+            raise TypeError(f"a measurement has the {name} {values[name]!r}")
+    return {**values}

@@ -8,6 +8,7 @@ from typing import Any
 
 from lclm_jax.evaluation.paper import (
     DEVICE,
+    FAMILIES_OF_ONE_TASK,
     FIRST_TOKENS,
     FIRST_TOKENS_SOURCE,
     SCORES_SOURCE,
@@ -166,7 +167,7 @@ def _draw_lengths(rows: Sequence[Row]) -> list[Picture]:
     for family in dict.fromkeys(row.family for row in rows if row.length and row.is_share):
         lines: dict[str, dict[int, Mean]] = {}
         for row in rows:
-            if row.family == family and row.length:
+            if row.family == family and row.length and row.is_share:
                 lines.setdefault(row.view, {})[row.length] = row.score
         paper: dict[str, dict[int, float]] = {}
         for length in paper_lengths(family):
@@ -351,7 +352,7 @@ def _score_tables(results: Results, rows: Sequence[Row]) -> list[dict[str, Any]]
 
 def _score_row(row: Row) -> list[str]:
     paper = paper_scores(row.family, row.length, row.tasks).get(row.view)
-    is_comparable = len(row.tasks) > 1 or row.family != "ruler"
+    is_comparable = len(row.tasks) > 1 or row.family in FAMILIES_OF_ONE_TASK
     return [
         row.name,
         UNKNOWN if row.length is None else short_count(row.length),

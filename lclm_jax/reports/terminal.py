@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -81,7 +82,7 @@ def tabulate_scores(results: Results, width: int = SCORE_TABLE_WIDTH) -> list[Ta
         views = results.views[start : start + views_at_once]
         table = Table(headings[0], caption=SCORE_CAPTION)
         for heading in (*headings[1:], *views):
-            table.add_column(heading, justify="right")
+            table.add_column(escape(heading), justify="right")
         for group in groups:
             for line in group:
                 cells = [line.scores.get(view, UNKNOWN) for view in views]
@@ -116,7 +117,7 @@ def _score_line(rows: Sequence[Row]) -> _ScoreLine:
     questions = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
     tokens = "" if first.length is None else short_count(first.length)
     scores = {row.view: score(row.score, row.is_share) for row in rows}
-    return _ScoreLine((first.name, tokens, questions), scores, len(first.tasks) > 1)
+    return _ScoreLine((escape(first.name), tokens, questions), scores, len(first.tasks) > 1)
 
 
 def tabulate_comparison(comparison: Comparison, names: tuple[str, str]) -> list[Table]:
@@ -124,17 +125,18 @@ def tabulate_comparison(comparison: Comparison, names: tuple[str, str]) -> list[
 
     `names` are those of the first and of the second results.
     """
+    names = escape(names[0]), escape(names[1])
     tables = [_tabulate_changes(comparison, names)] if comparison.changes else []
     for view in dict.fromkeys(row.view for row in comparison.rows):
         caption = f"difference: {names[1]} less {names[0]}, with 95 % intervals"
-        table = Table("task", title=view, caption=caption)
+        table = Table("task", title=escape(view), caption=caption)
         for heading in ("questions", *names, "difference", ""):
             table.add_column(heading, justify="left" if heading == "" else "right")
         for row in comparison.rows:
             if row.view == view:
                 is_mean = len(row.tasks) > 1
                 table.add_row(
-                    f"mean of {len(row.tasks)} tasks" if is_mean else row.tasks[0],
+                    f"mean of {len(row.tasks)} tasks" if is_mean else escape(row.tasks[0]),
                     str(row.difference.count),
                     score(row.first, row.is_share),
                     score(row.second, row.is_share),

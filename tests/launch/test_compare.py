@@ -43,8 +43,11 @@ def test_results_without_a_common_question_end_with_an_error(tmp_path, command, 
     assert "the first results have the views text; got --view" in capsys.readouterr().err
 
 
-def test_a_file_that_was_cut_off_ends_with_an_error(tmp_path, command, capsys):
+def test_a_file_that_was_cut_off_or_is_absent_ends_with_an_error(tmp_path, command, capsys):
     path = make_results(3, ("text",)).write(tmp_path / "a")
     path.write_bytes(path.read_bytes()[:-100])
     assert command(compare, tmp_path / "a", tmp_path / "a") == 2
     assert f"{path} is not JSON" in capsys.readouterr().err
+    make_results(3, ("text",)).write(tmp_path / "a")
+    assert command(compare, tmp_path / "a", tmp_path / "absent") == 2
+    assert "absent: no such file; expected the results" in capsys.readouterr().err

@@ -140,6 +140,16 @@ def test_metrics_outside_zero_and_one_are_in_tables_only(tmp_path, unpainted, fi
     assert "21.2 ± 8.75" in text and figures == {}
 
 
+def test_the_papers_means_do_not_stand_beside_single_tasks(tmp_path, unpainted):
+    samples = [
+        sample
+        for task in ("longbench_trec", "longbench_lcc")
+        for sample in make_samples([1, 0], "text", task, family="longbench")
+    ]
+    text = write(tmp_path, Results({}, {}, samples))
+    assert text.count("<td>45.2</td>") == 1  # beside the mean of both
+
+
 # --- Pictures ---
 
 

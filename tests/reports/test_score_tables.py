@@ -57,6 +57,15 @@ def test_what_was_not_asked_is_a_dash():
     assert [line[3:] for line in lines] == [["100.0", "–"], ["–", "100.0"]]
 
 
+def test_names_are_not_markup():
+    samples = make_samples([1, 0], "[b]4x", "[red]task")
+    results = Results({}, {}, samples)
+    text = "".join(lines_of(tabulate_scores(results)))
+    assert "[red]task" in text and "[b]4x" in text
+    text = "".join(lines_of(tabulate_comparison(compare(results, results), ("[i]a", "[/i]b"))))
+    assert all(name in text for name in ("[red]task", "[b]4x", "[i]a", "[/i]b"))
+
+
 def test_results_without_samples_have_no_table():
     assert tabulate_scores(Results({}, {}, [])) == []
 
