@@ -17,7 +17,7 @@ from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.metrics import METRICS
 from lclm_jax.evaluation.questions import Question
 from lclm_jax.evaluation.request import Request
-from lclm_jax.evaluation.results import Results, read_versions
+from lclm_jax.evaluation.results import Results, read_efficiency, read_versions
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.tasks import TASKS, TaskSettings
 from lclm_jax.evaluation.views import View, make_views
@@ -99,7 +99,7 @@ def evaluate(
             "ratios": ratios,
             **(settings or {}),
         }
-        results = Results(recorded, read_versions(), samples)
+        results = Results(recorded, read_versions(), samples, read_efficiency(directory))
         results.write(directory)
     return results
 

@@ -56,6 +56,13 @@ def test_every_question_has_a_sample_in_every_view(model, tmp_path):
     ]
 
 
+def test_measurements_in_the_directory_enter_the_results(model, tmp_path):
+    entry = {"view": "text", "length": 64, "device": "cpu", "source": "measured"}
+    (tmp_path / "efficiency.jsonl").write_text(json.dumps(entry), encoding="utf-8")
+    evaluate(model, replace(REQUEST, views=("text",), limit=1), tmp_path)
+    assert Results.read(tmp_path).efficiency == [entry]
+
+
 def test_a_second_run_answers_only_what_is_new(model, tmp_path, monkeypatch):
     asked = []
     original = Answerer._answer_batch
