@@ -1,9 +1,16 @@
-"""Tasks of this package: published rows, questions about histories, and a generator of them."""
+"""Tasks of this package: published rows, histories that are read or generated, own questions."""
 
 from collections.abc import Callable
 
 from lclm_jax.evaluation.questions import Question
-from lclm_jax.evaluation.tasks import histories, locomo, longhealth, longmemeval, published
+from lclm_jax.evaluation.tasks import (
+    histories,
+    locomo,
+    longhealth,
+    longmemeval,
+    own_questions,
+    published,
+)
 from lclm_jax.evaluation.tasks.settings import TaskSettings
 
 __all__ = ["TASKS", "TaskSettings"]
@@ -14,4 +21,5 @@ TASKS: dict[str, Callable[[TaskSettings], list[Question]]] = {
     "longmemeval": longmemeval.load,
     "locomo": locomo.load,
     "histories": histories.load,
+    own_questions.TASK: own_questions.load,
 }

@@ -114,14 +114,15 @@ class Row:
         return FileError(f"{self.place}: expected {expected} in {self.path}{name}, got {got}")
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path, remedy: str = "download the file again") -> Iterator[Row]:
     """Yield the rows of a file in any format of `data.inputs`: an object of JSON is one row.
 
-    Raises FileError that names the row for one that cannot be read, also where the file is cut off.
+    Raises FileError that names the row, and `remedy`, for one that cannot be read, also where the
+    file is cut off.
     """
     for unit in find_units(str(file.absolute())):
         for row in read_unit(unit):
             place = f"{file}, row {row.number}"
             if isinstance(row, Rejection):
-                raise FileError(f"{place}: {row.reason}: {row.detail}; download the file again")
+                raise FileError(f"{place}: {row.reason}: {row.detail}; {remedy}")
             yield Row(place, row.fields)
