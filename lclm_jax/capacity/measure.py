@@ -5,6 +5,7 @@ Nothing is executed: all times are estimates.
 
 import re
 import time
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +19,6 @@ from lclm_jax.capacity.programs import AbstractCall, CallSize, Program
 from lclm_jax.capacity.topology import TopologyError, compiler_versions, slice_devices
 from lclm_jax.capacity.traffic import moved_bytes
 from lclm_jax.costs.chips import Slice
-from lclm_jax.data.records import count_latents
 from lclm_jax.model.params import count_parameters
 
 DEFAULT_MFU = 0.4  # model FLOPs utilisation that training is assumed to reach
@@ -78,7 +78,10 @@ def _compile(
     lowered = traced.lower()
     started = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with warnings.catch_warnings():
+            # JAX caches programs for devices that are not present, but cannot read them again.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -134,8 +137,8 @@ def describe(program: Program, mesh: dict[str, int], cache_length: int) -> Figur
             "ratio": config.model.compression.ratio,
         }
 
-    latents, largest = count_latents(program.context, config.model), program.largest_call
-    figures |= {"context": program.context, "latents": latents}
+    largest = program.largest_call
+    figures |= {"context": program.context, "latents": program.latents}
     if program.job == "compress":
         return figures
     if program.job == "prefill":

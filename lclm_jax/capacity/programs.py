@@ -78,6 +78,14 @@ class AbstractCall:
         return sum(_shard_bytes(leaf) for leaf, variable in leaves if variable in read)
 
 
+def weight_bytes(config: ModelConfig, mesh: Mesh) -> dict[str, int]:
+    """Return the bytes of the parameters on each device, by component, as they are served."""
+    return {
+        component: sum(map(_shard_bytes, jax.tree.leaves(params)))
+        for component, params in abstract_params(config, mesh, config.dtype).items()
+    }
+
+
 def _shard_bytes(array: jax.ShapeDtypeStruct) -> int:
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
@@ -101,6 +109,10 @@ class Program:
     target: Slice
     job: Job = "train"
     context: int = 1_000_000  # tokens to compress, of jobs that serve
+    ratio: int | None = None  # of the context; None: the model's default
+    as_text: bool = False  # the decoder reads the context as text
+    other_positions: int = ROOM  # of a prompt: tags around its context and a question
+    windows_at_once: int = WINDOWS_AT_ONCE  # of an encoder pass
     budget: int | None = None  # decoder positions of the whole stage; None: those of its steps
 
     def mesh(self, devices: Sequence[Any]) -> Mesh:
@@ -113,10 +125,21 @@ class Program:
         if self.job == "train":
             return train_call(self.config, self.stage, mesh)
         if self.job == "compress":
-            return compress_call(model, mesh)
+            return compress_call(model, mesh, self.windows_at_once)
         if self.job == "prefill":
-            return prefill_call(model, mesh, self.context, size or self.largest_call)
-        return decode_call(model, mesh, self.context)
+            return prefill_call(model, mesh, self.prompt, size or self.largest_call)
+        return decode_call(model, mesh, self.prompt)
+
+    @property
+    def latents(self) -> int:
+        """Number of latents of the context."""
+        return 0 if self.as_text else count_latents(self.context, self.config.model, self.ratio)
+
+    @property
+    def prompt(self) -> Prompt:
+        """A prompt of the context and a question."""
+        tokens = self.other_positions + (self.context if self.as_text else 0)
+        return sample_prompt(self.config.model, self.latents, tokens)
 
     def calls(self) -> list[CallSize]:
         """Return the calls that train on a batch, read the whole context, or decode a token."""
@@ -126,7 +149,7 @@ class Program:
             return self._compress_sizes()
 
         model = self.config.model
-        chunks = plan_chunks(sample_prompt(model, self.context), model)
+        chunks = plan_chunks(self.prompt, model)
         if self.job == "decode":
             return [_chunk_size(model, length=1, count=1, cached=chunks[-1].stop)]
         return [
@@ -142,15 +165,14 @@ class Program:
         return CallSize(data.row_positions, row.scale(data.batch_rows))
 
     def _compress_sizes(self) -> list[CallSize]:
-        model = self.config.model
-        flops = layer_flops(model.encoder, model.window_length).scale(WINDOWS_AT_ONCE)
+        model, at_once = self.config.model, self.windows_at_once
+        flops = layer_flops(model.encoder, model.window_length).scale(at_once)
         if not model.adapter.attention:  # with attention the adapter is a program of its own
-            latents = WINDOWS_AT_ONCE * model.compression.latents_per_window
-            flops += adapter_flops(model, latents)
+            flops += adapter_flops(model, at_once * model.compression.latents_per_window)
 
         windows = -(-self.context // model.compression.window)
-        calls = -(-windows // WINDOWS_AT_ONCE)
-        return [CallSize(WINDOWS_AT_ONCE * model.compression.window, flops)] * calls
+        calls = -(-windows // at_once)
+        return [CallSize(at_once * model.compression.window, flops)] * calls
 
     @property
     def largest_call(self) -> CallSize:
@@ -227,54 +249,52 @@ def train_call(config: Config, stage: StageConfig, mesh: Mesh) -> AbstractCall:
     return AbstractCall(step, (abstract_state(config, stage, mesh), batch), {})
 
 
-def compress_call(config: ModelConfig, mesh: Mesh) -> AbstractCall:
-    """Return the encoder on the windows that `LanguageModel.compress` reads at once."""
+def compress_call(
+    config: ModelConfig, mesh: Mesh, windows_at_once: int = WINDOWS_AT_ONCE
+) -> AbstractCall:
+    """Return the encoder on a pass of windows, by default as `LanguageModel.compress` reads."""
     parts = splits("windows")
-    count = -(-WINDOWS_AT_ONCE // parts) * parts
+    count = -(-windows_at_once // parts) * parts
     latents = config.compression.latents_per_window
     windows = empty_windows(1, count, config.window_length, latents)
     params = abstract_params(config, mesh, config.dtype)
     return AbstractCall(encode_windows, (params, _replicate(windows, mesh)), {"config": config})
 
 
-def sample_prompt(config: ModelConfig, context: int) -> Prompt:
-    """Return a prompt: latents of a context of this many tokens, then ROOM more positions.
-
-    These are for the tags around the latents and a question.
-    """
+def sample_prompt(config: ModelConfig, latents: int, tokens: int) -> Prompt:
+    """Return a prompt of a token, the latents, and the other tokens."""
     size = config.compression.latents_per_window
-    latents = count_latents(context, config)
-    slots = np.full((1, latents + ROOM), -1, np.int32)
+    slots = np.full((1, latents + tokens), -1, np.int32)
     slots[0, 1 : 1 + latents] = np.arange(latents)
     block = np.zeros((size, config.decoder.width), config.dtype)
-    length = np.array([latents + ROOM], np.int32)
-    return Prompt(np.zeros_like(slots), slots, length, [block] * -(-latents // size))
+    length = np.array([latents + tokens], np.int32)
+    blocks = [block] * max(1, -(-latents // size))  # a chunk needs at least one
+    return Prompt(np.zeros_like(slots), slots, length, blocks)
 
 
-def prefill_call(config: ModelConfig, mesh: Mesh, context: int, size: CallSize) -> AbstractCall:
-    """Return the decoder on one chunk of a `sample_prompt`."""
-    prompt = sample_prompt(config, context)
+def prefill_call(config: ModelConfig, mesh: Mesh, prompt: Prompt, size: CallSize) -> AbstractCall:
+    """Return the decoder on one chunk of a prompt."""
     planned = next(chunk for chunk in plan_chunks(prompt, config) if chunk.first == size.cached)
     chunk = make_chunk(prompt, planned, config)
     params = abstract_params(config, mesh, config.dtype)
     logits = _abstract((1, config.decoder.vocab), jnp.float32, replicated(mesh))
-    cache = _on_mesh(abstract_cache(config, params, context), mesh)
+    cache = _on_mesh(abstract_cache(config, params, prompt), mesh)
     return AbstractCall(
         read_chunk, (params, _replicate(chunk, mesh), logits, cache), {"config": config}
     )
 
 
-def decode_call(config: ModelConfig, mesh: Mesh, context: int) -> AbstractCall:
-    """Return the decoder on one more token after a `sample_prompt`."""
+def decode_call(config: ModelConfig, mesh: Mesh, prompt: Prompt) -> AbstractCall:
+    """Return the decoder on one more token after a prompt."""
     params = abstract_params(config, mesh, config.dtype)
     scalar = _abstract((1,), jnp.int32, replicated(mesh))
-    cache = _on_mesh(abstract_cache(config, params, context), mesh)
+    cache = _on_mesh(abstract_cache(config, params, prompt), mesh)
     return AbstractCall(decode_step, (params, scalar, scalar, cache), {"config": config})
 
 
-def abstract_cache(config: ModelConfig, params: Any, context: int) -> Cache:
-    """Return the shapes of the cache that `prefill` allocates for a `sample_prompt`."""
-    chunks: list[PlannedChunk] = plan_chunks(sample_prompt(config, context), config)
+def abstract_cache(config: ModelConfig, params: Any, prompt: Prompt) -> Cache:
+    """Return the shapes of the cache that `prefill` allocates for a prompt."""
+    chunks: list[PlannedChunk] = plan_chunks(prompt, config)
     needed = positions_needed(chunks, ROOM)
     return jax.eval_shape(
         lambda params: allocate_cache(params, config, 1, cache_size(1, needed)), params
