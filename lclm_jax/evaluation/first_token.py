@@ -7,6 +7,8 @@ import numpy as np
 
 from lclm_jax.config import ModelConfig
 from lclm_jax.data.records import Plain
+from lclm_jax.evaluation.timing import timed
+from lclm_jax.evaluation.views import View
 from lclm_jax.inference.compressor import WINDOWS_AT_ONCE, pass_sizes
 from lclm_jax.inference.generation import ROOM
 from lclm_jax.inference.generation import prefill as prefill_prompt
@@ -42,6 +44,20 @@ def compress(
     return latents.block_until_ready()
 
 
+@dataclass(frozen=True)
+class FirstToken:
+    """The logits of the first token of an answer, and the seconds until they were computed."""
+
+    state: PromptState
+    compress_seconds: float  # 0 for a context that is read as text
+    prefill_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of compression and prefill."""
+        return self.compress_seconds + self.prefill_seconds
+
+
 def prefill(
     model: LanguageModel, latents: Latents | None, text_tokens: np.ndarray, room: int = ROOM
 ) -> PromptState:
@@ -54,6 +70,27 @@ def prefill(
     with jax.set_mesh(model.mesh):
         logits, cache = prefill_prompt(model.weights, prompt, model.config, room)
     return jax.block_until_ready(PromptState(logits, prompt.lengths, cache))
+
+
+def time_first_token(
+    model: LanguageModel,
+    view: View,
+    context: np.ndarray,
+    question: np.ndarray,
+    room: int = ROOM,
+    windows_at_once: int = WINDOWS_AT_ONCE,
+) -> FirstToken:
+    """Time the reading of the tokens of a context, as latents or text, and of a question.
+
+    Prefill starts when all latents are computed.
+    """
+    latents, compressing = None, 0.0
+    if view.name == "latents":
+        latents, compressing = timed(lambda: compress(model, context, view.ratio, windows_at_once))
+    else:
+        question = np.concatenate([context, question])
+    state, prefilling = timed(lambda: prefill(model, latents, question, room))
+    return FirstToken(state, compressing, prefilling)
 
 
 jax.tree_util.register_dataclass(PromptState, ["logits", "lengths", "cache"], [])

@@ -2,19 +2,27 @@
 
 import ctypes
 import gc
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PEAK_FIELD = "VmHWM:"  # in kB
 RESET_PEAK = "5"  # see proc(5)
+OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|Out of memory", re.IGNORECASE)  # as JAX says
 
 
-def peak_memory() -> int | None:
-    """Return the peak bytes in use on the first device since the process started."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+def peak_memory(devices: Sequence[Any] = ()) -> int | None:
+    """Return the peak bytes in use on any of the devices since the process started.
+
+    Without devices it is that of the first one. None where devices do not count their memory.
+    """
+    statistics = [device.memory_stats() or {} for device in devices or jax.devices()[:1]]
+    return max((known.get("peak_bytes_in_use", 0) for known in statistics), default=0) or None
 
 
 def memory_limit() -> int | None:
@@ -36,9 +44,9 @@ def start_peak() -> int | None:
     return resident_peak()
 
 
-def read_peak() -> int | None:
-    """Return the peak bytes of the device, or else of the process since `start_peak`."""
-    return peak_memory() or resident_peak()
+def read_peak(devices: Sequence[Any] = ()) -> int | None:
+    """Return the peak bytes of the devices, or else of the process since `start_peak`."""
+    return peak_memory(devices) or resident_peak()
 
 
 def resident_peak() -> int | None:
@@ -49,3 +57,8 @@ def resident_peak() -> int | None:
         return None
     (line,) = (line for line in lines if line.startswith(PEAK_FIELD))
     return 1024 * int(line.split()[1])
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device or the machine has no memory left."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lclm_jax.config import ConfigError
+from lclm_jax.config import ConfigError, ModelConfig
 from lclm_jax.config.settings import Count, parse
 from lclm_jax.data.text.tokenizer import TextError
 from lclm_jax.inference.generation import DECODE_STEPS, ROOM, Generation, count_before_stop
@@ -67,7 +67,7 @@ class Answering:
     ):
         max_tokens = parse(Count, max_tokens, "max_tokens")
         seeds = check_seeds(seed, len(prompt.lengths))
-        check_length(int(prompt.lengths.max()), max_tokens, model)
+        check_length(int(prompt.lengths.max()), max_tokens, model.config)
         self._model, self._prompt, self._weights = model, prompt, model.weights
         self._prefixes = model.prefixes if prefixes is None else prefixes
         room = max_tokens if self._prefixes.length else max(max_tokens, ROOM)
@@ -199,9 +199,9 @@ def check_seeds(seed: Seed, rows: int) -> list[int]:
     return [parse(int, number, "seed") for number in seeds]
 
 
-def check_length(length: int, max_tokens: int, model: LanguageModel):
+def check_length(length: int, max_tokens: int, config: ModelConfig):
     """Raise TextError where a prompt and its answer do not fit the decoder's positions."""
-    limit = model.config.decoder.max_positions
+    limit = config.decoder.max_positions
     if length + max_tokens > limit:
         raise TextError(
             f"prompt and answer take up to {limit} positions, got {length} + {max_tokens}; "

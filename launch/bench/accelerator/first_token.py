@@ -16,7 +16,7 @@ from lclm_jax.config import ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
 from lclm_jax.distributed.sharding import one_device
 from lclm_jax.evaluation.first_token import compress, prefill, random_tokens
-from lclm_jax.evaluation.memory import peak_memory
+from lclm_jax.evaluation.memory import peak_memory, ran_out_of_memory
 from lclm_jax.evaluation.timing import middle, repeat, seconds_of
 from lclm_jax.inference.language_model import LanguageModel
 
@@ -24,7 +24,6 @@ from lclm_jax.inference.language_model import LanguageModel
 REPETITION_SECONDS = 1.5
 COMPILATION_SECONDS = 5.0
 MIN_RUNS = 4  # per length
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def measure_uncompressed(model: LanguageModel, tokens: int, room: int) -> PlainF
         first = seconds_of(read)
         spent = repeat(read, REPETITION_SECONDS, least=1)
     except jax.errors.JaxRuntimeError as error:
-        if OUT_OF_MEMORY not in str(error):
+        if not ran_out_of_memory(error):
             raise
         return PlainFirstToken(tokens, out_of_memory=True, message=str(error)[:300])
     return PlainFirstToken(

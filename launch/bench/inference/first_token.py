@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from launch.bench.accelerator.inference import decode
 from launch.bench.accelerator.record import Record, Result
 from launch.bench.inference.inputs import make_model
@@ -12,9 +10,10 @@ from launch.bench.inference.plan import Plan
 from launch.bench.inference.sizes import Sizes
 from lclm_jax.config import ModelConfig
 from lclm_jax.costs.work import compressed_cost, uncompressed_cost
-from lclm_jax.evaluation.first_token import compress, prefill, random_tokens
+from lclm_jax.evaluation.first_token import random_tokens, time_first_token
 from lclm_jax.evaluation.memory import read_peak, start_peak
 from lclm_jax.evaluation.timing import middle, timed
+from lclm_jax.evaluation.views import View
 from lclm_jax.inference.language_model import LanguageModel
 
 # Rounds stop after this time, but there are at least two after the first, which compiles.
@@ -54,16 +53,13 @@ class Reading:
 
     def round(self, tokens: int, sizes: Sizes) -> tuple[float, float, float]:
         """Return the seconds of compression, of the rest of the prompt, and of the answer."""
-        model, latents, compressing = self.model, None, 0.0
+        model = self.model
+        view = View("latents", self.ratio) if self.ratio else View("text")
         context = random_tokens(model.config, tokens)
         question = random_tokens(model.config, sizes.question, seed=1)
-        if self.ratio is None:
-            question = np.concatenate([context, question])
-        else:
-            latents, compressing = timed(lambda: compress(model, context, self.ratio))
-        state, reading = timed(lambda: prefill(model, latents, question, sizes.answer))
-        _, decoding = timed(lambda: decode(model, state, sizes.answer))
-        return compressing, reading, decoding
+        first = time_first_token(model, view, context, question, sizes.answer)
+        _, decoding = timed(lambda: decode(model, first.state, sizes.answer))
+        return first.compress_seconds, first.prefill_seconds, decoding
 
 
 def run_ratio(plan: Plan, record: Record, ratio: int):
