@@ -38,6 +38,7 @@ READS = {
     "launch.store": [[action, "BAD"] for action in ("ls", "verify", "gc")],
     "launch.capacity": [["--config", "BAD", "--slice", "v5p:1x1x1"]],
     "launch.compare": [["BAD", "NEW"]],
+    "launch.efficiency": [["--checkpoint", "BAD", "--lengths", "64", "--out", "NEW"]],
     "launch.inspect_data": [["BAD"], ["NEW", "--config", "BAD"]],
     "launch.prepare": [
         ["--recipe", "BAD", "--out", "NEW"],
