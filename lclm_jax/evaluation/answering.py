@@ -1,30 +1,40 @@
 """Answers to questions in a view: in batches of similar length, resumable answer by answer."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+from lclm_jax.data.rows.expand_chat import CHUNK_TOKENS
 from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.rendering import render_question
 from lclm_jax.evaluation.views import View
 from lclm_jax.inference.agent import Agent
+from lclm_jax.inference.answers import Answer, PositionsError
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
+from lclm_jax.inference.rendering import PromptRecord
 from lclm_jax.progress import Progress, without_progress
 
 BATCH_CHARACTERS = 1 << 18  # of all prompts of a batch, latents counted as the text that they take
+CHARACTERS_PER_TOKEN = 4  # about, of chunks that stay text
 AGENT_TOKENS = 256  # of a reply of the agent, which asks for chunks before it answers
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and the length of its prompt in positions, tokens and latents."""
+    """An answer, and the length of its prompt in positions, tokens and latents.
+
+    `fits` is False for a prompt that was not answered because it is longer than the decoder's
+    positions.
+    """
 
     text: str
     positions: int
+    fits: bool = True
 
 
 @dataclass
@@ -33,25 +43,28 @@ class Answerer:
 
     Answers are added to `answers` as they come, and taken from there where it has them. Batches
     depend on the questions only, not on the answers known, so a run that was interrupted ends with
-    the answers of one that was not.
+    the answers of one that was not. With `skip_long`, a prompt that does not fit the decoder's
+    positions has an empty answer in place of an error.
     """
 
     model: LanguageModel
     answers: AnswersFile
     batch: int = 16
     progress: Progress = without_progress
+    skip_long: bool = False
 
     def answer(self, questions: Sequence[Question], view: View) -> list[Reply]:
         """Answer questions in a view.
 
-        Raises TextError for a prompt that does not fit the decoder's positions.
+        Raises TextError for a prompt that does not fit the decoder's positions, unless those are
+        skipped.
         """
         keys = [answer_key(question, view) for question in questions]
         distinct = list(dict(zip(keys, questions, strict=True)).values())
         answered = self._answer_batches(distinct, view)
         for _ in self.progress(answered, f"{questions[0].task}, {view.label}", len(distinct)):
             pass
-        return [Reply(self.answers[key]["text"], self.answers[key]["positions"]) for key in keys]
+        return [_read_reply(self.answers[key]) for key in keys]
 
     def _answer_batches(self, questions: Sequence[Question], view: View) -> Iterator[Question]:
         """Answer the questions, and yield each one that is answered."""
@@ -89,11 +102,24 @@ class Answerer:
             if view.name == "expand":
                 return [self._ask_agent(question, view, compress) for question in questions]
             records = [render_question(each, view, self.model, compress) for each in questions]
-            prompt = self.model.read(records)
-            answers = self.model.answer(prompt, first.max_tokens, first.sampling)
+            return self._answer_records(records, first)
         except TextError as error:
             raise TextError(f"{first.task}, row {first.number}, {view.label}: {error}") from error
-        return [Reply(answer.text, answer.positions) for answer in answers]
+
+    def _answer_records(self, records: Sequence[PromptRecord], question: Question) -> list[Reply]:
+        """Answer records that are read and decoded together, with the settings of a question."""
+        limit = self.model.config.decoder.max_positions - question.max_tokens
+        too_long: dict[int, Reply] = {}
+        if self.skip_long:
+            lengths = [int(self.model.read([record]).lengths[0]) for record in records]
+            too_long = {n: Reply("", size, False) for n, size in enumerate(lengths) if size > limit}
+        short = [record for n, record in enumerate(records) if n not in too_long]
+        answers = iter(
+            self.model.answer(self.model.read(short), question.max_tokens, question.sampling)
+            if short
+            else []
+        )
+        return [too_long.get(n) or _as_reply(next(answers)) for n in range(len(records))]
 
     def _ask_agent(
         self, question: Question, view: View, compress: Callable[[str], Latents]
@@ -112,11 +138,25 @@ class Answerer:
         agent = Agent(
             self.model,
             [compress(passage.text) for passage in passages],
+            chunk_tokens=view.chunk_tokens or CHUNK_TOKENS,
             max_tokens=max(AGENT_TOKENS, question.max_tokens),
             sampling=question.sampling,
         )
-        answer = agent.ask(text)
+        try:
+            answer = agent.ask(text)
+        except PositionsError:
+            if not self.skip_long:
+                raise
+            return Reply("", self.model.config.decoder.max_positions, False)
         return Reply(answer.text, answer.rounds[-1].positions)
+
+
+def _as_reply(answer: Answer) -> Reply:
+    return Reply(answer.text, answer.positions)
+
+
+def _read_reply(answer: Mapping[str, Any]) -> Reply:
+    return Reply(answer["text"], answer["positions"], answer.get("fits", True))
 
 
 def answer_key(question: Question, view: View) -> str:
@@ -153,8 +193,9 @@ def plan_batches(questions: Sequence[Question], view: View, batch: int) -> list[
 
 
 def count_characters(question: Question, view: View) -> int:
-    """Return the characters of a prompt; a passage that is compressed counts for fewer."""
+    """Return about the characters of a prompt; a passage that is compressed counts for fewer."""
     parts = [part for content in question.contents for part in content]
     text = sum(len(part) for part in parts if isinstance(part, str))
     passages = sum(len(part.text) for part in parts if isinstance(part, Passage))
-    return text + (0 if view.name == "nothing" else passages // (view.ratio or 1))
+    chunks = min(passages, view.raw_chunks * (view.chunk_tokens or 0) * CHARACTERS_PER_TOKEN)
+    return text + chunks + (0 if view.name == "nothing" else passages // (view.ratio or 1))

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.data.records import Context, Plain, Span
+from lclm_jax.evaluation.chunks import choose_chunks
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.views import View, cut_tokens
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
 from lclm_jax.inference.rendering import render_parts
+from lclm_jax.inference.retrieval import Range, find_latents
 
 Compress = Callable[[str], Latents | Context]
 
@@ -24,8 +26,17 @@ def render_question(
     Raises TextError for a malformed message.
     """
 
+    reader = _read_chunks if view.raw_chunks else _read_passage
+    chunks = iter(_choose_chunks(question, view, model))
+
     def read(parts: Sequence[str | Passage]) -> list[Any]:
-        return join_text([_read_part(part, view, model, compress) for part in parts])
+        contents = [
+            [part]
+            if isinstance(part, str)
+            else reader(part.text, next(chunks), view, model, compress)
+            for part in parts
+        ]
+        return join_text([content for group in contents for content in group])
 
     messages = [{**message, "content": read(message["content"])} for message in question.messages]
     if not question.is_chat:
@@ -38,17 +49,58 @@ def render_question(
     return [*model.render(messages), *beginning]
 
 
-def _read_part(
-    part: str | Passage, view: View, model: LanguageModel, compress: Compress
-) -> str | np.ndarray | Latents | Context:
-    """Return a part of a message in a view: text, token ids, latents or a context."""
-    if isinstance(part, str) or view.name == "text":
-        return part if isinstance(part, str) else part.text
-    if view.name == "nothing" or not part.text:
-        return ""
+def _choose_chunks(question: Question, view: View, model: LanguageModel) -> list[list[Range]]:
+    """Return the characters of each passage that stay text."""
+    if not view.raw_chunks or view.chunk_tokens is None:
+        return [[] for _ in question.passages]
+    return choose_chunks(question, view.raw_chunks, view.chunk_tokens, model.tokenizer)
+
+
+def _read_passage(
+    text: str, _: Sequence[Range], view: View, model: LanguageModel, compress: Compress
+) -> list[str | np.ndarray | Latents | Context]:
+    """Return the parts of a message that a passage becomes in a view without chunks as text."""
+    if view.name == "text":
+        return [text]
+    if view.name == "nothing" or not text:
+        return []
     if view.name == "latents":
-        return compress(part.text)
-    return cut_tokens(model.tokenizer.encode(part.text), view, model)
+        return [compress(text)]
+    return [cut_tokens(model.tokenizer.encode(text), view, model)]
+
+
+def _read_chunks(
+    text: str, chunks: Sequence[Range], view: View, model: LanguageModel, compress: Compress
+) -> list[str | np.ndarray | Latents | Context]:
+    """Return the parts of a message that a passage with chunks as text becomes in a view.
+
+    Chunks and latents of the rest follow each other in the order of the text. A latent stands for
+    several tokens: the first after a chunk may begin before the end of a chunk.
+    """
+    if view.name == "nothing":
+        return [f"{text[start:stop]}\n" for start, stop in chunks]
+    if not text:
+        return []
+    is_rest = np.ones(len(text), bool)
+    for start, stop in chunks:
+        is_rest[start:stop] = False
+
+    if view.name == "first":
+        tokens = model.tokenizer.encode(text)
+        offsets = model.find_latent_starts(text, view.ratio).offsets(len(text))
+        latents = sum(stop - start for start, stop in find_latents(is_rest, offsets))
+        texts = model.tokenizer.encode_batch([text[start:stop] for start, stop in chunks])
+        return [cut_tokens(tokens, view, model, latents + sum(map(len, texts)))]
+
+    latents = compress(text)
+    assert isinstance(latents, Latents)  # a context has no parts
+    offsets = latents.offsets
+    parts: list[tuple[int, str | Latents]] = [(start, text[start:stop]) for start, stop in chunks]
+    parts += [
+        (int(offsets[start, 0]), latents[start:stop])
+        for start, stop in find_latents(is_rest, offsets)
+    ]
+    return [part for _, part in sorted(parts, key=lambda item: item[0])]
 
 
 def join_text(parts: Sequence[Any]) -> list[Any]:

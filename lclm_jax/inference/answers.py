@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 Seed = int | Sequence[int]  # of all rows, or one for each
 
 
+class PositionsError(TextError):
+    """A prompt that, with its answer, is longer than the decoder's positions."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer to one prompt.
@@ -200,10 +204,10 @@ def check_seeds(seed: Seed, rows: int) -> list[int]:
 
 
 def check_length(length: int, max_tokens: int, config: ModelConfig):
-    """Raise TextError where a prompt and its answer do not fit the decoder's positions."""
+    """Raise PositionsError where a prompt and its answer do not fit the decoder's positions."""
     limit = config.decoder.max_positions
     if length + max_tokens > limit:
-        raise TextError(
+        raise PositionsError(
             f"prompt and answer take up to {limit} positions, got {length} + {max_tokens}; "
             "compress more of the prompt"
         )

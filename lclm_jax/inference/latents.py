@@ -36,6 +36,10 @@ class LatentStarts:
     tokens: np.ndarray  # [M]
     characters: np.ndarray  # [M]
 
+    def offsets(self, length: int) -> np.ndarray:
+        """Return the characters [M, 2] (start, stop) of each latent in a text of a length."""
+        return np.stack([self.characters, np.append(self.characters[1:], length)], axis=1)
+
 
 class Latents:
     """A compressed text: M vectors [M D] for the decoder, in place of `tokens` tokens.
@@ -147,9 +151,9 @@ class Latents:
 
         They leave no gaps. A character across the tokens of two latents is part of the second.
         """
-        starts = self.starts.characters
+        starts = self.starts
         assert self.text is not None
-        return np.stack([starts, np.append(starts[1:], len(self.text))], axis=1)
+        return starts.offsets(len(self.text))
 
     @property
     def width(self) -> int:

@@ -3,8 +3,10 @@
 from lclm_jax.inference.retrieval.lance import LanceRetriever
 from lclm_jax.inference.retrieval.passages import (
     Passage,
+    Range,
     RetrievalError,
     Retriever,
+    find_latents,
     retrieved_documents,
     retrieved_parts,
     split_passages,
@@ -13,8 +15,10 @@ from lclm_jax.inference.retrieval.passages import (
 __all__ = [
     "LanceRetriever",
     "Passage",
+    "Range",
     "RetrievalError",
     "Retriever",
+    "find_latents",
     "retrieved_documents",
     "retrieved_parts",
     "split_passages",

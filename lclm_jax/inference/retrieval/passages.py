@@ -81,7 +81,9 @@ def retrieved_parts(
     for name, mask in as_latents.items():
         latents = documents[name]
         missing = mask & ~as_text.get(name, np.zeros_like(mask))
-        contents += [(name, latents[start:stop]) for start, stop in find_latents(missing, latents)]
+        contents += [
+            (name, latents[start:stop]) for start, stop in find_latents(missing, latents.offsets)
+        ]
     return [part for name, content in contents for part in (f"{name}:\n", content, "\n")]
 
 
@@ -100,7 +102,7 @@ def retrieved_documents(
     parts: dict[str, Latents] = {}
     for name, mask in mark_characters(passages, documents).items():
         latents = documents[name]
-        for start, stop in find_latents(mask, latents):
+        for start, stop in find_latents(mask, latents.offsets):
             first, last = int(latents.offsets[start, 0]), int(latents.offsets[stop - 1, 1])
             parts[f"{name}, characters {first} to {last}"] = latents[start:stop]
     return parts
@@ -123,10 +125,13 @@ def mark_characters(
     return masks
 
 
-def find_latents(mask: np.ndarray, latents: Latents) -> list[Range]:
-    """Return the ranges of latents that stand for marked characters of their text."""
+def find_latents(mask: np.ndarray, offsets: np.ndarray) -> list[Range]:
+    """Return the ranges of latents that stand for marked characters of their text.
+
+    `offsets` [M, 2] are the characters (start, stop) of each latent.
+    """
     marked_before = np.append(0, np.cumsum(mask))  # [characters + 1]
-    starts, stops = latents.offsets.T
+    starts, stops = offsets.T
     return find_runs(marked_before[stops] > marked_before[starts])
 
 
