@@ -19,13 +19,13 @@ from lclm_jax.cli import (
 from lclm_jax.config.settings import Count, Size
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.evaluation.efficiency import EfficiencySettings, measure_efficiency
+from lclm_jax.evaluation.results import EFFICIENCY_FILE
 from lclm_jax.evaluation.views import make_views
 from lclm_jax.files.directories import locked
 from lclm_jax.inference.language_model import load
 from lclm_jax.progress import track
 from lclm_jax.reports.efficiency import tabulate_first_tokens
 
-FILE_NAME = "efficiency.jsonl"
 PROTOCOL = {"warm_ups": Count, "repeats": Size, "windows_at_once": Size}
 
 
@@ -48,7 +48,7 @@ def main():
     protocol = {name: getattr(arguments, name) for name in PROTOCOL}
     settings = EfficiencySettings.for_model(model, arguments.lengths, views, **protocol)
     with locked(arguments.out):
-        file = arguments.out / FILE_NAME
+        file = arguments.out / EFFICIENCY_FILE
         rows = measure_efficiency(model, settings, file, track)
         if arguments.slice:
             rows += estimate_efficiency(model.config, settings, arguments.slice, file, track)
