@@ -8,6 +8,7 @@ from lclm_jax.evaluation.tasks import (
     locomo,
     longhealth,
     longmemeval,
+    lookups,
     own_questions,
     published,
 )
@@ -22,4 +23,5 @@ TASKS: dict[str, Callable[[TaskSettings], list[Question]]] = {
     "locomo": locomo.load,
     "histories": histories.load,
     own_questions.TASK: own_questions.load,
+    "lookups": lookups.load,
 }
