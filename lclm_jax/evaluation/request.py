@@ -1,9 +1,14 @@
 """The request of an evaluation: its tasks, views, ratios and lengths."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from lclm_jax.cli import listed, path, setting
+from lclm_jax.config.settings import Size
+from lclm_jax.evaluation.views import VIEW_NAMES
 
 ChatTemplate = Literal["answers", "always", "never"]
 
@@ -42,3 +47,26 @@ class Request:
         """Return the request in JSON."""
         values = asdict(self)
         return {name: str(x) if isinstance(x, Path) else x for name, x in values.items()}
+
+
+def add_request_arguments(parser: ArgumentParser):
+    """Add an argument for each field of a Request."""
+    names, numbers = listed(str), listed(Size)
+    parser.add_argument("--tasks", type=names, required=True, help="of ours or the harness")
+    parser.add_argument("--lengths", type=numbers, default=(), help="of passages, in tokens")
+    parser.add_argument("--views", type=names, default=Request.views, help=",".join(VIEW_NAMES))
+    parser.add_argument("--ratios", type=numbers, default=(), help="(default: the model's)")
+    parser.add_argument("--limit", type=setting(Size), help="rows of each task and length")
+    parser.add_argument("--chat-template", choices=get_args(ChatTemplate), default="answers")
+    parser.add_argument(
+        "--context",
+        action="append",
+        dest="contexts",
+        default=[],
+        metavar="TASK=RULE",
+        help="passage of a harness task: whole, nothing or field:NAME; repeatable",
+    )
+    parser.add_argument("--data", type=path, metavar="DIR", help="with the files of our tasks")
+    parser.add_argument("--include", type=path, metavar="DIR", help="with harness tasks in YAML")
+    parser.add_argument("--batch", type=setting(Size), default=16, help="questions at once")
+    parser.add_argument("--seed", type=int, default=0, help="of generated tasks of ours")

@@ -302,7 +302,9 @@ def test_groups_and_tags_are_lists_of_tasks(all_tasks):
     assert len(leaves) == 13 and "ruler_qa_hotpot" in leaves
     assert list_leaves("niah_single_1", all_tasks) == ["niah_single_1"]
     assert len(list_leaves("longbench", all_tasks)) == 21
-    with pytest.raises(ConfigError, match="no task 'niah_sing'; similar: .*niah_single_1"):
+    with pytest.raises(
+        ConfigError, match="of the harness, got 'niah_sing'; similar: .*niah_single_1"
+    ):
         list_leaves("niah_sing", all_tasks)
 
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_evaluated_is_named(model, tmp_path, change, message):
 
 def test_an_unknown_task_is_named(model, tmp_path):
     pytest.importorskip("lm_eval", reason="needs the extra evaluation")
-    with pytest.raises(ConfigError, match="no task 'prosa'"):
+    with pytest.raises(ConfigError, match="lookups, .*or a task of the harness, got 'prosa'"):
         evaluate(model, replace(REQUEST, tasks=("prosa",)), tmp_path)
 
 

@@ -25,6 +25,7 @@ from lclm_jax.evaluation.harness.adapter import HarnessModel
 from lclm_jax.evaluation.harness.contexts import RULES, parse_rule
 from lclm_jax.evaluation.request import ChatTemplate, Request
 from lclm_jax.evaluation.samples import Sample
+from lclm_jax.evaluation.tasks import TASKS
 from lclm_jax.evaluation.views import View
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import Progress
@@ -118,7 +119,8 @@ def list_leaves(name: str, manager: TaskManager) -> list[str]:
     if entry is None:
         near = [known for known in manager.all_tasks if name.lower() in known.lower()][:8]
         hint = f"; similar: {', '.join(near)}" if near else ""
-        raise ConfigError(f"the harness has no task {name!r}{hint}")
+        own = ", ".join(TASKS)
+        raise ConfigError(f"expected {own}, or a task of the harness, got {name!r}{hint}")
     if entry.kind is Kind.TAG:
         tagged = (known for known, other in manager.task_index.items() if name in other.tags)
         return [leaf for known in tagged for leaf in list_leaves(known, manager)]

@@ -29,7 +29,7 @@ class Source:
         if directory is None:
             raise ConfigError(
                 f"expected a directory with {self.folder}/{names}, got none; "
-                f"download the files from {self.origin} and name their directory"
+                f"download the files from {self.origin} and name their directory with --data"
             )
         folder = directory / self.folder
         paths = {path for pattern in self.patterns for path in folder.glob(pattern)}
