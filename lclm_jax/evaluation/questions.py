@@ -9,6 +9,8 @@ from typing import Any
 from lclm_jax.data.chat import Message
 from lclm_jax.inference.sampling import GREEDY, Sampling
 
+MAX_WORDING = 300  # characters of a question that samples show
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -48,6 +50,12 @@ class Question:
     def passages(self) -> list[Passage]:
         """All passages, in order."""
         return [part for parts in self.contents for part in parts if isinstance(part, Passage)]
+
+    @property
+    def wording(self) -> str:
+        """The end of the prompt without its passages, as people read it."""
+        texts = [part for parts in self.contents for part in parts if isinstance(part, str)]
+        return "".join(texts).strip()[-MAX_WORDING:]
 
     @property
     def identity(self) -> str:

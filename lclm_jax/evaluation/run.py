@@ -64,6 +64,7 @@ class QuestionTask:
                 reply.positions,
                 question.tags,
                 question.identity[:16],
+                question.wording,
             )
             for question, reply in zip(self.questions, replies, strict=True)
         ]

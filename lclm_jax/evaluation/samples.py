@@ -22,6 +22,7 @@ class Sample:
             common; `length`, the tokens of the passage that were asked for; and `cluster`, which
             questions that depend on each other have in common, such as those about one document.
         prompt: hash of the question before its passages are viewed; equal in all views.
+        wording: the end of the prompt without its passages, for people.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Sample:
     positions: int
     tags: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = ""
+    wording: str = ""
 
     @property
     def length(self) -> int | None:

@@ -385,6 +385,7 @@ def _tasks_with_samples(results: Results) -> Iterator[dict[str, Any]]:
 def _describe_question(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "number": samples[0].number,
+        "wording": samples[0].wording,
         "references": [_clip(reference) for reference in samples[0].references],
         "answers": [
             {"view": sample.view, "text": _clip(sample.answer), "mark": _mark(sample.score)}

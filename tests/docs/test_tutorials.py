@@ -11,7 +11,14 @@ import pytest
 from tests.support.paths import ROOT
 
 COURSE = ["prepare", "train_tiny", "long_runs", "convert", "capacity"]  # each builds on the last
-OTHERS = ["documents", "agent", "chat", "generate", "retrieval", "evaluate"]  # each in a directory of its own
+OTHERS = [
+    "documents",
+    "agent",
+    "chat",
+    "generate",
+    "retrieval",
+    "evaluate",
+]  # each in a directory of its own
 BLOCK = re.compile(r'^```(python|bash)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 

@@ -37,7 +37,8 @@ class ChatText(str):
 class HarnessModel(TemplateLM):
     """Answers the harness' requests with a model in one view.
 
-    `positions` has the length of the prompt of each row, by the name of its task and its number.
+    `positions` and `wordings` have the length of each row's prompt, and its text without passages,
+    by the name of the task and the number of the row.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class HarnessModel(TemplateLM):
         self.answerer = Answerer(model, answers, batch, progress)
         self.scorer = LikelihoodScorer(model, answers, progress)
         self.positions: dict[Row, int] = {}
+        self.wordings: dict[Row, str] = {}
 
     # --- what the harness asks of a tokenizer ---
 
@@ -95,8 +97,8 @@ class HarnessModel(TemplateLM):
         """Return the answer to each request."""
         questions = [self.read_question(request) for request in requests]
         replies = self.answerer.answer(questions, self.view)
-        for request, reply in zip(requests, replies, strict=True):
-            self._note(request, reply.positions)
+        for request, question, reply in zip(requests, questions, replies, strict=True):
+            self._note(request, question, reply.positions)
         return [reply.text for reply in replies]
 
     def loglikelihood(
@@ -111,8 +113,8 @@ class HarnessModel(TemplateLM):
             for question, request in zip(questions, requests, strict=True)
         ]
         likelihoods = self.scorer.score(continuations, self.view)
-        for request, result in zip(requests, likelihoods, strict=True):
-            self._note(request, result.positions)
+        for request, question, result in zip(requests, questions, likelihoods, strict=True):
+            self._note(request, question, result.positions)
         return [(result.value, result.is_greedy) for result in likelihoods]
 
     def loglikelihood_rolling(
@@ -128,7 +130,7 @@ class HarnessModel(TemplateLM):
             pairs = [make_disjoint_window(window) for window in windows]
             results = self._loglikelihood_tokens([(("", ""), *pair) for pair in pairs])
             likelihoods.append(sum(value for value, _ in results))
-            self._note(request, 0)
+            self._note(request, Question("", 0, ()), 0)
         return likelihoods
 
     @property
@@ -184,9 +186,10 @@ class HarnessModel(TemplateLM):
 
         return render_question(question, self.view, self.model, as_context)  # pyright: ignore
 
-    def _note(self, request: Instance, positions: int):
-        """Note the length of a prompt; for choices, that of the longest."""
+    def _note(self, request: Instance, question: Question, positions: int):
+        """Note the length of a prompt, for choices that of the longest, and its wording."""
         row = (request.task_name or "", request.doc_id or 0)
+        self.wordings[row] = question.wording
         self.positions[row] = max(positions, self.positions.get(row, 0))
 
 

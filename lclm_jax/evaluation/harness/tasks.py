@@ -1,5 +1,6 @@
 """Tasks of the harness: loading them at several lengths, and their samples in a view."""
 
+import io
 import logging
 import random
 import re
@@ -7,7 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def load_task(name: str, manager: TaskManager) -> Task:
     """Load a task; rows that it generates are the same each time."""
     random.seed(SEED)
     np.random.seed(SEED)
-    with time_limit(MAX_ROWS_SECONDS, f"{name}: making its rows"):
+    quiet = redirect_stdout(io.StringIO())  # generators print a line for each row
+    with quiet, time_limit(MAX_ROWS_SECONDS, f"{name}: making its rows"):
         (task,) = manager.load([name])["tasks"].values()
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
@@ -262,6 +264,7 @@ def _read_sample(
         positions=model.positions[task.name, number],
         tags={"family": find_family(task.name), **({"length": task.length} if task.length else {})},
         prompt=first["prompt_hash"],
+        wording=model.wordings[task.name, number],
     )
 
 
