@@ -59,6 +59,8 @@ class Answerer:
         Raises TextError for a prompt that does not fit the decoder's positions, unless those are
         skipped.
         """
+        if not questions:
+            return []
         keys = [answer_key(question, view) for question in questions]
         distinct = list(dict(zip(keys, questions, strict=True)).values())
         answered = self._answer_batches(distinct, view)
@@ -160,7 +162,11 @@ def _read_reply(answer: Mapping[str, Any]) -> Reply:
 
 
 def answer_key(question: Question, view: View) -> str:
-    """Return the key of an answer in a file: a hash of the question and the view."""
+    """Return the key of an answer in a file: a hash of the question and the view.
+
+    A question without passages has the same answer in every view.
+    """
+    view = view if question.passages else View("text")
     return hashlib.sha256(f"{question.identity} {view.label}".encode()).hexdigest()
 
 

@@ -11,25 +11,28 @@ from lclm_jax.errors import FileError
 log = logging.getLogger(__name__)
 
 
+ANSWERS = "answers.jsonl"  # in the directory of an evaluation
+
+
 class AnswersFile:
-    """Answers by a key of all that they depend on.
+    """Answers by a key of all that they depend on; kept in memory only if `path` is None.
 
     A line that was cut off at the end of the file is dropped. Raises FileError for any other line
     that is not an answer.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         self.path = path
         self._answers: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            self._read()
+        if path and path.exists():
+            self._read(path)
 
-    def _read(self):
-        content = self.path.read_bytes()
+    def _read(self, path: Path):
+        content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
-            log.warning("%s: dropped its last line, which was cut off", self.path)
-            with self.path.open("rb+") as file:
+            log.warning("%s: dropped its last line, which was cut off", path)
+            with path.open("rb+") as file:
                 file.truncate(len(whole))
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
@@ -37,7 +40,7 @@ class AnswersFile:
                 self._answers[answer["key"]] = answer
             except (ValueError, TypeError, KeyError) as error:
                 raise FileError(
-                    f"{self.path}: expected an answer in JSON in line {number}, got "
+                    f"{path}: expected an answer in JSON in line {number}, got "
                     f"{line[:60]!r}; remove the line, and its question is answered again"
                 ) from error
 
@@ -50,9 +53,8 @@ class AnswersFile:
     def add(self, answers: Mapping[str, Mapping[str, Any]]):
         """Append answers by key; those that the file has already stay as they are."""
         new = {key: {"key": key, **answer} for key, answer in answers.items() if key not in self}
-        if not new:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(answer)}\n" for answer in new.values())
+        if new and self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(answer)}\n" for answer in new.values())
         self._answers.update(new)

@@ -8,7 +8,6 @@ from functools import cached_property
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Span, lay_out
 from lclm_jax.evaluation.answers_file import AnswersFile
-from lclm_jax.evaluation.views import View
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import Progress, without_progress
 from lclm_jax.scoring.score import Score, Scorer
@@ -37,7 +36,7 @@ class Likelihood:
 class Continuation:
     """A prompt, and the tokens that follow it, as a record in which only these are trained.
 
-    `name` identifies both, whatever the view.
+    `name` identifies both, and the view in which the prompt is read.
     """
 
     name: str
@@ -57,12 +56,12 @@ class LikelihoodScorer:
     def _params(self) -> Params:
         return self.model.params
 
-    def score(self, continuations: Sequence[Continuation], view: View) -> list[Likelihood]:
-        """Return the likelihoods; equal continuations are scored once."""
-        keys = [likelihood_key(continuation, view) for continuation in continuations]
+    def score(self, continuations: Sequence[Continuation], label: str) -> list[Likelihood]:
+        """Return the likelihoods; equal continuations are scored once. Progress shows `label`."""
+        keys = [likelihood_key(continuation) for continuation in continuations]
         records = {key: each.record for key, each in zip(keys, continuations, strict=True)}
         scored = self._score_batches(records)
-        for _ in self.progress(scored, f"likelihoods, {view.label}", len(records)):
+        for _ in self.progress(scored, f"{label}, likelihoods", len(records)):
             pass
         fields = ("value", "is_greedy", "positions")
         return [Likelihood(*(self.answers[key][name] for name in fields)) for key in keys]
@@ -96,6 +95,6 @@ class LikelihoodScorer:
             return self._score(self._params, [assemble(rows)])[: len(records)]
 
 
-def likelihood_key(continuation: Continuation, view: View) -> str:
+def likelihood_key(continuation: Continuation) -> str:
     """Return the key of a likelihood in a file of answers."""
-    return hashlib.sha256(f"likelihood {continuation.name} {view.label}".encode()).hexdigest()
+    return hashlib.sha256(f"likelihood {continuation.name}".encode()).hexdigest()

@@ -1,19 +1,15 @@
 """One evaluation: tasks and views of one model, in a directory from which it resumes."""
 
-import hashlib
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-import numpy as np
-
-from lclm_jax.config.values import to_dict
-from lclm_jax.errors import FileError
+from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answering import Answerer
-from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
+from lclm_jax.evaluation.identity import check_model
 from lclm_jax.evaluation.metrics import METRICS
 from lclm_jax.evaluation.questions import Question
 from lclm_jax.evaluation.request import Request
@@ -21,12 +17,11 @@ from lclm_jax.evaluation.results import Results, read_efficiency, read_versions
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.tasks import TASKS, TaskSettings
 from lclm_jax.evaluation.views import View, make_views
-from lclm_jax.files import locked, read_json, write_whole
+from lclm_jax.files import locked
 from lclm_jax.inference.language_model import LanguageModel
-from lclm_jax.inference.store.identity import hash_array
 from lclm_jax.progress import Progress, without_progress
 
-ANSWERS, MODEL = "answers.jsonl", "evaluated_model.json"
+log = logging.getLogger(__name__)
 
 
 class EvaluationTask(Protocol):
@@ -84,7 +79,10 @@ def evaluate(
 
     Raises ConfigError for a task, view, ratio or length that cannot be evaluated, FileError for
     files of a task that are missing and for a directory with the answers of another model,
-    DirectoryError where another process writes there, and TextError for a prompt that is too long.
+    and DirectoryError where another process writes there. A task with a prompt that cannot be read
+    in a view, because it is longer than the decoder's positions, has no samples there; the reason
+    is logged and stands in the settings of the results as one of `failures`. Raises TextError if
+    nothing can be read.
     """
     ratios = list(request.ratios) or sorted(model.config.compression.all_ratios, reverse=True)
     views = make_views(list(request.views), ratios, model)
@@ -92,17 +90,36 @@ def evaluate(
         check_model(directory, model)
         answers = AnswersFile(directory / ANSWERS)
         tasks = load_tasks(model, request, answers, progress)
-        samples = [sample for task in tasks for view in views for sample in task.answer(view)]
+        samples, failures = answer_all(tasks, views)
         recorded = {
             "checkpoint": model.name,
             "dtype": model.config.dtype,
             **request.to_dict(),
             "ratios": ratios,
+            "failures": failures,
             **(settings or {}),
         }
         results = Results(recorded, read_versions(), samples, read_efficiency(directory))
         results.write(directory)
     return results
+
+
+def answer_all(
+    tasks: Sequence[EvaluationTask], views: Sequence[View]
+) -> tuple[list[Sample], list[dict[str, str]]]:
+    """Return the samples of all tasks in all views, and what could not be read, with its reason."""
+    samples: list[Sample] = []
+    failures: list[dict[str, str]] = []
+    for task in tasks:
+        for view in views:
+            try:
+                samples += task.answer(view)
+            except TextError as error:
+                log.warning("left out: %s", error)
+                failures.append({"task": task.label, "view": view.label, "reason": str(error)})
+    if failures and not samples:
+        raise TextError(failures[0]["reason"])
+    return samples, failures
 
 
 def load_tasks(
@@ -123,27 +140,3 @@ def load_tasks(
 
         tasks += load_harness_tasks(others, model, request, answers, progress)
     return tasks
-
-
-def check_model(directory: Path, model: LanguageModel):
-    """Note the model whose answers a directory has; raises FileError for those of another one."""
-    file, identity = directory / MODEL, find_identity(model)
-    if not file.exists():
-        write_whole(file, json.dumps({"identity": identity, "name": model.name}))
-        return
-    known = read_json(file)
-    if known.get("identity") != identity:
-        raise FileError(
-            f"{directory} has answers of {known.get('name') or 'another model'}, whose parameters "
-            f"or config differ from those of {model.name or 'this one'}; choose another directory"
-        )
-
-
-def find_identity(model: LanguageModel) -> str:
-    """Return a hash of the parameters, the config and the tokenizer of a model."""
-    hashes = [
-        (jax.tree_util.keystr(path), x.shape, np.asarray(hash_array(x)).tolist())
-        for path, x in jax.tree_util.tree_leaves_with_path(model.weights)
-    ]
-    described = json.dumps([hashes, to_dict(model.config), model.tokenizer.fingerprint])
-    return hashlib.sha256(described.encode()).hexdigest()[:16]

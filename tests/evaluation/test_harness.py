@@ -315,10 +315,30 @@ def test_lengths_are_asked_for_and_bounded(tokenizer):
         load_tasks(["niah_single_1"], [4096, 512], tokenizer)
 
 
-def test_data_that_is_not_here_is_named(tokenizer, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigError, match=r"(?s)data of 1 tasks is not .*gsm8k: .*set HF_HOME"):
-        load_tasks(["gsm8k"], [], tokenizer)
+def test_data_that_is_not_here_is_named(tokenizer, local_tasks):
+    (local_tasks / "rows.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"(?s)data of 1 tasks is not .*written: .*set HF_HOME"):
+        load_tasks(["written"], [], tokenizer, include=local_tasks)
+
+
+def test_perplexities_are_log_likelihoods_of_single_rows(model, local_tasks, tmp_path):
+    text = WRITTEN.replace("written", "rolling").replace("generate_until", "loglikelihood_rolling")
+    text = text.replace('doc_to_text: "Read:', 'doc_to_target: "{{{{context}}}}"\nignored: "Read:')
+    lines = [
+        line
+        for line in text.format(file=local_tasks / "rows.jsonl").splitlines()
+        if not line.startswith(("ignored", "gen", "metric", 'doc_to_target: "{{answer'))
+    ]
+    lines += ['doc_to_text: ""', "metric_list: [{metric: byte_perplexity}]"]
+    (local_tasks / "rolling.yaml").write_text("\n".join(lines), encoding="utf-8")
+    task = load_local(TaskManager(include_path=str(local_tasks), include_defaults=False), "rolling")
+    samples = run_task(task, adapter(model, tmp_path / "a.jsonl", View("text")), 2, chat=False)
+    for sample, row in zip(samples, ROWS[:2], strict=True):
+        ((name, value),) = sample.scores.items()
+        assert name == "byte_perplexity"
+        size = len(row["context"].encode())
+        assert value * size == pytest.approx(float(sample.answer.strip("[]")), rel=1e-6)
+        assert -10 < value < 0
 
 
 def test_what_takes_too_long_is_ended():
@@ -331,9 +351,11 @@ def test_the_harness_own_command_evaluates_a_checkpoint(model, local_tasks, tmp_
     save_model(tmp_path / "checkpoint", model.config, model.tokenizer, model.params)
     arguments = f"checkpoint={tmp_path / 'checkpoint'},view=latents,ratio=2"
     command = [sys.executable, "-m", "lclm_jax.evaluation.harness", "run", "--model", "lclm"]
-    command += ["--model_args", f"{arguments},answers={tmp_path / 'a.jsonl'}", "--tasks", "written"]
+    command += ["--model_args", f"{arguments},out={tmp_path / 'answers'}", "--tasks", "written"]
     command += ["--include_path", str(local_tasks), "--limit", "2"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "exact_match" in ended.stdout
-    assert len((tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert (
+        len((tmp_path / "answers" / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    )

@@ -7,13 +7,14 @@ import jax
 import pytest
 
 from lclm_jax.config import CompressionConfig, ConfigError
-from lclm_jax.errors import FileError
+from lclm_jax.errors import FileError, TextError
 from lclm_jax.evaluation import run as evaluation_run
 from lclm_jax.evaluation.answering import Answerer
+from lclm_jax.evaluation.identity import find_identity
 from lclm_jax.evaluation.questions import Passage, ask
 from lclm_jax.evaluation.request import Request
 from lclm_jax.evaluation.results import Results
-from lclm_jax.evaluation.run import evaluate, find_identity
+from lclm_jax.evaluation.run import evaluate
 from lclm_jax.files import DirectoryError, locked
 from lclm_jax.inference.language_model import LanguageModel
 from tests.support.prose import PROSE
@@ -92,6 +93,26 @@ def test_answers_of_another_model_are_refused(model, model_config, noisy, tokeni
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     same = LanguageModel(model.config, noisy, tokenizer, name="copied")
     assert find_identity(same) == find_identity(model) != find_identity(other)
+
+
+def test_what_is_too_long_in_one_view_is_answered_in_the_others(model, tmp_path, caplog):
+    config = replace(model.config, decoder=replace(model.config.decoder, max_positions=100))
+    short = LanguageModel(config, model.params, model.tokenizer)
+    results = evaluate(short, replace(REQUEST, views=("text", "nothing")), tmp_path)
+    assert results.views == ["nothing"]
+    (failure,) = results.settings["failures"]
+    assert (failure["task"], failure["view"]) == ("prose", "text")
+    assert "up to 100 positions" in failure["reason"] and failure["reason"] in caplog.text
+    with pytest.raises(TextError, match="up to 100 positions"):
+        evaluate(short, replace(REQUEST, views=("text",)), tmp_path)
+
+
+def test_a_question_without_passages_is_answered_once(model, tmp_path, monkeypatch):
+    question = ask("plain", 0, ["Why?"], max_tokens=4, references=["so"])
+    monkeypatch.setitem(evaluation_run.TASKS, "plain", lambda settings: [question])
+    results = evaluate(model, replace(REQUEST, tasks=("plain",)), tmp_path)
+    assert len(results.samples) == 8 and len({sample.answer for sample in results.samples}) == 1
+    assert len((tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_two_runs_cannot_write_one_result(model, tmp_path):

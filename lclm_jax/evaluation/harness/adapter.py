@@ -16,8 +16,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from lclm_jax.config import ConfigError
 from lclm_jax.data.records import Context, Plain, Span
 from lclm_jax.evaluation.answering import Answerer
-from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.harness.contexts import RULES, ContextRule, find_rule
+from lclm_jax.evaluation.identity import check_model
 from lclm_jax.evaluation.likelihoods import Continuation, LikelihoodScorer
 from lclm_jax.evaluation.questions import Question
 from lclm_jax.evaluation.rendering import render_question
@@ -112,7 +113,7 @@ class HarnessModel(TemplateLM):
             self._continue(question, request.arguments[1])
             for question, request in zip(questions, requests, strict=True)
         ]
-        likelihoods = self.scorer.score(continuations, self.view)
+        likelihoods = self.scorer.score(continuations, self.view.label)
         for request, question, result in zip(requests, questions, likelihoods, strict=True):
             self._note(request, question, result.positions)
         return [(result.value, result.is_greedy) for result in likelihoods]
@@ -145,7 +146,7 @@ class HarnessModel(TemplateLM):
             Continuation(json.dumps([context, tokens]), join_tokens([], context, tokens))
             for _, context, tokens in requests
         ]
-        results = self.scorer.score(continuations, View("text"))
+        results = self.scorer.score(continuations, "text")
         return [(result.value, result.is_greedy) for result in results]
 
     def read_question(self, request: Instance) -> Question:
@@ -169,7 +170,8 @@ class HarnessModel(TemplateLM):
 
     def _continue(self, question: Question, continuation: str) -> Continuation:
         """Return a prompt with a continuation, tokenized as the harness' own models do."""
-        name = json.dumps([question.identity, continuation])
+        view = self.view.label if question.passages else "text"
+        name = json.dumps([question.identity, continuation, view])
         end = question.messages[-1]["content"][-1]
         if question.is_chat or not isinstance(end, str) or not end:
             tokens, record = self.tok_encode(continuation), self._render(question)
@@ -216,7 +218,7 @@ class RegisteredModel(HarnessModel):
     """The model for the harness' own command: `--model lclm --model_args checkpoint=DIR,...`.
 
     Arguments: `checkpoint`, `view` (latents, text, nothing, first, random or expand), `ratio`,
-    and `answers`, a file to resume from.
+    and `out`, a directory with the answers of this model, from which a second start resumes.
     """
 
     def __init__(
@@ -224,7 +226,7 @@ class RegisteredModel(HarnessModel):
         checkpoint: str,
         view: str = "latents",
         ratio: int | None = None,
-        answers: str = "lclm_answers.jsonl",
+        out: str | None = None,
         batch_size: int | str = 16,
         **_: Any,
     ):
@@ -232,4 +234,8 @@ class RegisteredModel(HarnessModel):
         ratio = ratio or model.config.compression.ratio
         (chosen,) = make_views([view], [int(ratio)], model)
         batch = int(batch_size) if str(batch_size).isdigit() else 16
-        super().__init__(model, chosen, AnswersFile(Path(answers)), batch=batch)
+        if out:
+            check_model(Path(out), model)
+        super().__init__(
+            model, chosen, AnswersFile(Path(out) / ANSWERS if out else None), batch=batch
+        )

@@ -246,11 +246,12 @@ def _read_sample(
     for row in rows:
         suffix = "" if len(rows) == 1 else f",{row['filter']}"
         for metric in row["metrics"]:
-            value = row[metric]
-            is_number = isinstance(value, (int, float, np.number))
-            if is_number and value != -1:  # RULER's columns of other lengths are -1
+            value = read_score(row[metric])
+            if value is not None and value != -1:  # RULER's columns of other lengths are -1
                 name = "score" if metric == str(task.length) else metric
-                scores[f"{name}{suffix}"] = float(value)
+                scores[f"{name}{suffix}"] = value
+    if not scores:
+        raise ConfigError(f"{task.name} has no score for single rows; leave it out")
     first = rows[0]
     target = first["target"]
     answers = [response for responses in first["resps"] for response in responses]
@@ -266,6 +267,17 @@ def _read_sample(
         prompt=first["prompt_hash"],
         wording=model.wordings[task.name, number],
     )
+
+
+def read_score(value: Any) -> float | None:
+    """Return the score of a row; None for what only a corpus has a score of.
+
+    Rows of perplexities are a log-likelihood and the number of words or bytes that share it.
+    """
+    if isinstance(value, tuple) and len(value) == 2:
+        total, count = (read_score(part) for part in value)
+        return total / count if total is not None and count else None
+    return float(value) if isinstance(value, (int, float, np.number)) else None
 
 
 def find_family(name: str) -> str:
