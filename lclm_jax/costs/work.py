@@ -91,7 +91,7 @@ def uncompressed_cost(tokens: int, config: ModelConfig) -> Cost:
     )
 
 
-def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
+def compressed_cost(tokens: int, config: ModelConfig, ratio: int | None = None) -> Cost:
     """Return the cost of compression: the decoder reads the latents between two tags."""
     full_windows, rest = divmod(tokens, config.compression.window)
     encoder = full_windows * layer_flops(config.encoder, config.window_length).total
@@ -99,7 +99,7 @@ def compressed_cost(tokens: int, config: ModelConfig) -> Cost:
         overhead = config.window_length - config.compression.window
         encoder += layer_flops(config.encoder, rest + overhead).total
 
-    latents = count_latents(tokens, config)
+    latents = count_latents(tokens, config, ratio)
     positions = latents + 2
     return Cost(
         positions=positions,

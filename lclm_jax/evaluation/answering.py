@@ -12,7 +12,7 @@ from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.rendering import render_question
 from lclm_jax.evaluation.views import View
-from lclm_jax.inference.agent import Agent
+from lclm_jax.inference.agent import Agent, AgentAnswer
 from lclm_jax.inference.answers import Answer, PositionsError
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
@@ -128,29 +128,34 @@ class Answerer:
     ) -> Reply:
         """Answer with the agent, which reads the passages in chunks and expands some.
 
-        The rest of the prompt is its question. A question without passages has nothing to expand,
-        and is answered as text.
+        A question without passages has nothing to expand, and is answered as text.
         """
-        passages = [part for part in question.passages if part.text]
-        if not passages:
+        if not any(passage.text for passage in question.passages):
             (reply,) = self._answer_batch([question], View("text"), {})
             return reply
-        parts = [part for content in question.contents for part in content]
-        text = "".join(part for part in parts if isinstance(part, str)).strip()
-        agent = Agent(
-            self.model,
-            [compress(passage.text) for passage in passages],
-            chunk_tokens=view.chunk_tokens or CHUNK_TOKENS,
-            max_tokens=max(AGENT_TOKENS, question.max_tokens),
-            sampling=question.sampling,
-        )
         try:
-            answer = agent.ask(text)
+            answer = ask_agent(self.model, question, view, compress)
         except PositionsError:
             if not self.skip_long:
                 raise
             return Reply("", self.model.config.decoder.max_positions, False)
         return Reply(answer.text, answer.rounds[-1].positions)
+
+
+def ask_agent(
+    model: LanguageModel, question: Question, view: View, compress: Callable[[str], Latents]
+) -> AgentAnswer:
+    """Return the answer of the agent, whose question is what the prompt has beside passages."""
+    parts = [part for content in question.contents for part in content]
+    text = "".join(part for part in parts if isinstance(part, str)).strip()
+    agent = Agent(
+        model,
+        [compress(passage.text) for passage in question.passages if passage.text],
+        chunk_tokens=view.chunk_tokens or CHUNK_TOKENS,
+        max_tokens=max(AGENT_TOKENS, question.max_tokens),
+        sampling=question.sampling,
+    )
+    return agent.ask(text)
 
 
 def _as_reply(answer: Answer) -> Reply:

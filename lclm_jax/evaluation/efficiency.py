@@ -177,9 +177,26 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def measure_case(model: LanguageModel, case: Case, settings: EfficiencySettings) -> Figures:
     """Measure rounds of reading a context and a question."""
-    try:
+
+    def measure() -> Figures:
         check_length(case.positions(model.config, settings), 1, model.config)
-        return _measure_rounds(model, case, settings)
+        context = random_tokens(model.config, case.length)
+        question = random_tokens(model.config, settings.question_tokens, seed=1)
+        passes = {"windows_at_once": settings.windows_at_once}
+
+        def read() -> tuple[float, float]:
+            first = time_first_token(model, case.view, context, question, **passes)
+            return first.compress_seconds, first.prefill_seconds
+
+        return measure_rounds(read, model, settings.warm_ups, settings.repeats)
+
+    return figures_or_failure(measure)
+
+
+def figures_or_failure(measure: Callable[[], Figures]) -> Figures:
+    """Return what `measure` returns, or the failure where positions or memory do not suffice."""
+    try:
+        return measure()
     except TextError as error:
         message = str(error)
     except (MemoryError, RuntimeError) as error:
@@ -189,22 +206,16 @@ def measure_case(model: LanguageModel, case: Case, settings: EfficiencySettings)
     return Figures(failure=message.splitlines()[0][:MAX_MESSAGE_CHARACTERS])
 
 
-def _measure_rounds(model: LanguageModel, case: Case, settings: EfficiencySettings) -> Figures:
+def measure_rounds(
+    read: Callable[[], tuple[float, float]], model: LanguageModel, warm_ups: int, repeats: int
+) -> Figures:
+    """Return the figures of rounds of `read`, which returns seconds of compression and prefill."""
     devices = list(model.mesh.devices.flat)
-    context = random_tokens(model.config, case.length)
-    question = random_tokens(model.config, settings.question_tokens, seed=1)
     earlier_peak = peak_memory(devices)
-
-    def read() -> tuple[float, float]:
-        first = time_first_token(
-            model, case.view, context, question, windows_at_once=settings.windows_at_once
-        )
-        return first.compress_seconds, first.prefill_seconds
-
-    for _ in range(settings.warm_ups):
+    for _ in range(warm_ups):
         read()
     start_peak()
-    compressing, prefilling = zip(*(read() for _ in range(settings.repeats)), strict=True)
+    compressing, prefilling = zip(*(read() for _ in range(repeats)), strict=True)
     totals = [sum(parts) for parts in zip(compressing, prefilling, strict=True)]
     peak = read_peak(devices)
     return Figures(

@@ -14,6 +14,7 @@ from lclm_jax.inference.generation import ROOM
 from lclm_jax.inference.generation import prefill as prefill_prompt
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
+from lclm_jax.inference.rendering import PromptRecord
 from lclm_jax.model.attention import Cache
 from lclm_jax.typing import Array
 
@@ -65,7 +66,13 @@ def prefill(
 
     Nothing is kept for later prompts, nor taken from earlier ones.
     """
-    record = [*([latents] if latents is not None else []), Plain(text_tokens)]
+    return prefill_record(
+        model, [*([] if latents is None else [latents]), Plain(text_tokens)], room
+    )
+
+
+def prefill_record(model: LanguageModel, record: PromptRecord, room: int = ROOM) -> PromptState:
+    """Read a record, as `prefill` does."""
     prompt = model.read([record])
     with jax.set_mesh(model.mesh):
         logits, cache = prefill_prompt(model.weights, prompt, model.config, room)

@@ -1,13 +1,14 @@
 """One evaluation: tasks and views of one model, in a directory from which it resumes."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lclm_jax.errors import TextError
-from lclm_jax.evaluation.answering import Answerer
+from lclm_jax.evaluation.answering import Answerer, Reply
 from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.identity import check_model
 from lclm_jax.evaluation.metrics import METRICS
@@ -49,20 +50,26 @@ class QuestionTask:
         """Return the sample of each question."""
         replies = self.answerer.answer(self.questions, view)
         return [
-            Sample(
-                question.task,
-                question.number,
-                view.label,
-                reply.text,
-                question.references,
-                {question.metric: METRICS[question.metric](reply.text, question.references)},
-                reply.positions,
-                question.tags,
-                question.identity[:16],
-                question.wording,
-            )
+            score_reply(question, view, reply)
             for question, reply in zip(self.questions, replies, strict=True)
         ]
+
+
+def score_reply(question: Question, view: View, reply: Reply) -> Sample:
+    """Return the sample of a reply. Its score is NaN where the prompt did not fit."""
+    score = METRICS[question.metric](reply.text, question.references) if reply.fits else math.nan
+    return Sample(
+        question.task,
+        question.number,
+        view.label,
+        reply.text,
+        question.references,
+        {question.metric: score},
+        reply.positions,
+        question.tags,
+        question.identity[:16],
+        question.wording,
+    )
 
 
 def evaluate(

@@ -61,7 +61,7 @@ def write_page(directory: str | Path, results: Results | None = None) -> Path:
         "evaluation.html.j2",
         title=_title(results),
         command=results.settings.get("command", ""),
-        facts=list(_statements(results, rows)),
+        facts=[*_recommend(results), *_statements(results, rows)],
         counts=_cards(results),
         machine=", ".join(f"{name} {text}" for name, text in results.versions.items()),
         lengths=_draw_lengths(rows),
@@ -108,6 +108,11 @@ def _cards(results: Results) -> list[tuple[str, str]]:
 
 
 # --- Sentences ---
+
+
+def _recommend(results: Results) -> Sequence[str]:
+    """Return the reasons of a recommendation (`evaluation.tuning`), if the results have any."""
+    return results.settings.get("recommendation", {}).get("sentences", ())
 
 
 def _statements(results: Results, rows: Sequence[Row]) -> Iterator[str]:

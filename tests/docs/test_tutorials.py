@@ -18,6 +18,7 @@ OTHERS = [
     "generate",
     "retrieval",
     "evaluate",
+    "tune",
 ]  # each in a directory of its own
 BLOCK = re.compile(r'^```(python|bash)(?: title="([\w.]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 

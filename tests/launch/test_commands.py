@@ -36,6 +36,9 @@ READS = {
         ["--store", "NEW", "--checkpoint", "BAD", "Who?"],
     ],
     "launch.store": [[action, "BAD"] for action in ("ls", "verify", "gc")],
+    "launch.tune": [
+        ["--checkpoint", "NEW", "--documents", "NEW", "--questions", "BAD", "--out", "NEW"]
+    ],
     "launch.capacity": [["--config", "BAD", "--slice", "v5p:1x1x1"]],
     "launch.compare": [["BAD", "NEW"]],
     "launch.efficiency": [["--checkpoint", "BAD", "--lengths", "64", "--out", "NEW"]],
