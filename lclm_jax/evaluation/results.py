@@ -70,7 +70,8 @@ class Results:
         versions: of the packages, the code and Python, and the device (`read_versions`).
         samples: every answer in every view.
         efficiency: measurements, each with `view`, `length` (tokens), `first_token_seconds`,
-            `peak_bytes`, `device` and `source` ("measured" or "compiler"); see `read_efficiency`.
+            `peak_bytes`, `device` and `source` ("measured" or "compiler"), as in `read_efficiency`;
+            and `family` where a question of it was measured, not random tokens.
     """
 
     settings: Mapping[str, Any]

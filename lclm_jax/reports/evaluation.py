@@ -87,7 +87,12 @@ def _title(results: Results) -> str:
 
 
 def _measure_command(results: Results, directory: Path) -> str:
-    """Return the command that measures costs at the lengths of these results."""
+    """Return the command that measures costs at the lengths of these results.
+
+    It is empty where the evaluation measured them itself, on a question of a family.
+    """
+    if any(entry.get("family") for entry in results.efficiency):
+        return ""
     lengths = sorted({sample.length for sample in results.samples if sample.length})
     checkpoint = results.settings.get("checkpoint") or "CHECKPOINT"
     listed = ",".join(map(str, lengths)) or "LENGTHS"
@@ -111,8 +116,9 @@ def _cards(results: Results) -> list[tuple[str, str]]:
 
 
 def _recommend(results: Results) -> Sequence[str]:
-    """Return the reasons of a recommendation (`evaluation.tuning`), if the results have any."""
-    return results.settings.get("recommendation", {}).get("sentences", ())
+    """Return a recommendation (`evaluation.tuning`) and its reasons, if the results have any."""
+    advice = results.settings.get("recommendation", {})
+    return [advice["heading"], *advice["sentences"]] if advice else []
 
 
 def _statements(results: Results, rows: Sequence[Row]) -> Iterator[str]:
@@ -230,6 +236,11 @@ class _CostGroup:
             return f"Estimated by the compiler for {self.device}"
         return f"{self.source.capitalize()} on {self.device}"
 
+    @property
+    def question_lengths(self) -> dict[str, int]:
+        """Length of the question that was measured, by family; none for random tokens."""
+        return {entry["family"]: entry["length"] for entry in self.entries if entry.get("family")}
+
     def lines(self, key: str, scale: float = 1.0) -> dict[str, dict[int, float]]:
         """Return the known costs by view and length."""
         lines: dict[str, dict[int, float]] = {}
@@ -256,7 +267,7 @@ def _draw_costs(rows: Sequence[Row], group: _CostGroup) -> dict[str, Any]:
             view: {length: scale * pair[place] for length, pair in line.items()}
             for view, line in FIRST_TOKENS.items()
         }
-        fronts += list(_draw_fronts(rows, costs, paper, label))
+        fronts += list(_draw_fronts(rows, costs, paper, label, group.question_lengths))
         if costs:
             shown = {view: line for view, line in paper.items() if view in costs}
             figure = plot_costs(costs, shown, label)
@@ -281,9 +292,14 @@ def _draw_fronts(
     costs: Mapping[str, Mapping[int, float]],
     paper: Mapping[str, Mapping[int, float]],
     label: str,
+    question_lengths: Mapping[str, int],
 ) -> Iterator[Picture]:
-    """Draw scores over one cost, for every family and length where two views have both."""
-    for (family, length), group in _group(rows).items():
+    """Draw scores over one cost, for every family and length where two views have both.
+
+    `question_lengths` are those of families of which a question was measured.
+    """
+    for (family, asked_length), group in _group(rows).items():
+        length = asked_length or question_lengths.get(family)
         points = [
             CostPoint(view, costs[view][length], row.score)
             for view, row in _by_view(group).items()
@@ -300,7 +316,7 @@ def _draw_fronts(
         description = "; ".join(
             f"{point.view}: {score(point.score)} at {number(point.cost)}" for point in points
         )
-        caption = f"{_name_group(family, length)}: score against {label}"
+        caption = f"{_name_group(family, asked_length)}: score against {label}"
         yield picture(plot_by_cost(points, shown, label), description, caption)
 
 

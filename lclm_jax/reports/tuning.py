@@ -63,6 +63,4 @@ def _peak(figures: Figures) -> str:
 
 def describe_recommendation(recommendation: Recommendation) -> str:
     """Return the verdict and its reasons as lines of text."""
-    view = recommendation.view if recommendation.verdict == "compress" else None
-    heading = f"Recommendation: {recommendation.verdict}{f', {view}' if view else ''}"
-    return "\n".join([heading, *recommendation.sentences])
+    return "\n".join([recommendation.heading, *recommendation.sentences])

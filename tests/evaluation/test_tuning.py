@@ -202,5 +202,9 @@ def test_the_table_marks_what_is_recommended(whole):
 def test_the_page_gives_the_reasons(whole, tmp_path):
     tuning = whole[0]
     text = write_page(tmp_path, tuning.results).read_text(encoding="utf-8")
+    assert tuning.recommendation.heading in text
     assert tuning.recommendation.sentences[0][:40] in text
+    for cost in ("seconds to the first token", "GB of peak memory"):
+        assert f"own: score against {cost}" in text
+    assert "launch.efficiency" not in text
     assert json.dumps(tuning.results.settings["margin"]) in text

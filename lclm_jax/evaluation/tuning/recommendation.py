@@ -39,6 +39,12 @@ class Recommendation:
     sentences: tuple[str, ...]
     questions_needed: int | None = None
 
+    @property
+    def heading(self) -> str:
+        """The verdict, and the recommended setting."""
+        setting = f", {self.view}" if self.verdict == "compress" else ""
+        return f"Recommendation: {self.verdict}{setting}"
+
 
 def recommend(
     outcomes: Sequence[Outcome], margin: float = DEFAULT_MARGIN, questions_per_document: float = 1

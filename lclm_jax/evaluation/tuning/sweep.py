@@ -86,7 +86,7 @@ def tune(
             "grid": asdict(grid),
             "margin": margin,
             "timed_question": timed_question.number,
-            "recommendation": asdict(advice),
+            "recommendation": {**asdict(advice), "heading": advice.heading},
             "flops": {outcome.label: outcome.flops for outcome in outcomes},
             **(settings or {}),
         }

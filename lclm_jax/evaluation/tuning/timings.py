@@ -73,6 +73,7 @@ def measure_views(
     for view in progress(views, "first tokens", len(views)):
         columns = {
             "view": view.label,
+            "family": question.tags.get("family", question.task),
             "length": length,
             "warm_ups": WARM_UPS,
             "repeats": REPEATS,
