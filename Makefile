@@ -28,7 +28,7 @@ MUTMUT = nice $(CURDIR)/.mutants/bin/python -m mutmut
 export JAX_PLATFORMS ?= cpu
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: show demo test fuzz check docs figures parity capacity-report bench bench-data bench-inference accelerator soak mutants bench-convert clean
+.PHONY: show demo test fuzz check docs figures parity capacity-report bench bench-data bench-inference evaluation-report accelerator soak mutants bench-convert clean
 
 show: $(VENV)/installed
 	$(RUN) -m launch.show --config configs/small.py --checkpoint tests/data/models/small
@@ -60,6 +60,14 @@ bench-data: $(VENV)/installed
 # jax chooses the device itself: JAX_PLATFORMS is set above for everything else.
 bench-inference: $(VENV)/installed
 	env -u JAX_PLATFORMS $(RUN) -m launch.bench.inference --out runs/bench-inference
+
+# The page docs/results/evaluation/index.html.
+evaluation-report: $(VENV)/installed
+	rm -rf runs/lookup runs/evaluation
+	$(RUN) -m convert.from_hf tests/data/models/small runs/lookup
+	$(RUN) -m launch.efficiency --checkpoint runs/lookup --lengths 32,64,96,128,192,256 --out runs/evaluation
+	$(RUN) -m launch.evaluate --checkpoint runs/lookup --tasks lookups --lengths 32,64,96,128,192,256 \
+		--limit 200 --out runs/evaluation
 
 accelerator:
 	env -u JAX_PLATFORMS $(RUN) -m launch.bench.accelerator --minutes 8 --out runs/accelerator

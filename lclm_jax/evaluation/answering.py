@@ -64,7 +64,7 @@ class Answerer:
         keys = [answer_key(question, view) for question in questions]
         distinct = list(dict(zip(keys, questions, strict=True)).values())
         answered = self._answer_batches(distinct, view)
-        for _ in self.progress(answered, f"{questions[0].task}, {view.label}", len(distinct)):
+        for _ in self.progress(answered, f"{name_tasks(questions)}, {view.label}", len(distinct)):
             pass
         return [_read_reply(self.answers[key]) for key in keys]
 
@@ -164,6 +164,12 @@ def _as_reply(answer: Answer) -> Reply:
 
 def _read_reply(answer: Mapping[str, Any]) -> Reply:
     return Reply(answer["text"], answer["positions"], answer.get("fits", True))
+
+
+def name_tasks(questions: Sequence[Question]) -> str:
+    """Return the name of the questions' task, without a length if they have several."""
+    names = {question.task for question in questions}
+    return names.pop() if len(names) == 1 else questions[0].task.partition("@")[0]
 
 
 def answer_key(question: Question, view: View) -> str:

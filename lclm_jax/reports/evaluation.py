@@ -130,6 +130,8 @@ def _statements(results: Results, rows: Sequence[Row]) -> Iterator[str]:
         is_shown = row.view.startswith("latents") and row.length == longest[row.family]
         if is_shown:
             yield _describe_latents(results, row)
+    for failure in results.settings.get("failures", ()):
+        yield "left out: {task} in the view {view}: {reason}".format(**failure)
 
 
 def _describe_latents(results: Results, row: Row) -> str:
