@@ -13,6 +13,7 @@
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make bench-inference  what compression, stores, kept caches and batches save, in one run on any device (about 20 minutes on two
 #             CPU cores); run again, it measures only what is missing
+# make evaluation-report  scores of the small model from latents, text and controls: docs/results/evaluation (4 minutes)
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
 # make soak   a run that is killed 30 times and meets a full disk, damaged files, late data and NaN equals one left alone (5 minutes)
@@ -61,7 +62,6 @@ bench-data: $(VENV)/installed
 bench-inference: $(VENV)/installed
 	env -u JAX_PLATFORMS $(RUN) -m launch.bench.inference --out runs/bench-inference
 
-# The page docs/results/evaluation/index.html.
 evaluation-report: $(VENV)/installed
 	rm -rf runs/lookup runs/evaluation
 	$(RUN) -m convert.from_hf tests/data/models/small runs/lookup

@@ -36,7 +36,8 @@ def main():
     checkpoint, directory = arguments.pop("checkpoint"), arguments.pop("out")
     command = shlex.join(["python", "-m", "launch.evaluate", *sys.argv[1:]])
     model, request = load(checkpoint), Request(**arguments)
-    results = evaluate(model, request, directory, {"command": command}, track)
+    settings = {"command": command, "checkpoint": str(checkpoint)}
+    results = evaluate(model, request, directory, settings, track)
     for table in tabulate_scores(results):
         show_table(table)
     sys.stdout.write(f"the page is {write_page(directory, results)}\n")

@@ -203,11 +203,11 @@ def _read_lines(lines: Mapping[str, Mapping[int, Mean]]) -> str:
 
 
 def _draw_ratios(rows: Sequence[Row]) -> list[Picture]:
-    """Draw scores over the ratio for every family and length that has views with one."""
+    """Draw scores over the ratio for every family and length with several ratios."""
     pictures = []
     for (family, length), group in _group(rows).items():
         scores = {view: row.score for view, row in _by_view(group).items()}
-        if any(split_label(view)[1] for view in scores):
+        if len({ratio for view in scores if (ratio := split_label(view)[1])}) > 1:
             paper = paper_scores(family, length, group[0].tasks)
             shown = {view: value for view, value in paper.items() if view in scores}
             description = "; ".join(f"{view}: {score(mean)}" for view, mean in scores.items())
