@@ -158,6 +158,30 @@ def test_documents_that_never_fit_uncompressed_are_still_compared(short, tmp_pat
     )
 
 
+def test_a_baseline_that_fills_the_memory_does_not_end_a_sweep(model, tmp_path, monkeypatch):
+    answer, error = Answerer._answer_batch, "RESOURCE_EXHAUSTED: Out of memory"
+
+    def answer_batch(self, batch, view, *rest):
+        if view.label == "text":
+            raise RuntimeError(error)
+        return answer(self, batch, view, *rest)
+
+    monkeypatch.setattr(Answerer, "_answer_batch", answer_batch)
+    grid = replace(GRID, ratios=(4,), raw_chunks=(0,))
+    tuning = tune(model, make_questions(), tmp_path, grid)
+    unanswered = {outcome.label: outcome.unanswered for outcome in tuning.outcomes}
+    assert unanswered == {"nothing": 0, "latents 4x": 0, "first 4x": 0, "text": 3}
+    assert "3 of 3 questions have documents that do not fit" in tuning.recommendation.sentences[1]
+    error = "a defect"
+    with pytest.raises(RuntimeError, match="a defect"):
+        tune(model, make_questions(), tmp_path, grid)
+
+
+def test_a_few_documents_say_nothing_about_others(whole):
+    note = "further questions about these 2 document(s), not for others"
+    assert note in whole[0].recommendation.sentences[-1]
+
+
 def test_the_timed_question_is_the_longest_that_fits(model, short):
     questions = make_questions((150, 900, 100))
     assert choose_question(questions, model).number == 1

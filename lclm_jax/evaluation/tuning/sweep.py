@@ -1,18 +1,21 @@
 """A sweep of settings over one's own questions, in a directory from which it resumes."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.evaluation.answering import Answerer
+from lclm_jax.evaluation.answering import Answerer, Reply
 from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.identity import check_model
+from lclm_jax.evaluation.memory import ran_out_of_memory
 from lclm_jax.evaluation.questions import Question
 from lclm_jax.evaluation.results import Results, read_versions
 from lclm_jax.evaluation.run import score_reply
 from lclm_jax.evaluation.samples import Sample
+from lclm_jax.evaluation.tasks.own_questions import MIN_CLUSTERS
 from lclm_jax.evaluation.tuning.grid import Grid
 from lclm_jax.evaluation.tuning.outcomes import Outcome, list_outcomes
 from lclm_jax.evaluation.tuning.recommendation import (
@@ -27,6 +30,7 @@ from lclm_jax.files import locked
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import Progress, without_progress
 
+log = logging.getLogger(__name__)
 FIRST_TOKENS = "first_tokens.jsonl"
 
 
@@ -52,7 +56,8 @@ def tune(
     """Answer the questions in every setting of a grid, and write results.json to a directory.
 
     Answers and measurements that the directory has already are not made again. A question whose
-    documents do not fit the decoder in a setting has no score there (null in results.json).
+    documents do not fit the decoder's positions in a setting has no score there (null in
+    results.json), nor has any question in a setting for which memory does not suffice.
     `settings` are added to those in the results.
 
     Raises ConfigError for fewer than two questions, a margin that is not between 0 and 1 and a
@@ -80,6 +85,7 @@ def tune(
         outcomes = list_outcomes(questions, samples, figures, model.config, model.tokenizer)
         documents = {tuple(question.passages) for question in questions}
         advice = recommend(outcomes, margin, len(questions) / len(documents))
+        advice = _note_documents(advice, len(documents))
         recorded = {
             "checkpoint": model.name,
             "dtype": model.config.dtype,
@@ -96,8 +102,26 @@ def tune(
     return Tuning(results, outcomes, advice)
 
 
+def _note_documents(advice: Recommendation, count: int) -> Recommendation:
+    """Add what intervals hold for where there are few documents."""
+    if count >= MIN_CLUSTERS:
+        return advice
+    note = (
+        f"Intervals hold for further questions about these {count} document(s), not for others; "
+        f"{MIN_CLUSTERS} or more would tell about others, too."
+    )
+    return replace(advice, sentences=(*advice.sentences, note))
+
+
 def _answer(answerer: Answerer, questions: Sequence[Question], view: View) -> list[Sample]:
-    replies = answerer.answer(questions, view)
+    """Return the samples of a view; none has a score where memory does not suffice."""
+    try:
+        replies = answerer.answer(questions, view)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        log.warning("%s: memory is full; its questions count as ones that do not fit", view.label)
+        replies = [Reply("", 0, fits=False)] * len(questions)
     return [
         score_reply(question, view, reply)
         for question, reply in zip(questions, replies, strict=True)
