@@ -36,6 +36,7 @@ READS = {
         ["--store", "NEW", "--checkpoint", "BAD", "Who?"],
     ],
     "launch.store": [[action, "BAD"] for action in ("ls", "verify", "gc")],
+    "launch.evaluate": [["--checkpoint", "BAD", "--tasks", "histories", "--out", "NEW"]],
     "launch.tune": [
         ["--checkpoint", "NEW", "--documents", "NEW", "--questions", "BAD", "--out", "NEW"]
     ],
