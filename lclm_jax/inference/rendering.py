@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.chat import Message, build_chat_record, parse_context_tags
+from lclm_jax.data.chat import Message, PromptEnd, build_chat_record, parse_context_tags
 from lclm_jax.data.records import Context, Given, Plain, Span, lay_out
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from lclm_jax.inference.latents import BlockSlice, Latents, LatentsError
@@ -22,11 +22,12 @@ def render_chat(
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
     settings: Mapping[str, Any] | None = None,
+    end: PromptEnd = PromptEnd(),
 ) -> list[Span | Latents]:
-    """Render a chat, up to the assistant's next turn, as a record of spans and latents.
+    """Render a chat, up to where the assistant goes on, as a record of spans and latents.
 
-    `tools` are JSON signatures; `settings` are further variables of the chat template. Raises
-    TextError for a malformed message.
+    `tools` are JSON signatures; `settings` are further variables of the chat template. Without an
+    `end`, the assistant begins a turn. Raises TextError for a malformed message.
     """
     latents: dict[int, Latents] = {}  # by the id of their placeholder
     placeholders: list[Given] = []  # kept alive, so that no id is used twice
@@ -46,7 +47,9 @@ def render_chat(
             message = {**message, "content": [replace_latents(part) for part in parts]}
         prepared.append(message)
     extra = {"tools": tools} if tools else {}
-    record = build_chat_record(prepared, tokenizer, generate=True, **extra, **(settings or {}))
+    record = build_chat_record(
+        prepared, tokenizer, generate=True, end=end, **extra, **(settings or {})
+    )
     return [latents.get(id(span), span) for span in record]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lclm_jax.data.chat.chat import tokenize_normalized_chat
+from lclm_jax.data.chat.chat import PromptEnd, tokenize_normalized_chat
 from lclm_jax.data.records import Role
 from lclm_jax.data.text.tokenizer import TextError, Tokenizer
 from tests.support.chat_templates import BOS, CHATS, END, EOS, TEMPLATES, TOOLS
@@ -114,6 +114,20 @@ def test_a_chat_has_the_tokens_of_transformers(directory, name):
                 )
                 compared += 1
     assert compared > len(CHATS)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"upper", "first letters"}))
+def test_a_begun_answer_has_the_tokens_of_transformers(directory, name):
+    tokenizer, reference = with_template(directory, TEMPLATES[name])
+    for begun in ("It is", "Figs:\n\nBen"):
+        chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": begun}]
+        rendered = reference.apply_chat_template(chat, continue_final_message=True, tokenize=False)
+        assert rendered.endswith(begun)
+        for added in ("", " so be it"):
+            end = PromptEnd(continued=True, text=added)
+            sections = tokenize_normalized_chat(chat, tokenizer, generate=True, end=end)
+            expected = reference(rendered + added, add_special_tokens=False)["input_ids"]
+            assert tokens_of(sections) == expected
 
 
 def spelled(tokenizer: Tokenizer) -> str:

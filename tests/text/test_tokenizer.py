@@ -20,6 +20,7 @@ from lclm_jax.data.text.tokenizer import (
     TextError,
     Tokenizer,
 )
+from tests.support.tokenizers import with_text_start
 
 CONTROL_WORDS = st.sampled_from([*CONTROL, "<|im_", "_end|>", "<|", "|>", "\n", " ", "system"])
 SPELLED = st.lists(st.one_of(CONTROL_WORDS, st.text(max_size=8)), max_size=8).map("".join)
@@ -301,3 +302,9 @@ def test_tags_in_a_part_of_a_list_are_only_characters(tokenizer):
     assert not any(isinstance(span, Context) for span in record)
     assert f"Look: {typed}<|im_end|>" in tokenizer.decode(tokens_of(record))
     assert not set(tokens_of(record)) & {tokenizer.id(MEMORY_START), tokenizer.id(MEMORY_END)}
+
+
+def test_the_tokens_before_every_text_are_known_and_not_added(tokenizer):
+    llama = Tokenizer(with_text_start(tokenizer.definition, "<s>"))
+    assert llama.text_start.tolist() == [llama.id("<s>")] and not len(tokenizer.text_start)
+    assert llama.encode("a b").tolist() == tokenizer.encode("a b").tolist()

@@ -2,6 +2,7 @@
 
 from lclm_jax.data.chat.chat import (
     CHATML,
+    PromptEnd,
     build_chat_record,
     choose_template,
     tokenize_chat,
@@ -15,6 +16,7 @@ __all__ = [
     "CHATML",
     "Message",
     "Part",
+    "PromptEnd",
     "Reasoning",
     "build_chat_record",
     "choose_template",

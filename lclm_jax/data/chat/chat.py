@@ -83,7 +83,7 @@ from lclm_jax.data.chat.messages import (
     attach_sources,
     prepare_messages,
 )
-from lclm_jax.data.chat.sourced_str import SourcedStr
+from lclm_jax.data.chat.sourced_str import SourcedStr, join
 from lclm_jax.data.chat.templates import render_template
 from lclm_jax.data.records import Context, Given, Plain, Role, Section, Span
 from lclm_jax.data.text.tokenizer import MEMORY_SLOT, TextError, Tokenizer
@@ -114,6 +114,30 @@ CHATML = (
 )
 
 
+@dataclass(frozen=True)
+class PromptEnd:
+    """The end of a chat that the assistant goes on with.
+
+    Attributes:
+        continued: whether the last message begins the answer. The chat then ends with its content,
+            as under `continue_final_message` of transformers.
+        stripped: whether white space at the end is left out.
+        text: text to add, which is encoded together with the chat.
+    """
+
+    continued: bool = False
+    stripped: bool = False
+    text: str = ""
+
+    def apply(self, prompt: str) -> str:
+        """Return a prompt with this end; characters keep their source."""
+        prompt = prompt.rstrip() if self.stripped else prompt
+        return prompt + SourcedStr(self.text, ADDED_TEXT) if self.text else prompt
+
+
+ADDED_TEXT = TextSource(None, Role.FIXED)
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledText:
     """Text of a rendered chat with what its tokens become: sections of a role, or a filling."""
@@ -128,15 +152,16 @@ def build_chat_record(
     tokenizer: Tokenizer,
     generate: bool = False,
     tools: Sequence[Any] = (),
+    end: PromptEnd = PromptEnd(),
     **settings: Any,
 ) -> list[Span]:
     """Return a chat as a record, with loss on the assistant's turns including their end token.
 
-    With `generate`, the record ends where the assistant begins to write. `tools` and `settings`
-    go to the template. Raises TextError as `tokenize_chat` does.
+    With `generate`, the record ends where the assistant begins to write; `end` changes that.
+    `tools` and `settings` go to the template. Raises TextError as `tokenize_chat` does.
     """
     spans: list[Span] = []
-    for section in tokenize_chat(messages, tokenizer, tools, generate, **settings):
+    for section in tokenize_chat(messages, tokenizer, tools, generate, end, **settings):
         span = _to_span(section)
         last = spans[-1] if spans else None
         if isinstance(last, Plain) and isinstance(span, Plain) and last.trained == span.trained:
@@ -161,6 +186,7 @@ def tokenize_chat(
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
     generate: bool = False,
+    end: PromptEnd = PromptEnd(),
     **settings: Any,
 ) -> list[Section | Given]:
     """Return the sections of a chat as people and datasets write it.
@@ -170,7 +196,7 @@ def tokenize_chat(
     """
     template = choose_template(tokenizer, tools)
     prepared = prepare_messages(messages, tokenizer, template)
-    return tokenize_normalized_chat(prepared, tokenizer, tools, generate, **settings)
+    return tokenize_normalized_chat(prepared, tokenizer, tools, generate, end, **settings)
 
 
 def tokenize_normalized_chat(
@@ -178,6 +204,7 @@ def tokenize_normalized_chat(
     tokenizer: Tokenizer,
     tools: Sequence[Any] = (),
     generate: bool = False,
+    end: PromptEnd = PromptEnd(),
     **settings: Any,
 ) -> list[Section | Given]:
     """Return the sections of a chat whose messages are in the form that templates read.
@@ -210,9 +237,15 @@ def tokenize_normalized_chat(
         except TextError:  # a template may refuse the beginning of a chat
             return ""
 
-    rendered = render_template(template, sourced, **variables, add_generation_prompt=generate)
+    opens_turn = generate and not end.continued
+    rendered = render_template(template, sourced, **variables, add_generation_prompt=opens_turn)
     runs = list_source_runs(rendered)
     check_all_rendered(runs, messages, tokenizer)
+    if end != PromptEnd():
+        last = len(messages) - 1
+        stop = _find_content_stop(runs, last) if end.continued else len(rendered)
+        rendered = join([end.apply(rendered[:stop])])
+        runs = list_source_runs(rendered)
 
     turns = find_assistant_turns(rendered, runs, messages, tokenizer, template, render_prompt)
     untrained = {
@@ -220,6 +253,13 @@ def tokenize_normalized_chat(
     }
     turns = [turn for turn in turns if turn.message not in untrained]
     return _encode(rendered, _assign_roles(runs, turns), tokenizer)
+
+
+def _find_content_stop(runs: Sequence[SourceRun], message: int) -> int:
+    """Return where the content of a message stops in a rendered chat."""
+    sources = [(run.stop, run.source) for run in runs if run.source is not None]
+    stops = [stop for stop, source in sources if source.message == message and source.is_content]
+    return max(stops, default=runs[-1].stop)
 
 
 def _template_variables(

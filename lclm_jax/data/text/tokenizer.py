@@ -224,6 +224,16 @@ class Tokenizer:
         ids = dict.fromkeys([*listed, *(number for number in named if number is not None)])
         return tuple(number for number in ids if number < self.embedding_rows)
 
+    @cached_property
+    def text_start(self) -> np.ndarray:
+        """Ids [n] that transformers puts before every text: `<s>` for Llama, none for Qwen.
+
+        They are read from the post-processor of `tokenizer.json`; `encode` does not add them.
+        """
+        encoded = self._whole.encode("a", add_special_tokens=True)
+        is_text = np.array(encoded.special_tokens_mask) == 0
+        return np.array(encoded.ids, np.int32)[: int(is_text.argmax())]
+
     def id(self, name: str) -> int:
         """Return the id of a control token; raises KeyError with the names of all of them."""
         if name not in self.control:
