@@ -7,6 +7,7 @@ from functools import cached_property
 
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Span, lay_out
+from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import Progress, without_progress
@@ -67,9 +68,18 @@ class LikelihoodScorer:
         return [Likelihood(*(self.answers[key][name] for name in fields)) for key in keys]
 
     def _score_batches(self, records: Mapping[str, Sequence[Span]]) -> Iterator[str]:
-        """Score the records in batches of similar length, and yield the keys of those scored."""
+        """Score the records in batches of similar length, and yield the keys of those scored.
+
+        Raises TextError for a record that does not fit the decoder's positions.
+        """
         config, memory = self.model.config, self.model.tokenizer.memory
         lengths = {key: len(lay_out(record, config, memory)) for key, record in records.items()}
+        longest = max(lengths.values(), default=0) - 1  # the last token is not read
+        if longest > config.decoder.max_positions:
+            raise TextError(
+                f"a prompt with its answer has {longest} positions, expected at most "
+                f"{config.decoder.max_positions}; shorten it, or compress more of it"
+            )
         order = sorted(records, key=lambda key: (-lengths[key], key))
         for start in range(0, len(order), ROWS):
             batch = order[start : start + ROWS]

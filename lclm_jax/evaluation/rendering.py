@@ -1,27 +1,34 @@
 """Questions in a view, as records that the decoder reads."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lclm_jax.data.records import Context, Plain, Span
+from lclm_jax.data.chat import PromptEnd
+from lclm_jax.data.records import Context, Plain
 from lclm_jax.evaluation.chunks import choose_chunks
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.views import View, cut_tokens
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.latents import Latents
-from lclm_jax.inference.rendering import render_parts
+from lclm_jax.inference.rendering import render_chat, render_parts
 from lclm_jax.inference.retrieval import Range, find_latents
 
 Compress = Callable[[str], Latents | Context]
 
 
 def render_question(
-    question: Question, view: View, model: LanguageModel, compress: Compress
-) -> list[Span | Latents]:
-    """Return the prompt of a question as a record.
+    question: Question,
+    view: View,
+    model: LanguageModel,
+    compress: Compress,
+    end: PromptEnd = PromptEnd(),
+) -> list[Any]:
+    """Return the prompt of a question as a record of spans and latents, with this end.
 
+    A tokenizer that begins every text with a token, as Llama's does, begins the prompt with it.
     `compress` turns the text of a passage into latents, or into a context to compress later.
     Raises TextError for a malformed message.
     """
@@ -38,15 +45,54 @@ def render_question(
         ]
         return join_text([content for group in contents for content in group])
 
+    tokenizer = model.tokenizer
     messages = [{**message, "content": read(message["content"])} for message in question.messages]
-    if not question.is_chat:
+    if question.is_chat:
+        end = replace(end, continued=messages[-1]["role"] == "assistant")
+        record = render_chat(messages, tokenizer, end=end)
+    else:
         parts = [part for message in messages for part in message["content"]]
-        return render_parts([_as_span(part) for part in join_text(parts)], model.tokenizer)
+        spans = [_as_span(part) for part in end_parts(join_text(parts), end)]
+        record = render_parts(spans, tokenizer)
 
-    beginning: list[Span | Latents] = []
-    if messages[-1]["role"] == "assistant":
-        beginning = render_parts(messages.pop()["content"], model.tokenizer)
-    return [*model.render(messages), *beginning]
+    start = tokenizer.text_start
+    first = record[0].tokens[: len(start)] if record and isinstance(record[0], Plain) else []
+    return record if np.array_equal(first, start) else [Plain(start), *record]
+
+
+def render_continuation(
+    question: Question, continuation: str, view: View, model: LanguageModel, compress: Compress
+) -> list[Any]:
+    """Return a question and its answer as a record in which only tokens of the answer are trained.
+
+    They are split as by the harness' own models: both texts are encoded as one, and what follows
+    the tokens of the prompt alone, without white space at its end, is the answer.
+    """
+    prompt = render_question(question, view, model, compress, PromptEnd(stripped=True))
+    whole = render_question(question, view, model, compress, PromptEnd(text=continuation))
+    length, whole_length = (
+        sum(len(span.tokens) for span in record if isinstance(span, Plain))
+        for record in (prompt, whole)
+    )
+    return train_last(whole, max(whole_length - length, 1))
+
+
+def train_last(record: Sequence[Any], count: int) -> list[Any]:
+    """Return a record in which only the last `count` tokens are trained, which are text."""
+    first = len(record)
+    while first > 0 and isinstance(record[first - 1], Plain):
+        first -= 1
+    before = [replace(x, trained=False) if isinstance(x, Plain) else x for x in record[:first]]
+    tokens = np.concatenate([span.tokens for span in record[first:]])
+    pieces = [Plain(tokens[:-count], False), Plain(tokens[-count:], True)]
+    return [*before, *(span for span in pieces if len(span.tokens))]
+
+
+def end_parts(parts: Sequence[Any], end: PromptEnd) -> list[Any]:
+    """Return the parts of a completion with an end."""
+    last = parts[-1] if parts and isinstance(parts[-1], str) else ""
+    others = parts[:-1] if last else parts
+    return [*others, text] if (text := end.apply(last)) else list(others)
 
 
 def _choose_chunks(question: Question, view: View, model: LanguageModel) -> list[list[Range]]:

@@ -192,6 +192,15 @@ def test_a_context_without_text_begins_with_the_first_token_of_a_text(model, tmp
     assert value == pytest.approx(harness.loglikelihood_rolling([rolling])[0], rel=1e-5)
 
 
+def test_a_continuation_that_does_not_fit_the_decoder_is_an_error(model, tmp_path):
+    config = replace(model.config, decoder=replace(model.config.decoder, max_positions=32))
+    short = LanguageModel(config, model.params, model.tokenizer)
+    harness = adapter(short, tmp_path / "a.jsonl", View("text"))
+    request = Instance("loglikelihood", {}, (PROSE[:400], " so"), 0, ("t", 0, 1))
+    with pytest.raises(TextError, match="positions, expected at most 32"):
+        harness.loglikelihood([request])
+
+
 def test_the_agent_does_not_compare_choices(model, manager, tmp_path):
     harness = adapter(model, tmp_path / "a.jsonl", View("expand", 4))
     with pytest.raises(ConfigError, match="expand writes answers"):
@@ -353,7 +362,7 @@ def test_the_harness_own_command_evaluates_a_checkpoint(model, local_tasks, tmp_
     command = [sys.executable, "-m", "lclm_jax.evaluation.harness", "run", "--model", "lclm"]
     command += ["--model_args", f"{arguments},out={tmp_path / 'answers'}", "--tasks", "written"]
     command += ["--include_path", str(local_tasks), "--limit", "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "exact_match" in ended.stdout
     assert (

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lclm_jax.config import ConfigError
-from lclm_jax.data.records import Context, Plain, Span
+from lclm_jax.data.records import Context, Plain
 from lclm_jax.evaluation.answering import Answerer
 from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.harness.contexts import RULES, ContextRule, find_rule
 from lclm_jax.evaluation.identity import check_model
 from lclm_jax.evaluation.likelihoods import Continuation, LikelihoodScorer
 from lclm_jax.evaluation.questions import Question
-from lclm_jax.evaluation.rendering import render_question
+from lclm_jax.evaluation.rendering import render_continuation, train_last
 from lclm_jax.evaluation.views import View, make_views
 from lclm_jax.inference.language_model import LanguageModel, load
 from lclm_jax.inference.sampling import Sampling
@@ -79,8 +78,13 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Return the tokens of a text, none of which is a control token."""
-        return self.model.tokenizer.encode(string).tolist()
+        """Return the tokens of a text, after those with which a text begins, as `<s>` of Llama.
+
+        Control tokens that the text spells are ordinary characters.
+        """
+        tokenizer = self.model.tokenizer
+        start = [] if add_special_tokens is False else tokenizer.text_start.tolist()
+        return start + tokenizer.encode(string).tolist()
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the chat template, for the harness' records."""
@@ -143,7 +147,10 @@ class HarnessModel(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         continuations = [
-            Continuation(json.dumps([context, tokens]), join_tokens([], context, tokens))
+            Continuation(
+                json.dumps([context, tokens]),
+                train_last([Plain(np.array(context + tokens, np.int32))], len(tokens)),
+            )
             for _, context, tokens in requests
         ]
         results = self.scorer.score(continuations, "text")
@@ -170,37 +177,21 @@ class HarnessModel(TemplateLM):
 
     def _continue(self, question: Question, continuation: str) -> Continuation:
         """Return a prompt with a continuation, tokenized as the harness' own models do."""
-        view = self.view.label if question.passages else "text"
-        name = json.dumps([question.identity, continuation, view])
-        end = question.messages[-1]["content"][-1]
-        if question.is_chat or not isinstance(end, str) or not end:
-            tokens, record = self.tok_encode(continuation), self._render(question)
-            before = [] if record else [self.prefix_token_id]
-            return Continuation(name, join_tokens(record, before, tokens))
-        parts = question.messages[-1]["content"][:-1]
-        shortened = replace(question, messages=[{"role": "user", "content": parts}])
-        context, tokens = self._encode_pair(end, continuation)
-        return Continuation(name, join_tokens(self._render(shortened), context, tokens))
 
-    def _render(self, question: Question) -> list[Span]:
         def as_context(text: str) -> Context:
             return Context(self.model.tokenizer.encode(text), self.view.ratio)
 
-        return render_question(question, self.view, self.model, as_context)  # pyright: ignore
+        record = render_continuation(question, continuation, self.view, self.model, as_context)
+        if isinstance(record[0], Plain) and record[0].trained:  # there is nothing before it
+            record = [Plain(np.array([self.prefix_token_id], np.int32)), *record]
+        view = self.view.label if question.passages else "text"
+        return Continuation(json.dumps([question.identity, continuation, view]), record)
 
     def _note(self, request: Instance, question: Question, positions: int):
         """Note the length of a prompt, for choices that of the longest, and its wording."""
         row = (request.task_name or "", request.doc_id or 0)
         self.wordings[row] = question.wording
         self.positions[row] = max(positions, self.positions.get(row, 0))
-
-
-def join_tokens(
-    record: Sequence[Span], context: Sequence[int], tokens: Sequence[int]
-) -> list[Span]:
-    """Return a record followed by tokens [n] of a context and by trained ones [m]."""
-    spans = [Plain(np.array(context, np.int32), False), Plain(np.array(tokens, np.int32), True)]
-    return [*record, *(span for span in spans if len(span.tokens))]
 
 
 def read_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from lm_eval import evaluator
+from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
@@ -222,7 +223,15 @@ class AnsweredTask:
 def run_task(task: HarnessTask, model: HarnessModel, limit: int | None, chat: bool) -> list[Sample]:
     """Answer the first `limit` rows of a task in the model's view, and score them."""
     model.positions.clear()
-    task.task.set_fewshot_seed(seed=SEED)  # the same examples in every view
+    rows = answer_rows(task, model, limit, chat)
+    return [_read_sample(task, model, number, filtered) for number, filtered in rows.items()]
+
+
+def answer_rows(
+    task: HarnessTask, model: LM, limit: int | None, chat: bool
+) -> dict[int, list[Mapping[str, Any]]]:
+    """Return the harness' samples of the first `limit` rows, one for each filter, by row number."""
+    task.task.set_fewshot_seed(seed=SEED)  # the same examples for every model and view
     results = evaluator.evaluate(
         lm=model,
         task_dict={"tasks": {task.name: task.task}, "groups": {}},
@@ -235,7 +244,7 @@ def run_task(task: HarnessTask, model: HarnessModel, limit: int | None, chat: bo
     rows: dict[int, list[Mapping[str, Any]]] = {}
     for row in results.get("samples", {})[task.name]:
         rows.setdefault(row["doc_id"], []).append(row)
-    return [_read_sample(task, model, number, filtered) for number, filtered in rows.items()]
+    return rows
 
 
 def _read_sample(
