@@ -119,10 +119,10 @@ def test_a_chat_has_the_tokens_of_transformers(directory, name):
 @pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"upper", "first letters"}))
 def test_a_begun_answer_has_the_tokens_of_transformers(directory, name):
     tokenizer, reference = with_template(directory, TEMPLATES[name])
-    for begun in ("It is", "Figs:\n\nBen"):
-        chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": begun}]
+    for beginning in ("It is", "Figs:\n\nBen"):
+        chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": beginning}]
         rendered = reference.apply_chat_template(chat, continue_final_message=True, tokenize=False)
-        assert rendered.endswith(begun)
+        assert rendered.endswith(beginning)
         for added in ("", " so be it"):
             end = PromptEnd(continued=True, text=added)
             sections = tokenize_normalized_chat(chat, tokenizer, generate=True, end=end)

@@ -96,9 +96,10 @@ WRITES = {
         ["--encoder", SMALL / "encoder", "--decoder", SMALL / "decoder", "--out", "BAD"]
     ],
 }
-# Commands without a case above: parts that other commands start, one that imports torch, and one
+# Commands without a case above: parts that other commands start, two that import torch, and one
 # that only counts lines of code.
 OTHERS = {
+    "convert.verify.harness",
     "tests.soak.faults",
     "launch.bench.accelerator.section",
     "launch.bench",
