@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from lclm_jax.data.records import Plain
 from lclm_jax.data.rows.expand_chat import CHUNK_TOKENS
 from lclm_jax.errors import TextError
-from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.answers_file import VERSION, AnswersFile
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.rendering import render_question
 from lclm_jax.evaluation.views import View
@@ -99,14 +102,32 @@ class Answerer:
             return latents[text]
 
         self.model.prefixes.clear()
-        first = questions[0]
+        current = questions[0]
         try:
             if view.name == "expand":
-                return [self._ask_agent(question, view, compress) for question in questions]
-            records = [render_question(each, view, self.model, compress) for each in questions]
-            return self._answer_records(records, first)
+                replies = []
+                for current in questions:
+                    replies.append(self._ask_agent(current, view, compress))
+                return replies
+            records = []
+            for current in questions:
+                record = render_question(current, view, self.model, compress)
+                records.append(record or [self._text_end])  # something must be read
+            current = questions[self._find_longest(records)]
+            return self._answer_records(records, current)
         except TextError as error:
-            raise TextError(f"{first.task}, row {first.number}, {view.label}: {error}") from error
+            row = f"{current.task}, row {current.number}, {view.label}"
+            raise TextError(f"{row}: {error}") from error
+
+    @property
+    def _text_end(self) -> Plain:
+        """A token at which texts end, which begins a prompt without any."""
+        return Plain(np.array(self.model.tokenizer.stops[:1], np.int32))
+
+    def _find_longest(self, records: Sequence[PromptRecord]) -> int:
+        """Return the number of the longest record, of which errors about a batch speak."""
+        sizes = [len(self.model.read([record]).tokens[0]) for record in records]
+        return sizes.index(max(sizes))
 
     def _answer_records(self, records: Sequence[PromptRecord], question: Question) -> list[Reply]:
         """Answer records that are read and decoded together, with the settings of a question."""
@@ -139,21 +160,39 @@ class Answerer:
             if not self.skip_long:
                 raise
             return Reply("", self.model.config.decoder.max_positions, False)
-        return Reply(answer.text, answer.rounds[-1].positions)
+        text = shorten(answer.text, question, self.model)
+        return Reply(text, answer.rounds[-1].positions)
+
+
+def shorten(text: str, question: Question, model: LanguageModel) -> str:
+    """Return the beginning of an answer that the question allows: its bound and stop strings."""
+    tokens = model.tokenizer.encode(text)
+    if len(tokens) > question.max_tokens:
+        text = model.tokenizer.decode(tokens[: question.max_tokens])
+    ends = [text.find(stop) for stop in question.sampling.stop if stop in text]
+    return text[: min(ends, default=len(text))]
 
 
 def ask_agent(
     model: LanguageModel, question: Question, view: View, compress: Callable[[str], Latents]
 ) -> AgentAnswer:
-    """Return the answer of the agent, whose question is what the prompt has beside passages."""
-    parts = [part for content in question.contents for part in content]
-    text = "".join(part for part in parts if isinstance(part, str)).strip()
+    """Return the answer of the agent, whose question is what the prompt has beside passages.
+
+    The beginning of an answer is left out: the agent's replies begin with a request for chunks.
+    Strings that end an answer do not end these.
+    """
+    messages = [message for message in question.messages if message["role"] != "assistant"]
+    texts = (
+        "".join(part for part in message["content"] if isinstance(part, str)).strip()
+        for message in messages
+    )
+    text = "\n\n".join(filter(None, texts))
     agent = Agent(
         model,
         [compress(passage.text) for passage in question.passages if passage.text],
         chunk_tokens=view.chunk_tokens or CHUNK_TOKENS,
         max_tokens=max(AGENT_TOKENS, question.max_tokens),
-        sampling=question.sampling,
+        sampling=replace(question.sampling, stop=()),
     )
     return agent.ask(text)
 
@@ -178,7 +217,7 @@ def answer_key(question: Question, view: View) -> str:
     A question without passages has the same answer in every view.
     """
     view = view if question.passages else View("text")
-    return hashlib.sha256(f"{question.identity} {view.label}".encode()).hexdigest()
+    return hashlib.sha256(f"{VERSION} {question.identity} {view.label}".encode()).hexdigest()
 
 
 def plan_batches(questions: Sequence[Question], view: View, batch: int) -> list[list[Question]]:

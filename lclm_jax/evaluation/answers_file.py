@@ -12,6 +12,9 @@ log = logging.getLogger(__name__)
 
 
 ANSWERS = "answers.jsonl"  # in the directory of an evaluation
+# Part of every key. Raise it with each change of prompts or of decoding, such as the agent's
+# instructions, so that earlier answers are not used.
+VERSION = 1
 
 
 class AnswersFile:

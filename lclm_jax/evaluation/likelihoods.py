@@ -8,7 +8,7 @@ from functools import cached_property
 from lclm_jax.data.loading import RowBudget, assemble, fill_row
 from lclm_jax.data.records import Span, lay_out
 from lclm_jax.errors import TextError
-from lclm_jax.evaluation.answers_file import AnswersFile
+from lclm_jax.evaluation.answers_file import VERSION, AnswersFile
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.progress import Progress, without_progress
 from lclm_jax.scoring.score import Score, Scorer
@@ -107,4 +107,4 @@ class LikelihoodScorer:
 
 def likelihood_key(continuation: Continuation) -> str:
     """Return the key of a likelihood in a file of answers."""
-    return hashlib.sha256(f"likelihood {continuation.name}".encode()).hexdigest()
+    return hashlib.sha256(f"{VERSION} likelihood {continuation.name}".encode()).hexdigest()

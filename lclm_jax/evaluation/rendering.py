@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lclm_jax.data.chat import PromptEnd
-from lclm_jax.data.records import Context, Plain
+from lclm_jax.data.records import CONTEXT_TAGS, Context, Plain
 from lclm_jax.evaluation.chunks import choose_chunks
 from lclm_jax.evaluation.questions import Passage, Question
 from lclm_jax.evaluation.views import View, cut_tokens
@@ -134,7 +134,8 @@ def _read_chunks(
     if view.name == "first":
         tokens = model.tokenizer.encode(text)
         offsets = model.find_latent_starts(text, view.ratio).offsets(len(text))
-        latents = sum(stop - start for start, stop in find_latents(is_rest, offsets))
+        ranges = find_latents(is_rest, offsets)
+        latents = sum(stop - start + CONTEXT_TAGS for start, stop in ranges)
         texts = model.tokenizer.encode_batch([text[start:stop] for start, stop in chunks])
         return [cut_tokens(tokens, view, model, latents + sum(map(len, texts)))]
 

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,6 +43,11 @@ class Request:
     batch: int = 16
     seed: int = 0
 
+    def distinct(self) -> "Request":
+        """Return the request without repetitions of tasks and lengths."""
+        tasks, lengths = (tuple(dict.fromkeys(names)) for names in (self.tasks, self.lengths))
+        return replace(self, tasks=tasks, lengths=lengths)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the request in JSON."""
         values = asdict(self)
@@ -52,10 +57,19 @@ class Request:
 def add_request_arguments(parser: ArgumentParser):
     """Add an argument for each field of a Request."""
     names, numbers = listed(str), listed(Size)
-    parser.add_argument("--tasks", type=names, required=True, help="of ours or the harness")
-    parser.add_argument("--lengths", type=numbers, default=(), help="of passages, in tokens")
+    parser.add_argument(
+        "--tasks", type=names, required=True, help="built in, or of lm-evaluation-harness"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=numbers,
+        default=(),
+        help="of passages, in tokens, where tasks have several",
+    )
     parser.add_argument("--views", type=names, default=Request.views, help=",".join(VIEW_NAMES))
-    parser.add_argument("--ratios", type=numbers, default=(), help="(default: the model's)")
+    parser.add_argument(
+        "--ratios", type=numbers, default=(), help="tokens per latent (default: all of the model)"
+    )
     parser.add_argument("--limit", type=setting(Size), help="rows of each task and length")
     parser.add_argument("--chat-template", choices=get_args(ChatTemplate), default="answers")
     parser.add_argument(
@@ -66,7 +80,9 @@ def add_request_arguments(parser: ArgumentParser):
         metavar="TASK=RULE",
         help="passage of a harness task: whole, nothing or field:NAME; repeatable",
     )
-    parser.add_argument("--data", type=path, metavar="DIR", help="with the files of our tasks")
+    parser.add_argument("--data", type=path, metavar="DIR", help="with the files of built-in tasks")
     parser.add_argument("--include", type=path, metavar="DIR", help="with harness tasks in YAML")
-    parser.add_argument("--batch", type=setting(Size), default=16, help="questions at once")
-    parser.add_argument("--seed", type=int, default=0, help="of generated tasks of ours")
+    parser.add_argument(
+        "--batch", type=setting(Size), default=16, help="questions answered at once"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of generated tasks that are built in")

@@ -3,14 +3,15 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lclm_jax.errors import TextError
+from lclm_jax.errors import ConfigError, TextError
 from lclm_jax.evaluation.answering import Answerer, Reply
 from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.identity import check_model
+from lclm_jax.evaluation.memory import ran_out_of_memory
 from lclm_jax.evaluation.metrics import METRICS
 from lclm_jax.evaluation.questions import Question
 from lclm_jax.evaluation.request import Request
@@ -81,16 +82,17 @@ def evaluate(
 ) -> Results:
     """Answer all tasks in all views, and write results.json to a directory.
 
-    Answers that the directory has already are not computed again. `settings` are added to those in
+    Batches whose answers the directory has are not computed again. `settings` are added to those in
     the results, such as the command that repeats them.
 
     Raises ConfigError for a task, view, ratio or length that cannot be evaluated, FileError for
     files of a task that are missing and for a directory with the answers of another model,
     and DirectoryError where another process writes there. A task with a prompt that cannot be read
-    in a view, because it is longer than the decoder's positions, has no samples there; the reason
-    is logged and stands in the settings of the results as one of `failures`. Raises TextError if
+    in a view, because the decoder's positions or memory do not suffice, has no samples there; the
+    reason is logged, and is one of `failures` in the settings of the results. Raises TextError if
     nothing can be read.
     """
+    request = request.distinct()
     ratios = list(request.ratios) or sorted(model.config.compression.all_ratios, reverse=True)
     views = make_views(list(request.views), ratios, model)
     with locked(directory):
@@ -121,7 +123,9 @@ def answer_all(
         for view in views:
             try:
                 samples += task.answer(view)
-            except TextError as error:
+            except (TextError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, TextError) and not ran_out_of_memory(error):
+                    raise
                 log.warning("left out: %s", error)
                 failures.append({"task": task.label, "view": view.label, "reason": str(error)})
     if failures and not samples:
@@ -139,11 +143,23 @@ def load_tasks(
         request.data, request.lengths, request.limit, request.seed, model.tokenizer
     )
     answerer = Answerer(model, answers, request.batch, progress)
+    questions = [question for name in own for question in TASKS[name](wanted)]
+    if request.chat_template == "never":
+        questions = [replace(question, is_chat=False) for question in questions]
+    names = dict.fromkeys(question.task for question in questions)
     tasks: list[EvaluationTask] = [
-        QuestionTask(name, TASKS[name](wanted), answerer) for name in own
+        QuestionTask(name, [question for question in questions if question.task == name], answerer)
+        for name in names
     ]
     if others:
         from lclm_jax.evaluation.harness.tasks import load_harness_tasks
 
-        tasks += load_harness_tasks(others, model, request, answers, progress)
+        from_harness = load_harness_tasks(others, model, request, answers, progress)
+        families = {question.tags.get("family", question.task) for question in questions}
+        if shared := sorted(families & {task.family for task in from_harness}):
+            raise ConfigError(
+                f"{shared[0]} names tasks of this package and of the harness, whose prompts and "
+                "metrics differ; evaluate them in two directories"
+            )
+        tasks += from_harness
     return tasks

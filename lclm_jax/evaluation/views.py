@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lclm_jax.config import ConfigError
-from lclm_jax.data.records import count_latents
+from lclm_jax.data.records import CONTEXT_TAGS, count_latents
 from lclm_jax.inference.language_model import LanguageModel
 
 ViewName = Literal["latents", "text", "nothing", "first", "random", "expand"]
@@ -26,7 +26,8 @@ class View:
 
     `latents` compresses them at `ratio`; `text` reads every token; `nothing` leaves them out.
     `first` keeps the first tokens, and `random` tokens drawn at random and in order, as many as
-    there would be latents. `expand` lets the agent read latents of chunks and ask for their text.
+    fit the positions that latents and the tags around them take. `expand` lets the agent read
+    latents of chunks and ask for their text.
 
     `latents` and `nothing` may keep `raw_chunks` chunks of `chunk_tokens` tokens as text, those
     that fit the question best; `first` then keeps as many tokens as latents and these chunks take.
@@ -88,11 +89,11 @@ def cut_tokens(
 ) -> np.ndarray:
     """Return the tokens [T] of a passage that `first` and `random` keep.
 
-    They are `count`, by default as many as its latents. Draws of `random` depend on the tokens
-    only.
+    They are `count`, by default as many as its latents take with the tags around them. Draws of
+    `random` depend on the tokens only.
     """
     if count is None:
-        count = count_latents(len(tokens), model.config, view.ratio)
+        count = count_latents(len(tokens), model.config, view.ratio) + CONTEXT_TAGS
     count = min(count, len(tokens))
     if view.name == "first":
         return tokens[:count]

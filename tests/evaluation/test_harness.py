@@ -203,8 +203,16 @@ def test_a_continuation_that_does_not_fit_the_decoder_is_an_error(model, tmp_pat
 
 def test_the_agent_does_not_compare_choices(model, manager, tmp_path):
     harness = adapter(model, tmp_path / "a.jsonl", View("expand", 4))
-    with pytest.raises(ConfigError, match="expand writes answers"):
+    with pytest.raises(ConfigError, match="expand answers tasks of type generate_until"):
         run_task(load_local(manager, "chosen"), harness, 1, chat=False)
+
+
+def test_tasks_that_repeat_questions_are_refused(model, local_tasks, tmp_path):
+    text = (local_tasks / "written.yaml").read_text(encoding="utf-8") + "repeats: 3\n"
+    (local_tasks / "written.yaml").write_text(text, encoding="utf-8")
+    task = load_local(TaskManager(include_path=str(local_tasks), include_defaults=False), "written")
+    with pytest.raises(TextError, match="written answers each question 3 times"):
+        run_task(task, adapter(model, tmp_path / "a.jsonl", View("text")), 1, chat=True)
 
 
 def test_few_shot_examples_are_the_same_in_every_view(model, local_tasks, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -105,6 +106,50 @@ def test_what_is_too_long_in_one_view_is_answered_in_the_others(model, tmp_path,
     assert "up to 100 positions" in failure["reason"] and failure["reason"] in caplog.text
     with pytest.raises(TextError, match="up to 100 positions"):
         evaluate(short, replace(REQUEST, views=("text",)), tmp_path)
+
+
+def test_each_length_of_a_task_is_read_for_itself(model, tmp_path, monkeypatch):
+    def load(settings):
+        return [
+            ask(f"sized@{n}", 0, [Passage(PROSE[:n]), "?"], max_tokens=2, tags={"length": n})
+            for n in (40, 900)
+        ]
+
+    monkeypatch.setitem(evaluation_run.TASKS, "sized", load)
+    config = replace(model.config, decoder=replace(model.config.decoder, max_positions=200))
+    short = LanguageModel(config, model.params, model.tokenizer)
+    results = evaluate(short, replace(REQUEST, tasks=("sized", "sized"), views=("text",)), tmp_path)
+    assert [(sample.task, sample.view) for sample in results.samples] == [("sized@40", "text")]
+    assert [failure["task"] for failure in results.settings["failures"]] == ["sized@900"]
+
+
+def test_tasks_of_two_origins_do_not_share_a_family(model, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="needs the extra evaluation")
+    from lclm_jax.evaluation.harness import tasks as harness
+
+    task = SimpleNamespace(family="prose", label="prose_b")
+    monkeypatch.setattr(harness, "load_harness_tasks", lambda *_: [task])
+    with pytest.raises(ConfigError, match="prose names tasks of this package and of the harness"):
+        evaluate(model, replace(REQUEST, tasks=("prose", "prose_b")), tmp_path)
+
+
+def test_built_in_tasks_are_continued_without_a_template(model, tmp_path):
+    request = replace(REQUEST, views=("text",), limit=1, chat_template="never")
+    (sample,) = evaluate(model, request, tmp_path).samples
+    assert sample.answer == model.complete(PROSE[:200] + "Why?", 4)
+
+
+def test_memory_that_does_not_suffice_leaves_a_view_out(model, tmp_path, monkeypatch):
+    original = Answerer._answer_batch
+
+    def answer(self, batch, view, *rest):
+        if view.name == "text":
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        return original(self, batch, view, *rest)
+
+    monkeypatch.setattr(Answerer, "_answer_batch", answer)
+    results = evaluate(model, replace(REQUEST, views=("text", "nothing"), limit=2), tmp_path)
+    assert results.views == ["nothing"] and "RESOURCE" in results.settings["failures"][0]["reason"]
 
 
 def test_a_question_without_passages_is_answered_once(model, tmp_path, monkeypatch):

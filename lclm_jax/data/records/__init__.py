@@ -1,6 +1,6 @@
 """Records: what one training example says, and the arrays it becomes."""
 
-from lclm_jax.data.records.layout import Example, RecordSize, lay_out, measure
+from lclm_jax.data.records.layout import CONTEXT_TAGS, Example, RecordSize, lay_out, measure
 from lclm_jax.data.records.sections import Role, Section
 from lclm_jax.data.records.spans import Context, Given, Plain, Span, Tokens
 from lclm_jax.data.records.views import VIEWS, View
@@ -13,6 +13,7 @@ from lclm_jax.data.records.windows import (
 )
 
 __all__ = [
+    "CONTEXT_TAGS",
     "VIEWS",
     "Context",
     "ContextPiece",

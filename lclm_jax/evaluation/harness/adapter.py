@@ -14,6 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lclm_jax.config import ConfigError
 from lclm_jax.data.records import Context, Plain
+from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answering import Answerer
 from lclm_jax.evaluation.answers_file import ANSWERS, AnswersFile
 from lclm_jax.evaluation.harness.contexts import RULES, ContextRule, find_rule
@@ -100,6 +101,12 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the answer to each request."""
+        if repeats := [request for request in requests if (request.repeats or 1) > 1]:
+            first = repeats[0]
+            raise TextError(
+                f"{first.task_name} answers each question {first.repeats} times, a view only once; "
+                "leave it out"
+            )
         questions = [self.read_question(request) for request in requests]
         replies = self.answerer.answer(questions, self.view)
         for request, question, reply in zip(requests, questions, replies, strict=True):
@@ -111,7 +118,7 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation, and whether it is the likeliest."""
         if self.view.name == "expand":
-            raise ConfigError("the view expand writes answers; leave it out for tasks of choices")
+            raise ConfigError("the view expand answers tasks of type generate_until only")
         questions = [self.read_question(request) for request in requests]
         continuations = [
             self._continue(question, request.arguments[1])

@@ -203,6 +203,11 @@ class AnsweredTask:
         """Name for messages."""
         return self.task.label
 
+    @property
+    def family(self) -> str:
+        """Name of the tasks that are averaged together."""
+        return find_family(self.task.name)
+
     def answer(self, view: View) -> list[Sample]:
         """Return the sample of each row, with the harness' scores; none of choices for the agent.
 
@@ -212,10 +217,7 @@ class AnsweredTask:
         if view.name == "expand" and not writes:
             log.info("%s compares choices, which the agent does not", self.label)
             return []
-        has_template = self.model.model.tokenizer.template is not None
-        is_chat = self.chat_template == "always" or (
-            self.chat_template == "answers" and writes and has_template
-        )
+        is_chat = self.chat_template == "always" or (self.chat_template == "answers" and writes)
         self.model.view = view
         return run_task(self.task, self.model, self.limit, is_chat)
 
