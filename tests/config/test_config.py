@@ -26,7 +26,10 @@ from lclm_jax.config import (
 )
 from lclm_jax.config.settings import Range, Settings, field_hints
 from lclm_jax.config.values import from_dict, override, to_dict, with_current_names
+from lclm_jax.evaluation.efficiency import EfficiencySettings
 from lclm_jax.evaluation.held_out import EvaluationConfig
+from lclm_jax.evaluation.tuning import Grid
+from lclm_jax.evaluation.views import View
 from lclm_jax.inference.sampling import Sampling
 
 pytestmark = pytest.mark.newest
@@ -151,7 +154,9 @@ def config_parts() -> list[Settings]:
     stage, model = config.stages[0], config.model
     parts = (config, config.data, config.mesh, config.optimizer, config.run, recipe, stage, model)
     small = (model.encoder, model.compression, model.adapter, stage.groups[0], stage.streams[0])
-    return [*parts, *small, recipe.sources[0], EvaluationConfig(), Sampling()]
+    efficiency = EfficiencySettings((64,), (View("text"),))
+    evaluated = (EvaluationConfig(), Sampling(), Grid(), efficiency)
+    return [*parts, *small, recipe.sources[0], *evaluated]
 
 
 def test_every_dataclass_of_settings_is_examined():

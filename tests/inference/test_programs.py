@@ -12,7 +12,6 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.image
 
-SCRIPT = ROOT / "tests" / "support" / "programs.py"
 MOST = 12  # programs for thirty documents and thirty settings
 
 
@@ -20,11 +19,12 @@ def test_thirty_documents_share_a_handful_of_programs(tmp_path, model_config, no
     save_model(tmp_path / "model", model_config, tokenizer, noisy)
 
     def run() -> dict:
-        arguments = [sys.executable, str(SCRIPT), str(tmp_path / "model"), str(tmp_path / "cache")]
+        arguments = [sys.executable, "-m", "tests.support.programs"]
+        arguments += [str(tmp_path / "model"), str(tmp_path / "cache")]
         # One device, as users have: the options that split it into eight are of the other tests.
         environment = {**os.environ, "XLA_FLAGS": "", "LCLM_JAX_CHECK_TYPES": "0"}
         done = subprocess.run(
-            arguments, capture_output=True, encoding="utf-8", env=environment, cwd=SCRIPT.parents[1]
+            arguments, capture_output=True, encoding="utf-8", env=environment, cwd=ROOT
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

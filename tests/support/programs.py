@@ -1,6 +1,6 @@
 """Loads a checkpoint, answers about thirty documents, and writes how many programs were compiled.
 
-python tests/support/programs.py CHECKPOINT CACHE
+python -m tests.support.programs CHECKPOINT CACHE
 """
 
 import json
