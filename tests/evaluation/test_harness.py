@@ -23,19 +23,29 @@ from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.harness import tasks as harness_tasks
 from lclm_jax.evaluation.harness.adapter import HarnessModel, read_settings
 from lclm_jax.evaluation.harness.contexts import (
+    NEEDLES,
     RULES,
     Field,
     Nothing,
     Whole,
+    add_defaults,
     find_rule,
     parse_rule,
 )
-from lclm_jax.evaluation.harness.tasks import list_leaves, load_tasks, run_task, time_limit
+from lclm_jax.evaluation.harness.tasks import (
+    list_leaves,
+    load_harness_tasks,
+    load_tasks,
+    run_task,
+    time_limit,
+)
 from lclm_jax.evaluation.questions import Passage
+from lclm_jax.evaluation.request import Request
 from lclm_jax.evaluation.views import View
 from lclm_jax.inference.generation import prefill
 from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.rendering import render_parts
+from lclm_jax.progress import track
 from tests.support.prose import PROSE
 
 ROWS = [
@@ -290,11 +300,46 @@ def test_a_prompt_without_the_question_is_an_error():
 def test_rules_are_chosen_by_the_name_of_a_task():
     assert find_rule("gsm8k") == Whole() and find_rule("hellaswag") == Nothing()
     assert find_rule("longbench2_agent_history") == Field("context")
-    assert parse_rule("my_.*=field:document") == {"my_.*": Field("document")}
+    assert find_rule("niah_single_1") == NEEDLES and find_rule("gsm8k_cot") == Whole()
+    assert find_rule("my_ruler_vt") == Nothing()
+    assert parse_rule("my_*=field:document") == {"my_*": Field("document")}
     assert parse_rule("a=whole") == {"a": Whole()} and parse_rule("a=nothing") == {"a": Nothing()}
     for text in ("a", "=whole", "a=field:", "a=all"):
         with pytest.raises(ConfigError, match="expected TASK=whole"):
             parse_rule(text)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "expected"),
+    [
+        (["written=whole"], Whole()),
+        (["*=whole"], Whole()),
+        (["gsm8k*=field:context"], None),
+        (["w*=field:question", "*=whole"], Field("question")),
+    ],
+)
+def test_rules_of_a_request_are_globs_of_the_tasks_that_it_loads(
+    contexts, expected, model, local_tasks
+):
+    request = Request(["written"], contexts=contexts, include=local_tasks)
+
+    def load():
+        return load_harness_tasks(["written"], model, request, AnswersFile(None), track)
+
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"got 'gsm8k\*', which matches none of written"):
+            load()
+        return
+    (task,) = load()
+    assert find_rule("written", task.model.rules) == expected
+
+
+def test_rules_of_a_request_come_before_the_built_in_ones():
+    rules = add_defaults({"*_1": Nothing(), "niah_*": Whole(), "gsm8k": Field("context")})
+    assert find_rule("niah_single_1", rules) == Nothing()
+    assert find_rule("niah_single_2", rules) == Whole()
+    assert find_rule("gsm8k", rules) == Field("context")
+    assert find_rule("gsm8k_cot", rules) == Whole()
 
 
 def test_settings_of_the_harness_become_ours():

@@ -1,8 +1,9 @@
 """Which part of a harness task's prompt is the passage that views compress."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from lclm_jax.config import ConfigError
@@ -74,32 +75,34 @@ NEEDLES = Pattern(
     r"(?:Some|A) special magic .*? afterwards\.\n",
     r"\n?What (?:is|are all) the special magic ",
 )
-# Rules by a regular expression of the task's name; the first that matches counts.
+# Rules by a glob of the task's name; the first that matches counts.
 RULES: dict[str, ContextRule] = {
-    r"niah_.*": NEEDLES,
-    r"ruler_vt": Pattern(r"Memorize and track .*?\n\n", r"\n?Question: Find all variables "),
-    r"ruler_cwe": Pattern(r"Below is a numbered list .*?\n", r"\n?Question: What are the 10 most "),
-    r"ruler_fwe": Pattern(
-        r"Read the following .*? coded words\. ", r"\n?Question: Do not provide "
-    ),
-    r"ruler_qa_.*": Pattern(
+    "niah_*": NEEDLES,
+    "ruler_vt": Pattern(r"Memorize and track .*?\n\n", r"\n?Question: Find all variables "),
+    "ruler_cwe": Pattern(r"Below is a numbered list .*?\n", r"\n?Question: What are the 10 most "),
+    "ruler_fwe": Pattern(r"Read the following .*? coded words\. ", r"\n?Question: Do not provide "),
+    "ruler_qa_*": Pattern(
         r"Answer the question .*?given documents\.\n\n", r"\n\nAnswer the question based on "
     ),
-    r"longbench_.*|longbench2_.*|infinitebench_.*": Field("context"),
-    r"babilong_.*": Field("input"),
-    r"gsm8k.*|gsm_plus.*": Whole(),
+    "longbench_*": Field("context"),
+    "longbench2_*": Field("context"),
+    "infinitebench_*": Field("context"),
+    "babilong_*": Field("input"),
+    "gsm8k*": Whole(),
+    "gsm_plus*": Whole(),
 }
 
 
 def find_rule(task: str, rules: Mapping[str, ContextRule] = RULES) -> ContextRule:
     """Return the rule of a task; a task without one has no passage."""
-    return next((rule for name, rule in rules.items() if re.fullmatch(name, task)), Nothing())
+    return next((rule for glob, rule in rules.items() if fnmatchcase(task, glob)), Nothing())
 
 
 def parse_rule(text: str) -> dict[str, ContextRule]:
     """Return the rule that `TASK=whole`, `TASK=nothing` or `TASK=field:NAME` asks for.
 
-    TASK is a regular expression of names of tasks. Raises ConfigError for another text.
+    TASK is a name of a task, or a glob of several, as `niah_*`. Raises ConfigError for another
+    text.
     """
     task, _, rule = text.partition("=")
     if task and rule in ("whole", "nothing"):
@@ -108,3 +111,19 @@ def parse_rule(text: str) -> dict[str, ContextRule]:
     if not task or kind != "field" or not name:
         raise ConfigError(f"expected TASK=whole, TASK=nothing or TASK=field:NAME, got {text!r}")
     return {task: Field(name)}
+
+
+def add_defaults(rules: Mapping[str, ContextRule]) -> dict[str, ContextRule]:
+    """Return rules with those of RULES after them, of which none replaces a rule given."""
+    defaults = {glob: rule for glob, rule in RULES.items() if glob not in rules}
+    return {**rules, **defaults}
+
+
+def check_rules(rules: Mapping[str, ContextRule], tasks: Collection[str]):
+    """Raise ConfigError for a rule that is of none of the tasks."""
+    for glob in rules:
+        if not any(fnmatchcase(task, glob) for task in tasks):
+            raise ConfigError(
+                f"expected a task or a glob of tasks in --context, got {glob!r}, which matches "
+                f"none of {', '.join(tasks)}"
+            )

@@ -24,7 +24,7 @@ from lclm_jax.config import ConfigError
 from lclm_jax.data.text.tokenizer import Tokenizer
 from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.harness.adapter import HarnessModel
-from lclm_jax.evaluation.harness.contexts import RULES, parse_rule
+from lclm_jax.evaluation.harness.contexts import add_defaults, check_rules, parse_rule
 from lclm_jax.evaluation.request import ChatTemplate, Request
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.tasks import TASKS
@@ -62,14 +62,17 @@ def load_harness_tasks(
     answers: AnswersFile,
     progress: Progress,
 ) -> "list[AnsweredTask]":
-    """Load tasks of the harness for an evaluation; see `load_tasks`."""
+    """Load tasks of the harness for an evaluation; see `load_tasks`.
+
+    Rules of the request come before the built-in ones. Raises ConfigError for one that is of none
+    of the tasks.
+    """
     rules = dict(rule for text in request.contexts for rule in parse_rule(text).items())
+    tasks = load_tasks(names, request.lengths, model.tokenizer, request.include)
+    check_rules(rules, list(dict.fromkeys(task.name for task in tasks)))
     view = View("text")  # until the first view is answered
-    adapter = HarnessModel(model, view, answers, {**rules, **RULES}, request.batch, progress)
-    return [
-        AnsweredTask(task, adapter, request.limit, request.chat_template)
-        for task in load_tasks(names, request.lengths, model.tokenizer, request.include)
-    ]
+    adapter = HarnessModel(model, view, answers, add_defaults(rules), request.batch, progress)
+    return [AnsweredTask(task, adapter, request.limit, request.chat_template) for task in tasks]
 
 
 def load_tasks(
