@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra evaluation")
 
+import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
@@ -375,6 +376,39 @@ def test_lengths_are_asked_for_and_bounded(tokenizer):
         load_tasks(["niah_single_1"], [], tokenizer)
     with pytest.raises(ConfigError, match="RULER needs 1024 tokens or more, got 512"):
         load_tasks(["niah_single_1"], [4096, 512], tokenizer)
+
+
+def test_lengths_of_babilong_are_multiples_of_1024(tokenizer):
+    with pytest.raises(ConfigError, match="multiples of 1024 tokens, as 4096, got 5000"):
+        load_tasks(["babilong_qa1"], [4096, 5000], tokenizer)
+
+
+def test_each_length_of_babilong_is_a_subset_beside_lengths_of_ruler(tokenizer, monkeypatch):
+    """Its loader expects the name of one subset, RULER's a list of numbers."""
+    subsets, ruler_lengths = [], []
+    load_one = harness_tasks.load_task
+
+    def load_task(name, manager):
+        if name.startswith("babilong"):
+            return load_one(name, manager)
+        ruler_lengths.append(manager.metadata["max_seq_lengths"])
+        return None
+
+    def load_dataset(path, *, name, split):
+        subsets.append((path, name, split))
+        rows = [{"input": PROSE[:200], "question": "Where is Ada?", "target": "attic"}]
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(harness_tasks, "load_task", load_task)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    tasks = load_tasks(["niah_single_1", "babilong_qa1"], [4096, 8192], tokenizer)
+    assert [task.label for task in tasks] == [
+        *("niah_single_1@4096", "niah_single_1@8192"),
+        *("babilong_qa1@4096", "babilong_qa1@8192"),
+    ]
+    assert ruler_lengths == [[4096], [8192]]
+    assert subsets == [("RMT-team/babilong-1k-samples", name, "qa1") for name in ("4k", "8k")]
+    assert tasks[2].task.test_docs()[0]["target"] == "attic"
 
 
 def test_data_that_is_not_here_is_named(tokenizer, local_tasks):

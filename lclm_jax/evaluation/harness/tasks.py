@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # Tasks that are generated at a length, or have one subset for each.
 RULER_TASKS, BABILONG_TASKS = r"niah_.*|ruler_.*", r"babilong_.*"
 MIN_RULER_LENGTH = 1024  # tokens; generators of the harness do not end at shorter ones
+BABILONG_UNIT = 1024  # tokens; its subsets are called "4k"
 MAX_ROWS_SECONDS = 900  # to make the rows of a task
 SEED = 1234  # of few-shot examples and generators, as in the harness
 
@@ -85,30 +86,34 @@ def load_tasks(
 
     Names may be those of groups and tags; `include` is a directory with further tasks in YAML.
     Lengths of RULER are counted with `tokenizer`. Raises ConfigError for an unknown task, for a
-    length that is too short, and for tasks whose data is not on this machine.
+    length that tasks do not have, and for tasks whose data is not on this machine.
     """
     manager = TaskManager(include_path=include)
     leaves = [leaf for name in names for leaf in list_leaves(name, manager)]
     leaves = list(dict.fromkeys(leaves))
-    sized = [name for name in leaves if re.fullmatch(f"{RULER_TASKS}|{BABILONG_TASKS}", name)]
-    if sized and not lengths:
-        raise ConfigError(f"{sized[0]} needs lengths in tokens; pass --lengths 4096,8192")
-    if any(re.fullmatch(RULER_TASKS, name) for name in leaves) and min(lengths) < MIN_RULER_LENGTH:
-        raise ConfigError(f"RULER needs {MIN_RULER_LENGTH} tokens or more, got {min(lengths)}")
+    ruler = [name for name in leaves if re.fullmatch(RULER_TASKS, name)]
+    babilong = [name for name in leaves if re.fullmatch(BABILONG_TASKS, name)]
+    sized = [*ruler, *babilong]
+    _check_lengths(ruler, babilong, lengths)
 
     tasks, missing = [], {}
+
+    def load(chosen: Sequence[str], length: int | None, metadata: dict[str, Any] | None):
+        if not chosen:
+            return
+        manager = TaskManager(include_path=include, metadata=metadata)
+        for name in chosen:
+            try:
+                tasks.append(HarnessTask(name, load_task(name, manager), length))
+            except (OSError, ValueError, ImportError, LookupError) as error:
+                missing[name] = f"{type(error).__name__}: {str(error).strip()[:200]}"
+
+    load([name for name in leaves if name not in sized], None, None)
     with saved(tokenizer) as directory:
-        for length in [None, *lengths]:
-            chosen = [name for name in leaves if (name in sized) == (length is not None)]
-            if not chosen:
-                continue
-            metadata = {"tokenizer": str(directory), "max_seq_lengths": _lengths(chosen, length)}
-            manager = TaskManager(include_path=include, metadata=metadata if length else None)
-            for name in chosen:
-                try:
-                    tasks.append(HarnessTask(name, load_task(name, manager), length))
-                except (OSError, ValueError, ImportError, LookupError) as error:
-                    missing[name] = f"{type(error).__name__}: {str(error).strip()[:200]}"
+        for length in lengths:
+            load(ruler, length, {"tokenizer": str(directory), "max_seq_lengths": [length]})
+            # The name of one subset, where RULER's generators expect a list of numbers.
+            load(babilong, length, {"max_seq_lengths": f"{length // BABILONG_UNIT}k"})
     if missing:
         raise ConfigError(describe_missing(missing))
     order = {name: number for number, name in enumerate(leaves)}
@@ -149,10 +154,18 @@ def load_task(name: str, manager: TaskManager) -> Task:
     return task
 
 
-def _lengths(names: Sequence[str], length: int | None) -> list[Any]:
-    """Return a length as the tasks expect it: BABILong's subsets are called "4k"."""
-    is_babilong = all(re.fullmatch(BABILONG_TASKS, name) for name in names)
-    return [f"{(length or 0) // 1024}k"] if is_babilong else [length]
+def _check_lengths(ruler: Sequence[str], babilong: Sequence[str], lengths: Sequence[int]):
+    """Raise ConfigError for lengths that tasks of RULER or BABILong need and do not have."""
+    if (ruler or babilong) and not lengths:
+        first = [*ruler, *babilong][0]
+        raise ConfigError(f"{first} needs lengths in tokens; pass --lengths 4096,8192")
+    if ruler and min(lengths) < MIN_RULER_LENGTH:
+        raise ConfigError(f"RULER needs {MIN_RULER_LENGTH} tokens or more, got {min(lengths)}")
+    if babilong and (wrong := [length for length in lengths if length % BABILONG_UNIT]):
+        raise ConfigError(
+            f"BABILong has lengths that are multiples of {BABILONG_UNIT} tokens, as 4096, "
+            f"got {wrong[0]}"
+        )
 
 
 def describe_missing(reasons: Mapping[str, str]) -> str:
