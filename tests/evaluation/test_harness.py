@@ -437,6 +437,21 @@ def test_perplexities_are_log_likelihoods_of_single_rows(model, local_tasks, tmp
         assert -10 < value < 0
 
 
+def test_a_task_without_a_score_for_single_rows_is_left_out(model, local_tasks, tmp_path):
+    """Rows of f1 are pairs of the right and the chosen class, which are no log-likelihoods."""
+    text = CHOSEN.format(file=local_tasks / "rows.jsonl")
+    for name, metrics in (("one", "[{metric: f1}]"), ("both", "[{metric: acc}, {metric: f1}]")):
+        lines = text.replace("chosen", name).strip().splitlines()[:-1]
+        lines.append(f"metric_list: {metrics}")
+        (local_tasks / f"{name}.yaml").write_text("\n".join(lines), encoding="utf-8")
+    manager = TaskManager(include_path=str(local_tasks), include_defaults=False)
+    harness = adapter(model, tmp_path / "a.jsonl", View("text"))
+    samples = run_task(load_local(manager, "both"), harness, 2, chat=False)
+    assert [list(sample.scores) for sample in samples] == [["acc"]] * 2
+    with pytest.raises(TextError, match="one has no score for single rows; leave it out"):
+        run_task(load_local(manager, "one"), harness, 2, chat=False)
+
+
 def test_what_takes_too_long_is_ended():
     took_long = pytest.raises(ConfigError, match="making rows took longer than 1 s")
     with took_long, time_limit(1, "making rows"):

@@ -22,6 +22,7 @@ from lm_eval.tasks._index import Kind
 
 from lclm_jax.config import ConfigError
 from lclm_jax.data.text.tokenizer import Tokenizer
+from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.harness.adapter import HarnessModel
 from lclm_jax.evaluation.harness.contexts import add_defaults, check_rules, parse_rule
@@ -39,6 +40,7 @@ RULER_TASKS, BABILONG_TASKS = r"niah_.*|ruler_.*", r"babilong_.*"
 MIN_RULER_LENGTH = 1024  # tokens; generators of the harness do not end at shorter ones
 BABILONG_UNIT = 1024  # tokens; its subsets are called "4k"
 MAX_ROWS_SECONDS = 900  # to make the rows of a task
+PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity")
 SEED = 1234  # of few-shot examples and generators, as in the harness
 
 
@@ -227,7 +229,8 @@ class AnsweredTask:
     def answer(self, view: View) -> list[Sample]:
         """Return the sample of each row, with the harness' scores; none of choices for the agent.
 
-        Raises TextError for prompts without the passage that the task's rule expects.
+        Raises TextError for prompts without the passage that the task's rule expects, and for a
+        task without a score for single rows.
         """
         writes = self.task.task.OUTPUT_TYPE == "generate_until"
         if view.name == "expand" and not writes:
@@ -268,17 +271,20 @@ def answer_rows(
 def _read_sample(
     task: HarnessTask, model: HarnessModel, number: int, rows: Sequence[Mapping[str, Any]]
 ) -> Sample:
-    """Return the sample of one document, of which the harness has a row for each filter."""
+    """Return the sample of one document, of which the harness has a row for each filter.
+
+    Raises TextError for a task without a metric of single rows.
+    """
     scores = {}
     for row in rows:
         suffix = "" if len(rows) == 1 else f",{row['filter']}"
         for metric in row["metrics"]:
-            value = read_score(row[metric])
+            value = read_score(metric, row[metric])
             if value is not None and value != -1:  # RULER's columns of other lengths are -1
                 name = "score" if metric == str(task.length) else metric
                 scores[f"{name}{suffix}"] = value
     if not scores:
-        raise ConfigError(f"{task.name} has no score for single rows; leave it out")
+        raise TextError(f"{task.name} has no score for single rows; leave it out")
     first = rows[0]
     target = first["target"]
     answers = [response for responses in first["resps"] for response in responses]
@@ -296,14 +302,18 @@ def _read_sample(
     )
 
 
-def read_score(value: Any) -> float | None:
+def read_score(metric: str, value: Any) -> float | None:
     """Return the score of a row; None for what only a corpus has a score of.
 
-    Rows of perplexities are a log-likelihood and the number of words or bytes that share it.
+    Rows of perplexities are a log-likelihood and the number of words or bytes that share it. Other
+    pairs, as those of f1 and mcc, are a right class and the one that the model chose.
+
+    >>> read_score("acc", 1), read_score("word_perplexity", (-12.0, 4)), read_score("f1", (1, 1))
+    (1.0, -3.0, None)
     """
-    if isinstance(value, tuple) and len(value) == 2:
-        total, count = (read_score(part) for part in value)
-        return total / count if total is not None and count else None
+    if metric in PERPLEXITIES and isinstance(value, tuple):
+        log_likelihood, count = value
+        return log_likelihood / count if count else None
     return float(value) if isinstance(value, (int, float, np.number)) else None
 
 
