@@ -12,6 +12,7 @@ from lclm_jax.evaluation.samples import Sample
 
 Z_95 = 1.96  # standard deviations that bound 95 % of a normal distribution
 RESAMPLES = 10_000  # of a bootstrap
+MIN_DIFFERING = 6  # questions; where fewer differ, all in one direction, p = 2 / 2**n > 0.05
 MAX_KINDS = 64  # of clusters, up to which drawing how often each kind comes is faster
 MAX_DRAWS = 4_000_000  # drawn at a time, which bounds the memory of a bootstrap
 
@@ -50,12 +51,26 @@ class Mean:
     """A mean of `count` numbers with its standard error.
 
     `value` is NaN where there are no numbers. `standard_error` is None where it cannot be
-    estimated: with fewer than two numbers, or two clusters.
+    estimated: with fewer than two numbers, or two clusters. `clusters` is the number of clusters;
+    None where each number is one of its own.
     """
 
     value: float
     standard_error: float | None
     count: int
+    clusters: int | None = None
+
+    @property
+    def share_of_all_or_none(self) -> Proportion | None:
+        """The mean of scores that are all 0 or all 1, with its interval; None of other scores.
+
+        Their standard error is 0, which says nothing of further questions. Clusters, which may
+        be right or wrong as a whole, are counted in place of numbers.
+        """
+        if self.standard_error != 0 or self.value not in (0, 1):
+            return None
+        cases = self.clusters or self.count
+        return Proportion.of(self.value * cases, cases)
 
     @classmethod
     def of(cls, values: Iterable[float], clusters: Sequence[Hashable] | None = None) -> "Mean":
@@ -77,7 +92,9 @@ class Mean:
         if group_count < 2:
             return cls(mean, None, len(array))
         variance = group_count / (group_count - 1) * float(np.square(sums).sum())
-        return cls(mean, math.sqrt(variance) / len(array), len(array))
+        count = len(array)
+        clusters_known = None if group_count == count else group_count
+        return cls(mean, math.sqrt(variance) / count, count, clusters_known)
 
     @classmethod
     def of_samples(cls, samples: Sequence[Sample]) -> "Mean":
@@ -93,7 +110,9 @@ class Mean:
         errors = [mean.standard_error for mean in means]
         known = [error for error in errors if error is not None]
         combined = math.hypot(*known) / len(means) if len(known) == len(means) else None
-        return cls(value, combined, sum(mean.count for mean in means))
+        count = sum(mean.count for mean in means)
+        clusters = sum(mean.clusters or mean.count for mean in means)
+        return cls(value, combined, count, None if clusters == count else clusters)
 
 
 @dataclass(frozen=True)
@@ -101,17 +120,26 @@ class Difference:
     """A difference of two means over the same `count` questions, with its 95 % interval.
 
     `low` and `high` are None where there are fewer than two questions, or two clusters.
+    `differing` is the number of questions, or of clusters, whose scores differ; None for all.
     """
 
     value: float
     low: float | None
     high: float | None
     count: int
+    differing: int | None = None
 
     @property
     def is_clear(self) -> bool:
-        """Whether zero lies outside the interval."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        """Whether zero lies outside the interval, and enough questions differ to say so.
+
+        Resamples of a few questions that all differ alike are equal, so that their interval has no
+        width. A sign test needs MIN_DIFFERING of them.
+        """
+        differing = self.count if self.differing is None else self.differing
+        if self.low is None or self.high is None or differing < MIN_DIFFERING:
+            return False
+        return not self.low <= 0 <= self.high
 
 
 def paired_difference(a: Sequence[Sample], b: Sequence[Sample], seed: int = 0) -> Difference:
@@ -131,21 +159,22 @@ def paired_difference(a: Sequence[Sample], b: Sequence[Sample], seed: int = 0) -
         if math.isfinite(first.score) and math.isfinite(second.score):
             strata[first.task, first.length].append((first, second))
     if not strata:
-        return Difference(math.nan, None, None, 0)
+        return Difference(math.nan, None, None, 0, 0)
 
     random = np.random.default_rng(seed)
-    values, resampled = [], np.zeros(RESAMPLES)
+    values, resampled, differing = [], np.zeros(RESAMPLES), 0
     for stratum in strata.values():
         differences = np.array([first.score - second.score for first, second in stratum])
         numbers = _number_clusters([_cluster(first) for first, _ in stratum])
         values.append(float(differences.mean()))
+        differing += int(np.count_nonzero(_sum_by_cluster(differences, numbers)))
         resampled += _resample_means(differences, numbers, random) / len(strata)
     low, high = np.quantile(resampled, [0.025, 0.975])
     value = sum(values) / len(values)
     count = sum(len(stratum) for stratum in strata.values())
     if not math.isfinite(low):
-        return Difference(value, None, None, count)
-    return Difference(value, float(low), float(high), count)
+        return Difference(value, None, None, count, differing)
+    return Difference(value, float(low), float(high), count, differing)
 
 
 def pair_samples(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sample]]:

@@ -38,13 +38,21 @@ def interval(share: Share) -> str:
 def score(mean: Mean, is_share: bool = True) -> str:
     """Format a mean with its standard error; shares are in percent, as in published tables.
 
+    Shares of 0 and 100 % have the bound of their 95 % interval in its place.
+
     >>> score(Mean(0.7506, 0.0123, 500)), score(Mean(9.81, 0.2, 10), is_share=False)
     ('75.1 ± 1.2', '9.81 ± 0.2')
+    >>> score(Mean(1.0, 0.0, 20)), score(Mean(0.0, 0.0, 96))
+    ('100.0 (≥ 83.9)', '0.0 (≤ 3.8)')
     """
     form, scale = (".1f", 100) if is_share else (".3g", 1)
     value = number(scale * mean.value, form)
     if mean.standard_error is None:
         return value
+    share = mean.share_of_all_or_none if is_share else None
+    if share is not None:
+        sign, bound = ("≥", share.low) if share.value else ("≤", share.high)
+        return f"{value} ({sign} {number(scale * bound, form)})"
     return f"{value} ± {number(scale * mean.standard_error, form)}"
 
 

@@ -20,7 +20,7 @@ from lclm_jax.reports.statements import VIEW_NAMES, compare, judge_ratios
 MAX_SAMPLES = 3  # of each kind
 SCORE_TABLE_WIDTH = 100  # characters
 COLUMN_PADDING = 3  # characters between two columns
-SCORE_CAPTION = "score ± standard error; ± 0.0 where all answers scored equally"
+SCORE_CAPTION = "score ± standard error; in parentheses the 95 % bound of 0 and 100 %"
 
 
 def show_evaluation(results: Mapping[str, Any]):

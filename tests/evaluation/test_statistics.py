@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lclm_jax.evaluation import statistics
-from lclm_jax.evaluation.statistics import Difference, Mean, PairingError, paired_difference
+from lclm_jax.evaluation.statistics import (
+    Difference,
+    Mean,
+    PairingError,
+    Proportion,
+    paired_difference,
+)
 from tests.support.results import make_samples
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
@@ -49,6 +55,19 @@ def test_copies_within_a_cluster_do_not_lower_the_standard_error():
     assert Mean.of(copies, clusters).standard_error == pytest.approx(stats.sem(values))
     assert Mean.of(copies).standard_error < 0.5 * stats.sem(values)
     assert Mean.of(copies, ["all"] * 100).standard_error is None
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_scores_that_are_all_right_or_all_wrong_have_the_interval_of_their_share(score):
+    share = Mean.of([score] * 20).share_of_all_or_none
+    assert share == Proportion.of(20 * score, 20)
+    assert abs(share.low + share.high - 1) == pytest.approx(0.839, abs=0.001)
+    clustered = Mean.of([score] * 20, list("abcd") * 5)
+    assert clustered.share_of_all_or_none == Proportion.of(4 * score, 4)
+    average = Mean.of_means([clustered, Mean.of([score] * 6)])
+    assert average.share_of_all_or_none == Proportion.of(10 * score, 10)
+    for mean in (Mean.of([score]), Mean.of([0.5] * 5), Mean.of([0.0, 1.0]), Mean.of([])):
+        assert mean.share_of_all_or_none is None
 
 
 def test_a_macro_mean_gives_every_task_the_same_weight():
@@ -142,15 +161,36 @@ def test_the_same_seed_gives_the_same_interval():
 def test_questions_in_another_order_are_still_paired():
     scores = np.random.default_rng(8).random(30)
     assert paired_difference(make_samples(scores), make_samples(scores)[::-1]) == Difference(
-        0, 0, 0, 30
+        0, 0, 0, 30, 0
     )
+
+
+@pytest.mark.parametrize(("count", "is_clear"), [(2, False), (5, False), (6, True)])
+def test_a_few_questions_that_all_differ_alike_show_nothing(count, is_clear):
+    """The two-sided p of a sign test with n questions in one direction is 2 / 2**n."""
+    difference = paired_difference(make_samples([1.0] * count), make_samples([0.0] * count))
+    assert difference.low == difference.high == 1 and difference.is_clear == is_clear
+    equal = make_samples([1.0] * 100)
+    others = paired_difference(
+        make_samples([1.0] * count + [0.5] * 100), make_samples([0.0] * count + [0.5] * 100)
+    )
+    assert others.differing == count and (others.is_clear or not is_clear)
+    assert not paired_difference(equal, equal).is_clear
+
+
+def test_questions_of_a_few_documents_show_nothing():
+    documents = [f"document {number % 2}" for number in range(100)]
+    a, b = (make_samples([value] * 100, cluster=documents) for value in (0.5, 0.3))
+    difference = paired_difference(a, b)
+    assert (difference.count, difference.differing) == (100, 2)
+    assert difference.low == pytest.approx(0.2) and not difference.is_clear
 
 
 def test_questions_without_a_score_are_left_out_on_both_sides():
     difference = paired_difference(
         make_samples([1.0, math.nan, 1.0]), make_samples([0.0, 1.0, math.nan])
     )
-    assert difference == Difference(1.0, None, None, 1)
+    assert difference == Difference(1.0, None, None, 1, 1)
     assert math.isnan(paired_difference(make_samples([math.nan]), make_samples([1.0])).value)
     assert not difference.is_clear
 
