@@ -28,8 +28,8 @@ def main():
         (arguments.first, comparison.only_first),
         (arguments.second, comparison.only_second),
     ):
-        answers = plural(count, "answer", "answers")
-        sys.stdout.write(f"{answers} of {file} without a partner\n")
+        answers = plural(count, "unmatched answer", "unmatched answers")
+        sys.stdout.write(f"{answers} in {file}\n")
 
 
 if __name__ == "__main__":

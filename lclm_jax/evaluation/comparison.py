@@ -1,11 +1,11 @@
 """Comparison of two results, question by question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lclm_jax.errors import UserError
-from lclm_jax.evaluation.results import Results, are_shares
+from lclm_jax.evaluation.results import Results, find_share_tasks
 from lclm_jax.evaluation.samples import Sample
 from lclm_jax.evaluation.statistics import Difference, Mean, index_samples, paired_difference
 
@@ -28,7 +28,7 @@ class ComparedRow:
     first: Mean
     second: Mean
     difference: Difference  # the second less the first
-    is_share: bool  # all scores lie between 0 and 1
+    is_share: bool  # all scores of its tasks lie between 0 and 1, in every view of both results
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Comparison:
     Attributes:
         rows: view by view, for each task, and then for the mean of all tasks with scores from 0 to
             1 where there are several.
-        only_first: answers of the first results without a partner in the second.
-        only_second: answers of the second results without a partner in the first.
+        only_first: number of unmatched answers in the first results.
+        only_second: number of unmatched answers in the second results.
         changes: settings and versions that differ.
     """
 
@@ -66,13 +66,15 @@ def compare(first: Results, second: Results, view: str | None = None) -> Compari
     view.
     """
     views = [view] if view else list(dict.fromkeys([*first.views, *second.views]))
+    shares = find_share_tasks([*first.samples, *second.samples])
     rows, only_first, only_second = [], 0, 0
     for label in views:
         left, right = (
             index_samples(sample for sample in results.samples if sample.view == label)
             for results in (first, second)
         )
-        rows += _compare_view([(left[key], right[key]) for key in left if key in right])
+        pairs = [(left[key], right[key]) for key in left if key in right]
+        rows += _compare_view(pairs, shares)
         only_first += len(left.keys() - right.keys())
         only_second += len(right.keys() - left.keys())
     if not rows:
@@ -99,17 +101,20 @@ def find_changes(
 Pair = tuple[Sample, Sample]
 
 
-def _compare_view(pairs: Sequence[Pair]) -> list[ComparedRow]:
-    """Return the rows of one view, from the answers of both results to each question."""
+def _compare_view(pairs: Sequence[Pair], shares: Collection[str]) -> list[ComparedRow]:
+    """Return the rows of one view, from the answers of both results to each question.
+
+    `shares` are the tasks with scores from 0 to 1.
+    """
     tasks: dict[str, list[Pair]] = {}
     for pair in pairs:
         tasks.setdefault(pair[0].task, []).append(pair)
-    rows = [_compare_tasks({task: task_pairs}) for task, task_pairs in tasks.items()]
-    averaged = {row.tasks[0]: tasks[row.tasks[0]] for row in rows if row.is_share}
-    return [*rows, _compare_tasks(averaged)] if len(averaged) > 1 else rows
+    rows = [_compare_tasks({task: items}, task in shares) for task, items in tasks.items()]
+    averaged = {task: items for task, items in tasks.items() if task in shares}
+    return [*rows, _compare_tasks(averaged, True)] if len(averaged) > 1 else rows
 
 
-def _compare_tasks(tasks: Mapping[str, Sequence[Pair]]) -> ComparedRow:
+def _compare_tasks(tasks: Mapping[str, Sequence[Pair]], is_share: bool) -> ComparedRow:
     """Return the row of a task, or of the mean over several."""
     first, second = (
         {task: [pair[side] for pair in pairs] for task, pairs in tasks.items()} for side in (0, 1)
@@ -123,7 +128,7 @@ def _compare_tasks(tasks: Mapping[str, Sequence[Pair]]) -> ComparedRow:
         Mean.of_means([Mean.of_samples(samples) for samples in first.values()]),
         Mean.of_means([Mean.of_samples(samples) for samples in second.values()]),
         paired_difference(all_second, all_first),
-        are_shares([*all_first, *all_second]),
+        is_share,
     )
 
 

@@ -141,12 +141,7 @@ class Results:
         Each has its difference from the view `baseline`, which takes a bootstrap; None leaves the
         differences out.
         """
-        is_share = {
-            task: all(
-                are_shares(samples) for cell, samples in self._cells.items() if cell[0] == task
-            )
-            for task in dict.fromkeys(task for task, _, _ in self._cells)
-        }
+        shares = find_share_tasks(self.samples)
         return [
             Row(
                 samples[0].family,
@@ -155,7 +150,7 @@ class Results:
                 view,
                 Mean.of_samples(samples),
                 sum(sample.positions for sample in samples) / len(samples),
-                is_share[task],
+                task in shares,
                 self.difference(view, baseline, length, [task]),
             )
             for (task, length, view), samples in self._cells.items()
@@ -259,9 +254,13 @@ def read_versions() -> dict[str, str]:
     return {**versions, "device": devices[0].device_kind, "devices": str(len(devices))}
 
 
-def are_shares(samples: Iterable[Sample]) -> bool:
-    """Return whether all finite scores lie between 0 and 1."""
-    return all(0 <= s.score <= 1 for s in samples if math.isfinite(s.score))
+def find_share_tasks(samples: Iterable[Sample]) -> set[str]:
+    """Return the tasks whose finite scores all lie between 0 and 1, in every view."""
+    is_share: dict[str, bool] = {}
+    for sample in samples:
+        is_inside = not math.isfinite(sample.score) or 0 <= sample.score <= 1
+        is_share[sample.task] = is_inside and is_share.get(sample.task, True)
+    return {task for task, holds in is_share.items() if holds}
 
 
 def _to_json(value: Any) -> str:

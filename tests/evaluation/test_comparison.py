@@ -39,6 +39,23 @@ def test_the_tasks_of_a_view_are_averaged_last():
     assert rows[-1].difference.value == 0.25 and rows[-1].difference.count == 44
 
 
+def test_a_task_is_a_share_in_all_views_or_in_none():
+    """A metric that happens to stay below 1 in one view is no percentage there."""
+    tasks = ("wikitext", "ruler_vt", "ruler_cwe")
+    samples = [sample for task in tasks for sample in make_samples([0.2, 0.9], "text", task)]
+    both = results(samples, make_samples([0.5, 3.0], "latents 4x", "wikitext"))
+    for view in (None, "text"):
+        rows = [row for row in compare(both, both, view).rows if row.view == "text"]
+        assert [(row.tasks, row.is_share) for row in rows] == [
+            (("wikitext",), False),
+            (("ruler_vt",), True),
+            (("ruler_cwe",), True),
+            (("ruler_vt", "ruler_cwe"), True),
+        ]
+    shown = [row.is_share for row in both.tables() if row.tasks == ("wikitext",)]
+    assert shown == [False, False]
+
+
 def test_a_question_with_another_prompt_is_another_question():
     samples = make_samples([1, 1])
     changed = [replace(samples[0], prompt="another"), samples[1]]
