@@ -3,7 +3,7 @@
     python -m launch.efficiency --checkpoint CKPT --lengths 4096,65536 --out DIR
 The rounds that are not in DIR/efficiency.jsonl are measured on the devices here: on an accelerator
 as in the paper, on a CPU fewer of them. --slice adds estimates for chips that are not here, with
-the compiler of launch.capacity.
+the compiler of launch.capacity. DIR may have answers and measurements of one model only.
 """
 
 from lclm_jax.capacity.efficiency import estimate_efficiency
@@ -19,6 +19,7 @@ from lclm_jax.cli import (
 from lclm_jax.config.settings import Count, Size
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.evaluation.efficiency import EfficiencySettings, measure_efficiency
+from lclm_jax.evaluation.identity import check_model
 from lclm_jax.evaluation.results import EFFICIENCY_FILE
 from lclm_jax.evaluation.views import make_views
 from lclm_jax.files.directories import locked
@@ -48,6 +49,7 @@ def main():
     protocol = {name: getattr(arguments, name) for name in PROTOCOL}
     settings = EfficiencySettings.for_model(model, arguments.lengths, views, **protocol)
     with locked(arguments.out):
+        check_model(arguments.out, model)
         file = arguments.out / EFFICIENCY_FILE
         rows = measure_efficiency(model, settings, file, track)
         if arguments.slice:

@@ -25,6 +25,7 @@ FILE_NAME = "results.json"
 FORMAT = "lclm_jax evaluation, version 1"
 EFFICIENCY_FILE = "efficiency.jsonl"
 EFFICIENCY_KEY = ("view", "length", "device", "source")  # of an entry
+PROTOCOL = ("question_tokens", "warm_ups", "repeats", "windows_at_once")  # of an entry, or None
 BASELINE = "text"  # label of the view that others are compared with
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "lm_eval")
 
@@ -226,20 +227,40 @@ class Results:
 def read_efficiency(directory: str | Path) -> list[dict[str, Any]]:
     """Return the measurements in the efficiency.jsonl of a directory; none without this file.
 
-    Of measurements of the same view and length, on the same device and from the same source, the
-    last one counts. A line that was cut off is left out.
+    Of measurements on the same device and from the same source, those by the protocol of the last
+    one count, because a line of others would mix two protocols; of equal view and length, the last.
+    A line that was cut off is left out.
     """
     path = Path(directory) / EFFICIENCY_FILE
     if not path.exists():
         return []
-    entries = {}
+    entries = []
     for line in read_text(path).splitlines():
         try:
-            entry = _read_measurement(json.loads(line))
-            entries[tuple(entry[name] for name in EFFICIENCY_KEY)] = entry
+            entries.append(_read_measurement(json.loads(line)))
         except (ValueError, TypeError, KeyError):
             log.warning("%s: left out a line that is no measurement: %.60r", path, line)
-    return list(entries.values())
+    newest = _select_newest_protocol(entries)
+    if len(newest) < len(entries):
+        log.info("%s: left out %d of an earlier protocol", path, len(entries) - len(newest))
+    return list({tuple(entry[name] for name in EFFICIENCY_KEY): entry for entry in newest}.values())
+
+
+def _select_newest_protocol(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries by the protocol of the last one of their device and source.
+
+    Text has no `windows_at_once`: None is part of every protocol.
+    """
+
+    def name_parts(entry: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+        parts = {name: entry.get(name) for name in PROTOCOL}
+        place = (entry["device"], entry["source"])
+        return {(*place, name): value for name, value in parts.items() if value is not None}
+
+    newest: dict[tuple[str, ...], Any] = {}
+    for entry in entries:
+        newest |= name_parts(entry)
+    return [entry for entry in entries if name_parts(entry).items() <= newest.items()]
 
 
 def read_versions() -> dict[str, str]:

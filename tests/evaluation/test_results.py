@@ -122,6 +122,25 @@ def test_measurements_are_read_from_their_file(tmp_path, caplog):
     assert caplog.text.count("left out a line that is no measurement") == 2
 
 
+def test_measurements_of_an_earlier_protocol_are_left_out(tmp_path):
+    """A line over lengths would mix seconds of 1 and of 30 rounds, of few and of many windows."""
+    first, protocol = make_efficiency(["text"])[0], {"warm_ups": 1, "repeats": 3}
+    text = {**first, **protocol, "windows_at_once": None}
+    latents = {**first, **protocol, "view": "latents 4x", "windows_at_once": 16}
+    elsewhere = {**latents, "device": "tpu"}
+    wider = {**latents, "windows_at_once": 128, "length": 8192}
+    longer = {**text, "repeats": 30, "length": 8192}
+
+    def read(*entries):
+        lines = "\n".join(json.dumps(entry) for entry in entries)
+        (tmp_path / "efficiency.jsonl").write_text(lines, encoding="utf-8")
+        return read_efficiency(tmp_path)
+
+    assert read(text, latents, elsewhere) == [text, latents, elsewhere]
+    assert read(text, latents, elsewhere, wider) == [text, elsewhere, wider]
+    assert read(text, latents, elsewhere, longer) == [elsewhere, longer]
+
+
 def test_versions_name_the_packages_and_the_device():
     versions = read_versions()
     assert {"lclm_jax", "python", "jax", "flax", "numpy", "transformers"} <= versions.keys()

@@ -2,11 +2,14 @@
 
 import io
 
+import jax
 import pytest
 from rich.console import Console
 
 import launch.efficiency
 from lclm_jax.checkpoint.model_files import save_model
+from lclm_jax.evaluation.identity import check_model
+from lclm_jax.inference.language_model import load
 from lclm_jax.reports.efficiency import list_failures, tabulate_first_tokens
 
 ROW = {
@@ -80,6 +83,19 @@ def test_the_command_measures_once(checkpoint, tmp_path, command, capsys):
     assert command(launch.efficiency, *arguments) == 0
     assert (out / "efficiency.jsonl").read_text(encoding="utf-8") == rows
     assert capsys.readouterr().out == printed
+
+
+def test_the_command_refuses_the_directory_of_another_model(
+    checkpoint, tmp_path, model_config, params, tokenizer, command, capsys
+):
+    other = jax.tree.map(lambda x: x + 1, params)
+    save_model(tmp_path / "other", model_config, tokenizer, other)
+    out = tmp_path / "out"
+    check_model(out, load(tmp_path / "other"))
+    arguments = ("--checkpoint", checkpoint, "--lengths", "64", "--out", out)
+    assert command(launch.efficiency, *arguments) == 2
+    assert "has answers of" in capsys.readouterr().err
+    assert not (out / "efficiency.jsonl").exists()
 
 
 @pytest.mark.parametrize(
