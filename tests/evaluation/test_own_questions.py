@@ -53,6 +53,20 @@ def test_questions_about_many_documents_are_clustered(count, clustered, write, l
     assert all(("cluster" in tag) == clustered for tag in tags)
 
 
+@pytest.mark.parametrize(("apart", "clustered"), [(8, False), (9, True)])
+def test_questions_that_share_a_document_are_one_cluster(apart, clustered, write, load, tmp_path):
+    names = [f"{n:02}.txt" for n in range(apart + 3)]
+    for name in names:
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    joined = [names[2], [names[2], names[1]], [names[1], names[0]], names[0]]
+    rows = [without("context", document=name) for name in [*joined, *names[3:]]]
+    write("questions.jsonl", rows)
+    tags = [question.tags for question in load("questions")]
+    assert tags[1]["document"] == "02.txt, 01.txt"
+    expected = [names[0]] * 4 + names[3:] if clustered else [None] * len(rows)
+    assert [tag.get("cluster") for tag in tags] == expected
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

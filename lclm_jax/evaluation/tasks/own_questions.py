@@ -49,9 +49,9 @@ def load_questions(
 ) -> list[Question]:
     """Return the questions in a file about texts in it and documents below a directory.
 
-    Questions about the same documents have the same tag `document`. Where there are MIN_CLUSTERS
-    different ones, they are clusters, too, so that intervals hold for questions about further
-    documents.
+    Questions about the same documents have the same tag `document`. Questions that share any
+    document, or that others connect, are a cluster. Where there are MIN_CLUSTERS of them, questions
+    have the tag `cluster`, too, so that intervals hold for questions about further documents.
 
     Raises FileError for a file without rows, and for a row, which it names, that is malformed or
     whose document cannot be read.
@@ -64,42 +64,66 @@ def load_questions(
         return read_document(documents / name).text
 
     rows = islice(read_rows(file, REMEDY), limit)
-    questions = [_question(number, row, read, max_tokens) for number, row in enumerate(rows)]
+    questions, documents_of = [], []
+    for number, row in enumerate(rows):
+        names = _name_documents(row)
+        questions.append(_question(number, row, names, read, max_tokens))
+        documents_of.append(names)
     if not questions:
         raise FileError(f"{file}: expected at least one question, got none")
-    if len({question.tags["document"] for question in questions}) < MIN_CLUSTERS:
+    clusters = _find_clusters(documents_of)
+    if len(set(clusters)) < MIN_CLUSTERS:
         return questions
     return [
-        replace(question, tags={**question.tags, "cluster": question.tags["document"]})
-        for question in questions
+        replace(question, tags={**question.tags, "cluster": cluster})
+        for question, cluster in zip(questions, clusters, strict=True)
     ]
 
 
-def _question(number: int, row: Row, read: ReadDocument, max_tokens: int) -> Question:
-    document, parts = _read_context(row, read)
+def _find_clusters(documents_of: Sequence[Sequence[str]]) -> list[str]:
+    """Return the cluster of each question, given the names of its documents.
+
+    Clusters are the connected components of documents, called as the first of them by name.
+
+    >>> _find_clusters([["b"], ["c"], ["b", "a"], ["d"]])
+    ['a', 'c', 'a', 'd']
+    """
+    connected: dict[str, set[str]] = {}
+    for names in documents_of:
+        joined = set(names).union(*(connected.get(name, ()) for name in names))
+        connected |= dict.fromkeys(joined, joined)
+    return [min(connected[names[0]]) for names in documents_of]
+
+
+def _question(
+    number: int, row: Row, names: Sequence[str], read: ReadDocument, max_tokens: int
+) -> Question:
     return ask(
         TASK,
         number,
-        [*parts, f" {row.text('question').strip()}"],
+        [*_read_context(row, names, read), f" {row.text('question').strip()}"],
         references=_answers(row),
         metric=_metric(row),
         max_tokens=max_tokens,
-        tags={"family": TASK, "document": document},
+        tags={"family": TASK, "document": ", ".join(names)},
     )
 
 
-def _read_context(row: Row, read: ReadDocument) -> tuple[str, Sequence[str | Passage]]:
-    """Return a name and the parts of the context of a question."""
+def _name_documents(row: Row) -> list[str]:
+    """Return the names of a question's documents; that of its own text is a hash."""
     if "context" in row.fields and "document" in row.fields:
         raise row.error("document", "either a context or a document", row.fields["document"])
     if "context" in row.fields:
-        text = row.text("context")
-        return hashlib.sha256(text.encode()).hexdigest()[:16], [Passage(text)]
-    names = row.answers("document")
+        return [hashlib.sha256(row.text("context").encode()).hexdigest()[:16]]
+    return row.answers("document")
+
+
+def _read_context(row: Row, names: Sequence[str], read: ReadDocument) -> Sequence[str | Passage]:
+    """Return the parts of the context of a question."""
+    if "context" in row.fields:
+        return [Passage(row.text("context"))]
     passages = [Passage(_read_document(row, name, read)) for name in names]
-    if len(passages) == 1:
-        return names[0], passages
-    return ", ".join(names), list(_name_passages(names, passages))
+    return passages if len(passages) == 1 else list(_name_passages(names, passages))
 
 
 def _read_document(row: Row, name: str, read: ReadDocument) -> str:

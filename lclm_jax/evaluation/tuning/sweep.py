@@ -85,7 +85,8 @@ def tune(
         outcomes = list_outcomes(questions, samples, figures, model.config, model.tokenizer)
         documents = {tuple(question.passages) for question in questions}
         advice = recommend(outcomes, margin, len(questions) / len(documents))
-        advice = _note_documents(advice, len(documents))
+        if not any("cluster" in question.tags for question in questions):
+            advice = _note_documents(advice, len(documents))
         recorded = {
             "checkpoint": model.name,
             "dtype": model.config.dtype,
@@ -103,12 +104,10 @@ def tune(
 
 
 def _note_documents(advice: Recommendation, count: int) -> Recommendation:
-    """Add what intervals hold for where there are few documents."""
-    if count >= MIN_CLUSTERS:
-        return advice
+    """Add what intervals hold for where questions are not clustered by their documents."""
     note = (
         f"Intervals hold for further questions about these {count} document(s), not for others; "
-        f"{MIN_CLUSTERS} or more would tell about others, too."
+        f"{MIN_CLUSTERS} or more without a common question would tell about others, too."
     )
     return replace(advice, sentences=(*advice.sentences, note))
 
