@@ -32,7 +32,12 @@ def test_letters_of_a_patient_are_passages(write, load):
     assert (first.metric, third.number, third.tags["cluster"]) == ("choice", 2, "patient_02")
     ending = first.contents[0][-1]
     assert ending.startswith("What does Ben like?\n\nA: pears\nB: figs\n") and "E: 5" in ending
-    assert len(load("longhealth", limit=2)) == 2
+    spread = load("longhealth", limit=2)
+    assert [(question.number, question.tags["cluster"]) for question in spread] == [
+        (0, "patient_01"),
+        (2, "patient_02"),
+    ]
+    assert spread == [first, third] and load("longhealth", limit=5) == [first, second, third]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +179,19 @@ def test_a_conversation_is_read_in_order(write, load):
         "locomo",
         "locomo_adversarial",
     ]
+
+
+def test_a_limit_takes_questions_about_all_conversations(write, load):
+    write("locomo/locomo10.json", [make_conversation(), {**make_conversation(), "sample_id": "b"}])
+    chosen = load("locomo", limit=3)
+    assert [(q.task, q.number, q.tags["cluster"]) for q in chosen] == [
+        ("locomo", 0, "conv-1"),
+        ("locomo", 1, "conv-1"),
+        ("locomo_adversarial", 0, "conv-1"),
+        ("locomo", 3, "b"),
+        ("locomo_adversarial", 1, "b"),
+    ]
+    assert all(question in load("locomo") for question in chosen)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from lclm_jax.evaluation.tasks.sessions import (
     ask_briefly,
     show_sessions,
 )
-from lclm_jax.evaluation.tasks.settings import TaskSettings, number_rows
+from lclm_jax.evaluation.tasks.settings import TaskSettings, spread_rows
 
 TASK, ADVERSARIAL_TASK = "locomo", "locomo_adversarial"
 ORIGIN = "https://github.com/snap-research/locomo (data/locomo10.json)"
@@ -37,13 +37,14 @@ Item = tuple[Row, Sequence[str | Passage], str]
 
 
 def load(settings: TaskSettings) -> list[Question]:
-    """Return the questions about all conversations.
+    """Return the questions about all conversations; a limit takes them from each in turn.
 
     Raises ConfigError or FileError for a file that is missing or malformed.
     """
     (file,) = SOURCE.files(settings.directory)
     items = (item for row in read_rows(file) for item in _read_conversation(row))
-    return [_question(*numbered) for numbered in number_rows(items, settings.limit)]
+    chosen = spread_rows(items, settings.limit, document=lambda item: item[2])
+    return [_question(*numbered) for numbered in chosen]
 
 
 def _read_conversation(row: Row) -> Iterator[tuple[str, Item]]:

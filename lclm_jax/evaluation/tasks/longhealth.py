@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lclm_jax.errors import FileError
 from lclm_jax.evaluation.questions import Passage, Question, ask
 from lclm_jax.evaluation.tasks.rows import Row, Source, read_rows
-from lclm_jax.evaluation.tasks.settings import TaskSettings, number_rows
+from lclm_jax.evaluation.tasks.settings import TaskSettings, spread_rows
 
 TASK = "longhealth"
 ORIGIN = "https://github.com/kbressem/LongHealth (data/benchmark_v5.json)"
@@ -29,12 +29,13 @@ REQUEST = (
 
 
 def load(settings: TaskSettings) -> list[Question]:
-    """Return the questions about all patients.
+    """Return the questions about all patients; a limit takes them from each in turn.
 
     Raises ConfigError or FileError for a file that is missing or malformed.
     """
     (file,) = SOURCE.files(settings.directory)
     questions = ((TASK, question) for row in read_rows(file) for question in _read_file(row))
+    chosen = spread_rows(questions, settings.limit, document=lambda item: item[0])
     return [
         ask(
             TASK,
@@ -45,7 +46,7 @@ def load(settings: TaskSettings) -> list[Question]:
             max_tokens=MAX_TOKENS,
             tags={"family": "longhealth", "cluster": patient},
         )
-        for _, number, (patient, parts, question) in number_rows(questions, settings.limit)
+        for _, number, (patient, parts, question) in chosen
     ]
 
 

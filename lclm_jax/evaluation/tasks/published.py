@@ -8,6 +8,10 @@ and `scoring_function`. Files are Parquet or JSON lines in a folder for each con
 Known names of `scoring_function` are those of RULER and LongBench; names of the other two configs
 are assumed. A row without one is scored by its task. Bounds of answers are those of RULER and
 LongBench; the bounds of the other two are not published and chosen here.
+
+Rows of longhealth5 do not say which patient they are about, so that they have no tag `cluster`:
+their intervals count questions about one patient as independent and are too narrow. The task
+`longhealth`, from the benchmark's own file, knows its patients.
 """
 
 import re
@@ -120,7 +124,7 @@ def load_gsm8k(settings: TaskSettings) -> list[Question]:
 
 
 def load_longhealth5(settings: TaskSettings) -> list[Question]:
-    """Return the rows of LongHealth with five documents each."""
+    """Return the rows of LongHealth with five documents each; their patients are not known."""
     rows = _read_config("longhealth5", settings)
     return _make_questions(((LONGHEALTH, row) for row in rows), settings)
 
