@@ -3,6 +3,7 @@
     python -m launch.tune --checkpoint CKPT --documents DIR --questions qa.jsonl --out OUT
 A row of qa.jsonl is {"question": TEXT, "answer": TEXT, "document": PATH BELOW DIR}. Each setting
 answers beside the uncompressed decoder, no documents, and the first tokens at as many positions.
+Recommended is the cheapest that is shown to be at most --margin worse than the first of these.
 """
 
 import argparse
