@@ -17,8 +17,8 @@ def test_two_results_are_compared(tmp_path, command, capsys):
     written = capsys.readouterr().out
     assert "latents 4x" in written and "mean of 10 tasks" in written
     assert "versions: jax" in written and "0.11.2" in written
-    assert f"8 answers of {tmp_path / 'a'} without a partner" in written
-    assert f"0 answers of {tmp_path / 'b'} without a partner" in written
+    assert f"8 unmatched answers in {tmp_path / 'a'}" in written
+    assert f"0 unmatched answers in {tmp_path / 'b'}" in written
 
 
 @pytest.mark.parametrize("same_name", [True, False])
