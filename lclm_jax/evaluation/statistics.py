@@ -39,7 +39,8 @@ class Proportion:
         scale = 1 + z * z / count
         middle = (p + z * z / (2 * count)) / scale
         half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / scale
-        return cls(p, max(0.0, middle - half), min(1.0, middle + half), count)
+        low, high = min(p, middle - half), max(p, middle + half)  # p lies inside, but for rounding
+        return cls(p, max(0.0, low), min(1.0, high), count)
 
     def to_dict(self) -> dict[str, float]:
         """Return value, bounds and number of cases."""

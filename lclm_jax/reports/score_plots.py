@@ -144,7 +144,9 @@ def plot_by_cost(
         name, ratio = split_label(point.view)
         style = {**styles[point.view], "linestyle": "none"}
         label = "_" if name in names else name
-        axes.errorbar(point.cost, point.score.value, _whisker(point.score), label=label, **style)
+        below, above = _whiskers(point.score)
+        errors = [[below], [above]]
+        axes.errorbar(point.cost, point.score.value, errors, label=label, **style)
         _note(axes, point.cost, point.score.value, f"{ratio}x" if ratio else name)
         names.add(name)
     for view, (cost, score) in paper.items():
@@ -206,20 +208,23 @@ def _styles(views: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _plot_means(axes: "Axes", line: Mapping[Any, Mean], **style: Any):
     values = [mean.value for mean in line.values()]
-    errors = [_whisker(mean) for mean in line.values()]
+    errors = list(zip(*(_whiskers(mean) for mean in line.values()), strict=True))
     options = {"markersize": MARKER_SIZE, "linewidth": 1.4, "capsize": 2.5, **style}
     axes.errorbar(list(line), values, yerr=errors, **options)
 
 
-def _whisker(mean: Mean) -> float:
-    """Return half the length of a 95 % interval; zero where it is not known."""
-    return Z_95 * (mean.standard_error or 0.0)
+def _whiskers(mean: Mean) -> tuple[float, float]:
+    """Return how far a 95 % interval reaches below and above; zero where it is not known."""
+    if share := mean.share_of_all_or_none:
+        return share.value - share.low, share.high - share.value
+    half = Z_95 * (mean.standard_error or 0.0)
+    return half, half
 
 
 def _plot_level(axes: "Axes", mean: Mean, label: str, colour: str):
     axes.axhline(mean.value, color=colour, linewidth=1.6, label=label)
-    half = _whisker(mean)
-    axes.axhspan(mean.value - half, mean.value + half, color=colour, alpha=0.12, linewidth=0)
+    below, above = _whiskers(mean)
+    axes.axhspan(mean.value - below, mean.value + above, color=colour, alpha=0.12, linewidth=0)
 
 
 def _plot_hollow(axes: "Axes", line: Mapping[Any, float], style: Mapping[str, Any]):

@@ -172,6 +172,20 @@ def test_the_papers_points_are_hollow(tmp_path, unpainted, figures):
         assert not hollow_points(figure) or labels[-1] == "paper (H200)"
 
 
+def test_whiskers_of_answers_that_are_all_right_have_a_length():
+    """Their standard error is 0; the interval of the share is drawn."""
+    right, wrong, mixed = (Mean.of(scores) for scores in ([1.0] * 20, [0.0] * 20, [1, 0] * 10))
+    figure = plot_by_length({"text": {64: right, 128: wrong, 256: mixed}}, {})
+    (container,) = figure.axes[0].containers
+    lines = [line.get_segments() for line in container.lines[2]]
+    ((low, high), (low_wrong, high_wrong), (low_mixed, high_mixed)) = [
+        segment[:, 1] for segment in lines[0]
+    ]
+    assert (low, high) == pytest.approx((0.839, 1), abs=1e-3)
+    assert (low_wrong, high_wrong) == pytest.approx((0, 0.161), abs=1e-3)
+    assert high_mixed - low_mixed == pytest.approx(2 * 1.96 * mixed.standard_error)
+
+
 def test_no_two_views_differ_in_colour_alone():
     lines = {view: {1024: Mean(0.5, 0.1, 9), 2048: Mean(0.4, 0.1, 9)} for view in [*VIEWS, "other"]}
     figure = plot_by_length(lines, {})
