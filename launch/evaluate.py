@@ -4,7 +4,7 @@ python -m launch.evaluate --checkpoint runs/lclm --tasks ruler,gsm8k --lengths 4
     --views latents,text,nothing,first,random,expand --ratios 4,8,16 --out runs/evaluation
 
 Writes results.json with every answer and index.html with tables and pictures. Run again with the
-same directory, it answers only what is missing.
+same directory, it skips the batches that are answered.
 """
 
 import shlex

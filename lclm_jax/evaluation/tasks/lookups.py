@@ -2,7 +2,9 @@
 
     cedar harbour: amber kestrel, stone river, paper window, ...     stone?     ->     river
 
-A list cannot be guessed, so without it the share of right answers is that of a random word.
+A list cannot be guessed, so without it the share of right answers is that of a random word. Words
+are frequent ones of the running Python's documentation, as in training: another version of Python
+asks other questions.
 """
 
 import random
