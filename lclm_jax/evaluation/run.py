@@ -162,4 +162,8 @@ def load_tasks(
                 "metrics differ; evaluate them in two directories"
             )
         tasks += from_harness
+    elif request.contexts:
+        raise ConfigError(
+            f"{request.contexts[0]} is a rule for tasks of the harness; none is named"
+        )
     return tasks

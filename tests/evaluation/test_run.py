@@ -171,6 +171,7 @@ def test_two_runs_cannot_write_one_result(model, tmp_path):
         ({"views": ("latent",)}, "views are latents, text"),
         ({"ratios": (16,)}, "compresses at ratio 2, 4, 8; got 16"),
         ({"tasks": ("longhealth",)}, "benchmark_v5.json"),
+        ({"contexts": ("prose=whole",)}, "prose=whole is a rule for tasks of the harness"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(model, tmp_path, change, message):
