@@ -85,6 +85,7 @@ READS = {
 }
 WRITES = {
     "launch.samples": [["--out", "BAD"]],
+    "convert.verify.stdlib_tasks": [["BAD"]],
     "launch.bench.capacity": [["--directory", "BAD", "--only", "decode-16x-v6e:1x1"]],
     "tests.soak": [["BAD"]],
     "launch.bench.accelerator": [["--out", "BAD", "--tiny"]],
