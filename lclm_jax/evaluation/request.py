@@ -15,7 +15,7 @@ ChatTemplate = Literal["answers", "always", "never"]
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate.
+    """A choice of what to evaluate.
 
     Attributes:
         tasks: names of tasks of this package (`evaluation.tasks.TASKS`) and of the harness.

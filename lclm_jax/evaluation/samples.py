@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def question(self) -> tuple[str, int | None, int, str]:
-        """What samples of the same question have in common: task, length, number and prompt."""
+        """The key of the question, which its samples share: task, length, number and prompt."""
         return self.task, self.length, self.number, self.prompt
 
     @property

@@ -132,7 +132,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether zero lies outside the interval, and enough questions differ to say so.
+        """True where zero lies outside the interval, and enough questions differ to say so.
 
         Resamples of a few questions that all differ alike are equal, so that their interval has no
         width. A sign test needs MIN_DIFFERING of them.

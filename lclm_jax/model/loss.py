@@ -39,7 +39,7 @@ def cross_entropy(
 
 
 class Wanted(NamedTuple):
-    """Which gradients of the sum are asked for."""
+    """Flags for the gradients of the sum that are asked for."""
 
     hidden: bool
     table: bool

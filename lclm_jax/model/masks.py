@@ -1,4 +1,4 @@
-"""Which keys a query may read, as a mask."""
+"""Masks of the keys that a query may read."""
 
 from lclm_jax.batch import Places
 from lclm_jax.typing import Array, Bool, typed

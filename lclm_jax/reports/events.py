@@ -1,4 +1,4 @@
-"""What happened to a run, from its events: sessions, skipped steps, damaged checkpoints."""
+"""The history of a run, from its events: sessions, skipped steps, damaged checkpoints."""
 
 import json
 from bisect import bisect_left

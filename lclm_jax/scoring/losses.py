@@ -1,4 +1,4 @@
-"""From a batch to losses: the only place that joins the model and its cross-entropy."""
+"""Losses of a batch: the only place that joins the model and its cross-entropy."""
 
 import jax
 import jax.numpy as jnp

@@ -103,7 +103,7 @@ def test_bytes_of_gathers_and_updates_are_those_of_the_part():
 
 
 def test_a_slice_that_a_product_reads_is_no_copy():
-    """One that a loop is handed is."""
+    """A slice that a loop takes as its argument is copied."""
     rows = partial(jax.lax.dynamic_slice_in_dim, slice_size=10)
 
     def directly(x, w, start=5):
@@ -119,7 +119,7 @@ def test_a_slice_that_a_product_reads_is_no_copy():
 
 
 def test_a_loop_of_unknown_length_covers_what_it_cuts():
-    """Of a cache, what is in use."""
+    """A cache is read as far as it is in use."""
 
     def read(q, k, end):
         def step(i, sums):
@@ -141,7 +141,7 @@ def test_of_a_stacked_cache_one_layer_is_read():
 
 
 def test_scores_in_memory_cost_more_time_than_their_products():
-    """Of a long sequence, on an H100; in a kernel they cost none."""
+    """A long sequence on an H100 shows it; a kernel writes no scores to memory."""
     length, heads, width = 16384, 32, 128
     q = jax.ShapeDtypeStruct((1, length, heads, width), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, 8, length, width), jnp.bfloat16)
@@ -393,7 +393,7 @@ def test_search(here, small, tmp_path, command, capsys):
 
 
 def test_search_begins_with_what_is_given(here, small, tmp_path, command):
-    """Which fits, and is compiled once."""
+    """The given mesh fits, and takes the only try."""
     output = tmp_path / "figures.json"
     changed = (
         "--set",

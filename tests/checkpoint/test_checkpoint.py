@@ -352,7 +352,7 @@ def test_a_first_save_that_fails_has_no_step_to_fall_back_on(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer"])
 def test_a_directory_of_another_kind_is_not_made_a_run(tmp_path, model_config, tokenizer, name):
-    """As that of a published model, whose config.json would be written over."""
+    """A published model's, for instance, whose config.json would be written over."""
     (tmp_path / name).write_text("mine", encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"holds {name} and no model.json"):
         write_model_files(tmp_path, model_config, tokenizer)

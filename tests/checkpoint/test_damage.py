@@ -34,7 +34,7 @@ def test_anyone_can_check_a_step(tmp_path):
 
 @pytest.mark.parametrize("harm", ["a byte", "cut short", "gone", "emptied"])
 def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(tmp_path, harm):
-    """Whichever of its files it is."""
+    """Each of its files is damaged in turn."""
     save_three(tmp_path / "good")
     names = [
         path.relative_to(tmp_path / "good")

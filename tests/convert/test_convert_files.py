@@ -21,7 +21,7 @@ BF16 = GOLDEN / "layouts" / "bf16_config457"
 
 @pytest.mark.parametrize("kind", ["itself", "inside", "partial"])
 def test_a_source_is_never_removed_or_written_into(published, kind):
-    """Also one that has the name that an unfinished conversion had."""
+    """A source may even have the name that an unfinished conversion had."""
     source = published()
     if kind == "partial":
         source = source.rename(source.with_name("ours.partial"))
@@ -70,7 +70,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 
 
 def test_a_shard_is_a_file_or_a_link_to_one(tmp_path):
-    """As in the cache of a hub; a pipe would be waited for."""
+    """Links are what the cache of a hub holds; a pipe would be waited for."""
     index = {"weight_map": {"model.norm.weight": "one.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (tmp_path / "one.safetensors").symlink_to(BF16 / "decoder" / "model.safetensors")

@@ -211,7 +211,7 @@ def test_everything_wrong_is_listed_one_line_each(stored):
 
 
 def test_a_tied_head_may_be_stored_where_it_is_the_table():
-    """Of a tied decoder only; for an encoder, which has no head, as well."""
+    """A head is accepted from a tied decoder and from any encoder, since these have none."""
     table = Held("model.embed_tokens.weight", np.arange(12, dtype=np.float32).reshape(4, 3))
     wanted = [Tensor("decoder", table.key, (4, 3), "decoder/table", None, "none")]
     head = replace(table, key="lm_head.weight")
@@ -255,7 +255,7 @@ def test_more_layers_than_tensors_are_refused_before_they_are_listed():
 
 
 def test_rotary_frequencies_are_those_of_the_settings():
-    """Of the tower they lie in; to five digits in float32, to two in bfloat16."""
+    """Frequencies agree with their tower to five digits in float32, to two in bfloat16."""
     half = np.array([1.0, 1e-2], np.float32)  # 10000 ** (0, -1 / 2), a head of four
     key = "model.layers.0.self_attn.rotary_emb.inv_freq"
     right = Held(key, half)

@@ -137,7 +137,7 @@ def test_dimension_that_does_not_divide(config):
 
 @dataclass(frozen=True)
 class Chip:
-    """What make_mesh asks of a TPU chip."""
+    """The attributes of a TPU chip that make_mesh reads."""
 
     id: int
     slice_index: int

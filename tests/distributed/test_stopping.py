@@ -14,7 +14,7 @@ pytestmark = pytest.mark.newest
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """What the metadata server says, and what it says once it is asked to wait for a change."""
+    """A metadata server; its answers are pairs: at once, and after waiting for a change."""
 
     answers: ClassVar = {"maintenance-event": ("NONE", "NONE"), "preempted": ("FALSE", "FALSE")}
 

@@ -90,7 +90,7 @@ def test_a_mean_lies_within_its_values(scores):
 
 @pytest.mark.parametrize("decimals", [0, 15])
 def test_an_interval_is_that_of_scipy(decimals):
-    """Of right and wrong answers, which are few kinds of differences, and of continuous scores."""
+    """Right and wrong answers have few distinct differences, continuous scores many."""
     random = np.random.default_rng(2)
     a = random.random(200).round(decimals)
     b = (0.6 * a + 0.3 * random.random(200)).round(decimals)

@@ -14,12 +14,12 @@ LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 
 
 def keys(rows, seed=0):
-    """A key for each row."""
+    """Return a key for each row."""
     return jax.random.split(jax.random.key(seed), rows)
 
 
 def draw(sampling, logits=LOGITS, used=(), count=2000):
-    """How often each token is chosen."""
+    """Return the share of draws in which each token is chosen."""
     marks = np.isin(np.arange(len(logits)), used)
     tiled = (np.tile(logits.astype(np.float32), (count, 1)), np.tile(marks, (count, 1)))
     chosen = choose(*tiled, keys(count), Rules.of(sampling))

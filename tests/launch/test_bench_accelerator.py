@@ -21,7 +21,7 @@ RESULTS = ["right", *SERVING, *(part.name for part in CHOSEN if part.name != "ri
 
 
 def start(directory: Path, *arguments: str) -> str:
-    """What the command writes to the terminal."""
+    """Run the command, and return what it writes to the terminal."""
     command = [sys.executable, "-m", "launch.bench.accelerator", "--out", str(directory)]
     command += arguments
     return subprocess.run(
@@ -31,7 +31,7 @@ def start(directory: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
-    """Everything, after a section that fails."""
+    """The results of every section, run after one that fails."""
     directory = tmp_path_factory.mktemp("accelerator")
     start(directory, "--sections", ",".join((FAIL, *SECTIONS)))
     return directory

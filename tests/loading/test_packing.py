@@ -25,7 +25,7 @@ pytestmark = pytest.mark.newest
 
 
 def sizes_of(examples):
-    """What `measure` would say, reckoned from the arrays."""
+    """Return what `measure` would, counted from the arrays."""
     pieces = [
         tuple((len(piece.tokens), piece.latents) for piece in example.pieces)
         for example in examples
@@ -37,7 +37,7 @@ def sizes_of(examples):
 
 
 def pack(examples, limits, lookahead=4):
-    """The rows the pipeline would make of these examples and no more."""
+    """Return the rows that the pipeline would make of these examples and no more."""
     waiting, coming, rows = [], list(examples), []
     while waiting or coming:
         while coming and len(waiting) < lookahead:
@@ -50,7 +50,7 @@ def pack(examples, limits, lookahead=4):
 
 
 def expected_groups(record, config):
-    """Tokens behind every latent of a record, reckoned anew."""
+    """Yield the tokens behind every latent of a record, counted anew."""
     window, ratio = config.compression.window, config.compression.ratio
     for context in (span.tokens for span in record if isinstance(span, Context)):
         for start in range(0, max(1, len(context)), window):

@@ -1,4 +1,4 @@
-"""From tokens to latents, against windows, pooling and adapter written in torch."""
+"""Latents of tokens, against windows, pooling and adapter written in torch."""
 
 import pytest
 
@@ -150,7 +150,7 @@ def random_tokens(length: int, seed: int = 0) -> np.ndarray:
     [path.name for path in sorted((GOLDEN / "cases").iterdir()) if (path / "adapter").exists()],
 )
 def test_restatement_equals_the_original(name, tmp_path):
-    """What the other tests rest on: the numbers the original computed for the same checkpoints."""
+    """The other tests rest on this: the original computed the same from the same checkpoints."""
     shutil.copytree(GOLDEN / "base", tmp_path / name)
     shutil.copytree(GOLDEN / "cases" / name, tmp_path / name, dirs_exist_ok=True)
     reference = Reference(tmp_path / name)
@@ -169,7 +169,7 @@ def test_restatement_equals_the_original(name, tmp_path):
 
 
 def lengths_of(config: ModelConfig) -> list[int]:
-    """Lengths around every border of groups and windows.
+    """Return lengths around every border of groups and windows.
 
     They fill one window or four, to compile few programs.
     """
@@ -227,7 +227,7 @@ def run(params: Params, batch: Batch, config: ModelConfig):
 
 
 def make_records(window: int) -> list[list[Span]]:
-    """Three examples whose contexts share windows with each other and with other examples."""
+    """Return three examples whose contexts share windows with each other and with others."""
     text = [Plain(random_tokens(3, seed=i)) for i in range(4)]
     context = [Context(random_tokens(n, seed=n)) for n in (window // 2, 1, window + 2, 0, 3)]
     return [

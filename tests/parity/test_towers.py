@@ -108,7 +108,7 @@ def run_layer(config: TransformerConfig, params: Params, x, places: Places):
 def our_states(
     config: TransformerConfig, params: Params, tokens: np.ndarray, places: Places
 ) -> list[np.ndarray]:
-    """After the embedding, after every layer, and after the final norm."""
+    """Return the states after the embedding, after every layer, and after the final norm."""
     states = [Transformer(config).apply({"params": params}, tokens, method=Transformer.embed)]
     for i in range(config.layers):
         layer = jax.tree.map(lambda stacked, i=i: stacked[i], params["layers"])
@@ -120,7 +120,7 @@ def our_states(
 def decoder_states(
     config: ModelConfig, params: Params, tokens: np.ndarray, places: Places
 ) -> list[np.ndarray]:
-    """`our_states` of the decoder and the logits, and the same from the model as a whole."""
+    """Return `our_states` of the decoder and the logits, and the same from the model as a whole."""
     states = our_states(config.decoder, params["decoder"], tokens, places)
     hidden = jnp.asarray(states[-1], params["decoder"]["table"].dtype)
     logits = np.asarray(apply(config, params, hidden, method=LCLM.logits))

@@ -69,7 +69,7 @@ def prepared(inputs, tokenizer, tmp_path_factory):
 
 
 def contents(directory):
-    """Every file that matters, by name; ArrayRecord files by what they hold."""
+    """Return every file that matters, by name; ArrayRecord files by what they hold."""
     names = sorted(path.name for path in directory.glob("*.npz"))
     return {name: (directory / name).read_bytes() for name in names} | {
         path.name: hash_file(path) for path in sorted(directory.glob("*.arrayrecord"))
@@ -248,7 +248,7 @@ def test_too_many_bad_rows_stop_the_preparation_with_the_first_of_them(tmp_path,
 
 
 def prepare_one(tmp_path, tokenizer, rows, kind="text", name="docs.jsonl", **settings):
-    """The manifest's entry of one source made of rows, and its rejections."""
+    """Return the manifest's entry of one source made of rows, and its rejections."""
     (tmp_path / "in").mkdir(exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "in" / name).write_text(text, encoding="utf-8")
@@ -280,7 +280,7 @@ def test_a_column_called_group_decides_no_split(tmp_path, tokenizer):
 
 
 class PanicException(BaseException):
-    """Of the name that libraries in Rust give theirs."""
+    """An error named as those that libraries in Rust raise when they panic."""
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_only_what_preparation_made_is_removed(prepared, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.json", "config.json", "tokenizer/tokenizer.json"])
 def test_a_directory_of_another_kind_is_not_prepared_into(tmp_path, tokenizer, name):
-    """As a run's, whose tokenizer would be written over."""
+    """A run's, for instance, whose tokenizer would be written over."""
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("mine", encoding="utf-8")

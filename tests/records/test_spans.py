@@ -1,4 +1,4 @@
-"""From a record to an example: windows, groups, slots, targets and the other views."""
+"""Examples made from records: windows, groups, slots, targets and the other views."""
 
 from dataclasses import replace
 

@@ -74,7 +74,7 @@ def test_another_loss_is_found(config, journals):
 
 
 def test_another_batch_is_found(config, journals):
-    """Even if the step was repeated with the right one."""
+    """Another batch counts even if the step was repeated with the right one."""
     expected, actual = journals(BATCHES)
     assert same_batches(config, expected, actual).passed
     assert not same_batches(config, expected, [actual[0] | {"sha256": "other"}, *actual]).passed

@@ -110,7 +110,7 @@ def remote(directory: Path, command: str) -> list:
 
 
 def check_gcloud(commands: list[list[str]]):
-    """Where gcloud is installed, it must know these commands and their flags."""
+    """Assert that gcloud, where it is installed, knows these commands and their flags."""
     if GCLOUD:
         for command in commands:
             quoted = subprocess.list2cmdline(["gcloud", *command])

@@ -52,7 +52,7 @@ def free_port() -> int:
 
 @dataclass
 class Ended:
-    """How a process ended."""
+    """The end of a process."""
 
     status: int
     stderr: str

@@ -146,7 +146,7 @@ def build(parts, model) -> Tokenizer:
 
 
 def check(tokenizer, text, piece=1) -> int:
-    """How many parts there are; `encode_with_offsets` never cuts."""
+    """Compare the parts with `encode_with_offsets`, which never cuts, and count them."""
     parts = list(tokenizer.encode_stream(text, piece))
     assert np.concatenate(parts).tolist() == tokenizer.encode_with_offsets(text)[0].tolist()
     return len(parts)

@@ -189,7 +189,7 @@ def test_padding_counts_nothing(config, noisy, one_batch, one_device):
 
 
 def test_records_of_a_batch_are_those_it_was_made_of(config, tokenizer):
-    """Of a batch in the middle: its text stands in the raw records that are named."""
+    """The text of a batch in the middle stands in the raw records that are named."""
     mixture = StageData(config, config.stages[1], tokenizer).mix_streams()
     batches = iter(PackedBatches(mixture))
     for _ in range(3):

@@ -117,7 +117,7 @@ def test_a_stage_that_is_done_may_be_made_longer_before_the_next_begins(config_o
 
 
 def test_a_checkpoint_whose_number_is_not_its_position_is_refused(config_once):
-    """Where it kept no config, the number alone says that stages have changed."""
+    """The number alone says that stages have changed if the checkpoint kept no config."""
     position = position_of(config_once)
     del position["config"]
     check(config_once, position, 6)

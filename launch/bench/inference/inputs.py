@@ -1,4 +1,4 @@
-"""What every section reads: models with random weights, real text, and empty stores."""
+"""Inputs of every section: models with random weights, real text, and empty stores."""
 
 import tempfile
 from collections.abc import Iterator

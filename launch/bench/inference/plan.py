@@ -1,4 +1,4 @@
-"""What a run of the benchmark measures, and where it writes."""
+"""The plan of a run of the benchmark: its sizes, its limit, and the directory it writes to."""
 
 from dataclasses import dataclass
 from pathlib import Path

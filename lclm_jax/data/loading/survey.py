@@ -125,7 +125,7 @@ def pack_rows(
 
 @dataclass(frozen=True)
 class RowFill:
-    """How full packed rows are."""
+    """Measures of how full packed rows are."""
 
     fills: np.ndarray  # [rows, 2] filled shares of decoder positions and of encoder positions
     examples: int

@@ -1,4 +1,4 @@
-"""Which part of a harness task's prompt is the passage that views compress."""
+"""Rules that find the passage in a harness task's prompt, which is what views compress."""
 
 import re
 from collections.abc import Collection, Mapping

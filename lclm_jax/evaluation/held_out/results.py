@@ -12,7 +12,7 @@ Sample = dict[str, str]
 
 @dataclass(frozen=True)
 class PassageScore:
-    """How well passages are reproduced, token by token."""
+    """Scores of passages that are reproduced, token by token."""
 
     accuracy: Proportion  # of tokens that were the best guess, given all tokens before them
     loss: float  # nats per token

@@ -57,7 +57,7 @@ BENCHMARK_PREFIX = re.compile("^(ruler|gsm8k|longhealth5?|longbench)_")
 
 @dataclass(frozen=True)
 class Kind:
-    """What the category of a row says about it; fields are those of a Question."""
+    """The settings that the category of a row implies; fields are those of a Question."""
 
     task: str
     metric: str

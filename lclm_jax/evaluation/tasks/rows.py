@@ -11,7 +11,7 @@ from lclm_jax.errors import ConfigError, FileError
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a task come from.
+    """The origin of a task's files, and their names here.
 
     Attributes:
         folder: in the directory of evaluation data, where they are read.

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What to read or generate.
+    """Settings of what to read or generate.
 
     Attributes:
         directory: where the files of published tasks lie, in a folder for each.

@@ -18,7 +18,7 @@ from lclm_jax.evaluation.views import View
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setting achieved, and what it costs.
+    """The scores of a setting, and its costs.
 
     Attributes:
         view: the setting.
@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether the setting compresses; the others are the baseline and controls."""
+        """True where the setting compresses; the others are the baseline and controls."""
         return self.view.name in CANDIDATES
 
 

@@ -23,7 +23,7 @@ Judgement = Literal["as good", "worse", "undecided"]
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do, and why.
+    """Advice on whether to compress, with its reasons.
 
     Attributes:
         verdict: whether to compress.

@@ -56,7 +56,7 @@ class Request:
 
 
 class Form(Protocol):
-    """How an agent and a model talk about chunks."""
+    """A form in which an agent and a model talk about chunks."""
 
     @property
     def tools(self) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Which messages of a chat become latents: a pure function that users can replace."""
+"""The choice of messages that become latents: a pure function that users can replace."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
