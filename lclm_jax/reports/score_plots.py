@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lclm_jax.config import ConfigError
 from lclm_jax.evaluation.paper import DEVICE
 from lclm_jax.evaluation.statistics import Z_95, Mean
+from lclm_jax.evaluation.views import View
 from lclm_jax.reports.formats import short_count
 from lclm_jax.reports.plots import (
     FONT_SIZE,
@@ -62,14 +64,18 @@ class CostPoint:
 
 
 def split_label(label: str) -> tuple[str, int | None]:
-    """Return name and ratio of the label of a view.
+    """Return name and ratio of the label of a view; one with chunks, or of no view, stays whole.
 
     >>> split_label("latents 16x"), split_label("text"), split_label("summary of facts")
     (('latents', 16), ('text', None), ('summary of facts', None))
+    >>> split_label("latents 16x + 2x512"), split_label("expand 16x of 256")
+    (('latents 16x + 2x512', None), ('expand 16x of 256', None))
     """
-    name, _, ratio = label.rpartition(" ")
-    digits = ratio.removesuffix("x")
-    return (name, int(digits)) if name and ratio != digits and digits.isdecimal() else (label, None)
+    try:
+        view = View.of_label(label)
+    except ConfigError:
+        return label, None
+    return (label, None) if view.chunk_tokens else (view.name, view.ratio)
 
 
 def plot_by_length(
