@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -456,6 +458,26 @@ def test_what_takes_too_long_is_ended():
     took_long = pytest.raises(ConfigError, match="making rows took longer than 1 s")
     with took_long, time_limit(1, "making rows"):
         time.sleep(30)
+
+
+@pytest.mark.parametrize("other", [None, KeyError("made no row")], ids=["caught", "replaced"])
+def test_a_limit_holds_although_the_block_catches_its_error(other):
+    took_long = pytest.raises(ConfigError, match="making rows took longer than 1 s")
+    with took_long, time_limit(1, "making rows"):
+        with suppress(Exception):
+            time.sleep(30)
+        if other:
+            raise other
+
+
+def test_rows_that_take_too_long_are_not_called_missing(tokenizer, local_tasks, monkeypatch):
+    local_only = partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "TaskManager", local_only)  # else reads 14,000 files
+    monkeypatch.setattr(harness_tasks, "MAX_ROWS_SECONDS", 1)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: time.sleep(30))
+    message = "^written: making its rows took longer than 1 s; use longer lengths$"
+    with pytest.raises(ConfigError, match=message):
+        load_tasks(["written"], [], tokenizer, include=local_tasks)
 
 
 def test_the_harness_own_command_evaluates_a_checkpoint(model, local_tasks, tmp_path):

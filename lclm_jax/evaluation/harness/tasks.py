@@ -88,7 +88,8 @@ def load_tasks(
 
     Names may be those of groups and tags; `include` is a directory with further tasks in YAML.
     Lengths of RULER are counted with `tokenizer`. Raises ConfigError for an unknown task, for a
-    length that tasks do not have, and for tasks whose data is not on this machine.
+    length that tasks do not have, for tasks whose data is not on this machine, and for one whose
+    rows take longer than MAX_ROWS_SECONDS to make.
     """
     manager = TaskManager(include_path=include)
     leaves = [leaf for name in names for leaf in list_leaves(name, manager)]
@@ -107,6 +108,8 @@ def load_tasks(
         for name in chosen:
             try:
                 tasks.append(HarnessTask(name, load_task(name, manager), length))
+            except ConfigError:  # also a ValueError, but of a setting and not of missing data
+                raise
             except (OSError, ValueError, ImportError, LookupError) as error:
                 missing[name] = f"{type(error).__name__}: {str(error).strip()[:200]}"
 
@@ -190,13 +193,20 @@ def saved(tokenizer: Tokenizer) -> Iterator[Path]:
 
 @contextmanager
 def time_limit(seconds: int, action: str) -> Iterator[None]:
-    """Raise ConfigError where the block takes longer; only on the main thread of a process."""
+    """Raise ConfigError where the block takes longer; only on the main thread of a process.
+
+    The error is raised in the block and, where the block catches it, again at its end: generators
+    of the harness take any error for a row that is too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    error = ConfigError(f"{action} took longer than {seconds} s; use longer lengths")
+    is_over = threading.Event()
 
     def stop(*_: Any):
-        raise ConfigError(f"{action} took longer than {seconds} s; use longer lengths")
+        is_over.set()
+        raise error
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -205,6 +215,8 @@ def time_limit(seconds: int, action: str) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
+        if is_over.is_set():
+            raise error
 
 
 @dataclass(frozen=True)
