@@ -37,8 +37,9 @@ show: $(VENV)/installed
 demo: show
 	$(RUN) -m launch.demo --config configs/tiny.py
 
+# A worker that crashes ends the run: with a replacement, pytest-xdist may wait for ever.
 test: $(VENV)/installed
-	$(RUN) -m pytest -q -n 2 --dist loadfile
+	$(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
 fuzz: $(VENV)/installed
 	LCLM_FUZZ=$(or $(LCLM_FUZZ),2000) $(RUN) -m pytest -q -n 2 -m fuzz

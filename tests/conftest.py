@@ -56,6 +56,10 @@ from tests.support.records import with_noise, write_sources
 # a change of the code compiles anew. Processes that tests start do not use it.
 PROGRAMS = Path(__file__).parents[1] / "runs" / "tests"
 SECONDS_WORTH_KEEPING = 0.3
+# A compiled program takes several memory maps, and beyond the kernel's limit for a process (65,530)
+# XLA ends it with a segmentation fault. One file of tests makes up to 8,000.
+MAX_MEMORY_MAPS = 20_000
+MEMORY_MAPS = Path("/proc/self/maps")
 if os.environ.get("LCLM_TEST_CACHE") != "off":
     jax.config.update(
         "jax_compilation_cache_dir", str(PROGRAMS / os.environ.get("PYTEST_XDIST_WORKER", "main"))
@@ -76,6 +80,14 @@ CHAT = {
 def traced_anew():
     """Clears what JAX has traced, so that under `make mutants` every test reaches its functions."""
     if os.environ.get("MUTANT_UNDER_TEST"):
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drop compiled programs after a file of tests once they take many memory maps."""
+    yield
+    if MEMORY_MAPS.exists() and len(MEMORY_MAPS.read_bytes().splitlines()) > MAX_MEMORY_MAPS:
         jax.clear_caches()
 
 
