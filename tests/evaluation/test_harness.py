@@ -7,7 +7,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -39,6 +38,7 @@ from lclm_jax.evaluation.harness.tasks import (
     list_leaves,
     load_harness_tasks,
     load_tasks,
+    read_index,
     run_task,
     time_limit,
 )
@@ -98,16 +98,21 @@ def local_tasks(tmp_path):
 
 
 @pytest.fixture
-def manager(local_tasks):
-    return TaskManager(include_path=str(local_tasks), include_defaults=False)
+def index(local_tasks):
+    return read_local(local_tasks)
 
 
 def adapter(model, path, view, **settings):
     return HarnessModel(model, view, AnswersFile(path), **settings)
 
 
-def load_local(manager, name):
-    return harness_tasks.HarnessTask(name, harness_tasks.load_task(name, manager))
+def read_local(directory):
+    """Read the index of the tasks in a directory."""
+    return TaskManager(include_path=str(directory), include_defaults=False).task_index
+
+
+def load_local(index, name):
+    return harness_tasks.HarnessTask(name, harness_tasks.load_task(index[name]))
 
 
 def split_prompt(row):
@@ -122,10 +127,10 @@ def with_context(name):
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "completion"])
 @pytest.mark.parametrize("view", [View("text"), View("latents", 2)], ids=lambda view: view.label)
-def test_written_answers_equal_those_of_the_model(model, manager, tmp_path, view, chat):
+def test_written_answers_equal_those_of_the_model(model, index, tmp_path, view, chat):
     rules = with_context("written")
     harness = adapter(model, tmp_path / "a.jsonl", view, rules=rules)
-    samples = run_task(load_local(manager, "written"), harness, None, chat)
+    samples = run_task(load_local(index, "written"), harness, None, chat)
     assert [sample.number for sample in samples] == list(range(len(ROWS)))
     for row, sample in zip(ROWS, samples, strict=True):
         before, context, after = split_prompt(row)
@@ -147,9 +152,9 @@ def test_written_answers_equal_those_of_the_model(model, manager, tmp_path, view
 
 
 @pytest.mark.parametrize("view", [View("text"), View("latents", 2), View("nothing")], ids=str)
-def test_choices_are_scored_by_the_probability_of_their_tokens(model, manager, tmp_path, view):
+def test_choices_are_scored_by_the_probability_of_their_tokens(model, index, tmp_path, view):
     harness = adapter(model, tmp_path / "a.jsonl", view, rules=with_context("chosen"))
-    samples = run_task(load_local(manager, "chosen"), harness, None, chat=False)
+    samples = run_task(load_local(index, "chosen"), harness, None, chat=False)
     for row, sample in zip(ROWS, samples, strict=True):
         before, context, after = split_prompt(row)
         values = [value for value, _ in ast.literal_eval(sample.answer)]
@@ -214,16 +219,16 @@ def test_a_continuation_that_does_not_fit_the_decoder_is_an_error(model, tmp_pat
         harness.loglikelihood([request])
 
 
-def test_the_agent_does_not_compare_choices(model, manager, tmp_path):
+def test_the_agent_does_not_compare_choices(model, index, tmp_path):
     harness = adapter(model, tmp_path / "a.jsonl", View("expand", 4))
     with pytest.raises(ConfigError, match="expand answers tasks of type generate_until"):
-        run_task(load_local(manager, "chosen"), harness, 1, chat=False)
+        run_task(load_local(index, "chosen"), harness, 1, chat=False)
 
 
 def test_tasks_that_repeat_questions_are_refused(model, local_tasks, tmp_path):
     text = (local_tasks / "written.yaml").read_text(encoding="utf-8") + "repeats: 3\n"
     (local_tasks / "written.yaml").write_text(text, encoding="utf-8")
-    task = load_local(TaskManager(include_path=str(local_tasks), include_defaults=False), "written")
+    task = load_local(read_local(local_tasks), "written")
     with pytest.raises(TextError, match="written answers each question 3 times"):
         run_task(task, adapter(model, tmp_path / "a.jsonl", View("text")), 1, chat=True)
 
@@ -231,7 +236,7 @@ def test_tasks_that_repeat_questions_are_refused(model, local_tasks, tmp_path):
 def test_few_shot_examples_are_the_same_in_every_view(model, local_tasks, tmp_path):
     text = (local_tasks / "written.yaml").read_text(encoding="utf-8") + "num_fewshot: 2\n"
     (local_tasks / "written.yaml").write_text(text + "fewshot_split: test\n", encoding="utf-8")
-    task = load_local(TaskManager(include_path=str(local_tasks), include_defaults=False), "written")
+    task = load_local(read_local(local_tasks), "written")
     prompts = []
     for view in (View("text"), View("latents", 2), View("text")):
         harness = adapter(model, tmp_path / "a.jsonl", view, rules=with_context("written"))
@@ -357,12 +362,8 @@ def test_settings_of_the_harness_become_ours():
 # Loading
 
 
-@pytest.fixture(scope="module")
-def all_tasks():
-    return TaskManager()
-
-
-def test_groups_and_tags_are_lists_of_tasks(all_tasks):
+def test_groups_and_tags_are_lists_of_tasks():
+    all_tasks = read_index()
     leaves = list_leaves("ruler", all_tasks)
     assert len(leaves) == 13 and "ruler_qa_hotpot" in leaves
     assert list_leaves("niah_single_1", all_tasks) == ["niah_single_1"]
@@ -390,10 +391,10 @@ def test_each_length_of_babilong_is_a_subset_beside_lengths_of_ruler(tokenizer, 
     subsets, ruler_lengths = [], []
     load_one = harness_tasks.load_task
 
-    def load_task(name, manager):
-        if name.startswith("babilong"):
-            return load_one(name, manager)
-        ruler_lengths.append(manager.metadata["max_seq_lengths"])
+    def load_task(entry, metadata):
+        if entry.name.startswith("babilong"):
+            return load_one(entry, metadata)
+        ruler_lengths.append(metadata["max_seq_lengths"])
         return None
 
     def load_dataset(path, *, name, split):
@@ -429,7 +430,7 @@ def test_perplexities_are_log_likelihoods_of_single_rows(model, local_tasks, tmp
     ]
     lines += ['doc_to_text: ""', "metric_list: [{metric: byte_perplexity}]"]
     (local_tasks / "rolling.yaml").write_text("\n".join(lines), encoding="utf-8")
-    task = load_local(TaskManager(include_path=str(local_tasks), include_defaults=False), "rolling")
+    task = load_local(read_local(local_tasks), "rolling")
     samples = run_task(task, adapter(model, tmp_path / "a.jsonl", View("text")), 2, chat=False)
     for sample, row in zip(samples, ROWS[:2], strict=True):
         ((name, value),) = sample.scores.items()
@@ -446,12 +447,12 @@ def test_a_task_without_a_score_for_single_rows_is_left_out(model, local_tasks, 
         lines = text.replace("chosen", name).strip().splitlines()[:-1]
         lines.append(f"metric_list: {metrics}")
         (local_tasks / f"{name}.yaml").write_text("\n".join(lines), encoding="utf-8")
-    manager = TaskManager(include_path=str(local_tasks), include_defaults=False)
+    index = read_local(local_tasks)
     harness = adapter(model, tmp_path / "a.jsonl", View("text"))
-    samples = run_task(load_local(manager, "both"), harness, 2, chat=False)
+    samples = run_task(load_local(index, "both"), harness, 2, chat=False)
     assert [list(sample.scores) for sample in samples] == [["acc"]] * 2
     with pytest.raises(TextError, match="one has no score for single rows; leave it out"):
-        run_task(load_local(manager, "one"), harness, 2, chat=False)
+        run_task(load_local(index, "one"), harness, 2, chat=False)
 
 
 def test_what_takes_too_long_is_ended():
@@ -471,8 +472,6 @@ def test_a_limit_holds_although_the_block_catches_its_error(other):
 
 
 def test_rows_that_take_too_long_are_not_called_missing(tokenizer, local_tasks, monkeypatch):
-    local_only = partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr(harness_tasks, "TaskManager", local_only)  # else reads 14,000 files
     monkeypatch.setattr(harness_tasks, "MAX_ROWS_SECONDS", 1)
     monkeypatch.setattr(datasets, "load_dataset", lambda **_: time.sleep(30))
     message = "^written: making its rows took longer than 1 s; use longer lengths$"
