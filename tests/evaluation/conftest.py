@@ -1,10 +1,20 @@
-"""Files of published tasks, written as they are published."""
+"""A small model of three ratios, and files of published tasks, written as they are published."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from lclm_jax.config import CompressionConfig
 from lclm_jax.evaluation.tasks import TASKS, TaskSettings
+from lclm_jax.inference.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def model(model_config, noisy, tokenizer) -> LanguageModel:
+    """A model that compresses at ratio 2, 4 and 8."""
+    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
+    return LanguageModel(config, noisy, tokenizer, name="runs/first")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lclm_jax.config import CompressionConfig, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.data.records import CONTEXT_TAGS, Plain, count_latents
 from lclm_jax.errors import FileError, TextError
 from lclm_jax.evaluation import answering
@@ -19,12 +19,6 @@ from lclm_jax.inference.sampling import GREEDY, Sampling
 from tests.support.prose import PROSE
 
 VIEWS = [View("latents", 2), View("latents", 4), View("text"), View("nothing"), View("first", 4)]
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
-    return LanguageModel(config, noisy, tokenizer)
 
 
 @pytest.fixture

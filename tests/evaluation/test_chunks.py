@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lclm_jax.config import CompressionConfig, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.evaluation.answering import Answerer
 from lclm_jax.evaluation.answers_file import AnswersFile
 from lclm_jax.evaluation.chunks import choose_chunks, rank_texts, split_chunks
@@ -21,12 +21,6 @@ VIEWS = [
     View("nothing", None, TOKENS, 2),
     View("first", 4, TOKENS, 2),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
-    return LanguageModel(config, noisy, tokenizer)
 
 
 def question(text=PROSE[:900], asked=" What is it?", **fields):

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from lclm_jax.checkpoint import save_model
-from lclm_jax.config import CompressionConfig, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.data.records import Plain
 from lclm_jax.errors import TextError
 from lclm_jax.evaluation.answers_file import AnswersFile
@@ -80,12 +80,6 @@ doc_to_choice: ["yes", "not at all"]
 doc_to_target: "{{{{gold}}}}"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
-    return LanguageModel(config, noisy, tokenizer)
 
 
 @pytest.fixture

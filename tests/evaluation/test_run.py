@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from lclm_jax.config import CompressionConfig, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.errors import FileError, TextError
 from lclm_jax.evaluation import run as evaluation_run
 from lclm_jax.evaluation.answering import Answerer
@@ -21,12 +21,6 @@ from lclm_jax.inference.language_model import LanguageModel
 from tests.support.prose import PROSE
 
 REQUEST = Request(["prose"], views=("latents", "text", "nothing", "first", "random"), ratios=(2, 8))
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
-    return LanguageModel(config, noisy, tokenizer, name="runs/first")
 
 
 @pytest.fixture(autouse=True)

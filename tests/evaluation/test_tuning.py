@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lclm_jax.config import CompressionConfig, ConfigError
+from lclm_jax.config import ConfigError
 from lclm_jax.errors import FileError
 from lclm_jax.evaluation.answering import Answerer
 from lclm_jax.evaluation.questions import Passage, ask
@@ -26,12 +26,6 @@ LABELS = {"text", "nothing", "nothing + 1x32"} | {
     for ratio in (2, 4)
     for chunks in ("", " + 1x32")
 }
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    config = replace(model_config, compression=CompressionConfig(4, 16, ratios=(2, 8)))
-    return LanguageModel(config, noisy, tokenizer, name="runs/first")
 
 
 @pytest.fixture(scope="module")

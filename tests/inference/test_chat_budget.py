@@ -25,11 +25,6 @@ BUDGET = 640
 SHORT = 4  # tokens of an answer
 
 
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
 def words(number, length=60):
     start = 61 * number % 9000
     return PROSE[start : start + length]

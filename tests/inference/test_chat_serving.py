@@ -17,11 +17,6 @@ ASKED = {"role": "user", "content": "Weather?"}
 RESULT = {"role": "tool", "content": "17 C", "tool_call_id": "c1"}
 
 
-@pytest.fixture
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
 def with_template(model: LanguageModel, template: str) -> LanguageModel:
     special = {"bos_token": "<|endoftext|>", **model.tokenizer.special}
     tokenizer = Tokenizer(model.tokenizer.definition, template, special)

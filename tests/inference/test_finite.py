@@ -17,11 +17,6 @@ TEXT = "Ada likes pears. Ben likes figs."
 
 
 @pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
-@pytest.fixture(scope="module")
 def broken(model_config, noisy, tokenizer):
     """A model whose adapter makes NaN of everything; its decoder is sound."""
     adapter = jax.tree.map(lambda x: x * np.nan, noisy["adapter"])

@@ -43,11 +43,6 @@ STEPS = 6
 TEXT = "Ada likes pears. Ben likes figs."
 
 
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
 def test_cache_equals_full_forward_passes(model):
     """Two rows of different lengths with latents in different places; the first stops midway."""
     rng = np.random.default_rng(0)

@@ -26,11 +26,6 @@ NOTES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
 @pytest.fixture
 def store(tmp_path, model):
     store = Store(tmp_path / "store", model)

@@ -29,11 +29,6 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer)
-
-
-@pytest.fixture(scope="module")
 def forgetful(model_config, noisy, tokenizer):
     """The same model; it reads every prompt from its beginning."""
     model = LanguageModel(model_config, noisy, tokenizer)

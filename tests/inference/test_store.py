@@ -28,17 +28,6 @@ pytestmark = pytest.mark.image
 
 TEXT = PROSE[:3000]
 WINDOW = 16
-KINDS = ("windows", "texts", "indexes", "documents")
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer, name="runs/first")
-
-
-@pytest.fixture
-def store(tmp_path, model):
-    return Store(tmp_path / "store", model)
 
 
 def windows_of(latents):

@@ -16,18 +16,6 @@ from tests.support.prose import PROSE
 pytestmark = pytest.mark.image
 
 TEXT = PROSE[:3000]
-WINDOW = 16
-KINDS = ("windows", "texts", "indexes", "documents")
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer, name="runs/first")
-
-
-@pytest.fixture
-def store(tmp_path, model):
-    return Store(tmp_path / "store", model)
 
 
 def test_another_models_latents_are_refused_by_name(store, model_config, tokenizer, one_device):

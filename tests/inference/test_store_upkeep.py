@@ -7,25 +7,13 @@ import pytest
 
 from lclm_jax.config import ConfigError
 from lclm_jax.errors import UserError
-from lclm_jax.inference.language_model import LanguageModel
 from lclm_jax.inference.store import Store, StoreError
 from tests.support.prose import PROSE
 
 pytestmark = pytest.mark.image
 
 TEXT = PROSE[:3000]
-WINDOW = 16
 KINDS = ("windows", "texts", "indexes", "documents")
-
-
-@pytest.fixture(scope="module")
-def model(model_config, noisy, tokenizer):
-    return LanguageModel(model_config, noisy, tokenizer, name="runs/first")
-
-
-@pytest.fixture
-def store(tmp_path, model):
-    return Store(tmp_path / "store", model)
 
 
 def test_removed_documents_leave_what_others_need(store, model):
