@@ -12,7 +12,7 @@
 # make bench  training, encoding, first token and decoding beside plain PyTorch, in the environment of parity (about 2 minutes)
 # make bench-data  speed of preparation and loading on the standard library, and the cores that feed a slice (about 2 minutes)
 # make bench-inference  what compression, stores, kept caches and batches save, in one run on any device (about 20 minutes on two
-#             CPU cores); run again, it measures only what is missing
+#             CPU cores); run again, it measures only what is missing; LIMIT=3000 also reads 64k to 256k tokens as text (an hour)
 # make evaluation-report  scores of the small model from latents, text and controls: docs/results/evaluation (4 minutes)
 # make accelerator  whether the system is right on this machine's GPU or TPU, and how fast, in eight minutes; RUN=python takes
 #             an environment that has jax for it already; on a CPU tiny models are measured, to test the command
@@ -61,7 +61,7 @@ bench-data: $(VENV)/installed
 
 # jax chooses the device itself: JAX_PLATFORMS is set above for everything else.
 bench-inference: $(VENV)/installed
-	env -u JAX_PLATFORMS $(RUN) -m launch.bench.inference --out runs/bench-inference
+	env -u JAX_PLATFORMS $(RUN) -m launch.bench.inference --out runs/bench-inference $(if $(LIMIT),--limit $(LIMIT))
 
 evaluation-report: $(VENV)/installed
 	rm -rf runs/lookup runs/evaluation
