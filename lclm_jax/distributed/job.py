@@ -122,16 +122,33 @@ def find(environment: Mapping[str, str]) -> Job | None:
         if not re.fullmatch(r".+:\d+", job.address or ""):
             raise JobError(f"expected JAX_COORDINATOR_ADDRESS as host:port, got {job.address!r}")
     else:
-        present = (
-            kind
-            for kind in ClusterEnv._cluster_types
-            if not kind.opt_in_only_method and kind.is_env_present()
-        )
-        cluster = next(present, None)
+        cluster = _find_cluster()
         if cluster is None:
             return None
         job = Job(cluster.get_process_count(), cluster.get_process_id(), start=start)
     return job if job.processes > 1 else None
+
+
+def find_address(job: Job) -> str:
+    """Return the address of process 0, which is the same for all processes of a job.
+
+    Where JAX finds it, this waits up to `job.start` seconds for the name to be known.
+    """
+    if job.address is not None:
+        return job.address
+    cluster = _find_cluster()
+    assert cluster is not None
+    return cluster.get_coordinator_address(job.start, None)
+
+
+def _find_cluster() -> type[ClusterEnv] | None:
+    """Return the cluster in which JAX would find the other processes."""
+    present = (
+        kind
+        for kind in ClusterEnv._cluster_types
+        if not kind.opt_in_only_method and kind.is_env_present()
+    )
+    return next(present, None)
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
