@@ -15,8 +15,8 @@ from pathlib import Path
 
 import tests.support.without_jax  # noqa: F401  # isort: skip
 from lclm_jax.files.atomic import write_whole
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.child import end_with_parent
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.child import end_with_parent
 
 HOST = "SWEEP_HOST"  # in the environment: this host of a slice; all but the first only wait
 STEP_SECONDS = 0.05

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.layout import RESULT
-from lclm_jax.sweeps.worker import Worker
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.layout import RESULT
+from lclm_jax.sweeps.workers.worker import Worker
 
 DIRECTORY = Path("/sweep")
 STEPS_AFTER_FREEZE = 12  # of a worker, before its child notices that its time is over

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import tests.support.without_jax  # noqa: F401  # isort: skip
-from lclm_jax.sweeps import Follower, Intervals, StopSignal, Worker
+from lclm_jax.sweeps.workers import Follower, Intervals, StopSignal, Worker
 
 
 def child_command(directory: Path, cells: dict[str, str], cell: str) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lclm_jax.sweeps import CellState, Intervals, StopSignal, Worker, read_states
+from lclm_jax.sweeps.workers import CellState, Intervals, StopSignal, Worker, read_states
 from tests.support.paths import ROOT
 from tests.support.sweep_worker import child_command
 

@@ -5,8 +5,8 @@ import signal
 import pytest
 
 from lclm_jax.distributed.job import JobError
-from lclm_jax.sweeps.host import Host, find_host
-from lclm_jax.sweeps.slices import Assignment, publish, read_assignment
+from lclm_jax.sweeps.workers.host import Host, find_host
+from lclm_jax.sweeps.workers.slices import Assignment, publish, read_assignment
 from tests.support.sweeps import is_alive, wait_for
 
 

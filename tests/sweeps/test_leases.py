@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from lclm_jax.config import ConfigError
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.cell_queue import CellQueue
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.leases import (
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.cell_queue import CellQueue
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.leases import (
     Lease,
     LeaseExpired,
     LeaseLost,

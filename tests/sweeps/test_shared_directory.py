@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lclm_jax.files import DirectoryError
-from lclm_jax.sweeps import shared_directory
+from lclm_jax.sweeps.workers import shared_directory
 
 ROUNDS = 40
 CREATORS = 8

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lclm_jax.sweeps.failures import read_failures
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.layout import FAILURE, RESULT, cell_directory
+from lclm_jax.sweeps.workers.failures import read_failures
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.layout import FAILURE, RESULT, cell_directory
 from tests.support.sweep_simulation import DIRECTORY, Machine, World, simulated
 
 CELLS = ["a", "b"]

@@ -1,8 +1,8 @@
 """States of cells, read from files that workers left."""
 
-from lclm_jax.sweeps.failures import Failure, read_failures
-from lclm_jax.sweeps.leases import Lease, lease_path, to_text
-from lclm_jax.sweeps.states import read_states
+from lclm_jax.sweeps.workers.failures import Failure, read_failures
+from lclm_jax.sweeps.workers.leases import Lease, lease_path, to_text
+from lclm_jax.sweeps.workers.states import read_states
 
 RUNNING = Lease("owner", "host-a", 7, counter=12)
 FAILED = Lease("owner", "host-b", 8, 3, "failed", "exit code 1\nno memory")

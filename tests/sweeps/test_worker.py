@@ -11,8 +11,8 @@ import pytest
 
 from lclm_jax.config import ConfigError
 from lclm_jax.files import DirectoryError
-from lclm_jax.sweeps import StopSignal, Worker, end_with_parent, shared_directory
-from lclm_jax.sweeps.child import Child
+from lclm_jax.sweeps.workers import StopSignal, Worker, end_with_parent, shared_directory
+from lclm_jax.sweeps.workers.child import Child
 from tests.support.sweep_worker import child_command
 from tests.support.sweeps import is_alive, wait_for
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.layout import slices_directory
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.layout import slices_directory
 
 
 @dataclass(frozen=True)

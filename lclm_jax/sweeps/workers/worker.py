@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lclm_jax.config.settings import FileName, Size, parse
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.cell_queue import CellQueue
-from lclm_jax.sweeps.child import Child
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.layout import RESULT, cells_directory, log_name
-from lclm_jax.sweeps.leases import Clock, LeaseExpired, LeaseLost, OwnedLease, State
-from lclm_jax.sweeps.slices import Assignment, publish
-from lclm_jax.sweeps.stop_signal import StopSignal
-from lclm_jax.sweeps.supervision import supervise
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.cell_queue import CellQueue
+from lclm_jax.sweeps.workers.child import Child
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.layout import RESULT, cells_directory, log_name
+from lclm_jax.sweeps.workers.leases import Clock, LeaseExpired, LeaseLost, OwnedLease, State
+from lclm_jax.sweeps.workers.slices import Assignment, publish
+from lclm_jax.sweeps.workers.stop_signal import StopSignal
+from lclm_jax.sweeps.workers.supervision import supervise
 
 log = logging.getLogger(__name__)
 Command = Callable[[str], list[str]]  # cell -> arguments of the process that trains it

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.intervals import Intervals
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.intervals import Intervals
 
 log = logging.getLogger(__name__)
 TRIES_PER_HEARTBEAT = 4  # after one that could not be written

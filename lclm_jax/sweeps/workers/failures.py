@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.layout import FAILURE
-from lclm_jax.sweeps.leases import lease_path, newest_generation, parse_lease
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.layout import FAILURE
+from lclm_jax.sweeps.workers.leases import lease_path, newest_generation, parse_lease
 
 
 @dataclass(frozen=True)

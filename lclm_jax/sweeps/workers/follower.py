@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lclm_jax.config.settings import FileName, Size, parse
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.cell_queue import all_settled
-from lclm_jax.sweeps.child import Child
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.layout import cell_directory, cells_directory, log_name
-from lclm_jax.sweeps.leases import (
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.cell_queue import all_settled
+from lclm_jax.sweeps.workers.child import Child
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.layout import cell_directory, cells_directory, log_name
+from lclm_jax.sweeps.workers.leases import (
     Clock,
     LeaseExpired,
     LeaseLost,
@@ -20,10 +20,10 @@ from lclm_jax.sweeps.leases import (
     newest_generation,
     parse_lease,
 )
-from lclm_jax.sweeps.slices import Assignment, read_assignment
-from lclm_jax.sweeps.stop_signal import StopSignal
-from lclm_jax.sweeps.supervision import supervise
-from lclm_jax.sweeps.worker import Command
+from lclm_jax.sweeps.workers.slices import Assignment, read_assignment
+from lclm_jax.sweeps.workers.stop_signal import StopSignal
+from lclm_jax.sweeps.workers.supervision import supervise
+from lclm_jax.sweeps.workers.worker import Command
 
 log = logging.getLogger(__name__)
 

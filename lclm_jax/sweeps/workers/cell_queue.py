@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.failures import give_up, read_failures
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.layout import FAILURE, RESULT, cell_directory
-from lclm_jax.sweeps.leases import (
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.failures import give_up, read_failures
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.layout import FAILURE, RESULT, cell_directory
+from lclm_jax.sweeps.workers.leases import (
     Clock,
     Lease,
     LeaseWatch,

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from lclm_jax.sweeps.child import Child
-from lclm_jax.sweeps.intervals import Intervals
-from lclm_jax.sweeps.leases import Clock
-from lclm_jax.sweeps.stop_signal import StopSignal
+from lclm_jax.sweeps.workers.child import Child
+from lclm_jax.sweeps.workers.intervals import Intervals
+from lclm_jax.sweeps.workers.leases import Clock
+from lclm_jax.sweeps.workers.stop_signal import StopSignal
 
 TICK_SECONDS = 0.5  # between two looks at a child and at requests to stop
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.failures import Failure, read_failures
-from lclm_jax.sweeps.layout import FAILURE, RESULT, cell_directory
-from lclm_jax.sweeps.leases import Lease, lease_path, newest_generation, parse_lease
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.failures import Failure, read_failures
+from lclm_jax.sweeps.workers.layout import FAILURE, RESULT, cell_directory
+from lclm_jax.sweeps.workers.leases import Lease, lease_path, newest_generation, parse_lease
 
 Status = Literal["waiting", "running", "finished", "failed"]
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lclm_jax.sweeps import shared_directory
-from lclm_jax.sweeps.leases import Clock
+from lclm_jax.sweeps.workers import shared_directory
+from lclm_jax.sweeps.workers.leases import Clock
 
 PIPE = "LCLM_JAX_SWEEP_PIPE"  # set in a child, whose standard input is the pipe
 TIME = struct.Struct("d")  # seconds of time.monotonic, the same in all processes of a machine
