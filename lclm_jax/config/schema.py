@@ -28,6 +28,7 @@ from lclm_jax.config.settings import (
 from lclm_jax.errors import ConfigError
 
 AxisSize = Annotated[int, Range(least=1, most=MAX_INT32, also=(-1,))]
+Probability = Annotated[float, Range(least=0, most=1)]
 Momentum = Annotated[float, Range(least=0, below=1)]
 
 
@@ -285,6 +286,8 @@ class Stream(Settings):
     kind: Literal["interleaved", "sft", "reconstruction", "reasoning"]
     source: FileName
     share: NotNegative  # of the stage's trained tokens, relative to the other streams
+    # Probability that a context stays plain text, without loss, drawn for each context of a record.
+    plain_contexts: Probability = 0.0
 
     @property
     def name(self) -> str:

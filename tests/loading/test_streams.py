@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lclm_jax.config import Config, ConfigError, Stream
 from lclm_jax.data.loading import PackedBatches, StageData, prefetch_batches, row_budget, sources
+from lclm_jax.data.records import Context
 from lclm_jax.data.synthetic.corpus import train_tokenizer
 from tests.support.records import same, write_sources
 
@@ -270,6 +271,28 @@ def test_a_stage_without_compression_reads_the_same_tokens_as_text(config, token
         tokens = [piece.tokens.tolist() for piece in compressed[i].pieces]
         text = plain[i].tokens.tolist()
         assert all(any(text[s : s + len(h)] == h for s in range(len(text))) for h in tokens)
+
+
+def test_a_stream_of_plain_contexts_trains_on_the_same_tokens(config, tokenizer):
+    streams = tuple(replace(stream, plain_contexts=1.0) for stream in config.stages[0].streams)
+    stage = replace(config.stages[0], streams=streams)
+    compressed = mixture_of(config, tokenizer).examples
+    plain = mixture_of(replace(config, stages=(stage, config.stages[1])), tokenizer).examples
+    for i in range(20):
+        assert plain[i].pieces == []
+        trained = [
+            x.tokens[np.flatnonzero(x.weights) + 1].tolist() for x in (compressed[i], plain[i])
+        ]
+        assert trained[0] == trained[1] != []
+
+
+def test_a_reader_compresses_where_its_stream_has_plain_contexts(config, tokenizer):
+    streams = tuple(replace(stream, plain_contexts=1.0) for stream in config.stages[0].streams)
+    plain = StageData(config, replace(config.stages[0], streams=streams), tokenizer)
+    compressed = StageData(config, config.stages[0], tokenizer)
+    for reader, expected in zip(plain.open_streams(), compressed.open_streams(), strict=True):
+        assert not any(isinstance(span, Context) for span in reader.record(0))
+        assert repr(reader.compressing().record(0)) == repr(expected.record(0))
 
 
 def test_held_out_examples_come_from_the_held_out_file(config, tokenizer, tmp_path):

@@ -12,6 +12,7 @@ from lclm_jax.data.recipe.transforms import (
     crop,
     draw_ratios,
     interleaved_record,
+    leave_plain,
     read_requests,
     reasoning_record,
     reconstruction_record,
@@ -463,3 +464,20 @@ def test_chats_are_no_documents(tokenizer):
         ConfigError, match="this stream reads documents, got an example of fixed, prompt"
     ):
         interleaved_record(chat, np.random.default_rng(0), DataConfig())
+
+
+def test_contexts_stay_plain_with_their_probability():
+    record = [Plain(range(2), trained=True)] + [Context(range(9), 8)] * 3000
+    rng = np.random.default_rng(0)
+    first, *contexts = leave_plain(record, rng, 0.3)
+    assert first == record[0]
+    assert set(map(type, contexts)) == {Context, Plain}
+    assert all(span == Plain(range(9)) for span in contexts if isinstance(span, Plain))
+    assert np.isclose(sum(isinstance(span, Plain) for span in contexts) / 3000, 0.3, atol=0.03)
+    assert leave_plain(record, rng, 1.0) == record[:1] + [Plain(range(9))] * 3000
+
+
+def test_nothing_is_drawn_where_no_context_stays_plain():
+    record, rng = [Context(range(9))] * 5, np.random.default_rng(0)
+    assert leave_plain(record, rng, 0.0) == record
+    assert rng.random() == np.random.default_rng(0).random()

@@ -14,7 +14,7 @@ import numpy as np
 from lclm_jax.config import Config, ConfigError, DataConfig, StageConfig, Stream
 from lclm_jax.data.loading.packing import RowBudget
 from lclm_jax.data.loading.sources import PreparedSource
-from lclm_jax.data.recipe import TRANSFORMS, draw_ratios
+from lclm_jax.data.recipe import TRANSFORMS, draw_ratios, leave_plain
 from lclm_jax.data.records import Example, RecordSize, Section, Span, lay_out, measure
 from lclm_jax.data.records.views import as_trained_text
 from lclm_jax.data.text.tokenizer import Tokenizer
@@ -137,6 +137,7 @@ class StreamReader:
         transform = TRANSFORMS[self.settings.kind]
         record = transform(example, rng, config.data, self.stage.tokenizer, self.source.kind)
         record = draw_ratios(record, rng, config.model.compression, config.data.ratio_weights)
+        record = leave_plain(record, rng, self.settings.plain_contexts)
         return record if self.stage.stage.compress else as_trained_text(record)
 
     def record(self, i: int) -> list[Span]:
@@ -155,8 +156,9 @@ class StreamReader:
         return range(0, len(self.source), -(-len(self.source) // most))
 
     def compressing(self) -> "StreamReader":
-        """Return this reader with contexts compressed, even where its stage reads them as text."""
-        stage = replace(self.stage.stage, compress=True)
+        """Return this reader with all contexts compressed, whatever the settings say."""
+        streams = tuple(replace(stream, plain_contexts=0.0) for stream in self.stage.stage.streams)
+        stage = replace(self.stage.stage, streams=streams, compress=True)
         return replace(self, stage=replace(self.stage, stage=stage))
 
     def records(self) -> grain.MapDataset:

@@ -255,6 +255,20 @@ def draw_ratios(
     return [with_ratio(span) for span in record]
 
 
+def leave_plain(record: Sequence[Span], rng: np.random.Generator, probability: float) -> list[Span]:
+    """Return the record with some of its contexts as plain text that carries no loss.
+
+    Each context is drawn on its own, so a record may have contexts of both kinds. Nothing is drawn
+    at probability 0.
+    """
+    if not probability:
+        return list(record)
+    return [
+        Plain(span.tokens) if isinstance(span, Context) and rng.random() < probability else span
+        for span in record
+    ]
+
+
 def crop(tokens: Tokens, rng: np.random.Generator, bounds: tuple[int, int] | None) -> Tokens:
     """Return a random passage whose length is drawn between `bounds`, both included.
 
