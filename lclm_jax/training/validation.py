@@ -5,12 +5,12 @@ of the shape that is trained on, so that a pod reads them as it reads its traini
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 
 from lclm_jax.data.loading import StageData, StreamReader
-from lclm_jax.data.records import VIEWS, Span, measure
+from lclm_jax.data.records import VIEWS, Span, View, measure
 from lclm_jax.distributed.sharding import batch_sharding, own_rows
 from lclm_jax.scoring import Score, Scorer, pack_full_rows
 from lclm_jax.training.clock import StepClock
@@ -24,10 +24,10 @@ ViewScores = dict[str, dict[str, Score]]  # by stream and view
 class Validation:
     """Held-out examples of a stage's streams, packed in every view, with a program to score them.
 
-    The mesh must be in scope when it is called.
+    The examples are the same whatever the views. The mesh must be in scope when it is called.
     """
 
-    def __init__(self, data: StageData, mesh: jax.sharding.Mesh):
+    def __init__(self, data: StageData, mesh: jax.sharding.Mesh, views: Mapping[str, View] = VIEWS):
         config, rows = data.config, data.config.data.batch_rows
         records = held_out_records(data, config.run.validation_examples)
         own = own_rows(batch_sharding(mesh), rows)
@@ -41,7 +41,7 @@ class Validation:
                 rows,
                 own,
             )
-            for name, view in VIEWS.items()
+            for name, view in views.items()
         }
         loss_chunk = config.run.loss_chunk
         self.scorer = Scorer(config.model, len(self.streams), loss_chunk, mesh, rows)

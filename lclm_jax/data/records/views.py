@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from lclm_jax.config import ModelConfig
+from lclm_jax.data.records.layout import CONTEXT_TAGS
 from lclm_jax.data.records.spans import Context, Plain, Span
+from lclm_jax.data.records.windows import count_latents
 
 View = Callable[[Sequence[Span]], Sequence[Span]]
 
@@ -27,6 +30,19 @@ def at_ratio(record: Sequence[Span], ratio: int) -> list[Span]:
 def without_contexts(record: Sequence[Span]) -> list[Span]:
     """Return the record with every context left out."""
     return [span for span in record if not isinstance(span, Context)]
+
+
+def first_tokens(record: Sequence[Span], config: ModelConfig) -> list[Span]:
+    """Return the record with every context cut to the decoder positions that compressing it takes.
+
+    Those are its latents and two tags; as many of its first tokens are plain text without loss.
+    """
+    return [
+        Plain(span.tokens[: count_latents(len(span.tokens), config, span.ratio) + CONTEXT_TAGS])
+        if isinstance(span, Context)
+        else span
+        for span in record
+    ]
 
 
 def train_first_span(record: Sequence[Span]) -> list[Span]:

@@ -1,0 +1,135 @@
+"""Cells of a sweep: one training run each, at one level of every factor.
+
+A sweep is a Python file in `configs/ablations` with a function `sweep()`:
+
+    def sweep() -> Sweep:
+        return Sweep(grid(cell_config, pooling=("mean", "concat"), seed=(0, 1, 2)), ...)
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lclm_jax.config import Config, ConfigError
+from lclm_jax.config.settings import FileName, parse
+
+Level = str | int | float  # of a factor
+SEED = "seed"  # the factor whose levels repeat a cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training run of a sweep.
+
+    Attributes:
+        name: of its directory; unique in the sweep.
+        config: of its run; the directory of the run is set by the worker that trains it.
+        levels: the level of every factor, by name.
+    """
+
+    name: FileName
+    config: Config
+    levels: Mapping[str, Level]
+
+    def __post_init__(self):
+        parse(FileName, self.name, "Cell.name")
+
+    @property
+    def is_control(self) -> bool:
+        """True where the decoder reads every context as plain text, the limit of compression."""
+        return not any(
+            stage.compress and stream.plain_contexts < 1
+            for stage in self.config.stages
+            for stream in stage.streams
+        )
+
+    def with_directory(self, directory: Path) -> Config:
+        """Return the config of the cell's run in this directory."""
+        return replace(self.config, run=replace(self.config.run, directory=str(directory)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Levels of a factor to compare in pairs of cells that differ in nothing else.
+
+    Attributes:
+        factor: its name.
+        order: levels, by the loss that the paper reports or the sweep's author expects, least
+            first; neighbours are compared.
+    """
+
+    factor: str
+    order: tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of an ablation, and how they are compared.
+
+    Attributes:
+        cells: in the order in which workers try them.
+        prepare: writes the data that all cells share, reusing what is there; None where it is
+            prepared already.
+        streams: names of the streams whose held-out losses are the results; none: all.
+        budget: "trained tokens" or "FLOPs", whichever is equal for all cells.
+        comparisons: of levels, for the report.
+        expected: what the author expected before any cell was trained, for the report.
+    """
+
+    cells: tuple[Cell, ...]
+    budget: str
+    prepare: Callable[[Config], None] | None = None
+    streams: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    expected: str = ""
+
+    def __post_init__(self):
+        names = [cell.name for cell in self.cells]
+        if not names:
+            raise ConfigError("a sweep needs at least one cell, got none")
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"cells need different names, got {repeated[0]} more than once")
+        directories = {cell.config.data.directory for cell in self.cells}
+        if self.prepare is not None and len(directories) > 1:
+            raise ConfigError(
+                f"cells share one data directory, got {', '.join(sorted(directories))}; "
+                "set data.directory alike in all of them"
+            )
+
+    def cell(self, name: str) -> Cell:
+        """Return a cell by name. Raises ConfigError for an unknown one."""
+        for cell in self.cells:
+            if cell.name == name:
+                return cell
+        names = ", ".join(cell.name for cell in self.cells[:8])
+        raise ConfigError(f"the sweep has no cell {name!r}; its first cells are {names}")
+
+
+def grid(config: Callable[..., Config], **factors: tuple[Level, ...]) -> tuple[Cell, ...]:
+    """Return a cell for every combination of levels, the first factor varying slowest.
+
+    `config` is called with one level of every factor.
+
+    >>> [cell.name for cell in grid(make, window=(256, 1024), seed=(0, 1))]  # doctest: +SKIP
+    ['window-256.seed-0', 'window-256.seed-1', 'window-1024.seed-0', 'window-1024.seed-1']
+    """
+    combinations = itertools.product(*factors.values())
+    return tuple(
+        cell_at(config, dict(zip(factors, chosen, strict=True))) for chosen in combinations
+    )
+
+
+def cell_at(config: Callable[..., Config], levels: Mapping[str, Any]) -> Cell:
+    """Return the cell at one level of every factor, named after them."""
+    return Cell(name_of(levels), config(**levels), dict(levels))
+
+
+def name_of(levels: Mapping[str, Level]) -> str:
+    """Return the name of a cell.
+
+    >>> name_of({"pooling": "mean", "seed": 1})
+    'pooling-mean.seed-1'
+    """
+    return ".".join(f"{factor}-{level}" for factor, level in levels.items())

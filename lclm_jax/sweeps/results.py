@@ -1,0 +1,61 @@
+"""The result of a cell: what was trained, on how much, and its losses on held-out examples."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lclm_jax.sweeps.cells import Level
+
+Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # by stream and view
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A trained cell.
+
+    Attributes:
+        cell: its name.
+        levels: the level of every factor.
+        control: True where the decoder was trained on contexts as plain text.
+        parameters: of encoder, adapter and decoder, embeddings included.
+        matrix_parameters: of the layers of encoder and decoder, without embeddings.
+        tokens: sums over training: trained_tokens, context_tokens, decoder_tokens, latents.
+        flops: model FLOPs of training.
+        steps: of all stages.
+        seconds: of training steps, on the devices in `device`.
+        scores: loss in nats per token, accuracy and number of tokens by stream and view.
+        device: kind and number of devices.
+        versions: of this package and of jax.
+    """
+
+    cell: str
+    levels: Mapping[str, Level]
+    control: bool
+    parameters: Mapping[str, int]
+    matrix_parameters: Mapping[str, int]
+    tokens: Mapping[str, int]
+    flops: float
+    steps: int
+    seconds: float
+    scores: Scores
+    device: str
+    versions: Mapping[str, str]
+
+    def loss(self, view: str, streams: tuple[str, ...] = ()) -> float:
+        """Return the loss in a view over all trained tokens of the streams, in nats per token.
+
+        No streams: of all. Raises KeyError for a view or stream without a score.
+        """
+        chosen = streams or tuple(self.scores)
+        scores = [self.scores[stream][view] for stream in chosen]
+        tokens = sum(score["tokens"] for score in scores)
+        return sum(score["loss"] * score["tokens"] for score in scores) / tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "CellResult":
+        """Read `to_dict`."""
+        return cls(**fields)

@@ -1,0 +1,64 @@
+"""Cells: their names, the grid of levels, and sweeps that are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from lclm_jax.config import ConfigError
+from lclm_jax.sweeps.cells import Cell, Sweep, grid
+
+
+@pytest.fixture
+def make(config_once):
+    def config(window, seed):
+        compression = replace(config_once.model.compression, window=window)
+        model = replace(config_once.model, compression=compression)
+        return replace(config_once, model=model, run=replace(config_once.run, seed=seed))
+
+    return config
+
+
+def test_a_grid_has_a_cell_for_every_combination_of_levels(make):
+    cells = grid(make, window=(16, 32), seed=(0, 1))
+    assert [cell.name for cell in cells] == [
+        *("window-16.seed-0", "window-16.seed-1"),
+        *("window-32.seed-0", "window-32.seed-1"),
+    ]
+    assert [cell.config.model.compression.window for cell in cells] == [16, 16, 32, 32]
+    assert cells[3].levels == {"window": 32, "seed": 1}
+
+
+def test_a_cell_is_found_by_its_name(make):
+    sweep = Sweep(grid(make, window=(16,), seed=(0, 1)), budget="trained tokens")
+    assert sweep.cell("window-16.seed-1").config.run.seed == 1
+    with pytest.raises(ConfigError, match="no cell 'window-64.seed-1'; its first cells are window"):
+        sweep.cell("window-64.seed-1")
+
+
+def test_cells_need_different_names_and_files_of_these_names(make):
+    cells = grid(make, window=(16,), seed=(0,))
+    with pytest.raises(ConfigError, match="window-16.seed-0 more than once"):
+        Sweep((*cells, *cells), budget="trained tokens")
+    with pytest.raises(ConfigError, match="at least one cell"):
+        Sweep((), budget="trained tokens")
+    with pytest.raises(ConfigError, match="Cell.name"):
+        Cell("a/b", cells[0].config, {})
+
+
+def test_cells_share_prepared_data(make):
+    first, second = grid(make, window=(16,), seed=(0, 1))
+    other = replace(second.config, data=replace(second.config.data, directory="elsewhere"))
+    with pytest.raises(ConfigError, match="cells share one data directory, got .*elsewhere"):
+        Sweep((first, replace(second, config=other)), "FLOPs", prepare=lambda config: None)
+
+
+def test_a_control_reads_every_context_as_text(config_once):
+    def cell(**changes):
+        streams = tuple(replace(x, **changes) for x in config_once.stages[0].streams)
+        stages = tuple(replace(stage, streams=streams) for stage in config_once.stages)
+        return Cell("cell", replace(config_once, stages=stages), {})
+
+    assert cell(plain_contexts=1.0).is_control
+    assert not cell(plain_contexts=0.5).is_control and not cell().is_control
+    plain = tuple(replace(stage, compress=False) for stage in config_once.stages)
+    assert Cell("cell", replace(config_once, stages=plain), {}).is_control
