@@ -75,6 +75,14 @@ def load_recipe(path: str, assignments: Sequence[str] = ()) -> Recipe:
     return override(recipe, *assignments)
 
 
+def load_object(path: str, name: str, kind: type[T]) -> T:
+    """Return what the function `name` of a Python file returns, an instance of `kind`.
+
+    Raises as `load_experiment`.
+    """
+    return _call(path, _run_file(path, f"{name}()"), name, kind)
+
+
 def _run_file(path: str, expected: str) -> dict[str, Any]:
     """Return the global names that a Python file defines."""
     file = parse(Directory, path, "the config's path")

@@ -5,8 +5,6 @@ from lclm_jax.costs.chips import Slice
 from lclm_jax.costs.work import training_flops
 from lclm_jax.training.state import trained_parts
 
-ASSUMED_MFU = 0.4  # share of the peak; measured on one H200 for the published shapes
-
 
 def stage_flops(config: Config, stage: StageConfig) -> float:
     """Count the model FLOPs of training a stage, as full rows.
@@ -25,6 +23,6 @@ def run_flops(config: Config) -> float:
     return sum(stage_flops(config, stage) for stage in config.stages)
 
 
-def chip_hours(flops: float, target: Slice, mfu: float = ASSUMED_MFU) -> float:
+def chip_hours(flops: float, target: Slice, mfu: float) -> float:
     """Return the hours of a chip that training takes at a share of its peak."""
     return flops / (target.chip.peak_flops * mfu) / 3600

@@ -14,6 +14,7 @@ from typing import Any
 
 from lclm_jax.config import Config, ConfigError
 from lclm_jax.config.settings import FileName, parse
+from lclm_jax.experiment import load_object
 
 Level = str | int | float  # of a factor
 SEED = "seed"  # the factor whose levels repeat a cell
@@ -105,6 +106,15 @@ class Sweep:
                 return cell
         names = ", ".join(cell.name for cell in self.cells[:8])
         raise ConfigError(f"the sweep has no cell {name!r}; its first cells are {names}")
+
+
+def load_sweep(path: str) -> Sweep:
+    """Return the sweep of a Python file with a function `sweep()`.
+
+    Raises FileNotFoundError for a path that is no file, and ConfigError for whatever its code
+    raises.
+    """
+    return load_object(path, "sweep", Sweep)
 
 
 def grid(config: Callable[..., Config], **factors: tuple[Level, ...]) -> tuple[Cell, ...]:
