@@ -1,11 +1,54 @@
 """Train the cells of a sweep: any number of workers share one list, without a coordinator.
 
     python -m launch.ablate --sweep configs/ablations/small_search.py --out runs/search
-    python -m launch.ablate --sweep FILE --out DIR --dry-run --slice v5p:2x2x1  # what it costs
+    python -m launch.ablate --sweep FILE --dry-run --slice v5p:2x2x1     # sizes, FLOPs, chip-hours
     python -m launch.ablate --sweep FILE --out DIR --status
-    python -m launch.ablate --sweep FILE --out DIR --report
 
-DIR is one that all workers see. Start one worker on every slice; each takes the next cell that
-nobody trains. A worker that is killed gives its cell back within a minute, and starting the
-command again goes on.
+DIR exists, and all workers see it. Start a worker on every slice, on each of its hosts; it takes
+the next cell that nobody trains. A worker that is killed gives its cell back within a minute; the
+same command goes on. To try a failed cell again, remove its directory.
 """
+
+import sys
+
+from lclm_jax.cli import make_parser, path, run, setting, show_table
+from lclm_jax.config.settings import Size
+from lclm_jax.costs.chips import parse_slice
+from lclm_jax.progress import track
+from lclm_jax.reports.sweep import plan_table, states_table
+from lclm_jax.sweeps.cells import load_sweep
+from lclm_jax.sweeps.plan import plan_sweep
+from lclm_jax.sweeps.walk import MAX_ATTEMPTS, run_job, sweep_states, walk
+
+
+def main():
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--sweep", required=True, metavar="FILE", help="a Python file with a function sweep()")
+    add("--out", type=path, metavar="DIR", help="directory of the sweep, which all workers see")
+    add("--dry-run", action="store_true", help="print the cost of every cell, and train nothing")
+    add("--slice", type=parse_slice, help="with --dry-run: a slice such as v5p:2x2x1")
+    add("--status", action="store_true", help="print what has become of every cell")
+    add("--attempts", type=setting(Size), default=MAX_ATTEMPTS, help="(default: %(default)s)")
+    add("--job", help="train one cell here and now, as a worker's child does")
+    arguments = parser.parse_args()
+
+    sweep = load_sweep(arguments.sweep)
+    if arguments.dry_run:
+        show_table(plan_table(plan_sweep(sweep, arguments.slice, progress=track)))
+        return
+    if arguments.out is None:
+        parser.error("expected --out DIR, the directory of the sweep")
+    if arguments.status:
+        show_table(states_table(sweep_states(sweep, arguments.out)))
+    elif arguments.job:
+        run_job(sweep, arguments.out, arguments.job)
+    else:
+        command = [sys.executable, "-m", "launch.ablate", "--sweep", arguments.sweep]
+        command += ["--out", str(arguments.out), "--job"]
+        walk(sweep, arguments.out, command, arguments.attempts)
+        show_table(states_table(sweep_states(sweep, arguments.out)))
+
+
+if __name__ == "__main__":
+    run(main, cache=False)

@@ -15,9 +15,12 @@ from typing import Any
 from lclm_jax.config import Config, ConfigError
 from lclm_jax.config.settings import FileName, parse
 from lclm_jax.experiment import load_object
+from lclm_jax.sweeps.workers.layout import cell_directory
 
 Level = str | int | float  # of a factor
 SEED = "seed"  # the factor whose levels repeat a cell
+RUN = "run"  # the directory of a cell's training, in that of the cell
+DATA = "data"  # the directory of a sweep's data, and the job that prepares it
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Cell:
 
     Attributes:
         name: of its directory; unique in the sweep.
-        config: of its run; the directory of the run is set by the worker that trains it.
+        config: of its run; its directories are set by `Sweep.in_directory`.
         levels: the level of every factor, by name.
     """
 
@@ -45,10 +48,6 @@ class Cell:
             for stage in self.config.stages
             for stream in stage.streams
         )
-
-    def with_directory(self, directory: Path) -> Config:
-        """Return the config of the cell's run in this directory."""
-        return replace(self.config, run=replace(self.config.run, directory=str(directory)))
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,21 @@ class Sweep:
             raise ConfigError("a sweep needs at least one cell, got none")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"cells need different names, got {repeated[0]} more than once")
-        directories = {cell.config.data.directory for cell in self.cells}
-        if self.prepare is not None and len(directories) > 1:
-            raise ConfigError(
-                f"cells share one data directory, got {', '.join(sorted(directories))}; "
-                "set data.directory alike in all of them"
-            )
+        if DATA in names:
+            raise ConfigError(f"expected cells of other names than {DATA!r}, which the data has")
+
+    def in_directory(self, directory: Path) -> "Sweep":
+        """Return the sweep with all it writes in one directory, prepared data included."""
+        return replace(self, cells=tuple(self._placed(cell, directory) for cell in self.cells))
+
+    def _placed(self, cell: Cell, directory: Path) -> Cell:
+        config = cell.config
+        run = replace(config.run, directory=str(cell_directory(directory, cell.name) / RUN))
+        config = replace(config, run=run)
+        if self.prepare is not None:
+            data = replace(config.data, directory=str(directory / DATA))
+            config = replace(config, data=data)
+        return replace(cell, config=config)
 
     def cell(self, name: str) -> Cell:
         """Return a cell by name. Raises ConfigError for an unknown one."""

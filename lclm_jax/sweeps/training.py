@@ -29,14 +29,13 @@ EMBEDDINGS = ("/table", "/head")  # ends of the paths of parameters that grow wi
 SUMS = ("trained_tokens", "context_tokens", "decoder_tokens", "latents")
 
 
-def train_cell(cell: Cell, directory: Path) -> CellResult:
-    """Train a cell in a directory, or continue, and score it on held-out examples.
+def train_cell(cell: Cell) -> CellResult:
+    """Train a cell, or continue, and score it on held-out examples.
 
     Raises what `training.train` raises, as NotFinite where the cell diverges.
     """
-    config = cell.with_directory(directory)
-    train(config)
-    lines = read_log(directory / LOG)
+    config = cell.config
+    lines = read_log(train(config) / LOG)
     return CellResult(
         cell=cell.name,
         levels=dict(cell.levels),
@@ -47,18 +46,19 @@ def train_cell(cell: Cell, directory: Path) -> CellResult:
         flops=run_flops(config),
         steps=sum(stage.steps for stage in config.stages),
         seconds=training_seconds(lines),
-        scores=score_cell(cell, config),
+        scores=score_cell(cell),
         device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         versions={"lclm_jax": code_version(), "jax": jax.__version__},
     )
 
 
-def score_cell(cell: Cell, config: Config) -> Scores:
+def score_cell(cell: Cell) -> Scores:
     """Return loss, accuracy and tokens of the trained cell by stream and view.
 
     A control reads contexts as text, cut to the positions of latents, and left out; other cells
     read latents, and nothing.
     """
+    config = cell.config
     directory, stage = Path(config.run.directory), config.stages[-1]
     _, tokenizer = read_model_files(directory)
     mesh = make_mesh(config.mesh)

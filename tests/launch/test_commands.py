@@ -24,6 +24,7 @@ RECIPE = ROOT / "configs" / "recipes" / "agent.py"
 # Arguments of every command, BAD being the path that is wrong: sources, and places to write.
 READS = {
     "launch.train": [["--config", "BAD"], ["--config", SCRATCH, "--set", "data.directory=BAD"]],
+    "launch.ablate": [["--sweep", "BAD", "--dry-run"], ["--sweep", "BAD", "--out", "NEW"]],
     "launch.chat": [["--checkpoint", "BAD"]],
     "launch.demo": [["--config", "BAD"]],
     "launch.compress": [[TINY, "--store", "NEW", "--checkpoint", "BAD"]],

@@ -45,11 +45,19 @@ def test_cells_need_different_names_and_files_of_these_names(make):
         Cell("a/b", cells[0].config, {})
 
 
-def test_cells_share_prepared_data(make):
-    first, second = grid(make, window=(16,), seed=(0, 1))
-    other = replace(second.config, data=replace(second.config.data, directory="elsewhere"))
-    with pytest.raises(ConfigError, match="cells share one data directory, got .*elsewhere"):
-        Sweep((first, replace(second, config=other)), "FLOPs", prepare=lambda config: None)
+def test_all_that_a_sweep_writes_is_in_its_directory(make, tmp_path):
+    cells = grid(make, window=(16,), seed=(0, 1))
+    prepared = Sweep(cells, "FLOPs", prepare=lambda config: None).in_directory(tmp_path)
+    assert [cell.config.run.directory for cell in prepared.cells] == [
+        str(tmp_path / "cells" / cell.name / "run") for cell in cells
+    ]
+    assert {cell.config.data.directory for cell in prepared.cells} == {str(tmp_path / "data")}
+
+
+def test_data_that_exists_stays_where_it_is(make, tmp_path):
+    cells = grid(make, window=(16,), seed=(0,))
+    (cell,) = Sweep(cells, "FLOPs").in_directory(tmp_path).cells
+    assert cell.config.data.directory == cells[0].config.data.directory
 
 
 def test_a_control_reads_every_context_as_text(config_once):

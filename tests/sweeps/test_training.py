@@ -19,11 +19,11 @@ def as_control(config):
 
 
 @pytest.mark.parametrize("kind", ["cell", "control"])
-def test_a_cell_is_trained_scored_and_read_back(config, tmp_path, kind):
+def test_a_cell_is_trained_scored_and_read_back(config, kind):
     here = replace(config, mesh=MeshConfig())
     changed = here if kind == "cell" else as_control(here)
     cell = Cell(kind, changed, {"pooling": "mean", "seed": 0})
-    result = train_cell(cell, tmp_path / kind)
+    result = train_cell(cell)
     views = {"cell": {"latents", "nothing"}, "control": {"text", "first", "nothing"}}[kind]
     assert {stream: set(scores) for stream, scores in result.scores.items()} == {
         stream.name: views for stream in config.stages[0].streams
@@ -34,7 +34,7 @@ def test_a_cell_is_trained_scored_and_read_back(config, tmp_path, kind):
     assert (result.tokens["latents"] > 0) == (kind == "cell")
     assert CellResult.from_dict(result.to_dict()) == result
     # A finished cell is scored again, not trained again.
-    assert train_cell(cell, tmp_path / kind).scores == result.scores
+    assert train_cell(cell).scores == result.scores
 
 
 def test_losses_are_weighted_by_tokens():

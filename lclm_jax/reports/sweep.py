@@ -1,0 +1,54 @@
+"""Tables of a sweep: what it will cost, and how far its workers are."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from lclm_jax.sweeps.plan import PlannedCell, flops_spread
+from lclm_jax.sweeps.workers import CellState
+
+MAX_REASON = 100  # characters of a failure
+
+
+def plan_table(plan: Sequence[PlannedCell]) -> Table:
+    """Return a row for every cell, and their sums."""
+    table = Table(
+        title=f"{len(plan)} cells; FLOPs differ by up to {100 * flops_spread(plan):.1f} %"
+    )
+    table.add_column("cell")
+    for column in ("encoder", "decoder", "FLOPs", "chip-hours", "fits"):
+        table.add_column(column, justify="right")
+    for cell in plan:
+        table.add_row(
+            cell.cell.name,
+            f"{cell.encoder_parameters:,}",
+            f"{cell.decoder_parameters:,}",
+            f"{cell.flops:.3g}",
+            "" if cell.chip_hours is None else f"{cell.chip_hours:,.3g}",
+            {None: "", True: "yes", False: "no"}[cell.fits],
+        )
+    hours = [cell.chip_hours for cell in plan if cell.chip_hours is not None]
+    total = f"{sum(hours):,.3g}" if hours else ""
+    table.add_row("together", "", "", f"{sum(cell.flops for cell in plan):.3g}", total, "")
+    return table
+
+
+def states_table(states: Sequence[CellState]) -> Table:
+    """Return a row for every cell: its status, attempts, worker, and last failure."""
+    counts = {name: sum(state.status == name for state in states) for name in STATUSES}
+    table = Table(title=", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    for column in ("cell", "status", "failed attempts", "worker", "last failure"):
+        table.add_column(column)
+    for state in states:
+        running = state.lease if state.status == "running" else None
+        table.add_row(
+            state.cell,
+            state.status,
+            str(len(state.failures) or ""),
+            f"{running.host}, process {running.pid}" if running else "",
+            state.failures[-1].reason[:MAX_REASON] if state.failures else "",
+        )
+    return table
+
+
+STATUSES = ("finished", "running", "waiting", "failed")

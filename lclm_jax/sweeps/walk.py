@@ -1,0 +1,71 @@
+"""Walking a sweep: the data is prepared once, then every cell is trained by some worker."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lclm_jax.compilation import enable_cache
+from lclm_jax.distributed.job import join
+from lclm_jax.distributed.processes import is_first
+from lclm_jax.sweeps.cells import DATA, Sweep
+from lclm_jax.sweeps.training import train_cell
+from lclm_jax.sweeps.workers import (
+    MAX_ATTEMPTS,
+    CellState,
+    Follower,
+    StopSignal,
+    Worker,
+    end_with_parent,
+    find_host,
+    read_states,
+    shared_directory,
+)
+from lclm_jax.sweeps.workers.layout import RESULT, cell_directory
+
+PROGRAMS = "programs"  # compiled programs, for cells of the same shapes
+
+__all__ = ["MAX_ATTEMPTS", "run_job", "sweep_states", "walk"]
+
+
+def walk(sweep: Sweep, directory: Path, command: Sequence[str], max_attempts: int) -> bool:
+    """Prepare the data and train cells until all are finished or failed.
+
+    `command` with the name of a job trains it in a process of its own. Where a slice has several
+    hosts, call this on each. Returns False where a signal stopped it before.
+    """
+    host = find_host()
+
+    def work(jobs: Sequence[str], stop: StopSignal) -> bool:
+        arguments = (directory, jobs, lambda job: [*command, job])
+        if host is None or host.index == 0:
+            name = host.slice_name if host else None
+            return Worker(*arguments, name, max_attempts).run(stop)
+        return Follower(*arguments, host.slice_name, host.index).run(stop)
+
+    with StopSignal() as stop:
+        is_done = sweep.prepare is None or work([DATA], stop)
+        return is_done and work([cell.name for cell in sweep.cells], stop)
+
+
+def run_job(sweep: Sweep, directory: Path, job: str):
+    """Prepare the data, or train the cell of this name, and write its result."""
+    join()
+    end_with_parent()
+    sweep = sweep.in_directory(directory)
+    if job == DATA:
+        config = sweep.cells[0].config
+        if is_first() and sweep.prepare is not None:
+            sweep.prepare(config)
+        result = {"data": config.data.directory}
+    else:
+        enable_cache(directory / PROGRAMS)
+        result = train_cell(sweep.cell(job)).to_dict()
+    if is_first():
+        path = cell_directory(directory, job) / RESULT
+        shared_directory.create(path, json.dumps(result, indent=1))
+
+
+def sweep_states(sweep: Sweep, directory: Path) -> list[CellState]:
+    """Return the states of the data and of all cells."""
+    jobs = [DATA] if sweep.prepare is not None else []
+    return read_states(directory, [*jobs, *(cell.name for cell in sweep.cells)])

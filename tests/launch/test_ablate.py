@@ -1,0 +1,73 @@
+"""The command that walks a sweep: workers, status and plan."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from launch import ablate
+from lclm_jax.config import MeshConfig
+from lclm_jax.config.values import to_dict
+from lclm_jax.sweeps.results import CellResult
+
+SWEEP = """
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from lclm_jax.config import Config
+from lclm_jax.config.values import from_dict
+from lclm_jax.sweeps.cells import Sweep, grid
+
+CONFIG = from_dict(Config, json.loads(Path({file!r}).read_text(encoding="utf-8")))
+
+
+def cell(control, seed):
+    share = float(control == "text")
+    streams = tuple(replace(x, plain_contexts=share) for x in CONFIG.stages[0].streams)
+    stage = replace(CONFIG.stages[0], streams=streams, steps=2)
+    return replace(CONFIG, stages=(stage,), run=replace(CONFIG.run, seed=seed))
+
+
+def sweep():
+    return Sweep(grid(cell, control=("no", "text"), seed=(0,)), budget="trained tokens")
+"""
+
+
+@pytest.fixture
+def sweep(config, tmp_path):
+    """The file of a sweep of two cells: one, and its uncompressed control."""
+    here = replace(config, mesh=MeshConfig(data=-1, fsdp=1))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(here)), encoding="utf-8")
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP.format(file=str(tmp_path / "config.json")), encoding="utf-8")
+    return file
+
+
+def test_a_worker_trains_every_cell_and_then_has_nothing_to_do(sweep, tmp_path):
+    command = [sys.executable, "-m", "launch.ablate", "--sweep", sweep, "--out", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+        assert done.returncode == 0, done.stderr
+        assert "2 finished" in done.stdout
+    cells = tmp_path / "out" / "cells"
+    results = [
+        CellResult.from_dict(json.loads((cells / name / "result.json").read_text("utf-8")))
+        for name in ("control-no.seed-0", "control-text.seed-0")
+    ]
+    assert [result.control for result in results] == [False, True]
+    assert all(result.tokens["trained_tokens"] > 0 for result in results)
+    assert results[0].loss("nothing") > 0 < results[1].loss("first")
+    assert [len(list(cell.glob("lease-*"))) for cell in cells.iterdir()] == [1, 1]
+
+
+def test_status_and_plan_are_tables(sweep, tmp_path, command, capsys):
+    assert command(ablate, "--sweep", sweep, "--out", tmp_path / "out", "--status") == 0
+    assert "2 waiting" in capsys.readouterr().out
+    assert command(ablate, "--sweep", sweep, "--dry-run") == 0
+    table = capsys.readouterr().out
+    assert "control-text.seed-0" in table and "together" in table
+    assert command(ablate, "--sweep", sweep) == 2
