@@ -14,9 +14,9 @@ FORBIDDEN = {
     "lclm_jax/model": ["lclm_jax/data"],
     # `import lclm_jax` reads prepared data, and must not load what prepares it.
     "lclm_jax/data/loading": ["lclm_jax/data/prepare", "lclm_jax/data/inputs"],
-    "lclm_jax/training": ["lclm_jax/inference", "lclm_jax/evaluation"],
-    "lclm_jax/inference": ["lclm_jax/training", "lclm_jax/evaluation"],
-    "lclm_jax/evaluation": ["lclm_jax/training"],
+    "lclm_jax/training": ["lclm_jax/inference", "lclm_jax/evaluation", "lclm_jax/sweeps"],
+    "lclm_jax/inference": ["lclm_jax/training", "lclm_jax/evaluation", "lclm_jax/sweeps"],
+    "lclm_jax/evaluation": ["lclm_jax/training", "lclm_jax/sweeps"],
     "lclm_jax/scoring": ["lclm_jax/training", "lclm_jax/inference", "lclm_jax/evaluation"],
     "lclm_jax/reports": ["lclm_jax/training"],
     "configs": ["launch", "convert"],

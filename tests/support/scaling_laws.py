@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-from lclm_jax.sweeps.scaling_law import FACTORS, Constant, Law, Observation, Term
+from lclm_jax.sweeps.analysis.scaling_law import FACTORS, Constant, Law, Observation, Term
 
 LEVELS = {
     "encoder": (1e6, 4e6, 1.6e7, 6.4e7),

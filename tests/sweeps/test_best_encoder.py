@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.best_encoder import best_encoder
-from lclm_jax.sweeps.bootstrap import bootstrap
-from lclm_jax.sweeps.scaling_law import fit
+from lclm_jax.sweeps.analysis.best_encoder import best_encoder
+from lclm_jax.sweeps.analysis.bootstrap import bootstrap
+from lclm_jax.sweeps.analysis.scaling_law import fit
 from tests.support.scaling_laws import draw_cells, make_law
 
 LAW = make_law("encoder", "tokens")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.bootstrap import (
+from lclm_jax.sweeps.analysis.bootstrap import (
     Interval,
     bootstrap,
     estimate,
     estimate_parameters,
     find_undetermined,
 )
-from lclm_jax.sweeps.scaling_law import fit
+from lclm_jax.sweeps.analysis.scaling_law import fit
 from tests.support.scaling_laws import draw_cells, make_law
 
 FEW = 39  # resamples, whose smallest and largest are the ends of the 95 % interval

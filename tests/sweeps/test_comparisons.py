@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.comparisons import Record, adjust, check_order, compare
+from lclm_jax.sweeps.analysis.comparisons import Record, adjust, check_order, compare
 
 MEAN, CONCAT, EOS = ({"pooling": name} for name in ("mean", "concat", "eos"))
 

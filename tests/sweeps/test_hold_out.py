@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.bootstrap import Interval
-from lclm_jax.sweeps.hold_out import Prediction, hold_out, measure_spread
+from lclm_jax.sweeps.analysis.bootstrap import Interval
+from lclm_jax.sweeps.analysis.hold_out import Prediction, hold_out, measure_spread
 from tests.support.scaling_laws import LEVELS, draw_cells, make_law
 
 FEW = 39

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.scaling_law import FACTORS, Law, Observation, Term, fit, tabulate
+from lclm_jax.sweeps.analysis.scaling_law import FACTORS, Law, Observation, Term, fit, tabulate
 from tests.support.scaling_laws import draw_cells, make_law
 
 CELL = Observation(encoder=1e7, decoder=1e8, tokens=1e9, ratio=8, loss=2.5)

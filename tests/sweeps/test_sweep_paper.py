@@ -6,8 +6,8 @@ import pytest
 
 from configs import scratch_0p6b
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps import paper
-from lclm_jax.sweeps.paper import DEFAULT, SEARCH, paper_loss, paper_order
+from lclm_jax.sweeps.analysis import paper
+from lclm_jax.sweeps.analysis.paper import DEFAULT, SEARCH, paper_loss, paper_order
 
 
 def test_the_default_is_the_config_of_the_search():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.bootstrap import RESAMPLES, Interval, bootstrap, find_undetermined
-from lclm_jax.sweeps.scaling_law import FACTORS, Law, Observation, fit
+from lclm_jax.sweeps.analysis.bootstrap import RESAMPLES, Interval, bootstrap, find_undetermined
+from lclm_jax.sweeps.analysis.scaling_law import FACTORS, Law, Observation, fit
 
 
 @dataclass(frozen=True)

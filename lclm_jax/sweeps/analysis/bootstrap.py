@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.scaling_law import (
+from lclm_jax.sweeps.analysis.scaling_law import (
     Law,
     Observation,
     Term,
@@ -17,7 +17,7 @@ from lclm_jax.sweeps.scaling_law import (
     tabulate,
     with_solution,
 )
-from lclm_jax.sweeps.variable_projection import (
+from lclm_jax.sweeps.analysis.variable_projection import (
     EXPONENT_BOUNDS,
     LOG_BOUNDS,
     Problem,

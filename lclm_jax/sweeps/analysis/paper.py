@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.comparisons import Setting
+from lclm_jax.sweeps.analysis.comparisons import Setting
 
 SEARCH_SOURCE = "arXiv 2606.09659v1, Figure 3: two random Qwen3-0.6B towers, 10,000 steps, 16x"
 FULL_SCALE_SOURCE = "arXiv 2606.09659v1, training at full scale"

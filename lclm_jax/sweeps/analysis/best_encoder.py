@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import brentq
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.bootstrap import Interval
-from lclm_jax.sweeps.scaling_law import FACTORS, Law
+from lclm_jax.sweeps.analysis.bootstrap import Interval
+from lclm_jax.sweeps.analysis.scaling_law import FACTORS, Law
 from lclm_jax.typing import Float, typed
 
 PARTNERS = ("tokens", "decoder")  # factors that can take what the encoder leaves of a budget

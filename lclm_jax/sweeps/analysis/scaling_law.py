@@ -18,7 +18,7 @@ from scipy.stats import qmc
 from lclm_jax.config.settings import NotNegative, Positive, Seed, Settings
 from lclm_jax.config.values import from_dict, to_dict
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.variable_projection import LOG_BOUNDS, Problem, Solution, search
+from lclm_jax.sweeps.analysis.variable_projection import LOG_BOUNDS, Problem, Solution, search
 
 log = logging.getLogger(__name__)
 Factor = Literal["encoder", "decoder", "tokens", "ratio"]
