@@ -16,7 +16,7 @@ from lclm_jax.batch import empty_batch, empty_windows
 from lclm_jax.capacity.jaxpr import CacheRead
 from lclm_jax.config import Config, ModelConfig, StageConfig, TransformerConfig
 from lclm_jax.costs.chips import Slice
-from lclm_jax.costs.work import Flops, adapter_flops, layer_flops, training_flops
+from lclm_jax.costs.work import Flops, adapter_flops, layer_flops
 from lclm_jax.data.loading import row_budget
 from lclm_jax.data.records import count_latents
 from lclm_jax.distributed.sharding import (
@@ -41,7 +41,7 @@ from lclm_jax.inference.prompts import PlannedChunk, Prompt, make_chunk, plan_ch
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.attention.tpu import prefix_lengths
 from lclm_jax.model.params import abstract_params
-from lclm_jax.training.state import abstract_state, trained_parts
+from lclm_jax.training.state import abstract_state, step_flops
 from lclm_jax.training.step import train_step
 
 Job = Literal["train", "compress", "prefill", "decode"]
@@ -158,11 +158,8 @@ class Program:
         ]
 
     def _train_size(self) -> CallSize:
-        data = self.config.data
-        windows = self.stage.row_windows or data.row_windows
-        parts = trained_parts(self.config, self.stage)
-        row = training_flops(self.config.model, data.row_positions, windows, parts)
-        return CallSize(data.row_positions, row.scale(data.batch_rows))
+        flops = step_flops(self.config, self.stage)
+        return CallSize(self.config.data.row_positions, flops)
 
     def _compress_sizes(self) -> list[CallSize]:
         model, at_once = self.config.model, self.windows_at_once

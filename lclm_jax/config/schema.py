@@ -321,6 +321,11 @@ class StageConfig(Settings):
                 f"the shares of stage {self.name}'s streams must have a positive sum, all are 0"
             )
 
+    @property
+    def has_latents(self) -> bool:
+        """True where the stage compresses some contexts, and does not read all as plain text."""
+        return self.compress and any(stream.plain_contexts < 1 for stream in self.streams)
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):

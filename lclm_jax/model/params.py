@@ -77,7 +77,8 @@ def component(path: str) -> str:
     return path.split("/")[0]
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+@cache
+def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every parameter by its path; nothing is allocated."""
     shapes = nn.meta.unbox(_boxed_shapes(config))
     return {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}

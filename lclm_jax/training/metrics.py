@@ -15,10 +15,9 @@ import numpy as np
 
 from lclm_jax.config import Stream
 from lclm_jax.costs.chips import find_chip
-from lclm_jax.costs.work import training_flops
 from lclm_jax.training.non_finite import NonFiniteWatch
 from lclm_jax.training.stage import StageRun
-from lclm_jax.training.state import trained_parts
+from lclm_jax.training.state import step_flops
 from lclm_jax.training.step import STREAM_SUMS, Metrics
 from lclm_jax.training.step_info import StepInfo
 
@@ -134,16 +133,10 @@ class Speed:
         """Return the size of a stage's steps on the devices of this machine."""
         config, stage = stage_run.run.config, stage_run.stage
         data = config.data
-        row_flops = training_flops(
-            config.model,
-            data.row_positions,
-            stage.row_windows or data.row_windows,
-            trained_parts(config, stage),
-        ).total
         chip = find_chip(jax.devices()[0].device_kind)
         return cls(
             positions=data.batch_rows * data.row_positions,
-            flops=data.batch_rows * row_flops / jax.device_count(),
+            flops=step_flops(config, stage).total / jax.device_count(),
             peak=chip.peak_flops if chip else None,
         )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lclm_jax.config import Config, ConfigError, ModelConfig, OptimizerConfig, StageConfig
+from lclm_jax.costs.work import Flops, training_flops
 from lclm_jax.distributed.sharding import replicated
 from lclm_jax.model.params import abstract_params, component, flatten, parameter_shapes
 from lclm_jax.training.optim import assign_groups, init_moments
@@ -30,6 +31,18 @@ def trained_parts(config: Config, stage: StageConfig) -> set[str]:
     """Return those of encoder, adapter and decoder that a stage trains."""
     groups = assign_groups(list(parameter_shapes(config.model)), stage)
     return {component(label) for label in groups} - {"head"}
+
+
+def step_flops(config: Config, stage: StageConfig) -> Flops:
+    """Count the model FLOPs of a step of full rows on all devices.
+
+    Encoder and adapter take none in a stage without latents.
+    """
+    data = config.data
+    windows = (stage.row_windows or data.row_windows) if stage.has_latents else 0
+    parts = trained_parts(config, stage)
+    row = training_flops(config.model, data.row_positions, windows, parts)
+    return row.scale(data.batch_rows)
 
 
 def abstract_state(config: Config, stage: StageConfig, mesh: Mesh) -> TrainState:
