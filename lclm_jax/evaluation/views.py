@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lclm_jax.config import ConfigError
-from lclm_jax.data.records import CONTEXT_TAGS, count_latents
+from lclm_jax.data.records import context_positions
 from lclm_jax.inference.language_model import LanguageModel
 
 ViewName = Literal["latents", "text", "nothing", "first", "random", "expand"]
@@ -93,7 +93,7 @@ def cut_tokens(
     `random` depend on the tokens only.
     """
     if count is None:
-        count = count_latents(len(tokens), model.config, view.ratio) + CONTEXT_TAGS
+        count = context_positions(len(tokens), model.config, view.ratio)
     count = min(count, len(tokens))
     if view.name == "first":
         return tokens[:count]

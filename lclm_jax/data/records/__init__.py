@@ -1,6 +1,13 @@
 """Records: what one training example says, and the arrays it becomes."""
 
-from lclm_jax.data.records.layout import CONTEXT_TAGS, Example, RecordSize, lay_out, measure
+from lclm_jax.data.records.layout import (
+    CONTEXT_TAGS,
+    Example,
+    RecordSize,
+    context_positions,
+    lay_out,
+    measure,
+)
 from lclm_jax.data.records.sections import Role, Section
 from lclm_jax.data.records.spans import Context, Given, Plain, Span, Tokens
 from lclm_jax.data.records.views import VIEWS, View
@@ -26,6 +33,7 @@ __all__ = [
     "Span",
     "Tokens",
     "View",
+    "context_positions",
     "count_latents",
     "cut_windows",
     "latent_starts",

@@ -55,6 +55,11 @@ class RecordSize:
         return sum(length for length, _ in self.pieces)
 
 
+def context_positions(length: int, config: ModelConfig, ratio: int | None = None) -> int:
+    """Count the decoder positions of a context of `length` tokens: its latents and two tags."""
+    return count_latents(length, config, ratio) + CONTEXT_TAGS
+
+
 def measure(record: Sequence[Span], config: ModelConfig) -> RecordSize:
     """Return the size of what `lay_out` makes of a record; its tokens may be ranges."""
     positions = trained = compressed = 0
@@ -68,7 +73,7 @@ def measure(record: Sequence[Span], config: ModelConfig) -> RecordSize:
         elif isinstance(span, Given):
             positions += span.count + CONTEXT_TAGS
         else:
-            positions += count_latents(len(span.tokens), config, span.ratio) + CONTEXT_TAGS
+            positions += context_positions(len(span.tokens), config, span.ratio)
             compressed += len(span.tokens)
             pieces += _piece_sizes(span, config)
     return RecordSize(positions, tuple(pieces), trained, compressed)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from lclm_jax.config import ModelConfig
-from lclm_jax.data.records.layout import CONTEXT_TAGS
+from lclm_jax.data.records.layout import context_positions
 from lclm_jax.data.records.spans import Context, Plain, Span
-from lclm_jax.data.records.windows import count_latents
 
 View = Callable[[Sequence[Span]], Sequence[Span]]
 
@@ -37,12 +36,13 @@ def first_tokens(record: Sequence[Span], config: ModelConfig) -> list[Span]:
 
     Those are its latents and two tags; as many of its first tokens are plain text without loss.
     """
-    return [
-        Plain(span.tokens[: count_latents(len(span.tokens), config, span.ratio) + CONTEXT_TAGS])
-        if isinstance(span, Context)
-        else span
-        for span in record
-    ]
+    spans: list[Span] = []
+    for span in record:
+        if isinstance(span, Context):
+            count = context_positions(len(span.tokens), config, span.ratio)
+            span = Plain(span.tokens[:count])
+        spans.append(span)
+    return spans
 
 
 def train_first_span(record: Sequence[Span]) -> list[Span]:
