@@ -1,0 +1,1 @@
+"""Sweeps for `launch.ablate`."""
