@@ -1,12 +1,13 @@
 """Train the cells of a sweep: any number of workers share one list, without a coordinator.
 
-    python -m launch.ablate --sweep configs/ablations/small_search.py --out runs/search
+    python -m launch.ablate --sweep configs/ablations/paper_scratch.py --out runs/scratch
     python -m launch.ablate --sweep FILE --dry-run --slice v5p:2x2x1     # sizes, FLOPs, chip-hours
     python -m launch.ablate --sweep FILE --out DIR --status
 
 DIR exists, and all workers see it. Start a worker on every slice, on each of its hosts; it takes
 the next cell that nobody trains. A worker that is killed gives its cell back within a minute; the
-same command goes on. To try a failed cell again, remove its directory.
+same command goes on. To try a failed cell again, remove its directory. Exit status 0 where all
+cells are finished, 3 where some failed.
 """
 
 import sys
@@ -18,7 +19,10 @@ from lclm_jax.progress import track
 from lclm_jax.reports.sweep import plan_table, states_table
 from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.plan import plan_sweep
-from lclm_jax.sweeps.walk import MAX_ATTEMPTS, run_job, sweep_states, walk
+from lclm_jax.sweeps.walk import run_job, sweep_states, walk
+from lclm_jax.sweeps.workers import MAX_ATTEMPTS
+
+FAILED_STATUS = 3
 
 
 def main():
@@ -46,8 +50,10 @@ def main():
     else:
         command = [sys.executable, "-m", "launch.ablate", "--sweep", arguments.sweep]
         command += ["--out", str(arguments.out), "--job"]
-        walk(sweep, arguments.out, command, arguments.attempts)
-        show_table(states_table(sweep_states(sweep, arguments.out)))
+        states = walk(sweep, arguments.out, command, arguments.attempts)
+        show_table(states_table(states))
+        if any(state.status == "failed" for state in states):
+            sys.exit(FAILED_STATUS)
 
 
 if __name__ == "__main__":

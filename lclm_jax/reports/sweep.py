@@ -1,12 +1,15 @@
 """Tables of a sweep: what it will cost, and how far its workers are."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from rich.table import Table
+from rich.text import Text
 
 from lclm_jax.sweeps.plan import PlannedCell, flops_spread
-from lclm_jax.sweeps.workers import CellState
+from lclm_jax.sweeps.workers.states import CellState, Status
 
+STATUSES: tuple[Status, ...] = get_args(Status)
 MAX_REASON = 100  # characters of a failure
 
 
@@ -46,9 +49,12 @@ def states_table(states: Sequence[CellState]) -> Table:
             state.status,
             str(len(state.failures) or ""),
             f"{running.host}, process {running.pid}" if running else "",
-            state.failures[-1].reason[:MAX_REASON] if state.failures else "",
+            shorten(state.failures[-1].reason) if state.failures else "",
         )
     return table
 
 
-STATUSES = ("finished", "running", "waiting", "failed")
+def shorten(reason: str) -> Text:
+    """Return the first and the last line of a reason: how a cell ended, and its last words."""
+    lines = reason.splitlines()
+    return Text("; ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))[:MAX_REASON])

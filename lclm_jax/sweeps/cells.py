@@ -3,7 +3,7 @@
 A sweep is a Python file in `configs/ablations` with a function `sweep()`:
 
     def sweep() -> Sweep:
-        return Sweep(grid(cell_config, pooling=("mean", "concat"), seed=(0, 1, 2)), ...)
+        return Sweep(grid(cell_config, pooling=("mean", "concat"), seed=(0, 1, 2)))
 """
 
 import itertools
@@ -18,7 +18,6 @@ from lclm_jax.experiment import load_object
 from lclm_jax.sweeps.workers.layout import cell_directory
 
 Level = str | int | float  # of a factor
-SEED = "seed"  # the factor whose levels repeat a cell
 RUN = "run"  # the directory of a cell's training, in that of the cell
 DATA = "data"  # the directory of a sweep's data, and the job that prepares it
 
@@ -43,47 +42,21 @@ class Cell:
     @property
     def is_control(self) -> bool:
         """True where the decoder reads every context as plain text, the limit of compression."""
-        return not any(
-            stage.compress and stream.plain_contexts < 1
-            for stage in self.config.stages
-            for stream in stage.streams
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Levels of a factor to compare in pairs of cells that differ in nothing else.
-
-    Attributes:
-        factor: its name.
-        order: levels, by the loss that the paper reports or the sweep's author expects, least
-            first; neighbours are compared.
-    """
-
-    factor: str
-    order: tuple[Level, ...]
+        return not any(stage.has_latents for stage in self.config.stages)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The cells of an ablation, and how they are compared.
+    """The cells of an ablation, and the data that they share.
 
     Attributes:
         cells: in the order in which workers try them.
         prepare: writes the data that all cells share, reusing what is there; None where it is
             prepared already.
-        streams: names of the streams whose held-out losses are the results; none: all.
-        budget: "trained tokens" or "FLOPs", whichever is equal for all cells.
-        comparisons: of levels, for the report.
-        expected: what the author expected before any cell was trained, for the report.
     """
 
     cells: tuple[Cell, ...]
-    budget: str
     prepare: Callable[[Config], None] | None = None
-    streams: tuple[str, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
-    expected: str = ""
 
     def __post_init__(self):
         names = [cell.name for cell in self.cells]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,16 @@ def count_parameters(config: Config, embeddings: bool = True) -> dict[str, int]:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's log; of lines that a continued run wrote twice, the last."""
-    lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
-    return list({(line["stage"], line["step"]): line for line in lines}.values())
+    """Read the lines of a run's log, without those that were cut short.
+
+    Of lines that a continued run wrote twice, it is the last.
+    """
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines[line["stage"], line["step"]] = line
+    return list(lines.values())
 
 
 def training_seconds(lines: list[dict[str, Any]]) -> float:

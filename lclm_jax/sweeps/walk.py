@@ -7,10 +7,10 @@ from pathlib import Path
 from lclm_jax.compilation import enable_cache
 from lclm_jax.distributed.job import join
 from lclm_jax.distributed.processes import is_first
+from lclm_jax.errors import UserError
 from lclm_jax.sweeps.cells import DATA, Sweep
 from lclm_jax.sweeps.training import train_cell
 from lclm_jax.sweeps.workers import (
-    MAX_ATTEMPTS,
     CellState,
     Follower,
     StopSignal,
@@ -24,27 +24,45 @@ from lclm_jax.sweeps.workers.layout import RESULT, cell_directory
 
 PROGRAMS = "programs"  # compiled programs, for cells of the same shapes
 
-__all__ = ["MAX_ATTEMPTS", "run_job", "sweep_states", "walk"]
+
+class SweepError(UserError):
+    """The data of a sweep could not be prepared."""
 
 
-def walk(sweep: Sweep, directory: Path, command: Sequence[str], max_attempts: int) -> bool:
-    """Prepare the data and train cells until all are finished or failed.
+def walk(
+    sweep: Sweep, directory: Path, command: Sequence[str], max_attempts: int
+) -> list[CellState]:
+    """Prepare the data and train cells until all are finished or failed; return their states.
 
-    `command` with the name of a job trains it in a process of its own. Where a slice has several
-    hosts, call this on each. Returns False where a signal stopped it before.
+    `command` with the name of a job does it in a process of its own. Where a slice has several
+    hosts, call this on each.
+
+    Raises SweepError where the data cannot be prepared, before any cell is trained, and
+    KeyboardInterrupt after SIGTERM or Ctrl-C.
     """
     host = find_host()
 
-    def work(jobs: Sequence[str], stop: StopSignal) -> bool:
+    def work(jobs: Sequence[str]) -> list[CellState]:
         arguments = (directory, jobs, lambda job: [*command, job])
-        if host is None or host.index == 0:
-            name = host.slice_name if host else None
-            return Worker(*arguments, name, max_attempts).run(stop)
-        return Follower(*arguments, host.slice_name, host.index).run(stop)
+        with StopSignal() as stop:
+            if host is None or host.index == 0:
+                name = host.slice_name if host else None
+                is_done = Worker(*arguments, name, max_attempts).run(stop)
+            else:
+                is_done = Follower(*arguments, host.slice_name, host.index).run(stop)
+        if not is_done:
+            raise KeyboardInterrupt("stopped; the same command goes on")
+        return read_states(directory, jobs)
 
-    with StopSignal() as stop:
-        is_done = sweep.prepare is None or work([DATA], stop)
-        return is_done and work([cell.name for cell in sweep.cells], stop)
+    if sweep.prepare is not None:
+        (data,) = work([DATA])
+        if data.status == "failed":
+            reason = data.failures[-1].reason if data.failures else "see its log"
+            raise SweepError(
+                f"the data could not be prepared ({reason}); mend that and remove "
+                f"{cell_directory(directory, DATA)}"
+            )
+    return work([cell.name for cell in sweep.cells])
 
 
 def run_job(sweep: Sweep, directory: Path, job: str):

@@ -10,6 +10,7 @@ import pytest
 from launch import ablate
 from lclm_jax.config import MeshConfig
 from lclm_jax.config.values import to_dict
+from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.results import CellResult
 
 SWEEP = """
@@ -32,7 +33,7 @@ def cell(control, seed):
 
 
 def sweep():
-    return Sweep(grid(cell, control=("no", "text"), seed=(0,)), budget="trained tokens")
+    return Sweep(grid(cell, control=("no", "text"), seed=(0,)))
 """
 
 
@@ -71,3 +72,31 @@ def test_status_and_plan_are_tables(sweep, tmp_path, command, capsys):
     table = capsys.readouterr().out
     assert "control-text.seed-0" in table and "together" in table
     assert command(ablate, "--sweep", sweep) == 2
+
+
+def test_no_cell_is_trained_where_the_data_cannot_be_prepared(sweep, tmp_path):
+    text = sweep.read_text(encoding="utf-8").replace("seed=(0,)))", "seed=(0,)), prepare=fail)")
+    text += '\n\ndef fail(config):\n    raise ValueError("no [/room] left")\n'
+    sweep.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "launch.ablate", "--sweep", sweep, "--out", out]
+    ended = subprocess.run(
+        [*command, "--attempts", "1"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert ended.returncode == 2
+    assert "the data could not be prepared (exit code 1" in ended.stderr
+    assert [cell.name for cell in (out / "cells").iterdir()] == ["data"]
+    status = subprocess.run([*command, "--status"], capture_output=True, encoding="utf-8")
+    assert "1 failed" in status.stdout and "no [/room] left" in status.stdout
+
+
+def test_the_papers_search_is_a_sweep():
+    sweep = load_sweep("configs/ablations/paper_scratch.py")
+    assert len(sweep.cells) == 30
+    assert [cell.name for cell in sweep.cells if cell.is_control] == [
+        f"control-text.seed-{seed}" for seed in range(3)
+    ]
+    window = sweep.cell("pooling-mean.window-16.mask-causal.overlap-0.adapter-mlp.ratio-16.seed-1")
+    assert window.config.model.compression.window == 16 and window.config.run.seed == 1
+    assert window.config.data.row_windows == 64 * sweep.cells[0].config.data.row_windows

@@ -78,7 +78,7 @@ class Machine:
             worker.run(self)  # type: ignore[arg-type]
         except Killed:
             pass
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 the test raises it in its own thread
             self.error = error
         self.ended = True
         self.world.turn_over.release()

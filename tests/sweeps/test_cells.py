@@ -29,7 +29,7 @@ def test_a_grid_has_a_cell_for_every_combination_of_levels(make):
 
 
 def test_a_cell_is_found_by_its_name(make):
-    sweep = Sweep(grid(make, window=(16,), seed=(0, 1)), budget="trained tokens")
+    sweep = Sweep(grid(make, window=(16,), seed=(0, 1)))
     assert sweep.cell("window-16.seed-1").config.run.seed == 1
     with pytest.raises(ConfigError, match="no cell 'window-64.seed-1'; its first cells are window"):
         sweep.cell("window-64.seed-1")
@@ -38,16 +38,16 @@ def test_a_cell_is_found_by_its_name(make):
 def test_cells_need_different_names_and_files_of_these_names(make):
     cells = grid(make, window=(16,), seed=(0,))
     with pytest.raises(ConfigError, match="window-16.seed-0 more than once"):
-        Sweep((*cells, *cells), budget="trained tokens")
+        Sweep((*cells, *cells))
     with pytest.raises(ConfigError, match="at least one cell"):
-        Sweep((), budget="trained tokens")
+        Sweep(())
     with pytest.raises(ConfigError, match="Cell.name"):
         Cell("a/b", cells[0].config, {})
 
 
 def test_all_that_a_sweep_writes_is_in_its_directory(make, tmp_path):
     cells = grid(make, window=(16,), seed=(0, 1))
-    prepared = Sweep(cells, "FLOPs", prepare=lambda config: None).in_directory(tmp_path)
+    prepared = Sweep(cells, prepare=lambda config: None).in_directory(tmp_path)
     assert [cell.config.run.directory for cell in prepared.cells] == [
         str(tmp_path / "cells" / cell.name / "run") for cell in cells
     ]
@@ -56,7 +56,7 @@ def test_all_that_a_sweep_writes_is_in_its_directory(make, tmp_path):
 
 def test_data_that_exists_stays_where_it_is(make, tmp_path):
     cells = grid(make, window=(16,), seed=(0,))
-    (cell,) = Sweep(cells, "FLOPs").in_directory(tmp_path).cells
+    (cell,) = Sweep(cells).in_directory(tmp_path).cells
     assert cell.config.data.directory == cells[0].config.data.directory
 
 

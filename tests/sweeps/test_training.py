@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from lclm_jax.config import MeshConfig
+from lclm_jax.data.records import Context, Plain, measure
+from lclm_jax.data.records.views import first_tokens
 from lclm_jax.sweeps.budget import run_flops
 from lclm_jax.sweeps.cells import Cell
 from lclm_jax.sweeps.results import CellResult
-from lclm_jax.sweeps.training import count_parameters, train_cell, training_seconds
+from lclm_jax.sweeps.training import count_parameters, read_log, train_cell, training_seconds
 
 
 def as_control(config):
@@ -66,3 +68,16 @@ def test_seconds_of_a_log_are_those_of_its_steps():
         {"stage": "b", "step": 4, "step_seconds": 3.0},
     ]
     assert training_seconds(lines) == 20 + 5 + 12
+
+
+def test_a_log_is_read_without_lines_that_were_cut_short_or_written_again(tmp_path):
+    lines = ['{"stage": "a", "step": 1, "x": 1}', '{"stage": "a", "st', '{"stage": "a", "step": 1}']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert read_log(tmp_path / "log.jsonl") == [{"stage": "a", "step": 1}]
+
+
+def test_first_tokens_take_as_many_positions_as_latents(config):
+    record = [Plain(range(3)), Context(range(40)), Context(range(5)), Plain(range(4), trained=True)]
+    cut = first_tokens(record, config.model)  # 4 tokens per latent, and two tags
+    assert cut == [Plain(range(3)), Plain(range(12)), Plain(range(4)), record[3]]
+    assert measure(cut, config.model).positions == measure(record, config.model).positions
