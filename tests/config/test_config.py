@@ -31,6 +31,8 @@ from lclm_jax.evaluation.held_out import EvaluationConfig
 from lclm_jax.evaluation.tuning import Grid
 from lclm_jax.evaluation.views import View
 from lclm_jax.inference.sampling import Sampling
+from lclm_jax.sweeps.analysis.scaling_law import Constant, Law, Observation, Term
+from lclm_jax.sweeps.workers import Intervals
 
 pytestmark = pytest.mark.newest
 
@@ -156,7 +158,10 @@ def config_parts() -> list[Settings]:
     small = (model.encoder, model.compression, model.adapter, stage.groups[0], stage.streams[0])
     efficiency = EfficiencySettings((64,), (View("text"),))
     evaluated = (EvaluationConfig(), Sampling(), Grid(), efficiency)
-    return [*parts, *small, recipe.sources[0], *evaluated]
+    term, constant = Term("encoder", 0.5, 0.3, (1e6, 2e6)), Constant("ratio", 4.0)
+    law = Law(1.0, (term,), (constant,), 0.01)
+    swept = (Intervals(), Observation(1e6, 1e6, 1e9, 4.0, 2.0), term, constant, law)
+    return [*parts, *small, recipe.sources[0], *evaluated, *swept]
 
 
 def test_every_dataclass_of_settings_is_examined():
