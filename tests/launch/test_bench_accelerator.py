@@ -23,7 +23,7 @@ RESULTS = ["right", *SERVING, *(part.name for part in CHOSEN if part.name != "ri
 def start(directory: Path, *arguments: str) -> str:
     """Run the command, and return what it writes to the terminal."""
     command = [sys.executable, "-m", "launch.bench.accelerator", "--out", str(directory)]
-    command += arguments
+    command += ["--minutes", "60", *arguments]  # a busy machine takes longer than a GPU's eight
     return subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True
     ).stdout
@@ -104,7 +104,7 @@ def test_time_is_divided_among_the_parts_that_are_left():
         left -= seconds[-1]
     assert abs(left) < 1e-6
     assert min(seconds) > 3
-    assert allowance(Part("a", 10), [Part("b", 10)], 1000.0) == 15.0
+    assert allowance(Part("a", 10), [Part("b", 30)], 1000.0) == 250.0
 
 
 def test_results_of_other_shapes_are_not_mixed(tmp_path):

@@ -108,15 +108,10 @@ def run_parts(plan: Plan):
 def allowance(part: Part, waiting: list[Part], left: float) -> float:
     """Return the seconds for a part: its share of the time left, relative to those that follow.
 
-    If there is more time than all need, only the last part gets more than 1.5 times its share.
-
     >>> allowance(Part("a", 60), [Part("b", 40)], 50.0), allowance(Part("a", 60), [], 200.0)
     (30.0, 200.0)
     """
-    if not waiting:
-        return left
-    total = part.share + sum(later.share for later in waiting)
-    return part.share * min(left / total, 1.5)
+    return left * part.share / (part.share + sum(later.share for later in waiting))
 
 
 def check_directory(directory: Path, asked: Mapping[str, object]):

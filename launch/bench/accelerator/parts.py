@@ -18,7 +18,7 @@ class Part:
     """A process. Its name is SECTION, or SECTION.DETAIL if a section has several parts."""
 
     name: str
-    share: float  # time budget in seconds, scaled if the total does not fit
+    share: float  # weight in dividing the time; seconds when all parts run in eight minutes
     on_cpu: bool = False  # jax must not use the accelerator
     # Use the compilation cache on disk. Threads that write to it at the same time broke entries.
     cached: bool = True
