@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lclm_jax.compilation import enable_cache
 from lclm_jax.distributed.job import join
-from lclm_jax.distributed.processes import is_first
+from lclm_jax.distributed.processes import is_first, once
 from lclm_jax.errors import UserError
 from lclm_jax.sweeps.cells import DATA, Sweep
 from lclm_jax.sweeps.training import train_cell
@@ -72,8 +73,8 @@ def run_job(sweep: Sweep, directory: Path, job: str):
     sweep = sweep.in_directory(directory)
     if job == DATA:
         config = sweep.cells[0].config
-        if is_first() and sweep.prepare is not None:
-            sweep.prepare(config)
+        if sweep.prepare is not None:
+            once("prepare the data", partial(sweep.prepare, config))
         result = {"data": config.data.directory}
     else:
         enable_cache(directory / PROGRAMS)
