@@ -57,8 +57,8 @@ def count(cell: Path, number: str):
         (cell / "overlap").touch()
 
 
-def fail(cell: Path, message: str):
-    sys.exit(message)
+def fail(cell: Path, message: str = ""):
+    sys.exit(message or 1)
 
 
 def die(cell: Path):

@@ -13,7 +13,7 @@ from tests.support.sweep_worker import child_command
 
 PATIENCE_SECONDS = 120  # for what takes two on a quiet machine
 # So long that no lease becomes stale by chance, and so short that a test need not wait.
-SOON = {"heartbeat": 0.1, "expiry": 2, "stale": 3, "poll": 0.1}
+SOON = {"heartbeat": 0.1, "expiry": 2, "stale": 3, "poll": 0.1, "retry": 0.1}
 
 
 class Sweep:
@@ -24,13 +24,15 @@ class Sweep:
         self.cells = cells
         self.processes: list[subprocess.Popen] = []
 
-    def run(self, stop: StopSignal | None = None, grace: float = 60, **options) -> bool:
+    def run(
+        self, stop: StopSignal | None = None, grace: float = 60, retry: float = 0.1, **options
+    ) -> bool:
         """Run a worker in this process."""
         return Worker(
             self.directory,
             list(self.cells),
             lambda cell: child_command(self.directory, self.cells, cell),
-            intervals=Intervals(**SOON | {"grace": grace}),
+            intervals=Intervals(**SOON | {"grace": grace, "retry": retry}),
             **options,
         ).run(stop or StopSignal())
 

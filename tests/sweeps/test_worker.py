@@ -94,6 +94,14 @@ def test_a_child_that_does_not_stop_is_killed_after_the_grace_period(sweep):
     assert not is_alive(*sweep.children("a"))
 
 
+def test_a_cell_that_failed_waits_for_another_worker_before_it_is_tried_here_again(sweep):
+    sweep = sweep(bad="fail", good="count 1")
+    assert sweep.run(retry=3, max_attempts=2)
+    last_try = sweep.file("bad", "children").stat().st_mtime_ns
+    assert len(sweep.children("bad")) == 2
+    assert sweep.file("good", "result.json").stat().st_mtime_ns < last_try
+
+
 def test_what_a_child_started_does_not_outlive_it(sweep):
     sweep, stop = sweep(a="spawn"), StopSignal()
     stop_when(stop, sweep.file("a", "spawned").exists)

@@ -1,5 +1,6 @@
 """The cells of a sweep in the order in which a worker takes them."""
 
+import math
 import os
 import socket
 import uuid
@@ -37,6 +38,7 @@ class CellQueue:
         self._max_attempts = max_attempts
         self._clock = clock
         self._intervals = intervals
+        self._postponed: dict[Path, float] = {}  # times from which cells may be tried again
         self._watch = LeaseWatch(clock)
         host, pid = socket.gethostname(), os.getpid()
         self._lease = Lease(f"{host}-{pid}-{uuid.uuid4().hex[:8]}", host, pid)
@@ -48,6 +50,8 @@ class CellQueue:
             if is_settled(names):
                 self._unsettled.remove(cell)
                 continue
+            if self._is_postponed(cell, names):
+                continue
             lease = self._claim(cell, newest_generation(names))
             if lease is None:
                 continue
@@ -55,6 +59,16 @@ class CellQueue:
                 return lease
             self._unsettled.remove(cell)
         return None
+
+    def postpone(self, cell: Path):
+        """Leave a cell to other workers for a while, since this one's machine may be at fault."""
+        self._postponed[cell] = self._clock() + self._intervals.retry
+
+    def _is_postponed(self, cell: Path, names: Sequence[str]) -> bool:
+        """Return True for a cell that is to be tried again, but not yet."""
+        if self._clock() >= self._postponed.get(cell, -math.inf):
+            return False
+        return len(read_failures(cell, names)) < self._max_attempts
 
     @property
     def is_empty(self) -> bool:

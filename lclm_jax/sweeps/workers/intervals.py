@@ -15,6 +15,7 @@ class Intervals(Settings):
     stale: Positive = 45  # without a heartbeat, until others may claim the cell
     poll: Positive = 5  # from one look at cells that others train to the next
     grace: Positive = 60  # from SIGTERM until training is killed
+    retry: Positive = 60  # from a failed attempt until its worker tries the cell again
 
     def __post_init__(self):
         super().__post_init__()

@@ -89,6 +89,8 @@ class Worker:
             state, reason = self._attempt(lease, stop)
         except LeaseExpired as expiry:
             state, reason = "failed", str(expiry)
+        if state == "failed":
+            self._queue.postpone(lease.cell)
         lease.release(state, reason)
         log.info("%s", ": ".join([cell, state, *reason.splitlines()[:1]]))
 
