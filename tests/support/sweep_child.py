@@ -88,6 +88,11 @@ def ignore(cell: Path):
     time.sleep(STUBBORN_SECONDS)
 
 
+def interrupt(cell: Path):
+    """End as a command that was interrupted and has saved."""
+    sys.exit(130)
+
+
 def spawn(cell: Path):
     """Start a process that would outlive this one, as a data worker might."""
     process = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", f"{STUBBORN_SECONDS}")
@@ -104,7 +109,8 @@ def meet(cell: Path):
 
 
 BEHAVIOURS = {
-    function.__name__: function for function in (count, fail, die, end, save, ignore, spawn, meet)
+    function.__name__: function
+    for function in (count, fail, die, end, save, ignore, interrupt, spawn, meet)
 }
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ class SimulatedChild:
     def kill(self):
         self.ended = True
 
+    was_interrupted = False
+
     def describe_end(self) -> str:
         return self.outcome
 

@@ -94,6 +94,18 @@ def test_a_child_that_does_not_stop_is_killed_after_the_grace_period(sweep):
     assert not is_alive(*sweep.children("a"))
 
 
+def test_an_interrupted_child_stops_its_worker_and_is_no_failed_attempt(sweep):
+    """A machine about to be taken away must not fail one cell after the other."""
+    sweep = sweep(a="interrupt", b="count 1")
+    assert not sweep.run()
+    a, b = sweep.states()
+    assert (a.status, a.lease.state, a.failures) == ("waiting", "interrupted", ())
+    assert b.generation == 0
+    sweep.cells["a"] = "count 1"
+    assert sweep.run(max_attempts=1)
+    sweep.check_finished()
+
+
 def test_a_cell_that_failed_waits_for_another_worker_before_it_is_tried_here_again(sweep):
     sweep = sweep(bad="fail", good="count 1")
     assert sweep.run(retry=3, max_attempts=2)

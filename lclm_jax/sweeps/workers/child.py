@@ -23,6 +23,7 @@ from lclm_jax.sweeps.workers.leases import Clock
 PIPE = "LCLM_JAX_SWEEP_PIPE"  # set in a child, whose standard input is the pipe
 TIME = struct.Struct("d")  # seconds of time.monotonic, the same in all processes of a machine
 MAX_REASON_BYTES = 2000  # of a log
+INTERRUPTED_STATUS = 130  # as `cli.run` ends an interrupted command
 
 
 class Child:
@@ -87,6 +88,11 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._pipe.close()
+
+    @property
+    def was_interrupted(self) -> bool:
+        """True where the child has saved and ended early, as at a notice of maintenance."""
+        return self._process.wait() == INTERRUPTED_STATUS
 
     def describe_end(self) -> str:
         """Return how the child ended, and the last that it wrote."""

@@ -61,6 +61,8 @@ class Worker:
     def run(self, stop: StopSignal) -> bool:
         """Train cells until each has a result or a failure. Returns False where stopped before.
 
+        A child that is interrupted, as where its machine is about to go, stops the worker, too.
+
         Waits for cells that other workers train, and takes over those that they lose. Raises
         DirectoryError without the sweep's directory.
         """
@@ -69,7 +71,8 @@ class Worker:
             try:
                 lease = self._queue.claim_next()
                 if lease is not None:
-                    self._train(lease, stop)
+                    if self._train(lease, stop) == "interrupted":
+                        return False
                     continue
                 if self._queue.is_empty:
                     return True
@@ -81,8 +84,11 @@ class Worker:
             stop.pause(self._intervals.poll)
         return False
 
-    def _train(self, lease: OwnedLease, stop: StopSignal):
-        """Train the cell of a lease once, and release it. Raises LeaseLost where another has it."""
+    def _train(self, lease: OwnedLease, stop: StopSignal) -> State:
+        """Train the cell of a lease once, release it, and return how that ended.
+
+        Raises LeaseLost where another worker has the cell.
+        """
         cell = lease.cell.name
         log.info("%s: training, generation %s", cell, lease.generation)
         try:
@@ -93,6 +99,7 @@ class Worker:
             self._queue.postpone(lease.cell)
         lease.release(state, reason)
         log.info("%s", ": ".join([cell, state, *reason.splitlines()[:1]]))
+        return state
 
     def _attempt(self, lease: OwnedLease, stop: StopSignal) -> tuple[State, str]:
         """Train a cell until it ends or this worker must stop. Returns the outcome and a reason."""
@@ -114,10 +121,10 @@ class Worker:
             return "failed", f"could not be started: {error}"
         with child:
             supervise(child, keep, stop, self._intervals, self._clock)
-            reason = child.describe_end()
+            reason, was_interrupted = child.describe_end(), child.was_interrupted
         if RESULT in shared_directory.names(lease.cell):
             return "settled", ""
-        if stop.received:
+        if stop.received or was_interrupted:
             return "interrupted", ""
         lease.check()  # or the child ended because of that
         return "failed", reason
