@@ -2,7 +2,7 @@
 
     python -m launch.ablate --sweep configs/ablations/paper_scratch.py --out runs/scratch
     python -m launch.ablate --sweep FILE --dry-run --slice v5p:2x2x1     # sizes, FLOPs, chip-hours
-    python -m launch.ablate --sweep FILE --out DIR --status
+    python -m launch.ablate --sweep FILE --out DIR --status    # live in a terminal
 
 DIR exists, and all workers see it. Start a worker on every slice, on each of its hosts; it takes
 the next cell that nobody trains. A worker that is killed gives its cell back within a minute; the
@@ -12,14 +12,14 @@ cells are finished, 3 where some failed.
 
 import sys
 
-from lclm_jax.cli import make_parser, path, run, setting, show_table
+from lclm_jax.cli import make_parser, path, run, setting, show_live, show_table
 from lclm_jax.config.settings import Size
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.progress import track
-from lclm_jax.reports.sweep import plan_table, states_table
+from lclm_jax.reports.sweep import plan_table, states_table, status_tables
 from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.plan import plan_sweep
-from lclm_jax.sweeps.walk import run_job, sweep_states, walk
+from lclm_jax.sweeps.walk import run_job, walk
 from lclm_jax.sweeps.workers import MAX_ATTEMPTS
 
 FAILED_STATUS = 3
@@ -44,7 +44,7 @@ def main():
     if arguments.out is None:
         parser.error("expected --out DIR, the directory of the sweep")
     if arguments.status:
-        show_table(states_table(sweep_states(sweep, arguments.out)))
+        show_live(status_tables(sweep, arguments.out))
     elif arguments.job:
         run_job(sweep, arguments.out, arguments.job)
     else:

@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from lclm_jax.config import ConfigError
@@ -212,3 +213,13 @@ def show_table(table: Table):
     """Print a table to stdout, as wide as the terminal, or a fixed width into a pipe."""
     width = None if sys.stdout.isatty() else PIPE_TABLE_WIDTH
     Console(width=width).print(table)
+
+
+def show_live(tables: Iterable[Table]):
+    """Show tables in a terminal, each in place of the one before; into a pipe, print the first."""
+    if not sys.stdout.isatty():
+        show_table(next(iter(tables)))
+        return
+    with Live(console=Console(), auto_refresh=False) as display:
+        for table in tables:
+            display.update(table, refresh=True)

@@ -1,12 +1,16 @@
 """Tables of a sweep: what it will cost, and how far its workers are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import get_args
 
 from rich.table import Table
 from rich.text import Text
 
+from lclm_jax.sweeps.cells import Sweep
 from lclm_jax.sweeps.plan import PlannedCell, flops_spread
+from lclm_jax.sweeps.status import follow_states, training_progress
 from lclm_jax.sweeps.workers.states import CellState, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -36,17 +40,30 @@ def plan_table(plan: Sequence[PlannedCell]) -> Table:
     return table
 
 
-def states_table(states: Sequence[CellState]) -> Table:
-    """Return a row for every cell: its status, attempts, worker, and last failure."""
+def status_tables(sweep: Sweep, directory: Path) -> Iterator[Table]:
+    """Yield the table of states every few seconds until all cells are finished or failed."""
+    progress = partial(training_progress, sweep, directory)
+    for states in follow_states(sweep, directory):
+        yield states_table(states, progress)
+
+
+def states_table(
+    states: Sequence[CellState], progress: Callable[[str], str] = lambda cell: ""
+) -> Table:
+    """Return a row for every cell: its status, progress, attempts, worker, and last failure.
+
+    `progress` returns how far the training of a running cell is.
+    """
     counts = {name: sum(state.status == name for state in states) for name in STATUSES}
     table = Table(title=", ".join(f"{count} {name}" for name, count in counts.items() if count))
-    for column in ("cell", "status", "failed attempts", "worker", "last failure"):
+    for column in ("cell", "status", "progress", "failed attempts", "worker", "last failure"):
         table.add_column(column)
     for state in states:
         running = state.lease if state.status == "running" else None
         table.add_row(
             state.cell,
             state.status,
+            progress(state.cell) if running else "",
             str(len(state.failures) or ""),
             f"{running.host}, process {running.pid}" if running else "",
             shorten(state.failures[-1].reason) if state.failures else "",

@@ -82,9 +82,3 @@ def run_job(sweep: Sweep, directory: Path, job: str):
     if is_first():
         path = cell_directory(directory, job) / RESULT
         shared_directory.create(path, json.dumps(result, indent=1))
-
-
-def sweep_states(sweep: Sweep, directory: Path) -> list[CellState]:
-    """Return the states of the data and of all cells."""
-    jobs = [DATA] if sweep.prepare is not None else []
-    return read_states(directory, [*jobs, *(cell.name for cell in sweep.cells)])
