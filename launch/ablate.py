@@ -3,6 +3,7 @@
     python -m launch.ablate --sweep configs/ablations/paper_scratch.py --out runs/scratch
     python -m launch.ablate --sweep FILE --dry-run --slice v5p:2x2x1     # sizes, FLOPs, chip-hours
     python -m launch.ablate --sweep FILE --out DIR --status    # live in a terminal
+    python -m launch.ablate --sweep FILE --out DIR --report    # DIR/index.html
 
 DIR exists, and all workers see it. Start a worker on every slice, on each of its hosts; it takes
 the next cell that nobody trains. A worker that is killed gives its cell back within a minute; the
@@ -10,6 +11,7 @@ same command goes on. To try a failed cell again, remove its directory. Exit sta
 cells are finished, 3 where some failed.
 """
 
+import logging
 import sys
 
 from lclm_jax.cli import make_parser, path, run, setting, show_live, show_table
@@ -17,6 +19,7 @@ from lclm_jax.config.settings import Size
 from lclm_jax.costs.chips import parse_slice
 from lclm_jax.progress import track
 from lclm_jax.reports.sweep import plan_table, states_table, status_tables
+from lclm_jax.reports.sweep_page import write_page
 from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.plan import plan_sweep
 from lclm_jax.sweeps.walk import run_job, walk
@@ -33,6 +36,7 @@ def main():
     add("--dry-run", action="store_true", help="print the cost of every cell, and train nothing")
     add("--slice", type=parse_slice, help="with --dry-run: a slice such as v5p:2x2x1")
     add("--status", action="store_true", help="print what has become of every cell")
+    add("--report", action="store_true", help="write what the finished cells show")
     add("--attempts", type=setting(Size), default=MAX_ATTEMPTS, help="(default: %(default)s)")
     add("--job", help="train one cell here and now, as a worker's child does")
     arguments = parser.parse_args()
@@ -45,6 +49,8 @@ def main():
         parser.error("expected --out DIR, the directory of the sweep")
     if arguments.status:
         show_live(status_tables(sweep, arguments.out))
+    elif arguments.report:
+        logging.info("the page is %s", write_page(arguments.sweep, sweep, arguments.out))
     elif arguments.job:
         run_job(sweep, arguments.out, arguments.job)
     else:

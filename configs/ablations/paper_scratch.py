@@ -10,14 +10,13 @@ losses, each of one seed, are in `lclm_jax.sweeps.analysis.paper`. The control r
 examples as text, so its rows hold fewer of them.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from configs.scratch_0p6b import config as scratch_config
 from lclm_jax.config import AdapterConfig, Config
-from lclm_jax.sweeps.analysis.paper import DEFAULT, SEARCH
-from lclm_jax.sweeps.cells import Cell, Sweep, cell_at, name_of
+from lclm_jax.sweeps.analysis.paper import DEFAULT, SEARCH, Point, paper_expectations
+from lclm_jax.sweeps.cells import Cell, Sweep, cell_at, control_of
 
 SEEDS = (0, 1, 2)
 
@@ -42,17 +41,14 @@ def cell_config(
     return replace(config, model=model, data=data, run=replace(config.run, seed=seed))
 
 
-def control(seed: int) -> Cell:
-    """Return the decoder that reads every context as text."""
-    config = cell_at(cell_config, {**DEFAULT, "seed": seed}).config
-    (stage,) = config.stages
-    streams = tuple(replace(stream, plain_contexts=1.0) for stream in stage.streams)
-    levels: Mapping[str, Any] = {"control": "text", "seed": seed}
-    return Cell(name_of(levels), replace(config, stages=(replace(stage, streams=streams),)), levels)
+def point_cell(point: Point, seed: int) -> Cell:
+    """Return the cell of a point of the search, with the paper's loss."""
+    cell = cell_at(cell_config, {**point.tags, "seed": seed})
+    return replace(cell, published=(point.lowest, point.highest))
 
 
 def sweep() -> Sweep:
-    points = [
-        cell_at(cell_config, {**point.tags, "seed": seed}) for seed in SEEDS for point in SEARCH
-    ]
-    return Sweep((*points, *(control(seed) for seed in SEEDS)))
+    cells = tuple(point_cell(point, seed) for seed in SEEDS for point in SEARCH)
+    defaults = (cell_at(cell_config, {**DEFAULT, "seed": seed}) for seed in SEEDS)
+    controls = (control_of(cell, seed=cell.levels["seed"]) for cell in defaults)
+    return Sweep((*cells, *controls), baseline=DEFAULT, expectations=paper_expectations())

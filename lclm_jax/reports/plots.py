@@ -45,6 +45,17 @@ MAX_MARKERS = 40  # points of a curve that are marked
 
 def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     """Return an empty figure of this size in inches. Raises ReportError without matplotlib."""
+    figure, (axes,) = new_panels(width, height, (1,))
+    return figure, axes
+
+
+def new_panels(
+    width: float, height: float, shares: Sequence[float]
+) -> tuple["Figure", list["Axes"]]:
+    """Return a figure with panels beside each other, of these shares of the width.
+
+    They have one vertical axis. Raises ReportError without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -52,13 +63,14 @@ def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
             "the report's plots need matplotlib: pip install 'lclm_jax[demo]'"
         ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#888888")
-    axes.tick_params(labelsize=FONT_SIZE, color="#888888")
-    axes.grid(color="#E4E4E4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False, width_ratios=shares)
+    for axes in panels[0]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#888888")
+        axes.tick_params(labelsize=FONT_SIZE, color="#888888")
+        axes.grid(color="#E4E4E4", linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, list(panels[0])
 
 
 def add_legend(figure: "Figure", columns: int = 1, **options: Any):

@@ -8,7 +8,7 @@ A sweep is a Python file in `configs/ablations` with a function `sweep()`:
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lclm_jax.experiment import load_object
 from lclm_jax.sweeps.workers.layout import cell_directory
 
 Level = str | int | float  # of a factor
+Setting = Mapping[str, Level]  # levels of one or several factors
 RUN = "run"  # the directory of a cell's training, in that of the cell
 DATA = "data"  # the directory of a sweep's data, and the job that prepares it
 
@@ -30,11 +31,14 @@ class Cell:
         name: of its directory; unique in the sweep.
         config: of its run; its directories are set by `Sweep.in_directory`.
         levels: the level of every factor, by name.
+        published: the lowest and the highest loss that a paper gives for it, equal where it gives
+            one; None where it gives none.
     """
 
     name: FileName
     config: Config
-    levels: Mapping[str, Level]
+    levels: Setting
+    published: tuple[float, float] | None = None
 
     def __post_init__(self):
         parse(FileName, self.name, "Cell.name")
@@ -46,17 +50,44 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """An order of settings that is expected before the run, the lowest loss first.
+
+    Attributes:
+        order: settings of the same factors.
+        reason: for the order, or its source.
+        where: levels of other factors, for an order that is expected of cells with these alone.
+    """
+
+    order: tuple[Setting, ...]
+    reason: str
+    where: Setting = field(default_factory=dict)
+
+    def __post_init__(self):
+        ordered = {factor for setting in self.order for factor in setting}
+        if both := ordered & self.where.keys():
+            raise ConfigError(
+                f"expected `where` to have other factors than the order, got {min(both)!r} in both"
+            )
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """The cells of an ablation, and the data that they share.
+    """The cells of an ablation, the data that they share, and what they are to show.
 
     Attributes:
         cells: in the order in which workers try them.
         prepare: writes the data that all cells share, reusing what is there; None where it is
             prepared already.
+        baseline: the level of every factor that others are compared with; by default that of the
+            first cell.
+        expectations: orders that the report checks.
     """
 
     cells: tuple[Cell, ...]
     prepare: Callable[[Config], None] | None = None
+    baseline: Setting = field(default_factory=dict)
+    expectations: tuple[Expectation, ...] = ()
 
     def __post_init__(self):
         names = [cell.name for cell in self.cells]
@@ -117,7 +148,20 @@ def cell_at(config: Callable[..., Config], levels: Mapping[str, Any]) -> Cell:
     return Cell(name_of(levels), config(**levels), dict(levels))
 
 
-def name_of(levels: Mapping[str, Level]) -> str:
+def control_of(cell: Cell, **levels: Level) -> Cell:
+    """Return the control of a cell: all its contexts are plain text.
+
+    `levels` are those that a control depends on, such as the decoder and the seed.
+    """
+    stages = tuple(
+        replace(stage, streams=tuple(replace(x, plain_contexts=1.0) for x in stage.streams))
+        for stage in cell.config.stages
+    )
+    levels = {"control": "text", **levels}
+    return Cell(name_of(levels), replace(cell.config, stages=stages), levels)
+
+
+def name_of(levels: Setting) -> str:
     """Return the name of a cell.
 
     >>> name_of({"pooling": "mean", "seed": 1})

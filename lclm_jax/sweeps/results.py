@@ -16,6 +16,7 @@ class CellResult:
     Attributes:
         cell: its name.
         levels: the level of every factor.
+        config: of its run, as nested dicts.
         control: True where the decoder was trained on contexts as plain text.
         parameters: of encoder, adapter and decoder, embeddings included.
         matrix_parameters: of the layers of encoder and decoder, without embeddings.
@@ -30,6 +31,7 @@ class CellResult:
 
     cell: str
     levels: Mapping[str, Level]
+    config: Mapping[str, Any]
     control: bool
     parameters: Mapping[str, int]
     matrix_parameters: Mapping[str, int]
@@ -41,15 +43,20 @@ class CellResult:
     device: str
     versions: Mapping[str, str]
 
-    def loss(self, view: str, streams: tuple[str, ...] = ()) -> float:
-        """Return the loss in a view over all trained tokens of the streams, in nats per token.
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that training read, in contexts and beside them."""
+        tokens = self.tokens
+        return tokens["context_tokens"] + tokens["decoder_tokens"] - tokens["latents"]
+
+    def mean(self, quantity: str, view: str, streams: tuple[str, ...] = ()) -> float:
+        """Return loss (nats per token) or accuracy in a view, over all trained tokens of streams.
 
         No streams: of all. Raises KeyError for a view or stream without a score.
         """
-        chosen = streams or tuple(self.scores)
-        scores = [self.scores[stream][view] for stream in chosen]
+        scores = [self.scores[stream][view] for stream in streams or tuple(self.scores)]
         tokens = sum(score["tokens"] for score in scores)
-        return sum(score["loss"] * score["tokens"] for score in scores) / tokens
+        return sum(score[quantity] * score["tokens"] for score in scores) / tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON has it."""

@@ -13,6 +13,7 @@ import jax
 from lclm_jax.checkpoint.model_files import read_model_files
 from lclm_jax.checkpoint.steps import load_params
 from lclm_jax.config import Config
+from lclm_jax.config.values import to_dict
 from lclm_jax.data.loading import StageData
 from lclm_jax.data.records import VIEWS, View
 from lclm_jax.data.records.views import first_tokens
@@ -40,6 +41,7 @@ def train_cell(cell: Cell) -> CellResult:
     return CellResult(
         cell=cell.name,
         levels=dict(cell.levels),
+        config=to_dict(config),
         control=cell.is_control,
         parameters=count_parameters(config),
         matrix_parameters=count_parameters(config, embeddings=False),

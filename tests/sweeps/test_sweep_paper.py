@@ -7,7 +7,13 @@ import pytest
 from configs import scratch_0p6b
 from lclm_jax.errors import ConfigError
 from lclm_jax.sweeps.analysis import paper
-from lclm_jax.sweeps.analysis.paper import DEFAULT, SEARCH, paper_loss, paper_order
+from lclm_jax.sweeps.analysis.paper import (
+    DEFAULT,
+    SEARCH,
+    paper_expectations,
+    paper_loss,
+    paper_order,
+)
 
 
 def test_the_default_is_the_config_of_the_search():
@@ -66,3 +72,12 @@ def test_findings_at_full_scale_contrast_settings_of_the_same_tags():
     for finding in paper.FULL_SCALE:
         assert finding.better.keys() == finding.worse.keys()
         assert {*finding.better, *finding.where} <= DEFAULT.keys()
+
+
+def test_the_orders_of_the_search_are_expected_where_its_points_agree():
+    expectations = paper_expectations()
+    assert [len(x.order) for x in expectations] == [3, 3, 2, 2, 2, 2]
+    assert expectations[-1].order == ({"pooling": "eos"}, {"pooling": "mean"})
+    for expectation in expectations:
+        for setting in expectation.order:
+            assert paper_loss({**expectation.where, **setting}) is not None

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lclm_jax.config import MeshConfig
+from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config.values import from_dict
 from lclm_jax.data.records import Context, Plain, measure
 from lclm_jax.data.records.views import first_tokens
 from lclm_jax.sweeps.budget import run_flops
@@ -35,6 +36,7 @@ def test_a_cell_is_trained_scored_and_read_back(config, kind):
     assert result.tokens["trained_tokens"] > 0
     assert (result.tokens["latents"] > 0) == (kind == "cell")
     assert CellResult.from_dict(result.to_dict()) == result
+    assert from_dict(Config, result.config) == changed
     # A finished cell is scored again, not trained again.
     assert train_cell(cell).scores == result.scores
 
@@ -44,9 +46,9 @@ def test_losses_are_weighted_by_tokens():
         "a": {"latents": {"loss": 1.0, "tokens": 30.0}},
         "b": {"latents": {"loss": 3.0, "tokens": 10.0}},
     }
-    result = CellResult("x", {}, False, {}, {}, {}, 1.0, 1, 1.0, scores, "cpu", {})
-    assert result.loss("latents") == 1.5
-    assert result.loss("latents", ("b",)) == 3.0
+    result = CellResult("x", {}, {}, False, {}, {}, {}, 1.0, 1, 1.0, scores, "cpu", {})
+    assert result.mean("loss", "latents") == 1.5
+    assert result.mean("loss", "latents", ("b",)) == 3.0
 
 
 def test_parameters_are_counted_with_and_without_embeddings(config):

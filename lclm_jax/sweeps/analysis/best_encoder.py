@@ -42,6 +42,7 @@ class Optimum:
         partner_value: its value.
         outside: factors of the law with values outside those trained, where it is a guess; the
             encoder is among them where either end of its interval is.
+        curve: the loss with every encoder that the budget allows, ascending in its parameters.
     """
 
     budget: float
@@ -50,6 +51,12 @@ class Optimum:
     partner: str
     partner_value: float
     outside: tuple[str, ...]
+    curve: tuple[tuple[float, Interval], ...]
+
+    @property
+    def is_at_edge(self) -> bool:
+        """True where the best encoder is the smallest or the largest that was tried."""
+        return self.encoder.value in (self.curve[0][0], self.curve[-1][0])
 
 
 def best_encoder(
@@ -103,8 +110,10 @@ class _Search:
             )
         sizes, values = sizes[is_affordable], values[is_affordable]
         factors = self.known | {"encoder": sizes, self.partner: values}
-        size, loss = _find_lowest(sizes, self.law.predict(**factors))
-        others = [_find_lowest(sizes, x.predict(**factors)) for x in self.resamples]
+        losses = self.law.predict(**factors)
+        resampled = np.stack([x.predict(**factors) for x in self.resamples])
+        size, loss = _find_lowest(sizes, losses)
+        others = [_find_lowest(sizes, x) for x in resampled]
         encoder = Interval.of(size, [x for x, _ in others])
         value = self.find_partner_value(budget, size)
         return Optimum(
@@ -114,6 +123,10 @@ class _Search:
             partner=self.partner,
             partner_value=value,
             outside=self.list_outside(encoder, value),
+            curve=tuple(
+                (float(sizes[i]), Interval.of(losses[i], resampled[:, i]))
+                for i in range(len(sizes))
+            ),
         )
 
     def list_outside(self, encoder: Interval, partner_value: float) -> tuple[str, ...]:

@@ -5,18 +5,18 @@ trained with one seed, so that its losses have no standard errors. `configs/scra
 them.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lclm_jax.errors import ConfigError
-from lclm_jax.sweeps.analysis.comparisons import Setting
+from lclm_jax.sweeps.cells import Expectation, Level, Setting
 
 SEARCH_SOURCE = "arXiv 2606.09659v1, Figure 3: two random Qwen3-0.6B towers, 10,000 steps, 16x"
 FULL_SCALE_SOURCE = "arXiv 2606.09659v1, training at full scale"
 SIZES_SOURCE = "arXiv 2606.09659v1, size study"
 
 # Tags of the search, at its best point, which is also the paper's model.
-DEFAULT: dict[str, Hashable] = {
+DEFAULT: dict[str, Level] = {
     "pooling": "mean",
     "window": 1024,
     "mask": "causal",
@@ -35,7 +35,7 @@ class Point:
     highest: float
 
     @property
-    def tags(self) -> dict[str, Hashable]:
+    def tags(self) -> dict[str, Level]:
         """All tags, those of DEFAULT included."""
         return DEFAULT | dict(self.changes)
 
@@ -72,7 +72,7 @@ FULL_SCALE = (
 SIZES = (("0.6B", "4B"), ("4B", "4B"), ("0.6B", "8B"))  # encoder and decoder of the models trained
 
 
-def paper_loss(tags: Mapping[str, Hashable]) -> tuple[float, float] | None:
+def paper_loss(tags: Mapping[str, Level]) -> tuple[float, float] | None:
     """Return the lowest and the highest loss that the search may have at these tags.
 
     Both are equal for most points. Tags that are missing are those of DEFAULT, and others, such as
@@ -108,3 +108,22 @@ def paper_order(tag: str, where: Setting | None = None) -> list[Setting]:
             order.append({tag: point.tags[tag]})
             highest = point.highest
     return order
+
+
+def paper_expectations() -> tuple[Expectation, ...]:
+    """Return the orders of the search, for `Sweep.expectations`."""
+    return tuple(
+        Expectation(
+            order=tuple(paper_order(tag, changes)),
+            reason=f"{SEARCH_SOURCE}; losses of one seed",
+            where={name: x for name, x in (DEFAULT | changes).items() if name != tag},
+        )
+        for tag, changes in (
+            ("pooling", {}),
+            ("window", {}),
+            ("mask", {}),
+            ("adapter", {}),
+            ("window", {"pooling": "eos"}),
+            ("pooling", {"window": 16}),
+        )
+    )
