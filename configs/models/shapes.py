@@ -20,6 +20,7 @@ QWEN3_1P7B = replace(QWEN3_0P6B, width=2048, mlp=6144)
 QWEN3_4B = replace(QWEN3_0P6B, width=2560, layers=36, heads=32, mlp=9728)
 QWEN3_8B = replace(QWEN3_4B, width=4096, mlp=12288, tied=False)
 QWEN3_EMBEDDING_0P6B = replace(QWEN3_0P6B, vocab=151669, max_positions=32768)
+QWEN3_EMBEDDING_4B = replace(QWEN3_4B, vocab=151665)
 QWEN3_4B_INSTRUCT_2507 = replace(QWEN3_4B, rope_theta=5e6, max_positions=262144)
 
 SHAPES = {
@@ -28,6 +29,7 @@ SHAPES = {
     "qwen3-4b": QWEN3_4B,
     "qwen3-8b": QWEN3_8B,
     "qwen3-embedding-0.6b": QWEN3_EMBEDDING_0P6B,
+    "qwen3-embedding-4b": QWEN3_EMBEDDING_4B,
     "qwen3-4b-instruct-2507": QWEN3_4B_INSTRUCT_2507,
 }
 

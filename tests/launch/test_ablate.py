@@ -12,6 +12,7 @@ from lclm_jax.config import MeshConfig
 from lclm_jax.config.values import to_dict
 from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.results import CellResult
+from tests.support.sweep_results import make_result, write_result
 
 SWEEP = """
 import json
@@ -61,7 +62,7 @@ def test_a_worker_trains_every_cell_and_then_has_nothing_to_do(sweep, tmp_path):
     ]
     assert [result.control for result in results] == [False, True]
     assert all(result.tokens["trained_tokens"] > 0 for result in results)
-    assert results[0].loss("nothing") > 0 < results[1].loss("first")
+    assert results[0].mean("loss", "nothing") > 0 < results[1].mean("loss", "first")
     assert [len(list(cell.glob("lease-*"))) for cell in cells.iterdir()] == [1, 1]
 
 
@@ -89,6 +90,35 @@ def test_no_cell_is_trained_where_the_data_cannot_be_prepared(sweep, tmp_path):
     assert [cell.name for cell in (out / "cells").iterdir()] == ["data"]
     status = subprocess.run([*command, "--status"], capture_output=True, encoding="utf-8")
     assert "1 failed" in status.stdout and "no [/room] left" in status.stdout
+
+
+def test_the_report_is_a_page(sweep, tmp_path, command):
+    for cell in load_sweep(str(sweep)).cells:
+        write_result(tmp_path / "out", make_result(cell, 1.0))
+    assert command(ablate, "--sweep", sweep, "--out", tmp_path / "out", "--report") == 0
+    assert "Lowest loss" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert command(ablate, "--sweep", sweep, "--out", tmp_path / "empty", "--report") == 2
+
+
+@pytest.mark.parametrize("name", ["paper_scratch", "paper_sizes", "cpu_scratch", "cpu_sizes"])
+def test_sweeps_of_this_repository_have_controls_and_a_baseline(name):
+    sweep = load_sweep(f"configs/ablations/{name}.py")
+    controls = [cell for cell in sweep.cells if cell.is_control]
+    for cell in sweep.cells:
+        if not cell.is_control:
+            assert (
+                any(
+                    control.levels.items() - {("control", "text")} <= cell.levels.items()
+                    for control in controls
+                )
+                or cell.levels.get("steps", 1600) < 1600
+            )
+    settings = [cell.levels for cell in sweep.cells]
+    assert any(sweep.baseline.items() <= levels.items() for levels in settings)
+    for expectation in sweep.expectations:
+        for setting in expectation.order:
+            wanted = {**expectation.where, **setting}
+            assert any(wanted.items() <= levels.items() for levels in settings), wanted
 
 
 def test_the_papers_search_is_a_sweep():
