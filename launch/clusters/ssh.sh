@@ -16,7 +16,7 @@ clients=()
 for i in "${!hosts[@]}"; do
     job="JAX_COORDINATOR_ADDRESS=$address JAX_NUM_PROCESSES=${#hosts[@]} JAX_PROCESS_ID=$i LCLM_JAX_START_SECONDS=${LCLM_JAX_START_SECONDS:-300}"
     # With a terminal (-tt) the host hears when this end is gone.
-    ssh -tt "${hosts[i]}" "cd $DIRECTORY && exec env $job .venv/bin/python -m launch.train $(printf '%q ' "$@")" \
+    ssh -tt "${hosts[i]}" "cd $DIRECTORY && exec env $job .venv/bin/python -m ${MODULE:-launch.train} $(printf '%q ' "$@")" \
         </dev/null > >(sed -u "s|^|${hosts[i]}: |") 2>&1 &
     clients+=($!)
 done

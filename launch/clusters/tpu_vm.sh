@@ -19,4 +19,4 @@ if [[ ${INSTALL:-} ]]; then
     gcloud compute tpus tpu-vm scp "$packed/lclm_jax.tar.gz" "$TPU:" --zone="$ZONE" --worker=all
     everywhere "mkdir -p $DIRECTORY && tar -xzf lclm_jax.tar.gz -C $DIRECTORY && bash $DIRECTORY/launch/clusters/install.sh tpu"
 fi
-everywhere "cd $DIRECTORY && exec env LCLM_JAX_START_SECONDS=${LCLM_JAX_START_SECONDS:-300} .venv/bin/python -m launch.train $(printf '%q ' "$@")"
+everywhere "cd $DIRECTORY && exec env LCLM_JAX_START_SECONDS=${LCLM_JAX_START_SECONDS:-300} .venv/bin/python -m ${MODULE:-launch.train} $(printf '%q ' "$@")"

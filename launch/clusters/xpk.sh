@@ -12,4 +12,4 @@ xpk workload create --cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --w
     --tpu-type="$TYPE" --num-slices="${SLICES:-1}" --docker-image="$IMAGE" \
     --max-restarts="${RESTARTS:-20}" --restart-on-user-code-failure --termination-grace-period-seconds=300 \
     --env LCLM_JAX_START_SECONDS=900 \
-    --command="python -m launch.train $(printf '%q ' "$@")"
+    --command="python -m ${MODULE:-launch.train} $(printf '%q ' "$@")"

@@ -162,6 +162,19 @@ def test_slurm_starts_a_process_on_every_node(cluster):
         assert json.loads(line) == [process, 2, None, "0,1,2,3", "-m", "launch.train", *TRAIN]
 
 
+@pytest.mark.parametrize("file", ["slurm.sbatch", "tpu_vm.sh"])
+def test_a_worker_of_a_sweep_is_started_in_place_of_training(cluster, tmp_path, file):
+    arguments = ("--sweep", "a sweep.py", "--out", "/shared/sweep")
+    done = cluster(file, *arguments, MODULE="launch.ablate", TPU="mine", ZONE="here")
+    assert done.returncode == 0, done.stderr
+    if file == "tpu_vm.sh":
+        (command,) = recorded(tmp_path)
+        started = remote(tmp_path, command[-1].removeprefix("--command="))
+    else:
+        started = json.loads(done.stdout.splitlines()[0])
+    assert started[4:] == ["-m", "launch.ablate", *arguments]
+
+
 def test_tpu_vm_starts_the_job_on_all_hosts(cluster, tmp_path):
     done = cluster("tpu_vm.sh", *TRAIN, TPU="mine", ZONE="here")
     assert done.returncode == 0, done.stderr
