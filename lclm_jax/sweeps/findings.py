@@ -25,7 +25,6 @@ from lclm_jax.sweeps.workers.layout import RESULT, cell_directory
 SEED = "seed"  # the factor of repetitions
 CONTROL = "control"  # the factor of controls
 LOSS = "loss"
-VIEWS = ("latents", "text", "first", "nothing")
 
 
 class ResultsError(UserError):
@@ -41,9 +40,14 @@ class TrainedCell:
     control: CellResult | None = None
 
     def score(self, quantity: str, view: str) -> float | None:
-        """Return loss or accuracy in a view; text and first tokens are read by the control."""
+        """Return loss or accuracy in a view; None where it has not been scored.
+
+        Text and the first tokens are read by the control, the latter at its own ratio alone.
+        """
         source = self.control if view in ("text", "first") else self.result
-        return None if source is None else source.mean(quantity, view)
+        if source is None or (view == "first" and source.ratio != self.result.ratio):
+            return None
+        return source.mean(quantity, view)
 
     @property
     def gap_closed(self) -> float | None:
@@ -199,12 +203,13 @@ def is_of(result: CellResult, cell: Cell) -> bool:
 
 
 def find_control(cell: Cell, controls: Sequence[CellResult]) -> CellResult | None:
-    """Return the control whose levels, the seed among them, are those of the cell."""
-    for control in controls:
-        levels = {factor: x for factor, x in control.levels.items() if factor != CONTROL}
-        if levels.items() <= cell.levels.items():
-            return control
-    return None
+    """Return the control with the most levels of those whose levels are all the cell's."""
+    matching = [
+        control
+        for control in controls
+        if has_levels(cell.levels, {x: y for x, y in control.levels.items() if x != CONTROL})
+    ]
+    return max(matching, key=lambda control: len(control.levels), default=None)
 
 
 def without_seed(levels: Setting) -> dict[str, Level]:

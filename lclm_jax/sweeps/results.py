@@ -44,6 +44,11 @@ class CellResult:
     versions: Mapping[str, str]
 
     @property
+    def ratio(self) -> int:
+        """Tokens per latent."""
+        return self.config["model"]["compression"]["ratio"]
+
+    @property
     def text_tokens(self) -> int:
         """Tokens that training read, in contexts and beside them."""
         tokens = self.tokens

@@ -16,7 +16,7 @@ from lclm_jax.sweeps.analysis.bootstrap import (
 from lclm_jax.sweeps.analysis.flop_fit import FlopFit, fit_flops
 from lclm_jax.sweeps.analysis.hold_out import HoldOut, hold_out
 from lclm_jax.sweeps.analysis.scaling_law import FACTORS, Factor, Law, Observation, fit, tabulate
-from lclm_jax.sweeps.findings import LOSS, SEED, TrainedCell
+from lclm_jax.sweeps.findings import LOSS, TrainedCell
 
 # Factors get a term where their largest level is so many times their smallest. Packing alone makes
 # the tokens of cells with other windows or ratios differ a little.
@@ -81,14 +81,14 @@ def study_sizes(cells: Sequence[TrainedCell]) -> SizeStudy:
 
 def observe(cell: TrainedCell) -> Observation:
     """Return the sizes of a cell, without embeddings, and its loss from latents."""
-    result, config = cell.result, cell.cell.config
+    result = cell.result
     return Observation(
         encoder=float(result.matrix_parameters["encoder"]),
         decoder=float(result.matrix_parameters["decoder"]),
         tokens=float(result.text_tokens),
-        ratio=float(config.model.compression.ratio),
+        ratio=float(result.ratio),
         loss=result.mean(LOSS, "latents"),
-        seed=int(cell.cell.levels.get(SEED, config.run.seed)),
+        seed=int(cell.cell.config.run.seed),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lclm_jax.config import ConfigError
-from lclm_jax.sweeps.cells import Cell, Sweep, grid
+from lclm_jax.sweeps.cells import Cell, Expectation, Sweep, grid
 
 
 @pytest.fixture
@@ -70,3 +70,8 @@ def test_a_control_reads_every_context_as_text(config_once):
     assert not cell(plain_contexts=0.5).is_control and not cell().is_control
     plain = tuple(replace(stage, compress=False) for stage in config_once.stages)
     assert Cell("cell", replace(config_once, stages=plain), {}).is_control
+
+
+def test_an_order_is_of_other_factors_than_its_place():
+    with pytest.raises(ConfigError, match="got 'window' in both"):
+        Expectation(({"window": 16}, {"window": 64}), "a guess", where={"window": 16})

@@ -86,6 +86,19 @@ def test_results_of_other_levels_are_refused(config, tmp_path):
         read_findings(Sweep((changed,)), tmp_path)
 
 
+def test_first_tokens_of_another_ratio_stand_beside_no_cell(config, tmp_path):
+    compression = dataclasses.replace(config.model.compression, ratio=8)
+    wide = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, compression=compression)
+    )
+    cells = (Cell("a", config, {"ratio": 4, "seed": 0}), Cell("b", wide, {"ratio": 8, "seed": 0}))
+    sweep = Sweep((*cells, control_of(cells[0], seed=0)))
+    for cell in sweep.cells:
+        write_result(tmp_path, make_result(cell, 1.0))
+    first = [x.score("loss", "first") for x in read_findings(sweep, tmp_path).cells]
+    assert first == [3.0, None]
+
+
 def test_cells_trained_with_another_config_are_named(config, tmp_path):
     sweep = make_sweep(config)
     write_results(sweep, tmp_path)
