@@ -4,7 +4,7 @@
     mkdir runs/cpu_sizes
     python -m launch.ablate --sweep configs/ablations/cpu_sizes.py --out runs/cpu_sizes
 
-Every pair of towers has two seeds at the most steps, and one seed at half and at a quarter of them,
+Every pair of towers has two seeds at the most steps, and one seed at two smaller numbers of steps,
 each a run with its own schedule. Text and training are those of configs/ablations/words.py.
 """
 
@@ -14,7 +14,7 @@ from configs.ablations import words
 from lclm_jax.config import AdapterConfig, CompressionConfig, Config
 from lclm_jax.sweeps.cells import Expectation, Sweep, cell_at, control_of, grid
 
-STEPS = 1600
+STEPS, FEWER_STEPS = 600, (425, 300)  # in each of two stages
 ENCODERS = {"16x1": (16, 1), "32x1": (32, 1), "64x1": (64, 1), "96x2": (96, 2)}  # width x layers
 DECODERS = {"32x2": (32, 2), "48x2": (48, 2), "64x2": (64, 2), "96x3": (96, 3)}
 BASELINE: dict[str, Any] = {"encoder": "64x1", "decoder": "64x2", "steps": STEPS}
@@ -30,7 +30,7 @@ EXPECTATIONS = (
         "parameters: the paper's decoders are several times as large as its encoders.",
     ),
     Expectation(
-        tuple({"steps": steps} for steps in (STEPS, STEPS // 2, STEPS // 4)),
+        tuple({"steps": steps} for steps in (STEPS, *FEWER_STEPS)),
         "More steps lose less.",
     ),
 )
@@ -41,7 +41,7 @@ def cell_config(encoder: str, decoder: str, steps: int, seed: int) -> Config:
     return words.config(
         words.tower(*ENCODERS[encoder]),
         words.tower(*DECODERS[decoder]),
-        CompressionConfig(ratio=4, window=64, pooling="concat"),
+        CompressionConfig(ratio=4, window=32, pooling="concat"),
         AdapterConfig(),
         steps,
         seed,
@@ -52,7 +52,7 @@ def sweep() -> Sweep:
     sizes = {"encoder": tuple(ENCODERS), "decoder": tuple(DECODERS)}
     cells = (
         *grid(cell_config, **sizes, steps=(STEPS,), seed=(0, 1)),
-        *grid(cell_config, **sizes, steps=(STEPS // 2, STEPS // 4), seed=(0,)),
+        *grid(cell_config, **sizes, steps=FEWER_STEPS, seed=(0,)),
     )
     controls = [
         control_of(

@@ -27,13 +27,10 @@ from lclm_jax.sweeps.cells import Expectation, Sweep, cell_at, control_of
 SEEDS = (0, 1)
 ENCODERS = {"0.6B": QWEN3_EMBEDDING_0P6B, "4B": QWEN3_EMBEDDING_4B}
 DECODERS = {"4B": QWEN3_4B_INSTRUCT_2507, "8B": QWEN3_8B}
+REASON = f"Larger towers lose less; {SIZES_SOURCE}, trained them and gives no losses."
 EXPECTATIONS = (
-    Expectation(
-        ({"encoder": "4B"}, {"encoder": "0.6B"}), f"{SIZES_SOURCE}: trained", {"decoder": "4B"}
-    ),
-    Expectation(
-        ({"decoder": "8B"}, {"decoder": "4B"}), f"{SIZES_SOURCE}: trained", {"encoder": "0.6B"}
-    ),
+    Expectation(({"encoder": "4B"}, {"encoder": "0.6B"}), REASON, {"decoder": "4B"}),
+    Expectation(({"decoder": "8B"}, {"decoder": "4B"}), REASON, {"encoder": "0.6B"}),
 )
 
 

@@ -111,7 +111,7 @@ def test_sweeps_of_this_repository_have_controls_and_a_baseline(name):
                     control.levels.items() - {("control", "text")} <= cell.levels.items()
                     for control in controls
                 )
-                or cell.levels.get("steps", 1600) < 1600
+                or cell.levels.get("steps", 600) < 600
             )
     settings = [cell.levels for cell in sweep.cells]
     assert any(sweep.baseline.items() <= levels.items() for levels in settings)
