@@ -20,6 +20,8 @@ from lclm_jax.reports.formats import (
     short_number,
 )
 from lclm_jax.reports.pages import picture, render
+from lclm_jax.reports.records import VIEWS
+from lclm_jax.reports.statements import loss_gap_closed
 from lclm_jax.reports.sweep_plots import (
     plot_budgets,
     plot_law,
@@ -27,7 +29,7 @@ from lclm_jax.reports.sweep_plots import (
     plot_settings,
 )
 from lclm_jax.sweeps.analysis.best_encoder import Optimum
-from lclm_jax.sweeps.analysis.bootstrap import Interval
+from lclm_jax.sweeps.analysis.bootstrap import RESAMPLES, Interval
 from lclm_jax.sweeps.analysis.comparisons import Comparison
 from lclm_jax.sweeps.analysis.hold_out import Prediction
 from lclm_jax.sweeps.cells import Sweep
@@ -71,7 +73,7 @@ def write_page(file: str, sweep: Sweep, directory: Path) -> Path:
         settings=_draw_settings(findings, labels),
         headings=[*findings.factors, "seeds", *(x for x, _, _ in SCORES), "gap closed", "paper"],
         scores=[_score_row(findings, setting) for setting in findings.settings],
-        effects=[_effect_row(x.factor, x.comparison) for x in findings.effects],
+        effects=[_effect_row(comparison) for comparison in findings.effects],
         expectations=[_expectation(x) for x in findings.expectations],
         study=study and _describe_study(findings, study),
         reason=reason,
@@ -102,7 +104,7 @@ def _facts(findings: Findings) -> Iterable[str]:
         f"Lowest loss: {_describe(best.levels)}, {_mean(best.scores(LOSS, 'latents'))} nats per "
         f"token from latents over {plural(len(best.cells), 'seed', 'seeds')}."
     )
-    clear = [x for x in findings.effects if x.comparison.verdict != "cannot be told"]
+    clear = [x for x in findings.effects if x.verdict != "cannot be told"]
     yield (
         f"{len(clear)} of {plural(len(findings.effects), 'difference', 'differences')} from the "
         "baseline can be told from the noise between seeds, after Holm's correction."
@@ -202,11 +204,16 @@ def _score_row(findings: Findings, setting: SettingScores) -> list[str]:
     for _, quantity, view in SCORES:
         form = ".4f" if quantity == LOSS else ".1%"
         cells.append(_mean(setting.scores(quantity, view), form))
-    gaps = [cell.gap_closed for cell in setting.cells]
-    known = [gap for gap in gaps if gap is not None]
-    cells.append(percent(float(np.mean(known))) if known else UNKNOWN)
+    gaps = [gap for cell in setting.cells if (gap := gap_closed(cell)) is not None]
+    cells.append(percent(float(np.mean(gaps))) if gaps else UNKNOWN)
     cells.append(_published(setting.published))
     return cells
+
+
+def gap_closed(cell: TrainedCell) -> float | None:
+    """Return how far latents take the loss from nothing to that of the control; None without."""
+    losses = {view: cell.score(LOSS, view) for view in VIEWS}
+    return loss_gap_closed({view: loss for view, loss in losses.items() if loss is not None})
 
 
 def _published(losses: tuple[float, float] | None) -> str:
@@ -216,10 +223,10 @@ def _published(losses: tuple[float, float] | None) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _effect_row(factor: str, comparison: Comparison) -> list[str]:
-    setting, baseline = comparison.setting, comparison.baseline
+def _effect_row(comparison: Comparison) -> list[str]:
+    (factor, level), *_ = comparison.setting.items()
     return [
-        f"{factor}: {setting[factor]} less {baseline[factor]}",
+        f"{factor}: {level} less {comparison.baseline[factor]}",
         *_comparison_cells(comparison),
         comparison.verdict,
     ]
@@ -288,6 +295,7 @@ def _describe_study(findings: Findings, study: SizeStudy) -> dict[str, Any]:
         ],
         "optima": [_optimum_row(x) for optima in study.optima.values() for x in optima],
         "noise": percent(study.law.noise),
+        "resamples": RESAMPLES,
     }
 
 

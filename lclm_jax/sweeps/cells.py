@@ -19,6 +19,8 @@ from lclm_jax.sweeps.workers.layout import cell_directory
 
 Level = str | int | float  # of a factor
 Setting = Mapping[str, Level]  # levels of one or several factors
+SEED = "seed"  # the factor of repetitions
+CONTROL = "control"  # the factor of controls
 RUN = "run"  # the directory of a cell's training, in that of the cell
 DATA = "data"  # the directory of a sweep's data, and the job that prepares it
 
@@ -157,7 +159,7 @@ def control_of(cell: Cell, **levels: Level) -> Cell:
         replace(stage, streams=tuple(replace(x, plain_contexts=1.0) for x in stage.streams))
         for stage in cell.config.stages
     )
-    levels = {"control": "text", **levels}
+    levels = {CONTROL: "text", **levels}
     return Cell(name_of(levels), replace(cell.config, stages=stages), levels)
 
 

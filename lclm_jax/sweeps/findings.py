@@ -18,12 +18,10 @@ from lclm_jax.sweeps.analysis.comparisons import (
     check_order,
     compare,
 )
-from lclm_jax.sweeps.cells import Cell, Expectation, Level, Setting, Sweep
+from lclm_jax.sweeps.cells import CONTROL, SEED, Cell, Expectation, Level, Setting, Sweep
 from lclm_jax.sweeps.results import CellResult
 from lclm_jax.sweeps.workers.layout import RESULT, cell_directory
 
-SEED = "seed"  # the factor of repetitions
-CONTROL = "control"  # the factor of controls
 LOSS = "loss"
 
 
@@ -49,21 +47,17 @@ class TrainedCell:
             return None
         return source.mean(quantity, view)
 
-    @property
-    def gap_closed(self) -> float | None:
-        """How far latents take the loss from nothing to that of the control; None without one."""
-        latents, text, nothing = (self.score(LOSS, x) for x in ("latents", "text", "nothing"))
-        if latents is None or text is None or nothing is None or nothing <= text:
-            return None
-        return (nothing - latents) / (nothing - text)
-
 
 @dataclass(frozen=True)
 class SettingScores:
     """The trained cells of one setting, which differ in their seeds."""
 
-    levels: Setting  # without the seed
     cells: tuple[TrainedCell, ...]
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """The level of every factor but the seed."""
+        return without_seed(self.cells[0].cell.levels)
 
     def scores(self, quantity: str, view: str) -> list[float]:
         """Return the scores of all seeds that have one."""
@@ -77,14 +71,6 @@ class SettingScores:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A level of one factor, compared with the baseline's over all pairs of cells."""
-
-    factor: str
-    comparison: Comparison
-
-
-@dataclass(frozen=True)
 class CheckedExpectation:
     """An expectation, and for each pair of neighbours in its order what the cells say."""
 
@@ -94,14 +80,14 @@ class CheckedExpectation:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the finished cells of a sweep show.
+    """Results of the finished cells of a sweep, and comparisons between them.
 
     Attributes:
         sweep: the sweep.
         cells: finished ones that compress.
         controls: results of the finished controls.
         settings: of the cells, the lowest mean loss first.
-        effects: of each level of each factor.
+        effects: comparisons of each level of one factor with the baseline's.
         expectations: those of the sweep.
         unfinished: names of cells without a result.
         outdated: names of cells that were trained with another config than the sweep has now.
@@ -111,7 +97,7 @@ class Findings:
     cells: tuple[TrainedCell, ...]
     controls: tuple[CellResult, ...]
     settings: tuple[SettingScores, ...]
-    effects: tuple[Effect, ...]
+    effects: tuple[Comparison, ...]
     expectations: tuple[CheckedExpectation, ...]
     unfinished: tuple[str, ...]
     outdated: tuple[str, ...]
@@ -129,7 +115,7 @@ class Findings:
     @property
     def baseline(self) -> dict[str, Level]:
         """The setting that others are compared with."""
-        return without_seed(self.sweep.baseline or self.sweep.cells[0].levels)
+        return find_baseline(self.sweep)
 
     @property
     def scored_tokens(self) -> tuple[float, float]:
@@ -142,7 +128,7 @@ class Findings:
 
 
 def read_findings(sweep: Sweep, directory: Path) -> Findings:
-    """Return what the finished cells in the directory of a sweep show.
+    """Return the findings of the finished cells in the directory of a sweep.
 
     Raises ResultsError where none is finished, and where a result is of other levels than its cell.
     """
@@ -164,7 +150,7 @@ def read_findings(sweep: Sweep, directory: Path) -> Findings:
         cells=tuple(cells),
         controls=tuple(controls),
         settings=tuple(group_by_setting(cells)),
-        effects=tuple(measure_effects(records, sweep.baseline or sweep.cells[0].levels)),
+        effects=tuple(measure_effects(records, find_baseline(sweep))),
         expectations=tuple(check_expectations(records, sweep.expectations)),
         unfinished=tuple(cell.name for cell in sweep.cells if cell.name not in results),
         outdated=tuple(
@@ -217,12 +203,17 @@ def without_seed(levels: Setting) -> dict[str, Level]:
     return {factor: level for factor, level in levels.items() if factor != SEED}
 
 
+def find_baseline(sweep: Sweep) -> dict[str, Level]:
+    """Return the setting that others are compared with: by default that of the first cell."""
+    return without_seed(sweep.baseline or sweep.cells[0].levels)
+
+
 def group_by_setting(cells: Sequence[TrainedCell]) -> list[SettingScores]:
     """Return the cells by what was chosen beside the seed, the lowest mean loss first."""
     groups = defaultdict(list)
     for cell in cells:
-        groups[json.dumps(without_seed(cell.cell.levels))].append(cell)
-    settings = [SettingScores(json.loads(key), tuple(group)) for key, group in groups.items()]
+        groups[frozenset(without_seed(cell.cell.levels).items())].append(cell)
+    settings = [SettingScores(tuple(group)) for group in groups.values()]
     return sorted(settings, key=lambda setting: np.mean(setting.scores(LOSS, "latents")))
 
 
@@ -231,20 +222,18 @@ def to_record(result: CellResult) -> Record:
     return Record(result.levels, {LOSS: result.mean(LOSS, "latents")})
 
 
-def measure_effects(records: Sequence[Record], baseline: Setting) -> Iterator[Effect]:
-    """Yield the effect of every level that differs from the baseline's.
+def measure_effects(records: Sequence[Record], baseline: Setting) -> list[Comparison]:
+    """Return comparisons of every level that differs from the baseline's with that.
 
     The correction for many comparisons is over all of them.
     """
-    factors, contrasts = [], []
-    for factor, base in without_seed(baseline).items():
+    contrasts = []
+    for factor, base in baseline.items():
         levels = dict.fromkeys(record.tags.get(factor, base) for record in records)
         for level in levels:
             if level != base and any(record.tags.get(factor) == base for record in records):
-                factors.append(factor)
                 contrasts.append(({factor: level}, {factor: base}))
-    for factor, comparison in zip(factors, compare(records, contrasts, LOSS), strict=True):
-        yield Effect(factor, comparison)
+    return compare(records, contrasts, LOSS)
 
 
 def check_expectations(

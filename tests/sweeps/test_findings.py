@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from lclm_jax.reports.sweep_page import gap_closed
 from lclm_jax.sweeps.cells import Cell, Expectation, Sweep, control_of
 from lclm_jax.sweeps.findings import ResultsError, read_findings
 from lclm_jax.sweeps.results import CellResult
@@ -43,26 +44,23 @@ def test_settings_are_ordered_by_loss_and_beside_their_controls(config, tmp_path
     assert [len(x.cells) for x in findings.settings] == [2, 3, 3]
     first = findings.settings[0].cells[0]
     assert first.score("loss", "text") == 0.5 and first.score("loss", "nothing") == 4.0
-    assert first.gap_closed == pytest.approx((4.0 - 1.0) / (4.0 - 0.5))
+    assert gap_closed(first) == pytest.approx((4.0 - 1.0) / (4.0 - 0.5))
     assert findings.settings[1].cells[1].control.levels["seed"] == 1
 
 
 def test_effects_are_those_of_pairs_of_seeds(config, tmp_path):
     sweep = make_sweep(config)
     write_results(sweep, tmp_path)
-    effects = {x.comparison.setting["pooling"]: x for x in read_findings(sweep, tmp_path).effects}
+    effects = {x.setting["pooling"]: x for x in read_findings(sweep, tmp_path).effects}
     assert effects.keys() == {"concat", "eos"}
-    assert effects["concat"].comparison.difference == pytest.approx(0.2)
-    assert effects["concat"].comparison.pairs == 3
+    assert effects["concat"].difference == pytest.approx(0.2)
+    assert effects["concat"].pairs == 3
 
 
 def test_the_baseline_may_be_another_level(config, tmp_path):
     sweep = make_sweep(config, baseline={"pooling": "eos"})
     write_results(sweep, tmp_path)
-    effects = {
-        x.comparison.setting["pooling"]: x.comparison.difference
-        for x in read_findings(sweep, tmp_path).effects
-    }
+    effects = {x.setting["pooling"]: x.difference for x in read_findings(sweep, tmp_path).effects}
     assert effects == {"mean": pytest.approx(-0.5), "concat": pytest.approx(-0.3)}
 
 

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lclm_jax.cli import INTERRUPTED_STATUS
 from lclm_jax.sweeps.workers import shared_directory
 from lclm_jax.sweeps.workers.leases import Clock
 
 PIPE = "LCLM_JAX_SWEEP_PIPE"  # set in a child, whose standard input is the pipe
 TIME = struct.Struct("d")  # seconds of time.monotonic, the same in all processes of a machine
 MAX_REASON_BYTES = 2000  # of a log
-INTERRUPTED_STATUS = 130  # as `cli.run` ends an interrupted command
 
 
 class Child:
