@@ -30,6 +30,7 @@ from lclm_jax.inference.sampling import GREEDY, Rules, Sampling, choose
 from lclm_jax.model.attention import Cache
 from lclm_jax.model.lclm import LCLM, apply
 from lclm_jax.model.transformer import empty_cache
+from lclm_jax.model.unstacked import is_unstacked
 from lclm_jax.typing import Array, Bool, Float, Int, Params
 
 ROOM = 1024  # cache positions reserved after a prompt, for the answer and further turns
@@ -69,7 +70,7 @@ def read_chunk(
 
 def allocate_cache(params: Params, config: ModelConfig, rows: int, length: int) -> Cache:
     """Allocate an empty cache of at least `length` positions per row."""
-    stacked = not isinstance(params["decoder"]["layers"], tuple)
+    stacked = not is_unstacked(params["decoder"]["layers"])
     dtype = str(params["decoder"]["table"].dtype)
     return empty_cache(config.decoder, dtype, rows, length, stacked)
 

@@ -39,12 +39,10 @@ from lclm_jax.inference.rendering import (
     split_parts,
 )
 from lclm_jax.inference.sampling import GREEDY, Sampling
-from lclm_jax.model.cpu import split_layers
 from lclm_jax.model.params import abstract_params
 from lclm_jax.progress import Progress, without_progress
+from lclm_jax.model.unstacked import is_unstacked, prefers_unstacked, split_layers
 from lclm_jax.typing import Params
-
-MAX_UNSTACKED_BYTES = 2**30  # decoder layers up to this size are stored unstacked on a CPU
 
 Parts = str | Latents | Sequence[str | Latents]  # of a prompt
 
@@ -53,7 +51,7 @@ class LanguageModel:
     """An LCLM with its tokenizer, on the devices of `mesh` (by default, one device).
 
     Assign `model.params = params` to replace the parameters. `weights` is the same tree in serving
-    layout: on a CPU, the layers of a small decoder are unstacked (`model.cpu.split_layers`).
+    layout: on CPUs and GPUs the layers of most decoders are unstacked (`model.unstacked`).
 
     The caches of the last prompts are kept for prompts that begin as they do (`prefixes`);
     `model.prefixes.budget` limits their bytes, by default to an eighth of the devices' memory.
@@ -78,7 +76,7 @@ class LanguageModel:
     def params(self) -> Params:
         """Parameters as a nested dict with stacked layers; a copy if `weights` is unstacked."""
         decoder = self.weights["decoder"]
-        if not isinstance(decoder["layers"], tuple):
+        if not is_unstacked(decoder["layers"]):
             return self.weights
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *decoder["layers"])
         return {**self.weights, "decoder": {**decoder, "layers": stacked}}
@@ -322,22 +320,21 @@ def load(
     config, tokenizer = read_model_files(directory)
     mesh = make_mesh(serving_mesh(config, len(devices)), devices) if devices else one_device()
     abstract = abstract_params(config, mesh, config.dtype)  # no float32 copy on the way
-    params = load_params(directory, abstract, step)
-    return LanguageModel(config, params, tokenizer, mesh, str(directory.absolute()))
+    with jax.set_mesh(mesh):
+        weights = serving_params(load_params(directory, abstract, step), config, donate=True)
+    return LanguageModel(config, weights, tokenizer, mesh, str(directory.absolute()))
 
 
-def serving_params(params: Params, config: ModelConfig) -> Params:
+def serving_params(params: Params, config: ModelConfig, donate: bool = False) -> Params:
     """Convert parameters to the model's dtype and to the serving layout of the devices in scope.
 
-    On a CPU, the layers of a decoder of up to MAX_UNSTACKED_BYTES are unstacked.
+    With `donate`, parameters whose layout changes are deleted.
     """
     params = jax.tree.map(
         lambda x: x if x.dtype == config.dtype else x.astype(config.dtype), params
     )
     layers = params["decoder"]["layers"]
-    size = sum(x.nbytes for x in jax.tree.leaves(layers))
-    unstacked = platform() == "cpu" and size <= MAX_UNSTACKED_BYTES
-    if unstacked and not isinstance(layers, tuple):
-        decoder = {**params["decoder"], "layers": split_layers(layers, config.decoder.layers)}
-        params = {**params, "decoder": decoder}
+    if prefers_unstacked(layers, platform()):
+        split = split_layers(layers, config.decoder.layers, donate)
+        params = {**params, "decoder": {**params["decoder"], "layers": split}}
     return params

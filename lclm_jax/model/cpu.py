@@ -2,22 +2,15 @@
 
 Batch and length become one axis: XLA for CPUs is slow at sums over two axes and at a first axis of
 length 1, and it transposes a matrix for the gradient of a product over two axes.
-
-Layers of a small decoder are split for serving: a scan over stacked layers copies the parameters of
-each layer before it multiplies by them.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from lclm_jax.batch import Places
 from lclm_jax.distributed.sharding import platform, splits
-from lclm_jax.typing import Array, Params
+from lclm_jax.typing import Array
 
 
 def merges_rows() -> bool:
@@ -45,33 +38,3 @@ def on_merged_rows(function: Callable[..., Array]) -> Callable[..., Array]:
         return function(merged, *inputs).reshape(x.shape)
 
     return call
-
-
-@partial(jax.jit, static_argnames=("layers",))
-def split_layers(stacked: Params, layers: int) -> tuple[Params, ...]:
-    """Return the parameters of each layer, [L ...] -> L times [...]."""
-    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(layers))
-
-
-def read_layers(
-    block: nn.Module, layers: tuple[Params, ...], x: Array, queries: Places, cache
-) -> tuple[Array, tuple | None]:
-    """Apply `block` with the parameters of each layer in turn.
-
-    `cache` is a `Cache` whose keys and values are tuples by layer, or None. Returns the hidden
-    states and, given a cache, tuples of the keys and of the values to be written to it.
-    """
-    # One function for all layers: it is traced and lowered once.
-    read = jax.jit(lambda params, *inputs: block.apply({"params": params}, *inputs))
-    written = []
-    for i, params in enumerate(layers):
-        own_cache = cache and cache.replace(keys=cache.keys[i], values=cache.values[i])
-        x, own = read(params, x, queries, own_cache, None)
-        written.append(own)
-    if cache is None:
-        return x, None
-
-    # Make what is written depend on the hidden state; otherwise XLA copies the whole cache for
-    # every token (it drops an optimization_barrier).
-    nothing = (x[:, :1, :1, None] * 0).astype(written[0][0].dtype)
-    return x, jax.tree.map(lambda array: array + nothing, tuple(zip(*written, strict=True)))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from lclm_jax.batch import Places
 from lclm_jax.config import TransformerConfig
 from lclm_jax.distributed.sharding import constrain, splits
-from lclm_jax.model import cpu
 from lclm_jax.model.attention import CACHE_AXES, SAVED, Attention, Cache, RowAxes
 from lclm_jax.model.attention.tpu import TILE
 from lclm_jax.model.layers import MLP, RMSNorm, matrix_init, parameter
+from lclm_jax.model.unstacked import is_unstacked, read_layers
 from lclm_jax.typing import Array, Float, Int, typed
 
 REMAT_POLICIES = {
@@ -107,9 +107,9 @@ class Transformer(nn.Module):
         The cache keeps the first `count` tokens, by default all.
         """
         params = self.get_variable("params", "layers")
-        if isinstance(params, tuple):  # split for a CPU
+        if is_unstacked(params):
             block = Block(self.config, self.axes, parent=None)
-            x, own = cpu.read_layers(block, params, x, queries, cache)
+            x, own = read_layers(block, params, x, queries, cache)
         else:
             layers = None if cache is None else jnp.arange(self.config.layers)
             x, own = self.layers(x, queries, cache, layers)

@@ -18,7 +18,7 @@ from lclm_jax.distributed.sharding import one_device
 from lclm_jax.evaluation.first_token import compress, prefill, random_tokens
 from lclm_jax.evaluation.memory import peak_memory, ran_out_of_memory
 from lclm_jax.evaluation.timing import middle, repeat, seconds_of
-from lclm_jax.inference.language_model import LanguageModel
+from lclm_jax.inference.language_model import LanguageModel, serving_params
 
 # Repetitions of a call stop after this time, but there are at least two.
 REPETITION_SECONDS = 1.5
@@ -69,9 +69,10 @@ class Warm(Result):
 @cache
 def make_model(config: ModelConfig) -> LanguageModel:
     """Return the model with random weights in its dtype, made once per process."""
-    return LanguageModel(
-        config, random_params(config, config.dtype, one_device()), small_tokenizer()
-    )
+    mesh = one_device()
+    with jax.set_mesh(mesh):
+        weights = serving_params(random_params(config, config.dtype, mesh), config, donate=True)
+    return LanguageModel(config, weights, small_tokenizer(), mesh)
 
 
 def name_of(tokens: int, ratio: int) -> str:

@@ -47,7 +47,7 @@ SERVING = {
 }
 # In the order in which they run, the most important first.
 PARTS = (
-    Part("right", 70, cached=False),
+    Part("right", 95, cached=False),
     Part("serving", 130, needed_by="beside_torch"),
     Part("training.0", 65, needed_by="beside_torch"),
     Part("training.1", 55, needed_by="beside_torch"),

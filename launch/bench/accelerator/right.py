@@ -47,7 +47,7 @@ from lclm_jax.training.state import TrainState, init_state
 from lclm_jax.training.step import gradients_of, train_step
 from lclm_jax.typing import Array
 
-COMPILING_THREADS = 4
+COMPILING_THREADS = 8
 # Largest relative errors of the output and of the gradients.
 ATTENTION_TOLERANCES = {"float32": (1e-4, 1e-4), "bfloat16": (1e-2, 2e-2)}
 TRAINING_STEPS = 3

@@ -16,7 +16,7 @@ OneLayer = Float[Array, "B K S H"]
 class Cache:
     """Keys and values of the tokens that a decoder has read, with room for more.
 
-    They hold all layers as the parameters do, stacked or split for a CPU (`model.cpu`), or one
+    They hold all layers as the parameters do, stacked or one by one (`model.unstacked`), or one
     layer alone.
     """
 

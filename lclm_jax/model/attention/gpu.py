@@ -27,7 +27,7 @@ BLOCK_QUERIES = 256  # queries whose scores `attend_blocked` makes at once
 MAX_PREFIXES = 8  # parts of a causal sequence that `attend_blocked` reads, each to its own end
 MIN_PREFIX_BLOCKS = 4  # blocks of queries in such a part
 TOKEN_KEYS = 128  # keys that a program of `attend_token` reads at once
-TOKEN_PROGRAMS = 528  # programs that `attend_token` aims for: four for each multiprocessor
+TOKEN_PROGRAMS = 512  # programs that `attend_token` aims for: about four for each multiprocessor
 UNREADABLE = -1e30  # score of a key that the token may not read
 LEAST = -1e29  # top score before any key is read; above UNREADABLE: such keys weigh nothing
 
@@ -161,9 +161,9 @@ def attend_token(
 ) -> Part:
     """Read a cache for one token of each row [B 1 N H].
 
-    A Triton kernel, as in flash decoding: the cache is cut into parts that are read at the same
-    time and then merged. It reads the positions of one layer that are in use, where they lie, and
-    nothing else.
+    Two Triton kernels, as in flash decoding: the cache is cut into parts, which are read at the
+    same time and then merged. They read the positions of one layer that are in use, where they
+    lie, and nothing else.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
@@ -175,6 +175,7 @@ def attend_token(
     group = n // kv_heads
     heads = max(16, group)  # a matrix product has at least 16 rows
     parts = max(1, min(TOKEN_PROGRAMS // (b * kv_heads), s // TOKEN_KEYS))
+    parts = pl.next_power_of_2(parts)  # Triton's arrays have such sizes
     part_blocks = -(-cache.end // (TOKEN_KEYS * parts))
     grouped = (q * h**-0.5).astype(q.dtype).reshape(b, kv_heads, group, h)
     grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, heads - group), (0, 0)))
@@ -208,9 +209,27 @@ def attend_token(
     numbers = [jnp.asarray(x, jnp.int32)[None] for x in (layer, cache.end, part_blocks)]
     segments = (queries.segments, cache.places.segments)
     attended, lse = call(*numbers, grouped, keys, values, *segments)
-    attended, lse = _merge_parts(attended, lse)
-    attended = attended[:, :, :group].reshape(b, 1, n, h)
-    return attended, lse[:, :, :group].reshape(b, 1, n)
+    merged = pl.pallas_call(
+        _merge_parts,
+        grid=(b, kv_heads, group),
+        in_specs=[
+            pl.BlockSpec((None, None, parts, None, h), lambda i, j, g: (i, j, 0, g, 0)),
+            pl.BlockSpec((None, None, parts, None), lambda i, j, g: (i, j, 0, g)),
+        ],
+        out_specs=[
+            pl.BlockSpec((None, None, None, h), lambda i, j, g: (i, j, g, 0)),
+            pl.BlockSpec((None, None, None), lambda i, j, g: (i, j, g)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((b, kv_heads, group, h), jnp.float32),
+            jax.ShapeDtypeStruct((b, kv_heads, group), jnp.float32),
+        ],
+        compiler_params=triton.CompilerParams(num_warps=4),
+        interpret=interpret,
+        name="merge_parts",
+    )
+    attended, lse = merged(attended, lse)
+    return attended.reshape(b, 1, n, h), lse.reshape(b, 1, n)
 
 
 def _read_part(
@@ -254,13 +273,14 @@ def _read_part(
     lse_ref[...] = top + jnp.log(weight)
 
 
-def _merge_parts(attended: Array, lse: Array) -> Part:
-    """Merge parts of a cache along the third axis: attended [B K Z heads H], lse [B K Z heads]."""
-    top = jnp.max(lse, axis=2, keepdims=True)
-    weights = jnp.exp(lse - top)
-    total = jnp.sum(weights, axis=2)
-    attended = jnp.sum(attended * weights[..., None], axis=2) / total[..., None]
-    return attended, top[:, :, 0] + jnp.log(total)
+def _merge_parts(parts_ref, lses_ref, out_ref, lse_ref):
+    """Merge what one head read of the parts of a cache."""
+    lses = lses_ref[...]
+    top = jnp.max(lses)
+    weights = jnp.exp(lses - top)
+    total = jnp.sum(weights)
+    out_ref[...] = jnp.sum(parts_ref[...] * weights[:, None], axis=0) / total
+    lse_ref[...] = top + jnp.log(total)
 
 
 def attend_blocked(q, k, v, places: Places, causal: bool, axes: RowAxes) -> Array:
