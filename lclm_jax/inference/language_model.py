@@ -40,8 +40,8 @@ from lclm_jax.inference.rendering import (
 )
 from lclm_jax.inference.sampling import GREEDY, Sampling
 from lclm_jax.model.params import abstract_params
-from lclm_jax.progress import Progress, without_progress
 from lclm_jax.model.unstacked import is_unstacked, prefers_unstacked, split_layers
+from lclm_jax.progress import Progress, without_progress
 from lclm_jax.typing import Params
 
 Parts = str | Latents | Sequence[str | Latents]  # of a prompt
