@@ -47,16 +47,16 @@ SERVING = {
 }
 # In the order in which they run, the most important first.
 PARTS = (
-    Part("right", 95, cached=False),
-    Part("serving", 130, needed_by="beside_torch"),
-    Part("training.0", 65, needed_by="beside_torch"),
-    Part("training.1", 55, needed_by="beside_torch"),
+    Part("right", 85, cached=False),
+    Part("serving", 140, needed_by="beside_torch"),
+    Part("training.0", 85, needed_by="beside_torch"),
+    Part("training.1", 70, needed_by="beside_torch"),
     Part("beside_torch.ours", 5, on_cpu=True),
     Part("beside_torch.torch", 40, on_cpu=True),
     Part("warm", 15),
     Part("text", 20),
-    Part("training.2", 30),
-    Part("learning", 42),
+    Part("training.2", 35),
+    Part("learning", 40),
 )
 SECTIONS = tuple(dict.fromkeys(part.section for part in PARTS))
 
