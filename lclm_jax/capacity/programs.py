@@ -23,6 +23,7 @@ from lclm_jax.distributed.sharding import (
     batch_sharding,
     check_batches,
     make_mesh,
+    platform,
     replicated,
     serving_mesh,
     splits,
@@ -41,6 +42,7 @@ from lclm_jax.inference.prompts import PlannedChunk, Prompt, make_chunk, plan_ch
 from lclm_jax.model.attention import CACHE_AXES, Cache
 from lclm_jax.model.attention.tpu import prefix_lengths
 from lclm_jax.model.params import abstract_params
+from lclm_jax.model.unstacked import is_unstacked, prefers_unstacked
 from lclm_jax.training.state import abstract_state, step_flops
 from lclm_jax.training.step import train_step
 
@@ -273,7 +275,7 @@ def prefill_call(config: ModelConfig, mesh: Mesh, prompt: Prompt, size: CallSize
     """Return the decoder on one chunk of a prompt."""
     planned = next(chunk for chunk in plan_chunks(prompt, config) if chunk.first == size.cached)
     chunk = make_chunk(prompt, planned, config)
-    params = abstract_params(config, mesh, config.dtype)
+    params = abstract_weights(config, mesh)
     logits = _abstract((1, config.decoder.vocab), jnp.float32, replicated(mesh))
     cache = _on_mesh(abstract_cache(config, params, prompt), mesh)
     return AbstractCall(
@@ -283,10 +285,25 @@ def prefill_call(config: ModelConfig, mesh: Mesh, prompt: Prompt, size: CallSize
 
 def decode_call(config: ModelConfig, mesh: Mesh, prompt: Prompt) -> AbstractCall:
     """Return the decoder on one more token after a prompt."""
-    params = abstract_params(config, mesh, config.dtype)
+    params = abstract_weights(config, mesh)
     scalar = _abstract((1,), jnp.int32, replicated(mesh))
     cache = _on_mesh(abstract_cache(config, params, prompt), mesh)
     return AbstractCall(decode_step, (params, scalar, scalar, cache), {"config": config})
+
+
+def abstract_weights(config: ModelConfig, mesh: Mesh) -> Any:
+    """Return the shapes of the parameters in the serving layout of the chips in scope."""
+    params = abstract_params(config, mesh, config.dtype)
+    layers = params["decoder"]["layers"]
+    if not prefers_unstacked(layers, platform()):
+        return params
+
+    def without_layers(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(*x.sharding.spec[1:])
+        return _abstract(x.shape[1:], x.dtype, NamedSharding(mesh, spec))
+
+    split = (jax.tree.map(without_layers, layers),) * config.decoder.layers
+    return {**params, "decoder": {**params["decoder"], "layers": split}}
 
 
 def abstract_cache(config: ModelConfig, params: Any, prompt: Prompt) -> Cache:
@@ -299,9 +316,12 @@ def abstract_cache(config: ModelConfig, params: Any, prompt: Prompt) -> Cache:
 
 
 def _on_mesh(cache: Cache, mesh: Mesh) -> Cache:
-    split = partial(_with_sharding, sharding=NamedSharding(mesh, to_spec(CACHE_AXES)))
-    rest = _replicate(cache, mesh)
-    return rest.replace(keys=split(cache.keys), values=split(cache.values))
+    axes = CACHE_AXES[1:] if is_unstacked(cache.keys) else CACHE_AXES
+    sharding = NamedSharding(mesh, to_spec(axes))
+    keys, values = jax.tree.map(
+        partial(_with_sharding, sharding=sharding), (cache.keys, cache.values)
+    )
+    return _replicate(cache, mesh).replace(keys=keys, values=values)
 
 
 def _replicate(tree: Any, mesh: Mesh) -> Any:
