@@ -16,12 +16,12 @@ from lclm_jax.typing import Array, Params
 MAX_BYTES = {"cpu": 2**30, "gpu": 2**34}
 
 
-def is_unstacked(layers: Params | tuple[Params, ...]) -> bool:
-    """Return True if the parameters of each layer are stored by themselves."""
+def is_unstacked(layers: object) -> bool:
+    """Return True if layers of parameters, or of a cache, are stored one by one."""
     return isinstance(layers, tuple)
 
 
-def prefers_unstacked(layers: Params, platform: str) -> bool:
+def prefers_unstacked(layers: Params | tuple[Params, ...], platform: str) -> bool:
     """Return True if stacked layers are served faster one by one."""
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
     return not is_unstacked(layers) and size <= MAX_BYTES.get(platform, 0)
