@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lclm_jax.files.atomic import write_whole
 from lclm_jax.reports import formats
 from lclm_jax.reports.statements import describe_gap
 
@@ -25,9 +26,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Picture:
     """A picture inside the page, with its text for readers who cannot see it."""
 
-    source: str
+    source: str  # a data URI of SVG
     description: str
     caption: str
+
+    def write(self, path: Path):
+        """Write the picture as a file of SVG."""
+        write_whole(path, base64.b64decode(self.source.partition(",")[2]).decode())
 
 
 def picture(figure: "Figure", description: str, caption: str = "") -> Picture:

@@ -43,7 +43,7 @@ from lclm_jax.sweeps.findings import (
 )
 from lclm_jax.sweeps.size_study import SizeStudy, study_sizes, varies_in_size
 
-FILE_NAME = "index.html"
+FILE_NAME, PICTURE_NAME = "index.html", "settings.svg"
 SCORES = (  # heading, quantity and view of the columns of the first table
     ("loss from latents", LOSS, "latents"),
     ("as text", LOSS, "text"),
@@ -56,21 +56,21 @@ SCORES = (  # heading, quantity and view of the columns of the first table
 
 
 def write_page(file: str, sweep: Sweep, directory: Path) -> Path:
-    """Write index.html of a sweep into its directory and return the path.
+    """Write index.html and settings.svg of a sweep into its directory; return the page's path.
 
     `file` is that of the sweep. Raises ReportError without matplotlib, and ResultsError where no
     cell is finished.
     """
     findings = read_findings(sweep, directory)
     study, reason = _study(findings)
-    labels = _label_settings(findings)
+    settings = _draw_settings(findings, _label_settings(findings))
     content = render(
         "sweep.html.j2",
         title="Sweep: " + ", ".join(findings.factors),
         command=f"python -m launch.ablate --sweep {file} --out {directory} --report",
         facts=[*_facts(findings), *(_size_facts(study) if study else [])],
         cards=_cards(findings),
-        settings=_draw_settings(findings, labels),
+        settings=settings,
         headings=[*findings.factors, "seeds", *(x for x, _, _ in SCORES), "gap closed", "paper"],
         scores=[_score_row(findings, setting) for setting in findings.settings],
         effects=[_effect_row(comparison) for comparison in findings.effects],
@@ -80,6 +80,7 @@ def write_page(file: str, sweep: Sweep, directory: Path) -> Path:
         unfinished=findings.unfinished,
         outdated=findings.outdated,
     )
+    settings.write(directory / PICTURE_NAME)
     path = directory / FILE_NAME
     write_whole(path, content)
     return path

@@ -97,6 +97,7 @@ def test_the_report_is_a_page(sweep, tmp_path, command):
         write_result(tmp_path / "out", make_result(cell, 1.0))
     assert command(ablate, "--sweep", sweep, "--out", tmp_path / "out", "--report") == 0
     assert "Lowest loss" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "settings.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
     assert command(ablate, "--sweep", sweep, "--out", tmp_path / "empty", "--report") == 2
 
 
