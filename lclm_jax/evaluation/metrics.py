@@ -21,10 +21,11 @@ NUMBER = re.compile(r"(?<![0-9])-?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-
 # Letters of options: those that words announce, by how much the words say, and one that begins an
 # answer.
 ANNOUNCED_LETTERS = (
-    re.compile(r"(?i:answer(?:\s+is)?\s*:?\s*(?:(?:option|choice)\s+)?)[*(\[]*([A-F])\b"),
-    re.compile(r"(?i:(?:option|choice)\s*:?\s*)[*(\[]*([A-F])\b"),
+    re.compile(r"(?i:answer(?:\s+is)?\s*:?\s*(?:(?:option|choice)\s+)?)[*(\[]*([A-J])\b"),
+    re.compile(r"(?i:(?:option|choice)\s*:?\s*)[*(\[]*([A-J])\b"),
 )
-LEADING_LETTER = re.compile(r"[*(\[]*([A-F])(?:[*)\].:,\n]|$)")
+LEADING_LETTER = re.compile(r"[*(\[]*([A-J])(?:[*)\].:,\n]|$)")
+LONE_LETTER = re.compile(r"[A-Za-z]")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -92,7 +93,7 @@ def choice(answer: str, references: Sequence[str]) -> float:
     """
     letter = chosen_letter(answer)
     for reference in references:
-        right = chosen_letter(reference)
+        right = option_letter(reference)
         if right is None and contains_any(answer, [reference]):
             return 1.0
         if right is not None and right == letter:
@@ -100,8 +101,18 @@ def choice(answer: str, references: Sequence[str]) -> float:
     return 0.0
 
 
+def option_letter(reference: str) -> str | None:
+    """Return the letter of the option that a reference names; None where it has none.
+
+    >>> [option_letter(text) for text in ("B", "(b)", "B: figs", "figs")]
+    ['B', 'B', 'B', None]
+    """
+    letter = reference.strip().strip("()[]*.:")
+    return letter.upper() if LONE_LETTER.fullmatch(letter) else chosen_letter(reference)
+
+
 def chosen_letter(text: str) -> str | None:
-    """Return the letter, A to F, of the option that a text chooses; None where it chooses none.
+    """Return the letter, A to J, of the option that a text chooses; None where it chooses none.
 
     >>> [chosen_letter(text) for text in ("The correct answer is B: figs.", "(C)", "A fig.")]
     ['B', 'C', None]

@@ -62,6 +62,11 @@ def test_words_in_common_are_scored_as_longbench_scores_them(longbench, answer, 
         ("choice", "**C**", ["C"], 1.0),
         ("choice", "C\nbecause", ["C"], 1.0),
         ("choice", "A pear", ["A"], 0.0),
+        ("choice", "The correct answer is A: figs", ["G"], 0.0),
+        ("choice", "The correct answer is A: beans", ["b"], 0.0),
+        ("choice", "J", ["I"], 0.0),
+        ("choice", "The correct answer is G.", ["G: figs"], 1.0),
+        ("choice", "The correct answer is B.", ["(b)"], 1.0),
         ("choice", "A pear", ["pear"], 1.0),
         ("choice", "Option D", ["A", "D"], 1.0),
         ("token_f1", "the red fig", ["red pear", "Fig"], 2 / 3),
@@ -118,4 +123,4 @@ def test_a_number_is_read_however_it_is_written(value):
 def test_any_answer_is_scored(text):
     for name in ("contains_all", "contains_any", "exact", "number", "choice", "token_f1"):
         assert 0.0 <= METRICS[name](text, [text or "a", "b"]) <= 1.0
-    assert chosen_letter(text) in (None, *"ABCDEF")
+    assert chosen_letter(text) in (None, *"ABCDEFGHIJ")
