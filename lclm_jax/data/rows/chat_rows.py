@@ -16,7 +16,7 @@ from lclm_jax.data.rows.checks import (
     check_split_points,
     check_surrogates,
 )
-from lclm_jax.data.rows.dataset_messages import read_messages
+from lclm_jax.data.rows.dataset_messages import read_flag, read_messages
 from lclm_jax.data.rows.field_names import (
     ANSWER_FIELDS,
     CHAT_FIELDS,
@@ -48,7 +48,7 @@ def read_chat_row(fields: Mapping[str, Any], longest: int) -> JsonObject:
     """
     given = {name: value for name, value in fields.items() if not is_blank(value)}
     # Preference datasets mark rejected answers with these fields.
-    if any(given.get(name) is False for name in ("label", "kto_tag")):
+    if any(read_flag(given.get(name)) is False for name in ("label", "kto_tag")):
         raise RowError("fields", "expected an answer to learn, got one with label false")
 
     messages, used = _take_messages(given)

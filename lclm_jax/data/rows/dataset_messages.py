@@ -279,13 +279,18 @@ def _read_call(call: Any) -> JsonObject:
 def _take_trained(fields: JsonObject) -> bool:
     """Remove the training flags; return whether the message is trained on, True without flags."""
     flags = {name: fields.pop(name) for name in TRAINED_FIELDS if name in fields}
-    texts = (value if isinstance(value, str) else abbreviate(value) for value in flags.values())
-    values = {FLAG_VALUES.get(text.strip().lower()) for text in texts}
+    values = {read_flag(value) for value in flags.values()}
     if None in values or len(values) > 1:
         raise RowError(
             "chat", f"expected one of 0 and 1 as a message's weight, got {abbreviate(flags)}"
         )
     return values != {False}
+
+
+def read_flag(value: Any) -> bool | None:
+    """Return True or False in any of their spellings; None for anything else."""
+    text = value if isinstance(value, str) else abbreviate(value)
+    return FLAG_VALUES.get(text.strip().lower())
 
 
 def _other_fields(fields: JsonObject, role: str) -> JsonObject:
