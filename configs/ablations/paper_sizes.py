@@ -20,7 +20,7 @@ from configs.models.shapes import (
     QWEN3_EMBEDDING_4B,
     with_memory_tokens,
 )
-from lclm_jax.config import Config
+from lclm_jax.config import Config, StageConfig
 from lclm_jax.sweeps.analysis.paper import SIZES, SIZES_SOURCE
 from lclm_jax.sweeps.cells import Expectation, Sweep, cell_at, control_of
 
@@ -39,7 +39,15 @@ def cell_config(encoder: str, decoder: str, seed: int) -> Config:
     config = published_config()
     towers = {"encoder": ENCODERS[encoder], "decoder": with_memory_tokens(DECODERS[decoder])}
     run = replace(config.run, init_from=f"runs/base-{encoder}-{decoder}", seed=seed)
-    return replace(config, model=replace(config.model, **towers), run=run)
+    model = replace(config.model, **towers)
+    stages = config.stages if model.decoder.tied else tuple(map(with_head, config.stages))
+    return replace(config, model=model, stages=stages, run=run)
+
+
+def with_head(stage: StageConfig) -> StageConfig:
+    """Return a stage that trains the decoder's output matrix as it does the decoder."""
+    decoder = next(group for group in stage.groups if group.pattern == "decoder/.*")
+    return replace(stage, groups=(*stage.groups, replace(decoder, pattern="head")))
 
 
 def sweep() -> Sweep:
