@@ -99,6 +99,40 @@ class Sweep:
             raise ConfigError(f"cells need different names, got {repeated[0]} more than once")
         if DATA in names:
             raise ConfigError(f"expected cells of other names than {DATA!r}, which the data has")
+        self._check_levels()
+        self._check_settings()
+
+    def _check_levels(self):
+        """Raise ConfigError for levels that JSON cannot hold, or that two cells share."""
+        names: dict[frozenset, str] = {}
+        for cell in self.cells:
+            for factor, level in cell.levels.items():
+                if type(level) not in (str, bool, int, float) or level != level:
+                    raise ConfigError(
+                        f"cell {cell.name}: expected text or a number as the level of {factor}, "
+                        f"got {level!r} ({type(level).__name__})"
+                    )
+            levels = frozenset(cell.levels.items())
+            if levels in names:
+                raise ConfigError(
+                    f"expected cells of different levels, got those of {names[levels]} again in "
+                    f"{cell.name}; give them a factor that tells them apart, such as {SEED}"
+                )
+            names[levels] = cell.name
+
+    def _check_settings(self):
+        """Raise ConfigError for a baseline, or an expectation, that no cell has."""
+        settings = {"baseline": self.baseline}
+        for number, expectation in enumerate(self.expectations):
+            for place, setting in enumerate(expectation.order):
+                name = f"expectations[{number}].order[{place}]"
+                settings[name] = {**expectation.where, **setting}
+        for name, setting in settings.items():
+            if not any(setting.items() <= cell.levels.items() for cell in self.cells):
+                raise ConfigError(
+                    f"{name}: expected levels of a cell, got {dict(setting)}; the first cell has "
+                    f"{dict(self.cells[0].levels)}"
+                )
 
     def in_directory(self, directory: Path) -> "Sweep":
         """Return the sweep with all it writes in one directory, prepared data included."""

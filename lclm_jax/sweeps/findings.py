@@ -1,6 +1,5 @@
 """Findings of a sweep: what its finished cells show, setting by setting."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import numpy as np
 from lclm_jax.config import Config
 from lclm_jax.config.values import from_dict
 from lclm_jax.errors import UserError
+from lclm_jax.files.reading import FileError, read_json
 from lclm_jax.sweeps.analysis.comparisons import (
     Comparison,
     Ordering,
@@ -164,13 +164,14 @@ def read_findings(sweep: Sweep, directory: Path) -> Findings:
 def read_results(sweep: Sweep, directory: Path) -> dict[str, CellResult]:
     """Return the results of finished cells by name.
 
-    Raises ResultsError for one of other levels, which an earlier version of the sweep has left.
+    Raises ResultsError for one that is damaged, and for one of other levels, which an earlier
+    version of the sweep has left.
     """
     results = {}
     for cell in sweep.cells:
         file = cell_directory(directory, cell.name) / RESULT
         if file.exists():
-            result = CellResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+            result = read_result(file)
             if result.levels != cell.levels:
                 raise ResultsError(
                     f"expected a result of {dict(cell.levels)} in {file}, got one of "
@@ -178,6 +179,29 @@ def read_results(sweep: Sweep, directory: Path) -> dict[str, CellResult]:
                 )
             results[cell.name] = result
     return results
+
+
+def check_results(sweep: Sweep, directory: Path):
+    """Raise ResultsError for results that are not of the sweep as it is now."""
+    results = read_results(sweep, directory)
+    cells = [cell for cell in sweep.cells if cell.name in results]
+    if outdated := [cell.name for cell in cells if not is_of(results[cell.name], cell)]:
+        raise ResultsError(
+            f"expected results of the sweep's own configs in {directory}, got another for "
+            f"{len(outdated)} of {len(cells)} cells, such as {outdated[0]}; remove their "
+            "directories to train them again, or set --out to another directory"
+        )
+
+
+def read_result(file: Path) -> CellResult:
+    """Return the result of a cell. Raises ResultsError for a file that is damaged."""
+    try:
+        return CellResult.from_dict(read_json(file))
+    except (FileError, KeyError, TypeError, ValueError) as error:
+        raise ResultsError(
+            f"expected the result of a cell in {file}: {error}; remove the cell's directory to "
+            "train it again"
+        ) from error
 
 
 def is_of(result: CellResult, cell: Cell) -> bool:

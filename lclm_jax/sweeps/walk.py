@@ -10,6 +10,7 @@ from lclm_jax.distributed.job import join
 from lclm_jax.distributed.processes import is_first, once
 from lclm_jax.errors import UserError
 from lclm_jax.sweeps.cells import DATA, Sweep
+from lclm_jax.sweeps.findings import check_results
 from lclm_jax.sweeps.training import train_cell
 from lclm_jax.sweeps.workers import (
     CellState,
@@ -38,9 +39,10 @@ def walk(
     `command` with the name of a job does it in a process of its own. Where a slice has several
     hosts, call this on each.
 
-    Raises SweepError where the data cannot be prepared, before any cell is trained, and
-    KeyboardInterrupt after SIGTERM or Ctrl-C.
+    Raises ResultsError where the directory has results of other configs, SweepError where the data
+    cannot be prepared, before any cell is trained, and KeyboardInterrupt after SIGTERM or Ctrl-C.
     """
+    check_results(sweep, directory)
     host = find_host()
 
     def work(jobs: Sequence[str]) -> list[CellState]:

@@ -1,6 +1,7 @@
 """Cells: their names, the grid of levels, and sweeps that are refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,29 @@ def test_cells_need_different_names_and_files_of_these_names(make):
         Sweep(())
     with pytest.raises(ConfigError, match="Cell.name"):
         Cell("a/b", cells[0].config, {})
+
+
+@pytest.mark.parametrize("level", [Path("a"), float("nan"), None, (1, 2)])
+def test_levels_are_text_or_numbers(level, make):
+    (cell,) = grid(make, window=(16,), seed=(0,))
+    with pytest.raises(ConfigError, match="window-16.seed-0.*text or a number as the level of mix"):
+        Sweep((replace(cell, levels={"mix": level}),))
+
+
+def test_no_two_cells_have_the_same_levels(make):
+    (cell,) = grid(make, window=(16,), seed=(0,))
+    with pytest.raises(ConfigError, match="those of window-16.seed-0 again in again"):
+        Sweep((cell, replace(cell, name="again")))
+
+
+@pytest.mark.parametrize("setting", [{"window": 61}, {"windw": 16}])
+def test_a_baseline_and_expectations_are_of_cells(setting, make):
+    cells = grid(make, window=(16, 32), seed=(0, 1))
+    with pytest.raises(ConfigError, match="baseline: expected levels of a cell, got .*61|windw"):
+        Sweep(cells, baseline=setting)
+    expectation = Expectation(({"window": 16}, setting), "a guess")
+    with pytest.raises(ConfigError, match=r"expectations\[0\].order\[1\]: expected levels"):
+        Sweep(cells, expectations=(expectation,))
 
 
 def test_all_that_a_sweep_writes_is_in_its_directory(make, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from lclm_jax.reports.sweep_page import gap_closed
 from lclm_jax.sweeps.cells import Cell, Expectation, Sweep, control_of
-from lclm_jax.sweeps.findings import ResultsError, read_findings
+from lclm_jax.sweeps.findings import ResultsError, check_results, read_findings
 from lclm_jax.sweeps.results import CellResult
 from lclm_jax.sweeps.workers.layout import RESULT, cell_directory
 from tests.support.sweep_results import make_result, write_result
@@ -67,9 +67,9 @@ def test_the_baseline_may_be_another_level(config, tmp_path):
 def test_expectations_are_checked_where_their_cells_are_finished(config, tmp_path):
     order = tuple({"pooling": pooling} for pooling in ("concat", "mean", "eos"))
     known = Expectation(order, "a guess")
-    elsewhere = Expectation(order[:2], "another", where={"window": 4})
-    sweep = make_sweep(config, expectations=(known, elsewhere))
-    write_results(sweep, tmp_path)
+    unfinished = Expectation(order[:2], "another", where={"seed": 2})
+    sweep = make_sweep(config, expectations=(known, unfinished))
+    write_results(sweep, tmp_path, left_out=("concat-2",))
     checked = read_findings(sweep, tmp_path).expectations
     assert [len(x.orderings) for x in checked] == [2, 0]
     differences = [x.comparison.difference for x in checked[0].orderings]
@@ -105,6 +105,19 @@ def test_cells_trained_with_another_config_are_named(config, tmp_path):
     changed = dataclasses.replace(sweep.cells[1], config=dataclasses.replace(config, run=run))
     sweep = dataclasses.replace(sweep, cells=(sweep.cells[0], changed, *sweep.cells[2:]))
     assert read_findings(sweep, tmp_path / "").outdated == ("mean-1",)
+    with pytest.raises(ResultsError, match="1 of 12 cells, such as mean-1; remove"):
+        check_results(sweep, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"cell": 1}', "\x00"])
+def test_damaged_results_are_named(content, config, tmp_path):
+    sweep = make_sweep(config)
+    write_results(sweep, tmp_path)
+    file = cell_directory(tmp_path, "mean-1") / RESULT
+    file.write_text(content, encoding="utf-8")
+    for read in (read_findings, check_results):
+        with pytest.raises(ResultsError, match=f"{file}.*remove the cell's directory"):
+            read(sweep, tmp_path)
 
 
 def test_a_sweep_without_results_has_no_findings(config, tmp_path):
