@@ -5,10 +5,10 @@
     python -m launch.ablate --sweep FILE --out DIR --status    # live in a terminal
     python -m launch.ablate --sweep FILE --out DIR --report    # DIR/index.html
 
-DIR exists, and all workers see it. Start a worker on every slice, on each of its hosts; it takes
-the next cell that nobody trains. A worker that is killed gives its cell back within a minute; the
-same command goes on. To try a failed cell again, remove its directory. Exit status 0 where all
-cells are finished, 3 where some failed.
+DIR must exist, on a file system that all workers share. Start a worker on each host of every slice;
+it takes the next cell that nobody trains. If a worker dies, its cell is free again within a minute;
+run the same command to resume. To try a failed cell again, delete its directory. Exit status 0
+where all cells are finished, 3 where some failed.
 """
 
 import logging
@@ -35,7 +35,7 @@ def main():
     add("--out", type=path, metavar="DIR", help="directory of the sweep, which all workers see")
     add("--dry-run", action="store_true", help="print the cost of every cell, and train nothing")
     add("--slice", type=parse_slice, help="with --dry-run: a slice such as v5p:2x2x1")
-    add("--status", action="store_true", help="print what has become of every cell")
+    add("--status", action="store_true", help="show the status of every cell")
     add("--report", action="store_true", help="write what the finished cells show")
     add("--attempts", type=setting(Size), default=MAX_ATTEMPTS, help="(default: %(default)s)")
     add("--job", help="train one cell here and now, as a worker's child does")

@@ -54,7 +54,7 @@ def walk(
             else:
                 is_done = Follower(*arguments, host.slice_name, host.index).run(stop)
         if not is_done:
-            raise KeyboardInterrupt("stopped; the same command goes on")
+            raise KeyboardInterrupt("stopped; run the same command to resume")
         return read_states(directory, jobs)
 
     if sweep.prepare is not None:
@@ -62,7 +62,7 @@ def walk(
         if data.status == "failed":
             reason = data.failures[-1].reason if data.failures else "see its log"
             raise SweepError(
-                f"the data could not be prepared ({reason}); mend that and remove "
+                f"the data could not be prepared ({reason}); fix that and delete "
                 f"{cell_directory(directory, DATA)}"
             )
     return work([cell.name for cell in sweep.cells])
