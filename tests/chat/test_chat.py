@@ -217,3 +217,31 @@ def test_a_message_nested_without_end_is_explained(tokenizer):
     call = {"function": {"name": "f", "arguments": arguments}}
     with pytest.raises(TextError, match="nested too deep"):
         sections([{"role": "assistant", "content": "", "tool_calls": [call]}], tokenizer)
+
+
+@pytest.mark.parametrize("mention", ["{% if enable_thinking %}{% endif %}", "{# reasoning #}"])
+def test_reasoning_is_kept_where_a_template_only_mentions_the_word(mention, qwen):
+    chat = [
+        {"role": "user", "content": "Who likes figs?"},
+        {"role": "assistant", "content": "Ben", "reasoning_content": "Dan likes plums."},
+    ]
+    plain = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+        "<|im_end|>\n{% endfor %}"
+    )
+    expected = sections(chat, Tokenizer(qwen.definition, plain))
+    assert sections(chat, Tokenizer(qwen.definition, mention + plain)) == expected
+    assert "Dan likes plums." in str(expected)
+
+
+def test_turns_that_a_template_marks_may_adjoin(qwen):
+    template = (
+        "{% for message in messages %}{% generation %}{{ message.content }}<|im_end|>"
+        "{% endgeneration %}{% endfor %}"
+    )
+    tokenizer = Tokenizer(qwen.definition, template)
+    dan, ben = ({"role": "assistant", "content": name} for name in ("Dan", "Ben"))
+    untrained = {"trained": False}
+    assert answers([dan, ben], tokenizer) == ["Dan<|im_end|>Ben<|im_end|>"]
+    assert answers([dan | untrained, ben], tokenizer) == ["Ben<|im_end|>"]
+    assert answers([dan, ben | untrained], tokenizer) == ["Dan<|im_end|>"]

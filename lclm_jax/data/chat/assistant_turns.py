@@ -152,12 +152,16 @@ def _turn_stop(
 
 
 def _marked_turns(runs: Sequence[SourceRun]) -> Iterator[AssistantTurn]:
-    start, message = None, None
+    """Yield the turns that a template marks; those of two messages may adjoin."""
+    start, stop, message = None, 0, None
     for run in [*runs, SourceRun(0, 0, None, False)]:
         if run.generated:
+            own = run.source.message if run.source is not None else message
+            if start is not None and None is not message != own:
+                yield AssistantTurn(start, stop, message)
+                start = None
             start = run.start if start is None else start
-            stop = run.stop
-            message = run.source.message if run.source is not None else message
+            stop, message = run.stop, own
         elif start is not None:
             yield AssistantTurn(start, stop, message)
             start = message = None

@@ -71,8 +71,24 @@ def prepare_messages(
     message if the template reads one, else text before the content, between markers. Raises
     TextError for a call without a name, or with arguments that are not JSON.
     """
-    reads_reasoning = any(name in template for name in REASONING_FIELDS)
-    return [_prepare_message(message, tokenizer, reads_reasoning) for message in messages]
+    reads = reads_reasoning(tokenizer, template)
+    return [_prepare_message(message, tokenizer, reads) for message in messages]
+
+
+@lru_cache(maxsize=64)
+def reads_reasoning(tokenizer: Tokenizer, template: str) -> bool:
+    """Return whether a template renders a field with reasoning; many only mention the word."""
+    if not any(name in template for name in REASONING_FIELDS):
+        return False
+    probe = "words of a thought"
+    answer = {"role": "assistant", "content": "Hi", **dict.fromkeys(REASONING_FIELDS, probe)}
+    chat = [{"role": "user", "content": "Hello"}, answer]
+    try:
+        return probe in render_template(
+            template, chat, **tokenizer.special, add_generation_prompt=False
+        )
+    except TextError:  # it wants another chat
+        return True
 
 
 def _prepare_message(message: Message, tokenizer: Tokenizer, reads_reasoning: bool) -> Message:
