@@ -157,7 +157,7 @@ def _marked_turns(runs: Sequence[SourceRun]) -> Iterator[AssistantTurn]:
     for run in [*runs, SourceRun(0, 0, None, False)]:
         if run.generated:
             own = run.source.message if run.source is not None else message
-            if start is not None and None is not message != own:
+            if start is not None and message is not None and own != message:
                 yield AssistantTurn(start, stop, message)
                 start = None
             start = run.start if start is None else start
