@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lclm_jax.compilation import enable_cache
+from lclm_jax.config.values import to_dict
 from lclm_jax.distributed.job import join
 from lclm_jax.distributed.processes import is_first, once
 from lclm_jax.errors import UserError
@@ -72,15 +74,17 @@ def run_job(sweep: Sweep, directory: Path, job: str):
     """Prepare the data, or train the cell of this name, and write its result."""
     join()
     end_with_parent()
-    sweep = sweep.in_directory(directory)
+    placed = sweep.in_directory(directory)
     if job == DATA:
-        config = sweep.cells[0].config
+        config = placed.cells[0].config
         if sweep.prepare is not None:
             once("prepare the data", partial(sweep.prepare, config))
         result = {"data": config.data.directory}
     else:
         enable_cache(directory / PROGRAMS)
-        result = train_cell(sweep.cell(job)).to_dict()
+        trained = train_cell(placed.cell(job))
+        # The config as in the sweep's file: a result holds no paths of the machine.
+        result = replace(trained, config=to_dict(sweep.cell(job).config)).to_dict()
     if is_first():
         path = cell_directory(directory, job) / RESULT
         shared_directory.create(path, json.dumps(result, indent=1))

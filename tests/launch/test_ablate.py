@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from launch import ablate
-from lclm_jax.config import MeshConfig
-from lclm_jax.config.values import to_dict
+from lclm_jax.config import Config, MeshConfig
+from lclm_jax.config.values import from_dict, to_dict
 from lclm_jax.model.params import parameter_shapes
 from lclm_jax.sweeps.cells import load_sweep
 from lclm_jax.sweeps.results import CellResult
@@ -63,6 +63,9 @@ def test_a_worker_trains_every_cell_and_then_has_nothing_to_do(sweep, tmp_path):
         for name in ("control-no.seed-0", "control-text.seed-0")
     ]
     assert [result.control for result in results] == [False, True]
+    # A result holds the config of the sweep's file, without the paths of this machine.
+    configs = [from_dict(Config, dict(result.config)) for result in results]
+    assert configs == [cell.config for cell in load_sweep(str(sweep)).cells]
     assert all(result.tokens["trained_tokens"] > 0 for result in results)
     assert results[0].mean("loss", "nothing") > 0 < results[1].mean("loss", "first")
     assert [len(list(cell.glob("lease-*"))) for cell in cells.iterdir()] == [1, 1]
